@@ -1,0 +1,98 @@
+package verify
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"strings"
+)
+
+const codeDigits = 6
+
+var codeCount = big.NewInt(1_000_000)
+
+// drawCode returns six decimal digits, uniform over 000000 to 999999.
+func drawCode(random io.Reader) (string, error) {
+	n, err := rand.Int(random, codeCount)
+	if err != nil {
+		return "", fmt.Errorf("drawing a code: %w", err)
+	}
+	return fmt.Sprintf("%0*d", codeDigits, n), nil
+}
+
+// A MAC is what is stored of a code: HMAC-SHA-256 over number and code.
+type MAC [sha256.Size]byte
+
+// Keys sign and verify codes. The first signs, all verify, so that a key can be
+// rotated without a refused code. The keys are never in the database.
+type Keys [][]byte
+
+const minKeyBytes = 32
+
+// ParseKeys reads a comma-separated list of standard base64 keys of at least 32
+// bytes each. Its errors name the key by its place, never by its content.
+func ParseKeys(list string) (Keys, error) {
+	var keys Keys
+	for i, item := range strings.Split(list, ",") {
+		key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(item))
+		if err != nil {
+			return nil, fmt.Errorf("key %d is not standard base64", i+1)
+		}
+		if len(key) < minKeyBytes {
+			return nil, fmt.Errorf("key %d has %d bytes; at least %d are needed", i+1, len(key), minKeyBytes)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// DeriveKeys derives one key from a secret that every replica has anyway, by
+// HKDF-SHA-256, so that replicas and restarts agree without a new setting.
+func DeriveKeys(secret string) (Keys, error) {
+	if secret == "" {
+		return nil, errors.New("no secret to derive a key from")
+	}
+	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "phone-number-service code key 1", minKeyBytes)
+	if err != nil {
+		return nil, err
+	}
+	return Keys{key}, nil
+}
+
+// RandomKeys returns one key that dies with the process.
+func RandomKeys() Keys {
+	key := make([]byte, minKeyBytes)
+	rand.Read(key) // never fails: crypto/rand ends the process instead
+	return Keys{key}
+}
+
+// sign returns the MAC to store for code.
+func (k Keys) sign(n Number, code string) MAC { return mac(k[0], n, code) }
+
+// candidates returns the MACs under which code could be stored; none for what
+// cannot be a code.
+func (k Keys) candidates(n Number, code string) []MAC {
+	if len(code) != codeDigits || strings.Trim(code, "0123456789") != "" {
+		return nil
+	}
+	macs := make([]MAC, len(k))
+	for i, key := range k {
+		macs[i] = mac(key, n, code)
+	}
+	return macs
+}
+
+func mac(key []byte, n Number, code string) (sum MAC) {
+	h := hmac.New(sha256.New, key)
+	io.WriteString(h, string(n)) // E.164: the zero byte cannot be part of it
+	h.Write([]byte{0})
+	io.WriteString(h, code)
+	h.Sum(sum[:0])
+	return sum
+}

@@ -1,0 +1,72 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// What can go wrong apart from a wrong field (FieldError) and what the SMS
+// provider said (SendError).
+var (
+	// ErrSendInProgress: the number has as many live or unsettled codes as its
+	// state can hold. Nothing was sent.
+	ErrSendInProgress = errors.New("too many sends to this number are under way")
+	// ErrStoreUnavailable: the store could not be reached. Surely nothing was
+	// sent and nothing counted.
+	ErrStoreUnavailable = errors.New("store unavailable")
+	// ErrOutcomeUnknown: the store may have done what it was asked, or may yet.
+	// A Store returns it from Swap; Check returns it where the look may have
+	// been counted, or have used the code.
+	ErrOutcomeUnknown = errors.New("outcome unknown")
+	// ErrSentNotConfirmed: the SMS was accepted, but that could not be stored in
+	// time. Its code works; older ones may too.
+	ErrSentNotConfirmed = errors.New("sent, but the store did not confirm it")
+	// ErrStateUnreadable: the stored state is in a format that this version does
+	// not know.
+	ErrStateUnreadable = errors.New("stored state is unreadable")
+)
+
+// A FieldError is a request's field that cannot be taken.
+type FieldError struct {
+	Field string // as the proto spells it
+	Want  string // what would be right; never repeats the input
+}
+
+func (e *FieldError) Error() string { return e.Field + " " + e.Want }
+
+// A SendKind is what became of an SMS that was not plainly accepted.
+type SendKind int
+
+const (
+	// The outcome is unknown: the SMS may arrive. The zero value, so that what
+	// nobody classified leaves the code alive.
+	SendUnknown  SendKind = iota
+	SendTimedOut          // no answer within the deadline; the SMS may arrive
+
+	// Surely not sent.
+	SendNotAsked      // not a byte of the request left, or the provider throttles
+	SendLimited       // the provider's limit for this sign name and number
+	SendBadNumber     // the provider says that the number is no number
+	SendPrecondition  // recipient blocked, or account, sign name, template, key, clock
+	SendBadRequest    // our own request was wrong
+	SendCallerHasGone // the caller went away before the provider was asked
+)
+
+// Refused reports whether the SMS was surely not sent.
+func (k SendKind) Refused() bool { return k >= SendNotAsked }
+
+// A SendError is what a Sender returns for an SMS that was not plainly
+// accepted. It holds nothing of the message and no text of the provider's.
+type SendError struct {
+	Kind       SendKind
+	Code       string        // the provider's own code, "" where it gave none
+	RequestID  string        // the provider's, "" where it gave none
+	RetryAfter time.Duration // 0 where waiting is no cure
+	HTTPStatus int           // 0 where no answer came
+	Detail     string        // our own words for the log
+}
+
+func (e *SendError) Error() string {
+	return fmt.Sprintf("sms not plainly accepted: code %q, request %q, HTTP %d: %s", e.Code, e.RequestID, e.HTTPStatus, e.Detail)
+}

@@ -1,0 +1,86 @@
+package verify
+
+import (
+	"regexp"
+	"strings"
+)
+
+// A Number is one mobile number in E.164 form with its plus: "+8618612345678".
+type Number string
+
+// Masked is the number as logs may show it, four digits hidden: "+86186****5678".
+func (n Number) Masked() string {
+	const hidden, shown = 4, 4
+	if len(n) < len("+1")+hidden+shown {
+		return "+****"
+	}
+	return string(n[:len(n)-hidden-shown]) + "****" + string(n[len(n)-shown:])
+}
+
+// Mainland reports whether the number is of mainland China, where Aliyun's
+// limits and its eleven-digit form apply.
+func (n Number) Mainland() bool { return strings.HasPrefix(string(n), "+86") }
+
+// NumberingPlan knows the world's numbers: it returns the E.164 form of number
+// as dialled in region (ISO 3166 alpha-2), and false where that is no mobile
+// number. number is ASCII digits, after a plus where it is international.
+type NumberingPlan func(number, region string) (e164 string, ok bool)
+
+// NumberParser turns what callers send into one Number (contract of the field
+// phone_number), so that one person has one number however it was written.
+type NumberParser struct {
+	Region string // of numbers without a country code, ISO 3166 alpha-2
+	Plan   NumberingPlan
+}
+
+const (
+	maxNumberInput = 64
+	numberWanted   = `must be one mobile number, for example "+8618612345678"`
+)
+
+// New mobile ranges are given out in mainland China faster than metadata
+// follows, so there the rule is the shape: 1, then 3 to 9, then nine digits.
+var (
+	mainlandMobile = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
+	e164           = regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
+)
+
+// Parse drops ASCII spaces, hyphens and parentheses, reads "+" and "00" as the
+// start of a country code and everything else as a number of the parser's
+// region. Its error is a *FieldError that never repeats the input.
+func (p NumberParser) Parse(raw string) (Number, error) {
+	if raw == "" {
+		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
+	}
+	if len(raw) > maxNumberInput {
+		return "", &FieldError{"phone_number", numberWanted + "; this is too long"}
+	}
+	kept := make([]byte, 0, len(raw))
+	for i := range len(raw) {
+		switch c := raw[i]; {
+		case c == ' ' || c == '-' || c == '(' || c == ')':
+		case c >= '0' && c <= '9' || c == '+' && len(kept) == 0:
+			kept = append(kept, c)
+		default:
+			return "", &FieldError{"phone_number", numberWanted + "; only digits, a leading +, spaces, hyphens and parentheses may stand in it"}
+		}
+	}
+	number := string(kept)
+	if rest, ok := strings.CutPrefix(number, "00"); ok {
+		number = "+" + rest
+	}
+	if p.Region == "CN" && number != "" && number[0] != '+' {
+		number = "+86" + strings.TrimPrefix(number, "86") // no mobile number begins with 86
+	}
+	if national, ok := strings.CutPrefix(number, "+86"); ok {
+		if !mainlandMobile.MatchString(national) {
+			return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
+		}
+		return Number(number), nil
+	}
+	world, ok := p.Plan(number, p.Region)
+	if !ok || !e164.MatchString(world) || strings.HasPrefix(world, "+86") {
+		return "", &FieldError{"phone_number", numberWanted + "; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
+	}
+	return Number(world), nil
+}

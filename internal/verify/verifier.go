@@ -1,0 +1,309 @@
+// Package verify is the domain: numbers, codes, the state of a number and the
+// two calls on it. It imports the standard library only; databases, Aliyun and
+// gRPC are rooms of their own that it knows through Store and Sender.
+package verify
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"sync"
+	"time"
+)
+
+// A Version names one stored state of one number: random bytes chosen by the
+// writer, so that a writer can recognise its own swap after a lost answer. The
+// zero Version stands for "no row".
+type Version [16]byte
+
+// A Record is what a Store keeps for a number.
+type Record struct {
+	Version Version
+	State   []byte // at most MaxStateBytes
+	BegunAt int64  // time of the last begin in microseconds since 1970, for the purge
+}
+
+// MaxStateBytes bounds Record.State.
+const MaxStateBytes = 1024
+
+// A Store keeps one Record a number, for any number of replicas at once.
+type Store interface {
+	// Load returns the number's record, the zero Record where there is none. A
+	// Swap that was answered before Load was called is seen by it.
+	Load(ctx context.Context, n Number) (Record, error)
+	// Swap atomically and durably replaces the record whose version is old by
+	// next: of any number of swaps with the same old one at most one is done. The
+	// zero old means "where there is no row". false says that the record has
+	// another version. An error that is ErrOutcomeUnknown says that the swap may
+	// have been done or may yet be; any other, that it surely had no effect.
+	Swap(ctx context.Context, n Number, old Version, next Record) (bool, error)
+}
+
+// A Message is one SMS to be sent. Its Code never goes into a log or an error.
+type Message struct {
+	Number       Number
+	SignName     string // Aliyun's name for who sends: the text in 【】
+	TemplateCode string
+	Code         string // six decimal digits
+}
+
+// A Receipt is what the provider said of an accepted SMS.
+type Receipt struct {
+	BizID     string
+	RequestID string
+}
+
+// A Sender asks the provider to deliver a message, at most once: it repeats
+// nothing whose first copy may have gone out. A nil error says that the provider
+// accepted it; an error that is not a *SendError says that the outcome is
+// unknown.
+type Sender interface {
+	Send(ctx context.Context, m Message) (Receipt, error)
+}
+
+// A Verifier sends codes and checks them. Any number of them, in any number of
+// processes, may share one database.
+type Verifier struct {
+	Rules      Rules
+	Keys       Keys
+	Store      Store
+	Sender     Sender
+	SMSTimeout time.Duration // for one answer of the Sender
+	Now        func() time.Time
+	Random     io.Reader
+	Log        *slog.Logger
+
+	background sync.WaitGroup
+}
+
+const (
+	// How long a call waits for the store, so that it can say UNAVAILABLE while
+	// its caller still listens.
+	storePatience = 3 * time.Second
+	// How long an outcome that the provider told is tried to be stored.
+	settlePatience = 60 * time.Second
+	// Failures without effect that one call bears; the store's own state of
+	// health is watched elsewhere.
+	storeTries = 5
+)
+
+// Send draws a code, stores it, asks the provider to deliver it and records the
+// outcome. It returns nil where the SMS was accepted and every older code of the
+// number is dead; otherwise ErrSendInProgress, ErrStoreUnavailable,
+// ErrSentNotConfirmed, ErrStateUnreadable or a *SendError.
+//
+// Once the provider is asked, the caller going away no longer stops anything.
+func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode string) (Receipt, error) {
+	code, ticket, err := v.begin(ctx, n)
+	if err != nil {
+		return Receipt{}, err
+	}
+	withdraw := func(s State, now int64) State { return v.Rules.Withdraw(s, ticket, now) }
+	if ctx.Err() != nil {
+		v.settle(n, withdraw)
+		return Receipt{}, &SendError{Kind: SendCallerHasGone, Detail: "the caller went away before Aliyun was asked"}
+	}
+
+	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
+	defer cancel()
+	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})
+	if err == nil {
+		if !v.settle(n, func(s State, now int64) State { return v.Rules.Confirm(s, ticket, now) }) {
+			return receipt, ErrSentNotConfirmed
+		}
+		return receipt, nil
+	}
+	sendErr := &SendError{Kind: SendUnknown, Detail: "unclassified"}
+	errors.As(err, &sendErr)
+	if sendErr.Kind.Refused() {
+		v.settle(n, withdraw)
+	}
+	return Receipt{}, sendErr
+}
+
+// begin stores a fresh code and returns it with its ticket.
+func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
+	var mac MAC
+	err = v.apply(ctx, n, storeTries, func(s State, now int64, inDoubt bool) (State, bool, error) {
+		if inDoubt && s.has(ticket, mac) {
+			return s, false, nil
+		}
+		// Always a fresh code: one that was begun twice could be used twice.
+		if code, err = drawCode(v.Random); err != nil {
+			return s, false, err
+		}
+		mac = v.Keys.sign(n, code)
+		s, ticket, err = v.Rules.Begin(s, mac, now)
+		return s, true, err
+	})
+	if errors.Is(err, ErrOutcomeUnknown) {
+		// The provider was not asked: a code that nobody knows may stand in the
+		// list until it is pushed out, and that is all.
+		err = fmt.Errorf("%w: %w", ErrStoreUnavailable, err)
+	}
+	return code, ticket, err
+}
+
+// settle stores what became of a send. It goes on in the background when the
+// store is slow or away, and reports whether it was done while the caller waits.
+func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
+	done := make(chan struct{})
+	v.background.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), settlePatience)
+		defer cancel()
+		// An unknown outcome that somebody moved on from is simply applied again:
+		// to confirm or withdraw twice is to do it once.
+		err := v.apply(ctx, n, 0, func(s State, now int64, _ bool) (State, bool, error) {
+			return transition(s, now), true, nil
+		})
+		if err != nil {
+			v.Log.Error("the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
+			return
+		}
+		close(done)
+	})
+	patience := time.NewTimer(storePatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+		return true
+	case <-patience.C:
+		return false
+	}
+}
+
+// Wait waits for what Send still stores in the background, as long as ctx lives.
+func (v *Verifier) Wait(ctx context.Context) {
+	done := make(chan struct{})
+	go func() { v.background.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// Check reports whether code is a live code of the number, and uses it up. A
+// code of any other shape is a wrong code. The look is stored before the answer
+// is given. Its errors are ErrStoreUnavailable (nothing was counted),
+// ErrOutcomeUnknown and ErrStateUnreadable.
+func (v *Verifier) Check(ctx context.Context, n Number, code string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
+	macs := v.Keys.candidates(n, code)
+	var valid bool
+	err := v.apply(ctx, n, storeTries, func(s State, now int64, inDoubt bool) (next State, changed bool, err error) {
+		if inDoubt {
+			// Ours may have been the swap that used the code.
+			return s, false, ErrOutcomeUnknown
+		}
+		next, valid, changed = v.Rules.Check(s, macs, now)
+		return next, changed, nil
+	})
+	return valid && err == nil, err
+}
+
+// transition computes the next state. changed = false stores nothing; inDoubt
+// says that an earlier result of this same transition may have been stored, and
+// that others wrote after it.
+type transition func(s State, now int64, inDoubt bool) (next State, changed bool, err error)
+
+// apply loads the number's state, computes the next one and swaps it in, until a
+// swap held. It gives up after tries failures without effect (0: never), and
+// when ctx ends: with ErrOutcomeUnknown while a swap's outcome is unknown, else
+// with ErrStoreUnavailable.
+func (v *Verifier) apply(ctx context.Context, n Number, tries int, f transition) error {
+	var (
+		pending  *Record // the swap whose outcome is unknown
+		old      Version // what it wanted to replace
+		inDoubt  bool
+		failures int
+		lastErr  error
+	)
+	giveUp := func(err error) error {
+		if pending != nil || inDoubt {
+			return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+		}
+		return fmt.Errorf("%w: %w", ErrStoreUnavailable, err)
+	}
+	for round := 0; ; round++ {
+		if round > 0 {
+			if err := backOff(ctx, round); err != nil {
+				return giveUp(errors.Join(lastErr, err))
+			}
+		}
+		current, err := v.Store.Load(ctx, n)
+		if err != nil {
+			lastErr = err
+			if failures++; tries > 0 && failures >= tries && pending == nil {
+				return giveUp(err)
+			}
+			continue
+		}
+		if pending != nil && current.Version == pending.Version {
+			return nil
+		}
+		if pending != nil && current.Version != old {
+			pending, inDoubt = nil, true // somebody moved on, perhaps from our state
+		}
+		next := pending
+		if next == nil {
+			if next, err = v.compute(current, inDoubt, f); err != nil || next == nil {
+				return err
+			}
+			old = current.Version
+		}
+		done, err := v.Store.Swap(ctx, n, old, *next)
+		switch {
+		case done:
+			return nil
+		case errors.Is(err, ErrOutcomeUnknown):
+			pending, lastErr = next, err // the same swap again takes effect once at most
+		case err != nil:
+			lastErr = err
+			if failures++; tries > 0 && failures >= tries && pending == nil {
+				return giveUp(err)
+			}
+		}
+	}
+}
+
+// compute returns the record that f makes of current, nil where nothing is to be
+// stored.
+func (v *Verifier) compute(current Record, inDoubt bool, f transition) (*Record, error) {
+	state, err := decodeState(current.State)
+	if err != nil {
+		return nil, err
+	}
+	now := v.Now().UnixMicro()
+	next, changed, err := f(state, now, inDoubt)
+	if err != nil || !changed {
+		return nil, err
+	}
+	record := &Record{State: next.encode(), BegunAt: current.BegunAt}
+	if next.Last != state.Last {
+		record.BegunAt = now
+	}
+	rand.Read(record.Version[:])
+	return record, nil
+}
+
+// backOff waits between two rounds of apply: random, so that contenders fall out
+// of step, and up to a quarter of a second, so that a store that is away is not
+// stormed.
+func backOff(ctx context.Context, round int) error {
+	longest := time.Millisecond << min(round, 8)
+	timer := time.NewTimer(mathrand.N(longest))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
