@@ -48,7 +48,7 @@ var (
 // Parse drops ASCII spaces, hyphens and parentheses, reads "+" and "00" as the
 // start of a country code and everything else as a number of the parser's
 // region. Its error is a *FieldError that never repeats the input.
-func (p NumberParser) Parse(raw string) (Number, error) {
+func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	if raw == "" {
 		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
 	}

@@ -1,0 +1,136 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// Domains of google.rpc.ErrorInfo: who said the reason.
+const (
+	aliyunDomain = "aliyun.com"
+	ownDomain    = "phone-number-service"
+)
+
+// answer is the public form of an error: a fixed text, never a cause's.
+type answer struct {
+	code   codes.Code
+	reason string // of ErrorInfo in ownDomain; docs/errors.md lists them
+	text   string
+	retry  time.Duration // RetryInfo, 0 for none
+}
+
+// UNAVAILABLE may only stand where surely nothing was sent and nothing counted:
+// clients and meshes repeat it by themselves.
+var (
+	ownAnswers = []struct {
+		err error
+		answer
+	}{
+		{verify.ErrSendInProgress, answer{codes.Aborted, "SEND_IN_PROGRESS", "too many sends to this number are under way; nothing was sent", 30 * time.Second}},
+		{verify.ErrSentNotConfirmed, answer{codes.Unknown, "SENT_NOT_CONFIRMED", "the SMS was sent and its code works, but earlier codes may still work too", 0}},
+		{verify.ErrStateUnreadable, answer{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
+		// Before ErrOutcomeUnknown: a begin that failed carries both.
+		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
+		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
+		{errPanic, answer{codes.Internal, "INTERNAL", "internal error", 0}},
+	}
+	sendAnswers = map[verify.SendKind]answer{
+		verify.SendUnknown:       {codes.Unknown, "SMS_OUTCOME_UNKNOWN", "Aliyun did not say whether it took the SMS; if it arrives, its code works", 0},
+		verify.SendTimedOut:      {codes.DeadlineExceeded, "SMS_TIMEOUT", "Aliyun did not answer in time; if the SMS arrives, its code works", 0},
+		verify.SendNotAsked:      {codes.Unavailable, "SMS_NOT_SENT", "Aliyun could not be reached or is throttling; nothing was sent", time.Second},
+		verify.SendLimited:       {codes.ResourceExhausted, "SMS_LIMITED", "Aliyun's sending limit for this sign name and number is reached; nothing was sent", 0},
+		verify.SendBadNumber:     {codes.InvalidArgument, "SMS_BAD_NUMBER", "Aliyun refused the phone number; nothing was sent", 0},
+		verify.SendPrecondition:  {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
+		verify.SendBadRequest:    {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
+		verify.SendCallerHasGone: {codes.Canceled, "CALLER_GONE", "the caller went away before anything was sent", 0},
+	}
+	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
+)
+
+// toStatus makes the answer to a caller of an error: fixed text and details. The
+// cause stays for the log.
+func toStatus(err error) *status.Status {
+	var fields fieldErrors
+	if errors.As(err, &fields) {
+		bad := &errdetails.BadRequest{}
+		for _, f := range fields {
+			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: f.Field, Description: f.Want})
+		}
+		return withDetails(status.New(codes.InvalidArgument, fields.Error()), info(ownDomain, "INVALID_FIELD", ""), bad)
+	}
+	var send *verify.SendError
+	if errors.As(err, &send) {
+		return sendStatus(send)
+	}
+	for _, a := range ownAnswers {
+		if errors.Is(err, a.err) {
+			return a.status()
+		}
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return status.FromContextError(err)
+	}
+	return unclassified.status()
+}
+
+func sendStatus(err *verify.SendError) *status.Status {
+	a, ok := sendAnswers[err.Kind]
+	if !ok {
+		a = sendAnswers[verify.SendUnknown]
+	}
+	if err.RetryAfter > 0 {
+		a.retry = err.RetryAfter
+	}
+	reason := info(ownDomain, a.reason, err.RequestID)
+	if err.Code != "" {
+		reason = info(aliyunDomain, err.Code, err.RequestID)
+	}
+	s := withDetails(status.New(a.code, a.text), reason, a.retryInfo())
+	if err.Kind == verify.SendBadNumber {
+		s = withDetails(s, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+			{Field: "phone_number", Description: "must be a number that Aliyun can send to"},
+		}})
+	}
+	return s
+}
+
+func (a answer) status() *status.Status {
+	return withDetails(status.New(a.code, a.text), info(ownDomain, a.reason, ""), a.retryInfo())
+}
+
+func (a answer) retryInfo() protoadapt.MessageV1 {
+	if a.retry == 0 {
+		return nil
+	}
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(a.retry)}
+}
+
+func info(domain, reason, requestID string) *errdetails.ErrorInfo {
+	i := &errdetails.ErrorInfo{Domain: domain, Reason: reason}
+	if requestID != "" {
+		i.Metadata = map[string]string{"request_id": requestID}
+	}
+	return i
+}
+
+func withDetails(s *status.Status, details ...protoadapt.MessageV1) *status.Status {
+	for _, d := range details {
+		if d == nil {
+			continue
+		}
+		// Fails only for code OK, which no answer has.
+		if detailed, err := s.WithDetails(d); err == nil {
+			s = detailed
+		}
+	}
+	return s
+}

@@ -1,0 +1,157 @@
+// Package server is the port: gRPC on grpc-go's own transport, JSON and gRPC-Web
+// over HTTP/1.1, health, reflection, and the way down. errors.go alone makes
+// gRPC statuses of the domain's errors.
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// Bounds for what one peer may take of the process.
+const (
+	maxStreams        = 128 // at once on one connection
+	maxMessageBytes   = 4 << 10
+	maxHeaderBytes    = 8 << 10
+	connectionTimeout = 2 * time.Second // to begin talking
+	pingsAtMostEvery  = 10 * time.Second
+)
+
+const (
+	callsFinishIn    = 10 * time.Second // once connections are no longer accepted
+	outcomesStoredIn = 5 * time.Second  // once the calls are finished
+	readinessEvery   = time.Second
+	livenessService  = "liveness"
+)
+
+// Config is what Serve needs.
+type Config struct {
+	Listener   net.Listener
+	Verifier   *verify.Verifier
+	Numbers    verify.NumberParser
+	Ready      func(context.Context) error // whether the store answers
+	DrainDelay time.Duration               // between "not serving" and no longer accepting
+	Inbox      *sms.Inbox                  // development only: what /inbox.json shows
+	Version    string
+	Log        *slog.Logger
+}
+
+// Serve serves until ctx ends. Then health says NOT_SERVING while connections are
+// still accepted for DrainDelay, calls in flight finish, and what is known of
+// their sends is stored.
+func Serve(ctx context.Context, c Config) error {
+	svc := &service{verifier: c.Verifier, numbers: c.Numbers, inbox: c.Inbox}
+	around := aroundCall(c.Log)
+	grpcServer := grpc.NewServer(
+		grpc.UnaryInterceptor(around),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMostEvery, PermitWithoutStream: true}),
+	)
+	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
+	healthServer := health.NewServer()
+	healthpb.RegisterHealthServer(grpcServer, healthServer)
+	reflection.Register(grpcServer)
+	httpServer := newHTTPServer(svc, around, c.Version)
+	httpServer.ErrorLog = slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)
+
+	grpcSide, httpSide := newSide(c.Listener.Addr()), newSide(c.Listener.Addr())
+	failed := make(chan error, 3)
+	go func() { failed <- grpcServer.Serve(grpcSide) }()
+	go func() { failed <- httpServer.Serve(httpSide) }()
+	go func() { failed <- serveByFirstBytes(c.Listener, grpcSide, httpSide) }()
+
+	healthServer.SetServingStatus(livenessService, healthpb.HealthCheckResponse_SERVING)
+	setReadiness(healthServer, healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
+	polling, stopPolling := context.WithCancel(ctx)
+	defer stopPolling()
+	var polled sync.WaitGroup
+	polled.Go(func() { watchReadiness(polling, healthServer, c.Ready, c.Log) })
+
+	var failure error
+	select {
+	case <-ctx.Done():
+		polled.Wait() // or it could say SERVING once more
+		setReadiness(healthServer, healthpb.HealthCheckResponse_NOT_SERVING)
+		c.Log.Info("draining", "still accepting for", c.DrainDelay)
+		time.Sleep(c.DrainDelay)
+	case failure = <-failed:
+		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
+	}
+	c.Listener.Close()
+	stopCalls(grpcServer, httpServer)
+	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
+	defer cancel()
+	c.Verifier.Wait(storing)
+	return failure
+}
+
+// stopCalls lets calls in flight finish, and ends them after callsFinishIn.
+func stopCalls(grpcServer *grpc.Server, httpServer *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), callsFinishIn)
+	defer cancel()
+	var stopping sync.WaitGroup
+	stopping.Go(func() {
+		if httpServer.Shutdown(ctx) != nil {
+			httpServer.Close()
+		}
+	})
+	finished := context.AfterFunc(ctx, grpcServer.Stop)
+	defer finished()
+	grpcServer.GracefulStop()
+	stopping.Wait()
+}
+
+// watchReadiness keeps the health of "" and of the service equal to the store's,
+// until ctx ends. That of "liveness" stays SERVING: a database that is away is no
+// reason to restart this process.
+func watchReadiness(ctx context.Context, h *health.Server, ready func(context.Context) error, log *slog.Logger) {
+	tick := time.NewTicker(readinessEvery)
+	defer tick.Stop()
+	last := healthpb.HealthCheckResponse_UNKNOWN
+	for {
+		probe, cancel := context.WithTimeout(ctx, 2*readinessEvery)
+		err := ready(probe)
+		cancel()
+		now := healthpb.HealthCheckResponse_SERVING
+		if err != nil {
+			now = healthpb.HealthCheckResponse_NOT_SERVING
+		}
+		if ctx.Err() == nil && now != last {
+			setReadiness(h, now)
+			if err != nil {
+				log.Error("not serving: the database does not answer", "error", err)
+			} else {
+				log.Info("serving")
+			}
+			last = now
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func setReadiness(h *health.Server, s healthpb.HealthCheckResponse_ServingStatus) {
+	h.SetServingStatus("", s)
+	h.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)
+}

@@ -1,0 +1,85 @@
+package server
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// service implements the two calls: it checks the fields, hands over to the
+// domain and notes for the log what it learns. Its errors are the domain's;
+// errors.go makes statuses of them.
+type service struct {
+	pb.UnimplementedPhoneNumberServiceServer
+	verifier *verify.Verifier
+	numbers  verify.NumberParser
+	inbox    *sms.Inbox // set in development, where sign name and template may be empty
+}
+
+// fieldErrors are all the faults of one request.
+type fieldErrors []*verify.FieldError
+
+func (e fieldErrors) Error() string {
+	texts := make([]string, len(e))
+	for i, f := range e {
+		texts[i] = f.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+var templateCode = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+
+func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
+	var faults fieldErrors
+	number, err := s.number(ctx, r.GetPhoneNumber())
+	if err != nil {
+		faults = append(faults, err)
+	}
+	mayBeEmpty := s.inbox != nil
+	if n := r.GetSignature(); !(mayBeEmpty && n == "") && !isSignName(n) {
+		faults = append(faults, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
+	}
+	if c := r.GetTemplateCode(); !(mayBeEmpty && c == "") && !templateCode.MatchString(c) {
+		faults = append(faults, &verify.FieldError{Field: "template_code", Want: `must be the Aliyun SMS template code, 1 to 64 letters, digits and underscores, for example "SMS_123456789"`})
+	}
+	if faults != nil {
+		return nil, faults
+	}
+	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), r.GetTemplateCode())
+	notesOf(ctx).receipt = receipt
+	if sendErr != nil {
+		return nil, sendErr
+	}
+	return &pb.Empty{}, nil
+}
+
+func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+	number, fault := s.number(ctx, r.GetPhoneNumber())
+	if fault != nil {
+		return nil, fieldErrors{fault}
+	}
+	valid, err := s.verifier.Check(ctx, number, r.GetCode())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ValidResponse{Valid: valid}, nil
+}
+
+func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
+	n, fault := s.numbers.Parse(raw)
+	if fault == nil {
+		notesOf(ctx).number = n.Masked()
+	}
+	return n, fault
+}
+
+func isSignName(s string) bool {
+	n := utf8.RuneCountInString(s)
+	return utf8.ValidString(s) && n >= 1 && n <= 64 && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}

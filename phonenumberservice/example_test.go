@@ -1,0 +1,102 @@
+package phonenumberservice_test
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+func Example() {
+	address, inbox, stop := startService()
+	defer stop()
+
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	client := pb.NewPhoneNumberServiceClient(conn)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+
+	_, err = client.SendSMS(ctx, &pb.SendSMSRequest{
+		PhoneNumber:  "18600000000",
+		Signature:    "Acme",
+		TemplateCode: "SMS_123456789",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// The person reads the SMS and types the code; here it is in an inbox.
+	message := inbox.Messages("+8618600000000")[0]
+	for range 2 {
+		res, err := client.Valid(ctx, &pb.ValidRequest{PhoneNumber: "+86 186 0000 0000", Code: message.Code})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(res.Valid)
+	}
+	// Output:
+	// true
+	// false
+}
+
+// startService runs the service in this process, as "phone-number-service dev"
+// does in its own.
+func startService() (address string, inbox *sms.Inbox, stop func()) {
+	schema, err := os.ReadFile("../phonenumberservice.sql")
+	if err != nil {
+		log.Fatal(err)
+	}
+	db, err := store.Open("sqlite::memory:")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := db.Prepare(context.Background(), string(schema)); err != nil {
+		log.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	inbox = &sms.Inbox{}
+	ctx, cancel := context.WithCancel(context.Background())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		server.Serve(ctx, server.Config{
+			Listener: listener,
+			Verifier: &verify.Verifier{
+				Rules:      verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute},
+				Keys:       verify.RandomKeys(),
+				Store:      db,
+				Sender:     inbox,
+				SMSTimeout: 5 * time.Second,
+				Now:        verify.SteadyClock(),
+				Random:     rand.Reader,
+				Log:        slog.New(slog.DiscardHandler),
+			},
+			Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
+			Ready:   db.Ready,
+			Inbox:   inbox,
+			Log:     slog.New(slog.DiscardHandler),
+		})
+	}()
+	return listener.Addr().String(), inbox, func() { cancel(); <-stopped; db.Close() }
+}
