@@ -1,0 +1,66 @@
+package numberplan_test
+
+import (
+	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+var _ verify.NumberingPlan = numberplan.Mobile
+
+func TestMobileReturnsTheE164FormOfAMobileNumber(t *testing.T) {
+	for _, c := range []struct{ name, number, region, want string }{
+		{"international, from another region", "+447400123456", "CN", "+447400123456"},
+		{"as dialled at home, with the trunk zero", "07400123456", "GB", "+447400123456"},
+		{"a country where mobiles and landlines share ranges", "+12015550123", "CN", "+12015550123"},
+		{"Hong Kong", "51234567", "HK", "+85251234567"},
+		{"Macao", "+85366123456", "CN", "+85366123456"},
+		{"Taiwan, whose code begins like China's", "+886912345678", "CN", "+886912345678"},
+		{"a zero that belongs to the number stays (Ivory Coast)", "+2250123456789", "CN", "+2250123456789"},
+		{"mainland China", "18612345678", "CN", "+8618612345678"},
+		{"a satellite phone, which is of no region", "+870773111632", "US", "+870773111632"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got, ok := numberplan.Mobile(c.number, c.region); !ok || got != c.want {
+				t.Errorf("Mobile(%q, %q): got %q, %v; want %q, true", c.number, c.region, got, ok, c.want)
+			}
+		})
+	}
+}
+
+func TestMobileRefusesWhatIsNoMobileNumber(t *testing.T) {
+	for _, c := range []struct{ name, number, region string }{
+		{"nothing", "", "CN"},
+		{"a plus alone", "+", "CN"},
+		{"a landline", "+861082325588", "CN"},
+		{"a London landline", "+442079460000", "GB"},
+		{"a service number", "10086", "CN"},
+		{"an emergency number", "110", "CN"},
+		{"a toll-free number", "+18002345678", "US"},
+		{"a toll-free number of no region", "+80012345678", "US"},
+		{"no such country code", "+999123456789", "CN"},
+		{"a country code that begins with zero", "+0086186", "CN"},
+		{"too short", "+4474001", "GB"},
+		{"too long", "+447400123456789012345", "GB"},
+		{"a national number of no known region", "18612345678", "XX"},
+		{"a national number of the empty region", "18612345678", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got, ok := numberplan.Mobile(c.number, c.region); ok {
+				t.Errorf("Mobile(%q, %q): got %q, true; want false", c.number, c.region, got)
+			}
+		})
+	}
+}
+
+func TestKnownRegionTakesUpperCaseTwoLetterCodesOnly(t *testing.T) {
+	for region, want := range map[string]bool{
+		"CN": true, "HK": true, "US": true, "GB": true,
+		"": false, "cn": false, "CHN": false, "XX": false, "UK": false, "001": false, "86": false,
+	} {
+		if got := numberplan.KnownRegion(region); got != want {
+			t.Errorf("KnownRegion(%q): got %v, want %v", region, got, want)
+		}
+	}
+}
