@@ -1,0 +1,489 @@
+package verify
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// This file checks the transitions of State exhaustively: it walks through every
+// interleaving of a few overlapping sends, checks and clock steps, and at every
+// state asks
+//
+//   - whether the answers so far are linearizable (the oracle of oracle_test.go);
+//   - G1: that no code was compared with more than AttemptLimit calls since the
+//     last match;
+//   - G2: that every code that reached a phone is accepted, unless a later send
+//     succeeded or it was used, is too old, or its looks are spent.
+//
+// A store that loads and compare-and-swaps makes every transition one atomic
+// step, so an interleaving of transitions is all that concurrent calls, replicas
+// and crashes can do to a number.
+//
+// What a send does, and where it may stop for ever:
+//
+//	idle → inFlight → delivered → confirmed
+//	              ↘ withdrawn
+//
+// A crash, a lost answer and an outcome that stays unknown need no steps of
+// their own: they are a send that never leaves inFlight (its SMS never arrives)
+// or delivered (it has arrived, and nobody is told). A refusal whose withdraw is
+// late is one that still is inFlight. confirm and withdraw may come at any later
+// time and any number of times, as when a swap's answer was lost.
+
+const (
+	modelSends = 3
+	// A tick is half a code's life: a code lives at the tick it was begun in and
+	// at the next one, and at the second its life ends to the microsecond.
+	modelTTL  = 10 * time.Minute
+	modelTick = modelTTL / 2
+	modelZero = int64(1_000_000_000_000) // the time of tick 0
+
+	wrongCode = -1 // a code that was never sent
+	// A storm is seven sends by others that crash at once.
+	stormSends = maxCodes - 1
+)
+
+type phase uint8
+
+const (
+	idle phase = iota
+	inFlight
+	delivered // the code is on the phone, and that is not stored
+	confirmed // and stored: the call returned OK
+	withdrawn // surely refused, and that is stored: the call returned the refusal
+)
+
+// transitions are what the explorer explores: those of Rules, or a mutant.
+type transitions struct {
+	begin    func(s State, mac MAC, now int64) (State, int64, error)
+	confirm  func(s State, begun Code, now int64) State // begun is the code as begin added it
+	withdraw func(s State, begun Code, now int64) State
+	check    func(s State, macs []MAC, now int64) (next State, valid, changed bool)
+}
+
+func transitionsOf(r Rules) transitions {
+	return transitions{
+		begin:    r.Begin,
+		confirm:  func(s State, begun Code, now int64) State { return r.Confirm(s, begun.Ticket, now) },
+		withdraw: func(s State, begun Code, now int64) State { return r.Withdraw(s, begun.Ticket, now) },
+		check:    r.Check,
+	}
+}
+
+// A world is how far the explorer goes.
+type world struct {
+	limit  int  // AttemptLimit
+	sends  int  // up to modelSends
+	ticks  int  // the last tick; 0: time stands still
+	storm  bool // a storm may fill the list, once
+	totals bool // tell apart states by how often each code was compared in all
+}
+
+func (w world) rules() Rules { return Rules{AttemptLimit: w.limit, CodeTTL: modelTTL} }
+
+// A node is one state of the world: the number's row, what the sends have done,
+// what has been observed, and what the specification may think.
+type node struct {
+	row     State
+	sends   [modelSends]modelSend // in the order of their begins
+	begun   int                   // how many have begun
+	tick    int
+	stormed bool
+	spec    [1 << modelSends]uint64 // memory of the oracle
+}
+
+type modelSend struct {
+	phase    phase
+	code     Code // as begin added it
+	tick     int  // of the begin
+	used     bool // accepted once
+	calls    int  // checks of the number since the begin, or since the last match
+	compared int  // those it was compared with: it would have been accepted
+	total    int  // the same, not reset by a match; 0 unless world.totals
+	younger  int  // sends begun later
+	pushed   bool // may have been pushed out, as one of unknown outcome
+}
+
+func (n *node) now() int64 { return modelZero + int64(n.tick)*modelTick.Microseconds() }
+
+func (n *node) expired(i int) bool { return n.tick-n.sends[i].tick >= 2 }
+
+// superseded reports whether a send begun after i has succeeded: its call
+// returned OK, or its code was accepted.
+func (n *node) superseded(i int) bool {
+	return slices.ContainsFunc(n.sends[i+1:n.begun], func(s modelSend) bool { return s.phase == confirmed || s.used })
+}
+
+// pending are the sends that may yet turn out to have succeeded, a bit each.
+func (n *node) pending() (bits int) {
+	for i := range n.begun {
+		if p := n.sends[i].phase; p == inFlight || p == delivered {
+			bits |= 1 << i
+		}
+	}
+	return bits
+}
+
+// key holds all of a node that matters for what can happen next.
+func (n *node) key(b []byte, w world) string {
+	b = binary.AppendVarint(b[:0], n.row.Last)
+	for _, c := range n.row.Codes {
+		b = append(b, c.MAC[0], c.Looks)
+		b = binary.AppendVarint(b, c.Ticket)
+		b = binary.AppendVarint(b, (c.BegunAt-modelZero)/modelTick.Microseconds()<<1|flag(c.Confirmed))
+	}
+	b = append(b, 0xff, byte(n.begun), byte(n.tick), byte(flag(n.stormed)))
+	for _, s := range n.sends[:n.begun] {
+		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1), byte(min(s.calls, w.limit)), byte(s.compared), byte(s.total))
+		b = binary.AppendVarint(b, s.code.Ticket)
+		if w.storm {
+			b = append(b, byte(s.younger))
+		}
+	}
+	for _, states := range n.spec {
+		b = binary.AppendUvarint(b, states)
+	}
+	return string(b)
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Events. Those of a send carry its number.
+type eventKind uint8
+
+const (
+	evBegin eventKind = iota
+	evDeliver
+	evConfirm
+	evWithdraw
+	evCheck
+	evTick
+	evPurge
+	evStorm
+)
+
+type event struct {
+	kind eventKind
+	send int8
+}
+
+func (e event) String() string {
+	of := " " + string(rune('A'+e.send))
+	switch e.kind {
+	case evBegin:
+		return "begin" + of
+	case evDeliver:
+		return of[1:] + " reaches the phone"
+	case evConfirm:
+		return "confirm" + of
+	case evWithdraw:
+		return "withdraw" + of
+	case evCheck:
+		if e.send == wrongCode {
+			return "check a wrong code"
+		}
+		return "check" + of
+	case evTick:
+		return "half a life passes"
+	case evPurge:
+		return "the row is purged"
+	default:
+		return "seven others begin and crash"
+	}
+}
+
+// events appends all that can happen at n.
+func (n *node) events(to []event, w world) []event {
+	if n.begun < w.sends {
+		to = append(to, event{evBegin, int8(n.begun)})
+	}
+	for i := range n.begun {
+		send := int8(i)
+		to = append(to, event{evCheck, send})
+		switch n.sends[i].phase {
+		case inFlight:
+			to = append(to, event{evDeliver, send}, event{evWithdraw, send})
+		case delivered, confirmed:
+			to = append(to, event{evConfirm, send})
+		case withdrawn:
+			to = append(to, event{evWithdraw, send})
+		}
+	}
+	to = append(to, event{evCheck, wrongCode})
+	if n.tick < w.ticks {
+		to = append(to, event{kind: evTick})
+	}
+	// The contract's 24 hours, as a lower bound: no code of the row lives. (Which
+	// also leaves late confirms and withdraws of what the row has forgotten.)
+	if n.row.Last != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) && n.tick >= n.lastBegin()+2 {
+		to = append(to, event{kind: evPurge})
+	}
+	if w.storm && !n.stormed {
+		to = append(to, event{kind: evStorm})
+	}
+	return to
+}
+
+func (n *node) lastBegin() int {
+	last := -2
+	if n.begun > 0 {
+		last = n.sends[n.begun-1].tick
+	}
+	return last
+}
+
+// modelMAC is the MAC of a send's code.
+func modelMAC(send int) MAC { return MAC{byte(send + 2)} }
+
+var modelMACs = func() (macs [1 + modelSends][]MAC) { // wrongCode first
+	for i := range macs {
+		macs[i] = []MAC{modelMAC(i - 1)}
+	}
+	return macs
+}()
+
+// live reports whether the code of a send would be accepted now.
+func (n *node) live(send int, t transitions) bool {
+	_, valid, _ := t.check(n.row, modelMACs[1+send], n.now())
+	return valid
+}
+
+// step returns what becomes of n, and what is wrong with it.
+func (n node) step(e event, t transitions, w world) (node, error) {
+	spec := oracle{n.spec[:], w.limit}
+	now := n.now()
+	i := int(e.send)
+	switch e.kind {
+	case evBegin:
+		row, ticket, err := t.begin(n.row, modelMAC(i), now)
+		if err != nil {
+			return n, nil // nothing was sent: the call may be made again later
+		}
+		n.beganOne()
+		n.row = row
+		n.sends[i] = modelSend{phase: inFlight, tick: n.tick, code: Code{Ticket: ticket, MAC: modelMAC(i), BegunAt: now}}
+		n.begun++
+	case evStorm:
+		n.stormed = true
+		for k := range stormSends {
+			row, _, err := t.begin(n.row, MAC{byte(100 + k)}, now)
+			if err != nil {
+				break
+			}
+			n.beganOne()
+			n.row = row
+		}
+	case evDeliver:
+		n.sends[i].phase = delivered
+	case evConfirm:
+		n.row = t.confirm(n.row, n.sends[i].code, now)
+		if n.sends[i].phase == delivered {
+			n.sends[i].phase = confirmed
+			spec.returnedOK(i)
+		}
+	case evWithdraw:
+		n.row = t.withdraw(n.row, n.sends[i].code, now)
+		if n.sends[i].phase == inFlight {
+			n.sends[i].phase = withdrawn
+			spec.returnedRefused(i, n.sends[i].used)
+		}
+	case evCheck:
+		if err := n.check(i, t, w, spec); err != nil {
+			return n, err
+		}
+	case evTick:
+		n.tick++
+	case evPurge:
+		n.row = State{}
+	}
+	spec.letSucceed(n.pending())
+	if n.stormed {
+		spec.letStrangerSucceed()
+	}
+	if !spec.legal() {
+		return n, errors.New("not linearizable: no order of the calls explains the answers")
+	}
+	return n, n.deadSMS(t, w)
+}
+
+// beganOne counts a begin, against the sends before it. Of sends whose outcome
+// stayed unknown only the newest seven count (the limit that G2 states); the one
+// that begins is one of them, as long as nobody knows better.
+func (n *node) beganOne() {
+	for i := range n.begun {
+		s := &n.sends[i]
+		s.younger++
+		if s.phase != confirmed && n.tick > s.tick && s.younger >= maxCodes-1 {
+			s.pushed = true
+		}
+	}
+}
+
+// check is a Valid call with the code of a send.
+func (n *node) check(send int, t transitions, w world, spec oracle) error {
+	for i := range n.begun {
+		s := &n.sends[i]
+		s.calls = min(s.calls+1, w.limit)
+		if !n.live(i, t) {
+			continue
+		}
+		s.compared++
+		if w.totals {
+			s.total++
+		}
+		if s.compared > w.limit {
+			return fmt.Errorf("G1: code %c was compared with %d calls since the last match, of at most %d", 'A'+i, s.compared, w.limit)
+		}
+	}
+	row, valid, _ := t.check(n.row, modelMACs[1+send], n.now())
+	n.row = row
+	if valid {
+		if n.sends[send].used {
+			return fmt.Errorf("rule 4: code %c was accepted twice", 'A'+send)
+		}
+		n.sends[send].used = true
+		for i := range n.begun {
+			n.sends[i].calls, n.sends[i].compared = 0, 0
+		}
+	}
+	spec.checked(send, send != wrongCode && !n.expired(send), valid, n.begun)
+	if !spec.legal() {
+		return fmt.Errorf("not linearizable: no order of the calls explains the last answer, %v", valid)
+	}
+	return nil
+}
+
+// deadSMS is G2: it looks for a code that reached a phone and is refused for no
+// reason that the contract knows.
+func (n *node) deadSMS(t transitions, w world) error {
+	for i := range n.begun {
+		s := &n.sends[i]
+		reached := s.phase == delivered || s.phase == confirmed
+		if reached && !s.used && !s.pushed && s.calls < w.limit && !n.expired(i) && !n.superseded(i) && !n.live(i, t) {
+			return fmt.Errorf("G2: code %c is on the phone, is neither superseded nor used, expired or spent, and is refused", 'A'+i)
+		}
+	}
+	return nil
+}
+
+// An exploration is what explore saw.
+type exploration struct {
+	states, steps int
+	mostCompared  int // with one code since the last match
+	mostInAll     int // with one code; 0 unless world.totals
+	wrong         error
+	trace         []event // the shortest way to what is wrong
+}
+
+func (e exploration) String() string {
+	if e.wrong == nil {
+		return fmt.Sprintf("%d states, %d steps", e.states, e.steps)
+	}
+	var way []string
+	for _, ev := range e.trace {
+		way = append(way, ev.String())
+	}
+	return fmt.Sprintf("%v\n\tafter: %s\n\t(%d states seen)", e.wrong, strings.Join(way, "; "), e.states)
+}
+
+// explore walks through w breadth first, each state once, until all is seen or
+// something is wrong.
+func explore(w world, t transitions) (seen exploration) {
+	type arrival struct { // how a state was first reached
+		from int32
+		by   event
+	}
+	var first node
+	newOracle(first.spec[:], w.limit)
+	var key []byte
+	visited := map[string]struct{}{first.key(key, w): {}}
+	arrivals := []arrival{{from: -1}}
+	frontier := []node{first}
+	var events []event
+	for base := 0; len(frontier) > 0; {
+		var next []node
+		for f := range frontier {
+			n := &frontier[f]
+			events = n.events(events[:0], w)
+			for _, e := range events {
+				seen.steps++
+				m, err := n.step(e, t, w)
+				if err != nil {
+					seen.wrong, seen.trace = err, []event{e}
+					for at := base + f; arrivals[at].from >= 0; at = int(arrivals[at].from) {
+						seen.trace = append(seen.trace, arrivals[at].by)
+					}
+					slices.Reverse(seen.trace)
+					seen.states = len(visited)
+					return seen
+				}
+				k := m.key(key, w)
+				if _, known := visited[k]; known {
+					continue
+				}
+				visited[k] = struct{}{}
+				arrivals = append(arrivals, arrival{int32(base + f), e})
+				next = append(next, m)
+				for _, s := range m.sends {
+					seen.mostCompared = max(seen.mostCompared, s.compared)
+					seen.mostInAll = max(seen.mostInAll, s.total)
+				}
+			}
+		}
+		base += len(frontier)
+		frontier = next
+	}
+	seen.states = len(visited)
+	return seen
+}
+
+func TestNoInterleavingOfOverlappingSendsBreaksTheGuarantees(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		world world
+		floor int // states; fewer means that the explorer no longer goes everywhere
+	}{
+		{"one look, three sends, codes expire, rows are purged", world{limit: 1, sends: 3, ticks: 3}, 120_000},
+		{"two looks, three sends, codes expire, rows are purged", world{limit: 2, sends: 3, ticks: 2}, 200_000},
+		{"three looks, three sends, codes expire, rows are purged", world{limit: 3, sends: 3, ticks: 2}, 750_000},
+		{"one look, three sends, and the list is full", world{limit: 1, sends: 3, ticks: 1, storm: true}, 100_000},
+		{"three looks, two sends, and the list is full", world{limit: 3, sends: 2, ticks: 2, storm: true}, 150_000},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			seen := explore(c.world, transitionsOf(c.world.rules()))
+			if seen.wrong != nil {
+				t.Fatalf("got %v", seen)
+			}
+			t.Logf("all is well in %v", seen)
+			if seen.states < c.floor {
+				t.Errorf("got %d states, want at least %d", seen.states, c.floor)
+			}
+			if seen.mostCompared != c.world.limit {
+				t.Errorf("most calls that one code was compared with between two matches: got %d, want %d", seen.mostCompared, c.world.limit)
+			}
+		})
+	}
+}
+
+// A match starts the count of the newer codes anew (rule 3: theirs are sends that
+// succeed after it), so that over its whole life a code can be compared with
+// AttemptLimit calls for itself and for each older code that is used before it.
+func TestACodeIsComparedAtMostAttemptLimitTimesForItselfAndEachOlderCodeUsedBeforeIt(t *testing.T) {
+	for limit := 1; limit <= 3; limit++ {
+		seen := explore(world{limit: limit, sends: 3, totals: true}, transitionsOf(Rules{AttemptLimit: limit, CodeTTL: modelTTL}))
+		if want := limit * 3; seen.wrong != nil || seen.mostInAll != want {
+			t.Errorf("limit %d, three sends: got %d comparisons with one code, want at most and at worst %d (%v)", limit, seen.mostInAll, want, seen)
+		}
+	}
+}

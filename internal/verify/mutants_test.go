@@ -1,0 +1,253 @@
+package verify
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// An explorer that finds nothing may be blind. Here it is given transitions with
+// one thing wrong each, among them every design that was tried and failed, and
+// has to find what is wrong with it.
+
+func TestTheExplorerFindsEveryMutant(t *testing.T) {
+	for _, m := range []struct {
+		name   string
+		mutate func(t *transitions, r Rules)
+		storm  bool // shows only where the list is full
+	}{
+		{name: "confirm adds a used code again", mutate: func(t *transitions, r Rules) {
+			t.confirm = func(s State, begun Code, now int64) State {
+				s = r.Confirm(s, begun.Ticket, now)
+				if !s.has(begun.Ticket, begun.MAC) && now < begun.BegunAt+r.CodeTTL.Microseconds() {
+					begun.Confirmed = true
+					s.Codes = slices.Insert(s.Codes, 0, begun)
+				}
+				return s
+			}
+		}},
+		{name: "looks are counted per number and start anew at confirm", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				s, ticket, err := r.Begin(s, mac, now)
+				if n := len(s.Codes); err == nil && n > 1 {
+					s.Codes[n-1].Looks = s.Codes[n-2].Looks
+				}
+				return s, ticket, err
+			}
+			t.confirm = func(s State, begun Code, now int64) State {
+				s = r.Confirm(s, begun.Ticket, now)
+				for i := range s.Codes {
+					s.Codes[i].Looks = 0
+				}
+				return s
+			}
+		}},
+		{name: "a match does not start the count of newer codes anew", mutate: func(t *transitions, r Rules) {
+			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
+				next, valid, changed := r.Check(s, macs, now)
+				for i := range next.Codes {
+					for _, before := range s.Codes {
+						if valid && before.Ticket == next.Codes[i].Ticket {
+							next.Codes[i].Looks = before.Looks + 1
+						}
+					}
+				}
+				return next, valid, changed
+			}
+		}},
+		{name: "a code is accepted twice", mutate: func(t *transitions, r Rules) {
+			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
+				next, valid, changed := r.Check(s, macs, now)
+				if valid {
+					return s, valid, changed
+				}
+				return next, valid, changed
+			}
+		}},
+		{name: "a match leaves older codes alive", mutate: func(t *transitions, r Rules) {
+			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
+				next, valid, changed := r.Check(s, macs, now)
+				if valid {
+					older := slices.IndexFunc(s.Codes, func(c Code) bool { return slices.Contains(macs, c.MAC) })
+					next.Codes = slices.Concat(s.Codes[:older], next.Codes)
+				}
+				return next, valid, changed
+			}
+		}},
+		{name: "a match drops newer codes", mutate: func(t *transitions, r Rules) {
+			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
+				next, valid, changed := r.Check(s, macs, now)
+				if valid {
+					next.Codes = nil
+				}
+				return next, valid, changed
+			}
+		}},
+		{name: "a code bears one look too many", mutate: func(t *transitions, r Rules) {
+			r.AttemptLimit++
+			t.check = r.Check
+		}},
+		{name: "a code bears one look too few", mutate: func(t *transitions, r Rules) {
+			r.AttemptLimit--
+			t.check = r.Check
+		}},
+		{name: "a wrong code counts against the newest code only", mutate: func(t *transitions, r Rules) {
+			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
+				next, valid, changed := r.Check(s, macs, now)
+				if n := len(s.Codes); changed && !valid && n > 1 {
+					next.Codes = slices.Concat(s.Codes[:n-1], next.Codes[min(n-1, len(next.Codes)):])
+				}
+				return next, valid, changed
+			}
+		}},
+		{name: "a wrong code counts against the oldest code only", mutate: func(t *transitions, r Rules) {
+			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
+				next, valid, changed := r.Check(s, macs, now)
+				if n := len(s.Codes); changed && !valid && n > 1 {
+					next.Codes = slices.Concat(next.Codes[:max(0, len(next.Codes)-n+1)], s.Codes[1:])
+				}
+				return next, valid, changed
+			}
+		}},
+		{name: "an expired code is accepted", mutate: func(t *transitions, r Rules) {
+			r.CodeTTL += time.Microsecond
+			t.begin, t.check = r.Begin, r.Check
+		}},
+		{name: "a code dies before its time", mutate: func(t *transitions, r Rules) {
+			r.CodeTTL = modelTick
+			t.check = r.Check
+		}},
+		{name: "begin kills the older codes", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				return r.Begin(State{Last: s.Last}, mac, now)
+			}
+		}},
+		{name: "begin starts the count of older codes anew", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				s, ticket, err := r.Begin(s, mac, now)
+				for i := range s.Codes {
+					s.Codes[i].Looks = 0
+				}
+				return s, ticket, err
+			}
+		}},
+		{name: "confirm starts the count of its code anew", mutate: func(t *transitions, r Rules) {
+			t.confirm = func(s State, begun Code, now int64) State {
+				s = r.Confirm(s, begun.Ticket, now)
+				if s.has(begun.Ticket, begun.MAC) {
+					s.Codes[0].Looks = 0
+				}
+				return s
+			}
+		}},
+		{name: "confirm does not kill older codes", mutate: func(t *transitions, _ Rules) {
+			t.confirm = func(s State, begun Code, _ int64) State {
+				codes := slices.Clone(s.Codes)
+				for i := range codes {
+					codes[i].Confirmed = codes[i].Confirmed || codes[i].Ticket == begun.Ticket
+				}
+				return State{Last: s.Last, Codes: codes}
+			}
+		}},
+		{name: "confirm kills newer codes", mutate: func(t *transitions, r Rules) {
+			t.confirm = func(s State, begun Code, now int64) State {
+				s = r.Confirm(s, begun.Ticket, now)
+				s.Codes = slices.DeleteFunc(s.Codes, func(c Code) bool { return c.Ticket != begun.Ticket })
+				return s
+			}
+		}},
+		{name: "withdraw drops older codes too", mutate: func(t *transitions, r Rules) {
+			t.withdraw = func(s State, begun Code, now int64) State {
+				return r.Confirm(r.Withdraw(s, begun.Ticket, now), begun.Ticket, now)
+			}
+		}},
+		{name: "withdraw drops newer codes too", mutate: func(t *transitions, _ Rules) {
+			t.withdraw = func(s State, begun Code, _ int64) State {
+				s.Codes = slices.DeleteFunc(slices.Clone(s.Codes), func(c Code) bool { return c.Ticket >= begun.Ticket })
+				return s
+			}
+		}},
+		{name: "withdraw drops nothing", mutate: func(t *transitions, _ Rules) {
+			t.withdraw = func(s State, _ Code, _ int64) State { return s }
+		}},
+		{name: "tickets start anew when the row was purged", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				last := s.Last
+				s, _, err := r.Begin(s, mac, now)
+				return renumbered(s, last+1), last + 1, err
+			}
+		}},
+		{name: "tickets repeat within a microsecond", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				s, _, err := r.Begin(s, mac, now)
+				return renumbered(s, now), now, err
+			}
+		}},
+		{name: "tickets fall", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				ticket := -(s.Last + 1)
+				if s.Last < 0 {
+					ticket = s.Last - 1
+				}
+				s, _, err := r.Begin(s, mac, now)
+				return renumbered(s, ticket), ticket, err
+			}
+		}},
+		{name: "a full list pushes out its oldest code, confirmed or not", storm: true, mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				if len(s.Codes) == maxCodes {
+					s.Codes = s.Codes[1:]
+				}
+				return r.Begin(s, mac, now)
+			}
+		}},
+		{name: "a full list pushes out a code in flight", storm: true, mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				oldest := slices.IndexFunc(s.Codes, func(c Code) bool { return !c.Confirmed })
+				if len(s.Codes) == maxCodes && oldest >= 0 {
+					s.Codes = slices.Delete(slices.Clone(s.Codes), oldest, oldest+1)
+				}
+				return r.Begin(s, mac, now)
+			}
+		}},
+		{name: "a full list pushes out its newest code of unknown outcome", storm: true, mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+				if _, _, err := r.Begin(s, mac, now); err == nil && len(s.Codes) == maxCodes {
+					s.Codes = s.Codes[:maxCodes-1]
+				}
+				return r.Begin(s, mac, now)
+			}
+		}},
+		{name: "confirm leaves no mark, so that a full list pushes out a confirmed code", storm: true, mutate: func(t *transitions, r Rules) {
+			t.confirm = func(s State, begun Code, now int64) State {
+				s = r.Confirm(s, begun.Ticket, now)
+				for i := range s.Codes {
+					s.Codes[i].Confirmed = false
+				}
+				return s
+			}
+		}},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			w := world{limit: 3, sends: 3, ticks: 2, storm: m.storm}
+			mutant := transitionsOf(w.rules())
+			m.mutate(&mutant, w.rules())
+			seen := explore(w, mutant)
+			if seen.wrong == nil {
+				t.Fatalf("got nothing wrong in %v, want the mutant found", seen)
+			}
+			t.Logf("found: %v", seen)
+		})
+	}
+}
+
+// renumbered gives the newest code another ticket.
+func renumbered(s State, ticket int64) State {
+	if n := len(s.Codes); n > 0 && s.Codes[n-1].Ticket == s.Last {
+		s.Codes = slices.Clone(s.Codes)
+		s.Codes[n-1].Ticket = ticket
+	}
+	s.Last = ticket
+	return s
+}
