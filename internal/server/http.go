@@ -33,8 +33,11 @@ func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, version str
 	if svc.inbox != nil {
 		mux.Handle("GET /inbox.json", inboxHandler(svc.inbox, svc.numbers))
 	}
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if r.URL.Path != "/" {
+			w.WriteHeader(http.StatusNotFound)
+		}
 		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port.\n", version,
 			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName)
 	})

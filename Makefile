@@ -1,0 +1,45 @@
+# One command does everything: make test. See CONTRIBUTING.md.
+BUF      := npx --yes @bufbuild/buf@1.75.0
+LINT     := .bin/golangci-lint-2.15.0
+SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
+export npm_config_loglevel := error
+
+.PHONY: test tools lint generate generated-is-current proto image fuzz
+
+# All checks and all tests, installing what they need on Debian.
+test: tools lint
+	go test -race -timeout 20m ./...
+	cd internal/sms/oracle && go vet ./... && go test ./...
+
+tools:
+	@command -v mariadbd >/dev/null || test -x /usr/sbin/mariadbd || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mariadb-server-core; }
+	@command -v cc >/dev/null || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev; } # for -race
+
+lint: $(LINT) proto
+	go vet ./...
+	$(LINT) run ./...
+
+$(LINT):
+	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(subst .bin/golangci-lint-,,$@)
+	mv .bin/golangci-lint $@
+
+# The wire contract is well-formed, and nothing that a client relies on changed.
+proto:
+	$(BUF) lint
+	$(BUF) breaking --against phonenumberservice/frozen.json
+
+generate:
+	$(BUF) generate
+
+generated-is-current: generate
+	git diff --exit-code -- phonenumberservice
+
+# Every fuzz target for a little while.
+fuzz:
+	@for p in $$(go list ./internal/...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do \
+	 go test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p || exit 1; done; done
+
+image:
+	docker build --build-arg VERSION=$$(git describe --tags --always) -t phone-number-service .
