@@ -1,0 +1,204 @@
+package server_test
+
+import (
+	"context"
+	mathrand "math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// A swapCounter counts the swaps that were done.
+type swapCounter struct {
+	verify.Store
+	done *atomic.Int64
+}
+
+func (s swapCounter) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	done, err := s.Store.Swap(ctx, n, old, next)
+	if done {
+		s.done.Add(1)
+	}
+	return done, err
+}
+
+// A fleet is the replicas of one service.
+type fleet struct {
+	replicas []*replica
+	fake     *dysmsapitest.Server
+	swaps    atomic.Int64
+}
+
+func startFleet(t *testing.T, databases []*store.DB, attemptLimit int) *fleet {
+	f := &fleet{fake: dysmsapitest.New(t)}
+	sender := aliyun(t, f.fake)
+	for _, db := range databases {
+		f.replicas = append(f.replicas, start(t, db, sender, func(c *server.Config) {
+			c.Verifier.Rules.AttemptLimit = attemptLimit
+			c.Verifier.Store = swapCounter{db, &f.swaps}
+		}))
+	}
+	return f
+}
+
+func (f *fleet) any(i int) *replica { return f.replicas[i%len(f.replicas)] }
+
+// race checks all codes at once, spread over the replicas, and returns how many
+// were valid.
+func (f *fleet) race(t *testing.T, number string, guesses []string) int {
+	t.Helper()
+	var won atomic.Int64
+	var all sync.WaitGroup
+	begin := make(chan struct{})
+	for i, code := range guesses {
+		all.Go(func() {
+			<-begin
+			res, err := f.any(i).Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
+			if err != nil {
+				t.Errorf("Valid: %v", err)
+			}
+			if res.GetValid() {
+				won.Add(1)
+			}
+		})
+	}
+	close(begin)
+	all.Wait()
+	return int(won.Load())
+}
+
+func TestOf64RightGuessesAtOnceOneWins(t *testing.T) {
+	onBothStores(t, func(t *testing.T, databases []*store.DB) {
+		f := startFleet(t, databases, 3)
+		for range 20 {
+			number := freshNumber()
+			f.any(0).send(t, number)
+			code := lastCode(t, f.fake, number)
+			guesses := make([]string, 64)
+			for i := range guesses {
+				guesses[i] = code
+			}
+			if won := f.race(t, number, guesses); won != 1 {
+				t.Fatalf("%d of 64 right guesses won; want 1", won)
+			}
+		}
+	})
+}
+
+func TestOf64WrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
+	onBothStores(t, func(t *testing.T, databases []*store.DB) {
+		for _, c := range []struct{ limit, counted int }{{3, 3}, {1, 1}, {100, 64}} {
+			f := startFleet(t, databases, c.limit)
+			for range 10 {
+				number := freshNumber()
+				f.any(0).send(t, number)
+				code := lastCode(t, f.fake, number)
+				guesses := make([]string, 64)
+				for i := range guesses {
+					guesses[i] = wrong(code, i)
+				}
+				before := f.swaps.Load()
+				if won := f.race(t, number, guesses); won != 0 {
+					t.Fatalf("limit %d: %d wrong guesses won", c.limit, won)
+				}
+				if got := f.swaps.Load() - before; got != int64(c.counted) {
+					t.Fatalf("limit %d: %d of 64 wrong guesses were counted; want %d", c.limit, got, c.counted)
+				}
+				if got, want := f.any(1).valid(t, number, code), c.limit > 64; got != want {
+					t.Fatalf("limit %d: after 64 wrong guesses the right code is %v; want %v", c.limit, got, want)
+				}
+			}
+		}
+	})
+}
+
+// 60 distinct guesses at once, the right one among them, have three looks: one
+// in twenty rounds is won. Comparing first and counting after wins more than a
+// third, and would still give each code one winner.
+func TestBruteForceInParallelHasFairOdds(t *testing.T) {
+	onBothStores(t, func(t *testing.T, databases []*store.DB) {
+		f := startFleet(t, databases, 3)
+		const rounds = 200
+		won := 0
+		for range rounds {
+			number := freshNumber()
+			f.any(0).send(t, number)
+			code := lastCode(t, f.fake, number)
+			guesses := []string{code}
+			for i := range 59 {
+				guesses = append(guesses, wrong(code, i))
+			}
+			mathrand.Shuffle(len(guesses), func(i, j int) { guesses[i], guesses[j] = guesses[j], guesses[i] })
+			won += f.race(t, number, guesses)
+		}
+		t.Logf("%d of %d rounds won; 10 are fair", won, rounds)
+		if won < 1 || won > 25 { // each bound is missed by chance once in 20,000 runs
+			t.Errorf("%d of %d rounds won; want about 10", won, rounds)
+		}
+	})
+}
+
+// storm sends 30 times at once and returns how many calls succeeded.
+func (f *fleet) storm(t *testing.T, number string) int {
+	t.Helper()
+	var sent atomic.Int64
+	var all sync.WaitGroup
+	for i := range 30 {
+		all.Go(func() {
+			_, err := f.any(i).SendSMS(t.Context(), request(number))
+			switch status.Code(err) {
+			case codes.OK:
+				sent.Add(1)
+			case codes.ResourceExhausted, codes.Aborted:
+			default:
+				t.Errorf("SendSMS: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	return int(sent.Load())
+}
+
+func TestInAStormOfSendsTheCodeThatWentOutWorks(t *testing.T) {
+	onBothStores(t, func(t *testing.T, databases []*store.DB) {
+		f := startFleet(t, databases, 3)
+		f.fake.Limits(true)
+		for range 20 {
+			number := freshNumber()
+			if sent := f.storm(t, number); sent != 1 {
+				t.Fatalf("%d of 30 sends succeeded; want 1", sent)
+			}
+			if !f.any(1).valid(t, number, lastCode(t, f.fake, number)) {
+				t.Fatal("the code that went out is refused")
+			}
+		}
+	})
+}
+
+func TestAStormOfRefusedSendsLeavesTheLiveCodeAlone(t *testing.T) {
+	onBothStores(t, func(t *testing.T, databases []*store.DB) {
+		f := startFleet(t, databases, 3)
+		f.fake.Limits(true)
+		for range 20 {
+			number := freshNumber()
+			f.any(0).send(t, number)
+			for range 3 {
+				if sent := f.storm(t, number); sent != 0 {
+					t.Fatalf("%d of 30 sends succeeded within the minute; want 0", sent)
+				}
+			}
+			if !f.any(1).valid(t, number, lastCode(t, f.fake, number)) {
+				t.Fatal("the live code is refused after a storm of refused sends")
+			}
+		}
+	})
+}

@@ -1,0 +1,235 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+func TestMain(m *testing.M) { mariadbtest.Main(m) }
+
+// onBothStores runs a test on MariaDB with two replicas, each with connections
+// of its own, and on SQLite with one.
+func onBothStores(t *testing.T, test func(t *testing.T, replicas []*store.DB)) {
+	t.Run("MariaDB", func(t *testing.T) {
+		dsn := mariadbtest.DSN(t)
+		test(t, []*store.DB{openStore(t, dsn), openStore(t, dsn)})
+	})
+	t.Run("SQLite", func(t *testing.T) {
+		test(t, []*store.DB{openStore(t, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))})
+	})
+}
+
+func openStore(t *testing.T, dsn string) *store.DB {
+	t.Helper()
+	schema, err := os.ReadFile("../../phonenumberservice.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if err := db.Prepare(t.Context(), string(schema)); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// A replica is one running service and a gRPC client of it.
+type replica struct {
+	pb.PhoneNumberServiceClient
+	conn *grpc.ClientConn
+	addr string
+	log  *logBuffer
+	stop context.CancelFunc // begins the drain
+	done chan struct{}      // closed when Serve has returned
+}
+
+// start runs the service; a test changes what it needs in config, whose Verifier
+// is complete but for the Sender.
+func start(t *testing.T, db *store.DB, sender verify.Sender, change ...func(*server.Config)) *replica {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replica{addr: listener.Addr().String(), log: &logBuffer{}, done: make(chan struct{})}
+	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	config := server.Config{
+		Listener: listener,
+		Verifier: &verify.Verifier{
+			Rules:      verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute},
+			Keys:       sharedKeys,
+			Store:      db,
+			Sender:     sender,
+			SMSTimeout: 5 * time.Second,
+			Now:        verify.SteadyClock(),
+			Random:     rand.Reader,
+			Log:        log,
+		},
+		Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
+		Ready:   db.Ready,
+		Version: "test",
+		Log:     log,
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	go func() {
+		defer close(r.done)
+		if err := server.Serve(ctx, config); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}()
+	r.conn, err = grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.PhoneNumberServiceClient = pb.NewPhoneNumberServiceClient(r.conn)
+	t.Cleanup(func() {
+		r.conn.Close()
+		cancel()
+		<-r.done
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", r.addr, r.log)
+		}
+	})
+	return r
+}
+
+var sharedKeys = verify.RandomKeys() // the replicas of a service share theirs
+
+func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
+	t.Helper()
+	sender, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret, Endpoint: fake.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sender
+}
+
+// send sends a code to number and fails the test unless that succeeds.
+func (r *replica) send(t *testing.T, number string) {
+	t.Helper()
+	if _, err := r.SendSMS(t.Context(), request(number)); err != nil {
+		t.Fatalf("SendSMS: %v", err)
+	}
+}
+
+func (r *replica) valid(t *testing.T, number, code string) bool {
+	t.Helper()
+	res, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
+	if err != nil {
+		t.Fatalf("Valid: %v", err)
+	}
+	return res.GetValid()
+}
+
+func request(number string) *pb.SendSMSRequest {
+	return &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_123456789"}
+}
+
+var numbersGiven atomic.Int64
+
+// freshNumber returns a number that no test has used.
+func freshNumber() string { return fmt.Sprintf("186%08d", numbersGiven.Add(1)) }
+
+// lastCode returns the code of the last SMS that went out to number.
+func lastCode(t *testing.T, fake *dysmsapitest.Server, number string) string {
+	t.Helper()
+	accepted := fake.Accepted()
+	for i := len(accepted) - 1; i >= 0; i-- {
+		if accepted[i].PhoneNumber == number {
+			return accepted[i].Code
+		}
+	}
+	t.Fatalf("no SMS went out to %s", number)
+	return ""
+}
+
+// wrong returns the i-th code that is not code.
+func wrong(code string, i int) string {
+	var n int
+	fmt.Sscan(code, &n)
+	return fmt.Sprintf("%06d", (n+1+i)%1_000_000)
+}
+
+// recorder is a Sender that remembers each code on its way to the real one.
+type recorder struct {
+	verify.Sender
+	mu    sync.Mutex
+	codes []string
+}
+
+func (r *recorder) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	r.mu.Lock()
+	r.codes = append(r.codes, m.Code)
+	r.mu.Unlock()
+	return r.Sender.Send(ctx, m)
+}
+
+func (r *recorder) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.codes...)
+}
+
+// senderFunc is a Sender in one function.
+type senderFunc func(ctx context.Context, m verify.Message) (verify.Receipt, error)
+
+func (f senderFunc) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	return f(ctx, m)
+}
+
+// logBuffer may be written and read at once.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// eventually waits for a condition that something else brings about.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
