@@ -93,6 +93,17 @@ func (o oracle) letStrangerSucceed() {
 	}
 }
 
+// expire ends the life of the code of send: where it is current, none is.
+func (o oracle) expire(send int) {
+	for succeeded, states := range o.possible {
+		for left := 1; left <= o.limit; left++ {
+			if bit := o.bit(send, left); states&bit != 0 {
+				o.possible[succeeded] = o.possible[succeeded]&^bit | 1<<none
+			}
+		}
+	}
+}
+
 // checked strikes the states that contradict the answer valid to a check of the
 // code of send (-1: of no send), and steps the others. alive says whether that
 // code was within its life.

@@ -1,0 +1,234 @@
+package verify
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// What model_test.go proves for three overlapping sends and coarse time, random
+// histories try for ten and times of every size. More of them:
+//
+//	go test ./internal/verify -run Random -rapid.checks=100000
+
+const historySends = 10
+
+// A history is one number's life so far.
+type history struct {
+	rules Rules
+	row   State
+	now   int64
+	sends []historySend
+	spec  oracle
+}
+
+type historySend struct {
+	ticket   int64
+	mac      MAC
+	begunAt  int64
+	phase    phase
+	used     bool
+	calls    int // checks since the begin, or since the last match
+	compared int // those that could have accepted its code
+	younger  int // sends begun later
+	pushed   bool
+}
+
+func (h *history) live(i int) bool {
+	_, valid, _ := h.rules.Check(h.row, []MAC{h.sends[i].mac}, h.now)
+	return valid
+}
+
+func (h *history) expired(i int) bool {
+	return h.now >= h.sends[i].begunAt+h.rules.CodeTTL.Microseconds()
+}
+
+// settle lets every send that has not returned succeed where it likes, as the
+// specification allows.
+func (h *history) settle() {
+	pending := 0
+	for i, s := range h.sends {
+		if s.phase == inFlight || s.phase == delivered {
+			pending |= 1 << i
+		}
+	}
+	h.spec.letSucceed(pending)
+}
+
+func (h *history) begin() {
+	mac := MAC{byte(len(h.sends) + 1)}
+	row, ticket, err := h.rules.Begin(h.row, mac, h.now)
+	if err != nil {
+		return
+	}
+	for i := range h.sends {
+		s := &h.sends[i]
+		s.younger++
+		s.pushed = s.pushed || s.phase != confirmed && h.now-s.begunAt > unsettledAfter.Microseconds() && s.younger >= maxCodes-1
+	}
+	h.row = row
+	h.sends = append(h.sends, historySend{ticket: ticket, mac: mac, begunAt: h.now, phase: inFlight})
+}
+
+func (h *history) confirm(i int) {
+	h.row = h.rules.Confirm(h.row, h.sends[i].ticket, h.now)
+	if h.sends[i].phase == delivered {
+		h.sends[i].phase = confirmed
+		h.spec.returnedOK(i)
+	}
+}
+
+func (h *history) withdraw(i int) {
+	h.row = h.rules.Withdraw(h.row, h.sends[i].ticket, h.now)
+	if h.sends[i].phase == inFlight {
+		h.sends[i].phase = withdrawn
+		h.spec.returnedRefused(i, h.sends[i].used)
+	}
+}
+
+// check types the code of send i, or a wrong one (-1).
+func (h *history) check(i int) error {
+	for k := range h.sends {
+		s := &h.sends[k]
+		s.calls++
+		if h.live(k) {
+			s.compared++
+		}
+		if s.compared > h.rules.AttemptLimit {
+			return fmt.Errorf("G1: code %d was compared with %d calls since the last match", k, s.compared)
+		}
+	}
+	mac := MAC{0xff}
+	if i >= 0 {
+		mac = h.sends[i].mac
+	}
+	row, valid, _ := h.rules.Check(h.row, []MAC{{0xfe}, mac}, h.now)
+	h.row = row
+	if valid {
+		if h.sends[i].used {
+			return fmt.Errorf("rule 4: code %d was accepted twice", i)
+		}
+		h.sends[i].used = true
+		for k := range h.sends {
+			h.sends[k].calls, h.sends[k].compared = 0, 0
+		}
+	}
+	h.spec.checked(i, i >= 0 && !h.expired(i), valid, len(h.sends))
+	if !h.spec.legal() {
+		return fmt.Errorf("not linearizable: no order of the calls explains that code %d was answered %v", i, valid)
+	}
+	return nil
+}
+
+func (h *history) deadSMS() error {
+	superseded := false
+	for i := len(h.sends) - 1; i >= 0; i-- {
+		s := h.sends[i]
+		reached := s.phase == delivered || s.phase == confirmed
+		if reached && !superseded && !s.used && !s.pushed && s.calls < h.rules.AttemptLimit && !h.expired(i) && !h.live(i) {
+			return fmt.Errorf("G2: code %d is on the phone, is neither superseded nor used, expired or spent, and is refused", i)
+		}
+		superseded = superseded || s.used || s.phase == confirmed
+	}
+	return nil
+}
+
+func TestRandomHistoriesOfTenOverlappingSendsKeepTheGuarantees(t *testing.T) {
+	for limit := 1; limit <= 4; limit++ {
+		t.Run(fmt.Sprintf("%d looks", limit), func(t *testing.T) {
+			rules := Rules{AttemptLimit: limit, CodeTTL: MaxCodeTTL}
+			possible := make([]uint64, 1<<historySends)
+			rapid.Check(t, func(t *rapid.T) {
+				h := &history{rules: rules, now: modelZero, spec: newOracle(possible, limit)}
+				for range rapid.IntRange(20, 150).Draw(t, "steps") {
+					before, copied := h.row, State{h.row.Last, slices.Clone(h.row.Codes)}
+					if err := h.step(t); err != nil {
+						t.Fatal(err)
+					}
+					if !slices.Equal(before.Codes, copied.Codes) || before.Last != copied.Last {
+						t.Fatalf("the step changed the state that it was given: got %v, want %v", before, copied)
+					}
+					if len(h.row.Codes) > maxCodes || !slices.IsSortedFunc(h.row.Codes, func(a, b Code) int { return cmp.Compare(a.Ticket, b.Ticket) }) {
+						t.Fatalf("got codes %v, want at most %d in the order of their tickets", h.row.Codes, maxCodes)
+					}
+				}
+			})
+		})
+	}
+}
+
+// step does something at random, where it can be done now.
+func (h *history) step(t *rapid.T) (err error) {
+	pauses := []time.Duration{time.Microsecond, time.Second, 31 * time.Second, time.Minute, MaxCodeTTL - time.Microsecond, MaxCodeTTL}
+	// What is there more than once happens more often.
+	what := rapid.SampledFrom([]string{
+		"begin", "begin", "begin", "deliver", "deliver", "confirm", "confirm", "withdraw",
+		"check", "check", "check", "guess", "wait",
+	}).Draw(t, "step")
+	switch {
+	case what == "begin":
+		if len(h.sends) < historySends {
+			h.begin()
+		}
+	case what == "guess":
+		err = h.check(wrongCode)
+	case what == "wait":
+		h.now += rapid.SampledFrom(pauses).Draw(t, "pause").Microseconds()
+	case len(h.sends) > 0:
+		i := rapid.IntRange(0, len(h.sends)-1).Draw(t, "send")
+		switch phase := h.sends[i].phase; {
+		case what == "deliver" && phase == inFlight:
+			h.sends[i].phase = delivered
+		case what == "confirm" && (phase == delivered || phase == confirmed):
+			h.confirm(i)
+		case what == "withdraw" && (phase == inFlight || phase == withdrawn):
+			h.withdraw(i)
+		case what == "check":
+			err = h.check(i)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	h.settle()
+	if !h.spec.legal() {
+		return fmt.Errorf("not linearizable after %s", what)
+	}
+	return h.deadSMS()
+}
+
+func anyState() *rapid.Generator[State] {
+	return rapid.Custom(func(t *rapid.T) State {
+		s := State{Last: rapid.Int64().Draw(t, "last"), Codes: []Code{}}
+		for range rapid.IntRange(0, maxCodes).Draw(t, "codes") {
+			c := Code{
+				Ticket:    rapid.Int64().Draw(t, "ticket"),
+				BegunAt:   rapid.Int64().Draw(t, "begun at"),
+				Looks:     uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks")),
+				Confirmed: rapid.Bool().Draw(t, "confirmed"),
+			}
+			copy(c.MAC[:], rapid.SliceOfN(rapid.Byte(), len(c.MAC), len(c.MAC)).Draw(t, "mac"))
+			s.Codes = append(s.Codes, c)
+		}
+		return s
+	})
+}
+
+func TestAnyStateIsReadAsItWasWritten(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		want := anyState().Draw(t, "state")
+		stored := want.encode()
+		if len(stored) > MaxStateBytes {
+			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
+		}
+		later := rapid.SliceOf(rapid.Byte()).Draw(t, "what a later version adds")
+		got, err := decodeState(append(stored, later...))
+		if err != nil || got.Last != want.Last || !slices.Equal(got.Codes, want.Codes) {
+			t.Fatalf("got %v, %v, want %v", got, err, want)
+		}
+	})
+}

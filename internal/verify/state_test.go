@@ -1,0 +1,246 @@
+package verify
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+)
+
+var (
+	testRules = Rules{AttemptLimit: 3, CodeTTL: MaxCodeTTL}
+	testNow   = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMicro()
+)
+
+// begun is the state after so many sends, all at testNow.
+func begun(t *testing.T, sends int) (s State, tickets []int64) {
+	t.Helper()
+	for i := range sends {
+		var ticket int64
+		var err error
+		if s, ticket, err = testRules.Begin(s, modelMAC(i), testNow); err != nil {
+			t.Fatalf("begin %d: got %v, want it done", i, err)
+		}
+		tickets = append(tickets, ticket)
+	}
+	return s, tickets
+}
+
+func accepts(s State, send int, now int64) bool {
+	_, valid, _ := testRules.Check(s, []MAC{modelMAC(send)}, now)
+	return valid
+}
+
+func TestACodeLivesFromFiveSecondsBeforeItsBeginUntilItsLifeIsOver(t *testing.T) {
+	s, _ := begun(t, 1)
+	life := testRules.CodeTTL
+	for _, c := range []struct {
+		name  string
+		after time.Duration
+		want  bool
+	}{
+		{"a clock that is more behind", -5*time.Second - time.Microsecond, false},
+		{"a clock five seconds behind", -5 * time.Second, true},
+		{"at once", 0, true},
+		{"the last microsecond of its life", life - time.Microsecond, true},
+		{"its life is over", life, false},
+		{"much later", 1000 * life, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := accepts(s, 0, testNow+c.after.Microseconds()); got != c.want {
+				t.Errorf("check %v after begin: got %v, want %v", c.after, got, c.want)
+			}
+		})
+	}
+}
+
+func TestAReplicaWhoseClockIsBehindCountsNoLookOnACodeItCannotJudge(t *testing.T) {
+	s, _ := begun(t, 1)
+	next, valid, changed := testRules.Check(s, nil, testNow-6*time.Second.Microseconds())
+	if valid || changed || next.Codes[0].Looks != 0 {
+		t.Errorf("got valid %v, changed %v, looks %d, want false, false, 0", valid, changed, next.Codes[0].Looks)
+	}
+}
+
+func TestAFullListGivesUpItsOldestUnsettledCodeAfterThirtySecondsAndNoOther(t *testing.T) {
+	s, tickets := begun(t, maxCodes)
+	s = testRules.Confirm(s, tickets[0], testNow)
+	exactly := testNow + unsettledAfter.Microseconds()
+	if got, ticket, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || ticket != 0 || !slices.Equal(got.Codes, s.Codes) {
+		t.Errorf("30 s after: got ticket %d, %v, want 0, %v and the state as it was", ticket, err, ErrSendInProgress)
+	}
+	got, _, err := testRules.Begin(s, MAC{99}, exactly+1)
+	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].Ticket != tickets[0] || got.Codes[1].Ticket != tickets[2] {
+		t.Errorf("30 s and 1 µs after: got %v, %v, want the confirmed code kept and the oldest other one gone", got.Codes, err)
+	}
+}
+
+func TestAFullListMakesRoomFromExpiredCodesFirst(t *testing.T) {
+	s, tickets := begun(t, maxCodes)
+	s = testRules.Confirm(s, tickets[0], testNow)
+	later := testNow + testRules.CodeTTL.Microseconds()
+	got, ticket, err := testRules.Begin(s, MAC{99}, later)
+	if err != nil || len(got.Codes) != 1 || ticket != later {
+		t.Errorf("got %d codes, ticket %d, %v, want 1, %d, nil", len(got.Codes), ticket, err, later)
+	}
+}
+
+// The precise bound of G2's "the newest seven count": eight places, of which the
+// send that begins takes one, and a confirmed code another.
+func TestOfSendsWhoseOutcomeStaysUnknownTheNewestSevenCountOrSixBesideAConfirmedCode(t *testing.T) {
+	const crashes = 12
+	for name, c := range map[string]struct {
+		confirmed bool
+		want      int
+	}{
+		"none is confirmed": {false, 7},
+		"the oldest is":     {true, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, tickets := begun(t, 1)
+			if c.confirmed {
+				s = testRules.Confirm(s, tickets[0], testNow)
+			}
+			now := testNow
+			for i := range crashes { // one a half-minute, each of them a crash
+				now += unsettledAfter.Microseconds() + 1
+				s, _, _ = testRules.Begin(s, modelMAC(1+i), now)
+			}
+			// One more is tried, and surely refused.
+			s, ticket, err := testRules.Begin(s, MAC{99}, now)
+			s = testRules.Withdraw(s, ticket, now)
+			unknown := 0
+			for i := range crashes {
+				if accepts(s, 1+i, now) {
+					unknown++
+				}
+			}
+			if err != nil || unknown != c.want || accepts(s, 0, now) != c.confirmed {
+				t.Errorf("got %d unknown codes alive, the first %v (%v), want %d, %v", unknown, accepts(s, 0, now), err, c.want, c.confirmed)
+			}
+		})
+	}
+}
+
+// The exact worst case of G1: a match starts the count of newer codes anew, and
+// at most seven older ones stand beside the newest.
+func TestTheNewestOfEightOverlappingSendsIsComparedAtMostEightTimesTheLimit(t *testing.T) {
+	s, _ := begun(t, maxCodes)
+	newest := maxCodes - 1
+	compared := 0
+	check := func(macs []MAC) (valid bool) {
+		if accepts(s, newest, testNow) {
+			compared++
+		}
+		s, valid, _ = testRules.Check(s, macs, testNow)
+		return valid
+	}
+	for send := range maxCodes {
+		for range testRules.AttemptLimit - 1 {
+			check(nil)
+		}
+		if !check([]MAC{modelMAC(send)}) {
+			t.Fatalf("the last look at code %d: got false, want true", send)
+		}
+	}
+	if want := maxCodes * testRules.AttemptLimit; compared != want || len(s.Codes) != 0 {
+		t.Errorf("got %d comparisons and %d codes left, want %d and 0", compared, len(s.Codes), want)
+	}
+}
+
+func TestOfTwoSendsThatDrewTheSameDigitsOneCheckUsesUpBoth(t *testing.T) {
+	same := MAC{7}
+	s, _, _ := testRules.Begin(State{}, same, testNow)
+	s, _, _ = testRules.Begin(s, MAC{8}, testNow)
+	s, _, _ = testRules.Begin(s, same, testNow)
+	s, first, _ := testRules.Check(s, []MAC{same}, testNow)
+	_, second, _ := testRules.Check(s, []MAC{same}, testNow)
+	if !first || second {
+		t.Errorf("two checks of the same digits: got %v and %v, want true and false", first, second)
+	}
+}
+
+func TestACheckWithoutALiveCodeStoresNothing(t *testing.T) {
+	s, tickets := begun(t, 1)
+	for name, state := range map[string]State{
+		"a number that was never seen": {},
+		"withdrawn":                    testRules.Withdraw(s, tickets[0], testNow),
+		"expired":                      {Last: s.Last, Codes: []Code{{Ticket: 1, MAC: modelMAC(0), BegunAt: testNow - testRules.CodeTTL.Microseconds()}}},
+		"spent under a lower limit":    {Last: s.Last, Codes: []Code{{Ticket: 1, MAC: modelMAC(0), BegunAt: testNow, Looks: 3}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, valid, changed := testRules.Check(state, []MAC{modelMAC(0)}, testNow); valid || changed {
+				t.Errorf("got valid %v, changed %v, want false, false", valid, changed)
+			}
+		})
+	}
+}
+
+func TestTicketsRiseWhateverTheClockDoes(t *testing.T) {
+	var s State
+	last := int64(0)
+	for _, now := range []int64{testNow, testNow, testNow - time.Hour.Microseconds(), testNow + 1, testNow + 1, 0} {
+		var ticket int64
+		var err error
+		if s, ticket, err = testRules.Begin(s, MAC{}, now); err != nil || ticket <= last || s.Last != ticket {
+			t.Errorf("begin at %d: got ticket %d (last %d, %v), want more than %d", now, ticket, s.Last, err, last)
+		}
+		last = ticket
+	}
+	if _, ticket, _ := testRules.Begin(State{}, MAC{}, testNow+24*time.Hour.Microseconds()); ticket <= last {
+		t.Errorf("a begin after the purge: got ticket %d, want more than %d", ticket, last)
+	}
+}
+
+func TestWhatIsNoStateIsUnreadable(t *testing.T) {
+	s, _ := begun(t, 2)
+	good := s.encode()
+	other := slices.Clone(good)
+	other[0]++
+	crowded := slices.Clone(good)
+	crowded[9] = maxCodes + 1
+	for name, stored := range map[string][]byte{
+		"a format of a later version": other,
+		"a header cut short":          good[:headerBytes-1],
+		"a code cut short":            good[:len(good)-1],
+		"codes announced, none there": good[:headerBytes],
+		"more codes than fit":         append(crowded, make([]byte, 10*codeBytes)...),
+		"a zero byte":                 {0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := decodeState(stored); !errors.Is(err, ErrStateUnreadable) || got.Last != 0 || got.Codes != nil {
+				t.Errorf("got %v, %v, want the zero State, %v", got, err, ErrStateUnreadable)
+			}
+		})
+	}
+	if got, err := decodeState(nil); err != nil || got.Last != 0 || len(got.Codes) != 0 {
+		t.Errorf("no bytes: got %v, %v, want the zero State", got, err)
+	}
+}
+
+func TestTheLargestStateFitsItsColumn(t *testing.T) {
+	s, _ := begun(t, maxCodes)
+	if got := len(s.encode()); got > MaxStateBytes {
+		t.Errorf("got %d bytes, want at most %d", got, MaxStateBytes)
+	}
+}
+
+func FuzzDecodeState(f *testing.F) {
+	s := State{Last: 5, Codes: []Code{{Ticket: 5, Looks: 2, Confirmed: true}}}
+	f.Add(s.encode())
+	f.Add(s.encode()[:20])
+	f.Add([]byte{})
+	f.Add([]byte{stateFormat, 0, 0, 0, 0, 0, 0, 0, 1, 255})
+	f.Fuzz(func(t *testing.T, stored []byte) {
+		s, err := decodeState(stored)
+		if err != nil {
+			if !errors.Is(err, ErrStateUnreadable) {
+				t.Fatalf("got %v, want %v", err, ErrStateUnreadable)
+			}
+			return
+		}
+		if again := s.encode(); len(stored) > 0 && (len(again) > len(stored) || !slices.Equal(again, stored[:len(again)])) {
+			t.Fatalf("written again: got %x, want the beginning of %x", again, stored)
+		}
+	})
+}
