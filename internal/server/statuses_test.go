@@ -1,0 +1,265 @@
+package server_test
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+const secretText = "LTAI canonical request with phone and code"
+
+func reply(code string) dysmsapitest.Fault { return dysmsapitest.Reply(200, code, secretText) }
+
+// Each row of docs/errors.md's table: what the caller sees, how many SMS went
+// out, and which codes work afterwards.
+func TestEveryOutcomeAtAliyunHasItsStatus(t *testing.T) {
+	const (
+		own = "phone-number-service"
+		ali = "aliyun.com"
+	)
+	limit := func(tier string) dysmsapitest.Fault {
+		return dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", tier)
+	}
+	type row struct {
+		name   string
+		fault  dysmsapitest.Fault
+		code   codes.Code
+		domain string
+		reason string
+		retry  time.Duration
+		sent   int // SMS that went out; their code must work
+		field  string
+	}
+	rows := []row{
+		{"limit by minute", limit("触发分钟级流控Permits:1"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Minute, 0, ""},
+		{"limit by hour", limit("触发小时级流控Permits:5"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Hour, 0, ""},
+		{"limit by day", limit("触发天级流控Permits:10"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, ""},
+		{"limit without a tier", limit("limited"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Minute, 0, ""},
+		{"bad number", reply("isv.MOBILE_NUMBER_ILLEGAL"), codes.InvalidArgument, ali, "isv.MOBILE_NUMBER_ILLEGAL", 0, 0, "phone_number"},
+
+		{"throttled", dysmsapitest.Reply(400, "Throttling.User", secretText), codes.Unavailable, ali, "Throttling.User", time.Second, 0, ""},
+
+		{"closed after reading", dysmsapitest.CloseAfterReading(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
+		{"closed after sending", dysmsapitest.CloseAfterReading().ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
+		{"bad gateway", dysmsapitest.BadGateway(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
+		{"bad gateway after sending", dysmsapitest.BadGateway().ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
+		{"empty reply", dysmsapitest.Body(200, "application/json", ""), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
+		{"empty reply after sending", dysmsapitest.Body(200, "application/json", "").ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
+		{"truncated reply", dysmsapitest.Truncated().ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
+		{"server error without a code", dysmsapitest.Body(503, "application/json", `{"Message":"busy"}`), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
+		{"redirect", dysmsapitest.Redirect(307, "http://127.0.0.1:1/"), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
+		{"OK without a BizId", dysmsapitest.OKWithoutBizID().ButAccepted(), codes.Unknown, ali, "OK", 0, 1, ""},
+		{"OK with HTTP 500", dysmsapitest.Reply(500, "OK", "OK"), codes.Unknown, ali, "OK", 0, 0, ""},
+		{"no answer", dysmsapitest.Hang(), codes.DeadlineExceeded, own, "SMS_TIMEOUT", 0, 0, ""},
+		{"no answer after sending", dysmsapitest.Hang().ButAccepted(), codes.DeadlineExceeded, own, "SMS_TIMEOUT", 0, 1, ""},
+	}
+	for _, code := range strings.Fields(`isv.BLACK_KEY_CONTROL_LIMIT isv.CUSTOMER_REFUSED isv.DAY_LIMIT_CONTROL isv.MONTH_LIMIT_CONTROL
+		isv.AMOUNT_NOT_ENOUGH isv.OUT_OF_SERVICE isv.SMS_SIGNATURE_ILLEGAL isv.SMS_TEMPLATE_ILLEGAL isv.TEMPLATE_MISSING_PARAMETERS
+		isv.TEMPLATE_PARAMS_ILLEGAL isv.ONE_OF_NEXT_YEAR isp.RAM_PERMISSION_DENY SignatureDoesNotMatch InvalidAccessKeyId.NotFound
+		InvalidTimeStamp.Expired Forbidden.RAM`) {
+		rows = append(rows, row{code, reply(code), codes.FailedPrecondition, ali, code, 0, 0, ""})
+	}
+	for _, code := range strings.Fields(`isv.INVALID_JSON_PARAM isv.INVALID_PARAMETERS isv.MOBILE_COUNT_OVER_LIMIT InvalidAction.NotFound InvalidVersion`) {
+		rows = append(rows, row{code, reply(code), codes.Internal, ali, code, 0, 0, ""})
+	}
+	for _, code := range strings.Fields(`SignatureNonceUsed isp.SYSTEM_ERROR isp.GATEWAY_ERROR InternalError SomethingUnheardOf`) {
+		rows = append(rows, row{code, dysmsapitest.Reply(500, code, secretText).ButAccepted(), codes.Unknown, ali, code, 0, 1, ""})
+	}
+
+	db := openStore(t, "sqlite::memory:")
+	fake := dysmsapitest.New(t)
+	asked := &recorder{Sender: aliyun(t, fake)}
+	r := start(t, db, asked, func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			number := freshNumber()
+			r.send(t, number)
+			sentBefore, requestsBefore, logBefore := len(fake.Accepted()), fake.Requests(), len(r.log.String())
+
+			fake.Next(row.fault)
+			_, err := r.SendSMS(t.Context(), request(number))
+
+			s := status.Convert(err)
+			if s.Code() != row.code {
+				t.Errorf("status: got %v; want %v", s.Code(), row.code)
+			}
+			info, retry, bad := details(t, s)
+			if info.GetDomain() != row.domain || info.GetReason() != row.reason {
+				t.Errorf("ErrorInfo: got %s %s; want %s %s", info.GetDomain(), info.GetReason(), row.domain, row.reason)
+			}
+			if row.domain == ali && info.GetMetadata()["request_id"] == "" {
+				t.Error("ErrorInfo has no request_id, which Aliyun gave")
+			}
+			if got := retry.GetRetryDelay().AsDuration(); got != row.retry {
+				t.Errorf("RetryInfo: got %v; want %v", got, row.retry)
+			}
+			if row.field != "" && (len(bad.GetFieldViolations()) != 1 || bad.FieldViolations[0].Field != row.field) {
+				t.Errorf("BadRequest: got %v; want the field %s", bad, row.field)
+			}
+			if got := fake.Requests() - requestsBefore; got != 1 {
+				t.Errorf("Aliyun was asked %d times; want once", got)
+			}
+			if got := len(fake.Accepted()) - sentBefore; got != row.sent {
+				t.Errorf("%d SMS went out; want %d", got, row.sent)
+			}
+
+			sent := asked.all()
+			older, newer := sent[len(sent)-2], sent[len(sent)-1]
+			for what, text := range map[string]string{"error": s.Proto().String(), "log": r.log.String()[logBefore:]} {
+				for _, secret := range []string{number, older, newer, secretText, fake.AccessKeySecret, fake.URL} {
+					if strings.Contains(text, secret) {
+						t.Errorf("the %s holds %q:\n%s", what, secret, text)
+					}
+				}
+			}
+
+			switch leave := row.code == codes.Unknown || row.code == codes.DeadlineExceeded; {
+			case older == newer: // one in a million
+			case !leave:
+				if r.valid(t, number, newer) {
+					t.Error("the code of a refused send is accepted")
+				}
+				if !r.valid(t, number, older) {
+					t.Error("a refused send killed the code before it")
+				}
+			case row.sent == 1:
+				if !r.valid(t, number, newer) {
+					t.Error("a code that went out is refused")
+				}
+			default:
+				if !r.valid(t, number, older) {
+					t.Error("a send of unknown outcome killed the code before it")
+				}
+			}
+		})
+	}
+}
+
+func TestWhatNeverReachedAliyunIsUnavailableAndTheOldCodeLives(t *testing.T) {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	fake := dysmsapitest.New(t)
+	untrusted := httptest.NewTLSServer(fake)
+	defer untrusted.Close()
+	for name, endpoint := range map[string]string{"connection refused": closed.URL, "bad certificate": untrusted.URL} {
+		t.Run(name, func(t *testing.T) {
+			db := openStore(t, "sqlite::memory:")
+			sender, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret, Endpoint: endpoint})
+			if err != nil {
+				t.Fatal(err)
+			}
+			good, bad := start(t, db, aliyun(t, fake)), start(t, db, sender)
+			number := freshNumber()
+			good.send(t, number)
+			_, err = bad.SendSMS(t.Context(), request(number))
+			s := status.Convert(err)
+			info, retry, _ := details(t, s)
+			if s.Code() != codes.Unavailable || info.GetReason() != "SMS_NOT_SENT" || retry == nil {
+				t.Errorf("got %v %v %v; want Unavailable, SMS_NOT_SENT and a RetryInfo", s.Code(), info, retry)
+			}
+			if !good.valid(t, number, lastCode(t, fake, number)) {
+				t.Error("the code before it is refused")
+			}
+		})
+	}
+}
+
+// The user's usual retry: the first send times out but arrives, the second is
+// refused by the minute's limit.
+func TestTheCodeOfATimedOutSendOutlivesTheRefusedRetry(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	fake.Limits(true)
+	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
+	number := freshNumber()
+	fake.Next(dysmsapitest.Hang().ButAccepted())
+	for _, want := range []codes.Code{codes.DeadlineExceeded, codes.ResourceExhausted, codes.ResourceExhausted} {
+		if _, err := r.SendSMS(t.Context(), request(number)); status.Code(err) != want {
+			t.Fatalf("SendSMS: got %v; want %v", err, want)
+		}
+	}
+	if !r.valid(t, number, lastCode(t, fake, number)) {
+		t.Error("the code that arrived is refused")
+	}
+}
+
+func TestWithoutADatabaseNothingIsSentAndNothingCounts(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	db := openStore(t, "sqlite::memory:")
+	r := start(t, db, aliyun(t, fake))
+	db.Close()
+	_, sendErr := r.SendSMS(t.Context(), request(freshNumber()))
+	if got := reasonOf(t, sendErr); got != "Unavailable STORE_UNAVAILABLE" {
+		t.Errorf("SendSMS: got %s; want Unavailable STORE_UNAVAILABLE", got)
+	}
+	if n := fake.Requests(); n != 0 {
+		t.Errorf("Aliyun was asked %d times", n)
+	}
+}
+
+func TestAFullListOfSendsInFlightIsAborted(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	fake.Always(dysmsapitest.Hang())
+	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = time.Millisecond })
+	number := freshNumber()
+	var last error
+	for range 9 {
+		_, last = r.SendSMS(t.Context(), request(number))
+	}
+	if got := reasonOf(t, last); got != "Aborted SEND_IN_PROGRESS" {
+		t.Errorf("the ninth send in flight: got %s; want Aborted SEND_IN_PROGRESS", got)
+	}
+}
+
+func TestASenderThatReturnsAnUnknownErrorLeavesTheCodeAlive(t *testing.T) {
+	var code string
+	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+		code = m.Code
+		return verify.Receipt{}, fmt.Errorf("%s to %s", m.Code, m.Number)
+	}))
+	number := freshNumber()
+	_, err := r.SendSMS(t.Context(), request(number))
+	if got := reasonOf(t, err); got != "Unknown SMS_OUTCOME_UNKNOWN" {
+		t.Errorf("got %s; want Unknown SMS_OUTCOME_UNKNOWN", got)
+	}
+	if log := r.log.String(); strings.Contains(log, code) || strings.Contains(log, number) {
+		t.Errorf("the log holds number or code:\n%s", log)
+	}
+	if !r.valid(t, number, code) {
+		t.Error("the code is refused")
+	}
+}
+
+func reasonOf(t *testing.T, err error) string {
+	t.Helper()
+	s := status.Convert(err)
+	info, _, _ := details(t, s)
+	return s.Code().String() + " " + info.GetReason()
+}
+
+func details(t *testing.T, s *status.Status) (info *errdetails.ErrorInfo, retry *errdetails.RetryInfo, bad *errdetails.BadRequest) {
+	t.Helper()
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			info = d
+		case *errdetails.RetryInfo:
+			retry = d
+		case *errdetails.BadRequest:
+			bad = d
+		default:
+			t.Errorf("unexpected detail %v", d)
+		}
+	}
+	return info, retry, bad
+}
