@@ -174,4 +174,3 @@ func inboxHandler(inbox *sms.Inbox, numbers verify.NumberParser) http.Handler {
 		json.NewEncoder(w).Encode(inbox.Messages(number))
 	})
 }
-

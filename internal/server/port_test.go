@@ -1,0 +1,531 @@
+package server_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/mem"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// startDev runs the service as development does.
+func startDev(t *testing.T) (*replica, *sms.Inbox) {
+	inbox := &sms.Inbox{}
+	return start(t, openStore(t, "sqlite::memory:"), inbox, func(c *server.Config) { c.Inbox = inbox }), inbox
+}
+
+// post sends body over HTTP/1.1, as a plain "curl -d" does unless headers say
+// otherwise, and returns status code and body.
+func (r *replica) post(t *testing.T, method, body string, headers ...string) (int, string) {
+	t.Helper()
+	q, err := http.NewRequest("POST", "http://"+r.addr+"/phonenumberservice.PhoneNumberService/"+method, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	for i := 0; i < len(headers); i += 2 {
+		q.Header.Set(headers[i], headers[i+1])
+	}
+	return do(t, q)
+}
+
+func do(t *testing.T, q *http.Request) (int, string) {
+	t.Helper()
+	res, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
+func TestJSONOverHTTPSendsAndVerifies(t *testing.T) {
+	r, inbox := startDev(t)
+	for _, body := range []string{
+		`{"phone_number":"18600000000","signature":"Acme","template_code":"SMS_1"}`,
+		`{"phoneNumber":"18600000000","signature":"Acme","templateCode":"SMS_1"}`,
+	} {
+		if code, got := r.post(t, "SendSMS", body); code != 200 || got != "{}" {
+			t.Fatalf("SendSMS: got %d %s; want 200 {}", code, got)
+		}
+		m := inbox.Messages("+8618600000000")[0]
+		if m.Signature != "Acme" || m.TemplateCode != "SMS_1" {
+			t.Errorf("message: got %+v", m)
+		}
+		check := fmt.Sprintf(`{"phone_number":"+86 186-0000-0000","code":%q}`, m.Code)
+		for _, want := range []string{`{"valid":true}`, `{"valid":false}`} {
+			if code, got := r.post(t, "Valid", check, "Content-Type", "application/json; charset=utf-8"); code != 200 || got != want {
+				t.Fatalf("Valid: got %d %s; want 200 %s", code, got, want)
+			}
+		}
+	}
+}
+
+func TestJSONThatCannotBeRightIsExplainedWithoutItsValues(t *testing.T) {
+	r, inbox := startDev(t)
+	for _, c := range []struct{ method, body, want string }{
+		{"SendSMS", `{"phone":"18699998888"}`, `unknown field \"phone\"; the fields are phone_number, signature, template_code`},
+		{"Valid", `{"phone_number":"18699998888","code":"990044","x":1}`, `unknown field \"x\"; the fields are phone_number, code`},
+		{"Valid", `{"phone_number":"18699998888","code":990044}`, `code must be a JSON string`},
+		{"SendSMS", `{"phone_number":18699998888}`, `phone_number must be a JSON string`},
+		{"SendSMS", `[]`, `one JSON object`},
+		{"SendSMS", ``, `one JSON object`},
+		{"SendSMS", `phone_number=18699998888`, `one JSON object`},
+		{"SendSMS", `{"phone_number":"18699998888","phone_number":"18699997777"}`, `each field once`},
+		{"SendSMS", "{\"phone_number\":\"18699998888\xff\"}", `UTF-8`},
+		{"SendSMS", `{"phone_number":""}`, `phone_number is required`},
+	} {
+		code, got := r.post(t, c.method, c.body)
+		if code != 400 || !strings.Contains(got, c.want) || !strings.Contains(got, `"code":"invalid_argument"`) {
+			t.Errorf("%s %s: got %d %s; want 400 invalid_argument and %s", c.method, c.body, code, got, c.want)
+		}
+		for _, secret := range []string{"18699998888", "990044"} {
+			if strings.Contains(got, secret) {
+				t.Errorf("%s %s: the answer repeats a value: %s", c.method, c.body, got)
+			}
+		}
+	}
+	if m := inbox.Messages(""); len(m) != 0 {
+		t.Errorf("%d messages were sent", len(m))
+	}
+}
+
+func TestAForeignWebPageCannotSend(t *testing.T) {
+	r, inbox := startDev(t)
+	const body = `{"phone_number":"18600000000"}`
+	for _, headers := range [][]string{
+		{"Origin", "http://evil.example"},
+		{"Origin", "null"},
+		{"Sec-Fetch-Site", "cross-site"},
+		{"Sec-Fetch-Site", "same-site"},
+		{"Content-Type", "text/plain", "Origin", "http://evil.example"},
+		{"Content-Type", "text/plain;charset=UTF-8"},
+	} {
+		if code, got := r.post(t, "SendSMS", body, headers...); code != http.StatusUnsupportedMediaType {
+			t.Errorf("%v: got %d %s; want 415", headers, code, got)
+		}
+	}
+	if m := inbox.Messages(""); len(m) != 0 {
+		t.Fatalf("%d messages were sent", len(m))
+	}
+	for _, headers := range [][]string{
+		{"Origin", "http://" + r.addr, "Sec-Fetch-Site", "same-origin"},
+		{"Sec-Fetch-Site", "none"},
+		{"Content-Type", ""},
+		{"Content-Type", "text/plain"},
+	} {
+		if code, got := r.post(t, "SendSMS", body, headers...); code != 200 {
+			t.Errorf("%v: got %d %s; want 200", headers, code, got)
+		}
+	}
+}
+
+func TestGRPCWebAndConnectClientsWork(t *testing.T) {
+	r, inbox := startDev(t)
+	for name, option := range map[string]connect.ClientOption{"grpc-web": connect.WithGRPCWeb(), "connect": connect.WithProtoJSON(), "connect binary": connect.WithAcceptCompression("gzip", nil, nil)} {
+		t.Run(name, func(t *testing.T) {
+			url := "http://" + r.addr
+			send := connect.NewClient[pb.SendSMSRequest, pb.Empty](http.DefaultClient, url+pb.PhoneNumberService_SendSMS_FullMethodName, option)
+			valid := connect.NewClient[pb.ValidRequest, pb.ValidResponse](http.DefaultClient, url+pb.PhoneNumberService_Valid_FullMethodName, option)
+			number := freshNumber()
+			if _, err := send.CallUnary(t.Context(), connect.NewRequest(&pb.SendSMSRequest{PhoneNumber: number})); err != nil {
+				t.Fatal(err)
+			}
+			res, err := valid.CallUnary(t.Context(), connect.NewRequest(&pb.ValidRequest{PhoneNumber: number, Code: inbox.Messages("")[0].Code}))
+			if err != nil || !res.Msg.Valid {
+				t.Fatalf("Valid: got %v, %v; want true", res, err)
+			}
+			_, err = valid.CallUnary(t.Context(), connect.NewRequest(&pb.ValidRequest{PhoneNumber: "10086"}))
+			var e *connect.Error
+			if !errors.As(err, &e) || e.Code() != connect.CodeInvalidArgument || len(e.Details()) != 2 {
+				t.Fatalf("Valid with a bad number: got %v; want invalid_argument with two details", err)
+			}
+			d, err := e.Details()[1].Value()
+			if bad, ok := d.(*errdetails.BadRequest); err != nil || !ok || bad.FieldViolations[0].Field != "phone_number" {
+				t.Errorf("detail: got %v, %v; want a BadRequest for phone_number", d, err)
+			}
+		})
+	}
+}
+
+func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
+	r, _ := startDev(t)
+	r.send(t, "18600000001")
+	r.send(t, "18600000002")
+	r.send(t, "18600000001")
+	get := func(query string) (numbers []string) {
+		t.Helper()
+		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json"+query, nil)
+		code, body := do(t, q)
+		var messages []map[string]string
+		if err := json.Unmarshal([]byte(body), &messages); code != 200 || err != nil {
+			t.Fatalf("%s: got %d %s", query, code, body)
+		}
+		for _, m := range messages {
+			numbers = append(numbers, m["phone_number"])
+			at, err := time.Parse(time.RFC3339, m["sent_at"])
+			if len(m) != 5 || m["signature"] != "阿里云" || m["template_code"] != "SMS_199004489" || len(m["code"]) != 6 || err != nil || time.Since(at) > time.Hour {
+				t.Errorf("message: got %v", m)
+			}
+		}
+		return numbers
+	}
+	one, two := "+8618600000001", "+8618600000002"
+	for query, want := range map[string][]string{
+		"":                               {one, two, one},
+		"?phone_number=+8618600000001":   {one, one}, // the + arrives as a space
+		"?phone_number=%2B8618600000002": {two},
+		"?phone_number=186-0000-0002":    {two},
+		"?phone_number=18600000003":      nil,
+	} {
+		if got := get(query); !slices.Equal(got, want) {
+			t.Errorf("%s: got %v; want %v", query, got, want)
+		}
+	}
+	q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json?phone_number=10086", nil)
+	if code, body := do(t, q); code != 400 || !strings.Contains(body, "phone_number") {
+		t.Errorf("a bad number: got %d %s; want 400 naming phone_number", code, body)
+	}
+}
+
+func TestProductionHasNoInbox(t *testing.T) {
+	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{})
+	q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json", nil)
+	if code, _ := do(t, q); code != 404 {
+		t.Errorf("/inbox.json: got %d; want 404", code)
+	}
+}
+
+func TestBadFieldsAreNamedAndNothingIsStoredOrSent(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	var swaps atomic.Int64
+	db := openStore(t, "sqlite::memory:")
+	r := start(t, db, aliyun(t, fake), func(c *server.Config) { c.Verifier.Store = swapCounter{db, &swaps} })
+	good := func(change func(*pb.SendSMSRequest)) *pb.SendSMSRequest {
+		q := request("18600000000")
+		change(q)
+		return q
+	}
+	numbers := []string{
+		"", " ", "\t", "\x00", "18600000000\x00", "'; DROP TABLE phone_numbers; --", "18600000000' OR '1'='1", "1860000000", "186000000000",
+		strings.Repeat("1", 2048), "18600000000,18600000001", "18600000000\n", "１８６００００００００", "📱", "1860000000a", "01019900448",
+		"+861019900448", "10086", "95555", "+", "++8618600000000", "tel:18600000000", "+8619900448901", "12600000000",
+	}
+	type bad struct {
+		request *pb.SendSMSRequest
+		fields  []string
+	}
+	var table []bad
+	for _, n := range numbers {
+		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.PhoneNumber = n }), []string{"phone_number"}})
+	}
+	for _, s := range []string{"", strings.Repeat("签", 65), "a\nb", "a\x00b", "a\u200bb", "a\u202eb"} {
+		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.Signature = s }), []string{"signature"}})
+	}
+	for _, c := range []string{"", strings.Repeat("a", 65), "SMS-1", "SMS 1", "短信", "SMS_1\n"} {
+		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.TemplateCode = c }), []string{"template_code"}})
+	}
+	table = append(table, bad{&pb.SendSMSRequest{}, []string{"phone_number", "signature", "template_code"}})
+	check := func(call string, err error, fields []string) {
+		t.Helper()
+		s := status.Convert(err)
+		info, _, badRequest := details(t, s)
+		var got []string
+		for _, v := range badRequest.GetFieldViolations() {
+			got = append(got, v.Field)
+			if v.Description == "" {
+				t.Errorf("%s: the field %s has no description", call, v.Field)
+			}
+		}
+		if s.Code() != codes.InvalidArgument || !slices.Equal(got, fields) || info.GetReason() != "INVALID_FIELD" {
+			t.Errorf("%s: got %v naming %v; want InvalidArgument naming %v", call, err, got, fields)
+		}
+	}
+	for _, b := range table {
+		_, err := r.SendSMS(t.Context(), b.request)
+		check(fmt.Sprintf("SendSMS %.60q", b.request), err, b.fields)
+	}
+	for _, n := range numbers {
+		_, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: n, Code: "123456"})
+		check(fmt.Sprintf("Valid %.60q", n), err, []string{"phone_number"})
+	}
+	if swaps.Load() != 0 || fake.Requests() != 0 {
+		t.Errorf("%d writes and %d requests to Aliyun; want none", swaps.Load(), fake.Requests())
+	}
+	for _, s := range []string{strings.Repeat("签", 64), "Acme Inc.", "a"} {
+		if _, err := r.SendSMS(t.Context(), good(func(q *pb.SendSMSRequest) { q.Signature = s; q.PhoneNumber = freshNumber() })); err != nil {
+			t.Errorf("sign name %q: %v", s, err)
+		}
+	}
+}
+
+func TestACodeThatCannotBeRightIsWrongAndCounts(t *testing.T) {
+	r, inbox := startDev(t)
+	for _, junk := range []string{"", "12345", "1990044", "abcdef", "１２３４５６", strings.Repeat("1", 2048), "' OR 1=1", "12345\x00"} {
+		number := freshNumber()
+		r.send(t, number)
+		code := inbox.Messages("")[0].Code
+		for range 3 {
+			if r.valid(t, number, junk) {
+				t.Fatalf("%.20q is valid", junk)
+			}
+		}
+		if r.valid(t, number, code) {
+			t.Errorf("%.20q was not counted: the right code works after three of it", junk)
+		}
+	}
+}
+
+// A rawMessage is sent as it is.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
+}
+func (rawCodec) Unmarshal(mem.BufferSlice, any) error { return nil }
+
+var _ encoding.CodecV2 = rawCodec{}
+
+func TestGRPCItselfRefusesWhatIsTooLongOrNotUTF8(t *testing.T) {
+	r, inbox := startDev(t)
+	_, err := r.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18600000000", Signature: strings.Repeat("a", 4096)})
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a message over 4 KiB: got %v; want ResourceExhausted", err)
+	}
+	err = r.conn.Invoke(t.Context(), pb.PhoneNumberService_SendSMS_FullMethodName, []byte("\x0a\x02\xff\xfe"), nil, grpc.ForceCodecV2(rawCodec{}))
+	if status.Code(err) != codes.Internal {
+		t.Errorf("invalid UTF-8: got %v; want Internal", err)
+	}
+	if code, body := r.post(t, "SendSMS", `{"phone_number":"`+strings.Repeat("1", 4096)+`"}`); code != 429 || !strings.Contains(body, "resource_exhausted") {
+		t.Errorf("JSON over 4 KiB: got %d %s; want 429 resource_exhausted", code, body)
+	}
+	if m := inbox.Messages(""); len(m) != 0 {
+		t.Errorf("%d messages were sent", len(m))
+	}
+}
+
+func TestASilentConnectionIsClosed(t *testing.T) {
+	r, _ := startDev(t)
+	for _, first := range []string{"", "P", "PRI * HTTP/2.0\r\n", "POST / HTTP/1.1\r\nHost:"} {
+		t.Run(fmt.Sprintf("after %q", first), func(t *testing.T) {
+			t.Parallel()
+			c, err := net.Dial("tcp", r.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			io.WriteString(c, first)
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the connection is still open")
+			}
+		})
+	}
+}
+
+func TestHealthFollowsTheDatabaseAndLivenessDoesNot(t *testing.T) {
+	var down atomic.Bool
+	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) {
+		ready := c.Ready
+		c.Ready = func(ctx context.Context) error {
+			if down.Load() {
+				return errors.New("down")
+			}
+			return ready(ctx)
+		}
+	})
+	health := func(service string) string {
+		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
+		if err != nil {
+			return err.Error()
+		}
+		return res.Status.String()
+	}
+	const name = "phonenumberservice.PhoneNumberService"
+	for _, want := range []string{"SERVING", "NOT_SERVING", "SERVING"} {
+		down.Store(want == "NOT_SERVING")
+		eventually(t, "health is "+want, func() bool { return health("") == want && health(name) == want })
+		if got := health("liveness"); got != "SERVING" {
+			t.Errorf("liveness: got %s; want SERVING", got)
+		}
+	}
+}
+
+func TestReflectionDescribesTheService(t *testing.T) {
+	r, _ := startDev(t)
+	stream, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	res, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := res.GetListServicesResponse().String(); !strings.Contains(got, "phonenumberservice.PhoneNumberService") {
+		t.Errorf("services: got %s", got)
+	}
+}
+
+func TestAPanicAnswersInternalAndTheProcessLives(t *testing.T) {
+	var code string
+	panics := true
+	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+		if panics {
+			code = m.Code
+			panic("sending " + m.Code)
+		}
+		return verify.Receipt{}, nil
+	}))
+	number := freshNumber()
+	_, err := r.SendSMS(t.Context(), request(number))
+	if got := reasonOf(t, err); got != "Internal INTERNAL" {
+		t.Errorf("got %s; want Internal INTERNAL", got)
+	}
+	if httpCode, body := r.post(t, "SendSMS", `{"phone_number":"`+number+`","signature":"a","template_code":"b"}`); httpCode != 500 || strings.Contains(body, code) {
+		t.Errorf("over HTTP: got %d %s; want 500", httpCode, body)
+	}
+	if log := r.log.String(); !strings.Contains(log, "panic in a call") || strings.Contains(log, code) {
+		t.Errorf("log: want the panic without its value, got\n%s", log)
+	}
+	panics = false
+	r.send(t, number)
+}
+
+func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake))
+	r.send(t, "18699998888")
+	code := lastCode(t, fake, "18699998888")
+	r.valid(t, "18699998888", code)
+	r.post(t, "Valid", `{"phone_number":"+86 186 9999 8888","code":"`+code+`"}`)
+	r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "10086"})
+	var calls []string
+	for line := range strings.Lines(r.log.String()) {
+		if strings.Contains(line, "msg=call") {
+			calls = append(calls, line)
+		}
+	}
+	wants := [][]string{
+		{"method=SendSMS", "status=OK", "duration=", "number=+86186****8888", "biz_id=" + fake.Accepted()[0].BizID, "request_id="},
+		{"method=Valid", "status=OK", "number=+86186****8888"},
+		{"method=Valid", "status=OK", "number=+86186****8888"},
+		{"method=Valid", "status=InvalidArgument"},
+	}
+	if len(calls) != len(wants) {
+		t.Fatalf("got %d lines; want %d:\n%s", len(calls), len(wants), strings.Join(calls, ""))
+	}
+	for i, want := range wants {
+		for _, w := range want {
+			if !strings.Contains(calls[i], w) {
+				t.Errorf("line %d: got %s; want %s", i+1, calls[i], w)
+			}
+		}
+	}
+	for _, secret := range []string{code, "99998888"} {
+		if strings.Contains(strings.Join(calls, ""), secret) {
+			t.Errorf("the log holds %s", secret)
+		}
+	}
+}
+
+func TestACallWithoutADeadlineGetsOne(t *testing.T) {
+	seen := make(chan bool, 1)
+	db := openStore(t, "sqlite::memory:")
+	r := start(t, db, &sms.Inbox{}, func(c *server.Config) { c.Verifier.Store = deadlineWatch{db, seen} })
+	r.Valid(context.Background(), &pb.ValidRequest{PhoneNumber: "18600000000"})
+	if !<-seen {
+		t.Error("the store was called without a deadline")
+	}
+}
+
+type deadlineWatch struct {
+	verify.Store
+	seen chan bool
+}
+
+func (s deadlineWatch) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	_, ok := ctx.Deadline()
+	s.seen <- ok
+	return s.Store.Load(ctx, n)
+}
+
+func TestADrainSaysSoWhileItStillAcceptsAndFinishesWhatIsInFlight(t *testing.T) {
+	asked, answer := make(chan string, 1), make(chan struct{})
+	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+		asked <- m.Code
+		<-answer
+		return verify.Receipt{}, nil
+	}), func(c *server.Config) { c.DrainDelay = 2 * time.Second })
+	eventually(t, "serving", func() bool { return strings.Contains(r.log.String(), "msg=serving") })
+
+	grpcCall, httpCall := make(chan error, 1), make(chan int, 1)
+	go func() { _, err := r.SendSMS(t.Context(), request(freshNumber())); grpcCall <- err }()
+	<-asked
+	go func() {
+		code, _ := r.post(t, "SendSMS", `{"phone_number":"`+freshNumber()+`","signature":"a","template_code":"b"}`)
+		httpCall <- code
+	}()
+	<-asked
+	r.stop()
+	eventually(t, "NOT_SERVING", func() bool {
+		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING
+	})
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatalf("a new connection during the drain delay: %v", err)
+	}
+	conn.Close()
+	eventually(t, "new connections are refused", func() bool {
+		c, err := net.Dial("tcp", r.addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	select {
+	case <-r.done:
+		t.Fatal("stopped with calls in flight")
+	default:
+	}
+	close(answer)
+	if err := <-grpcCall; err != nil {
+		t.Errorf("the gRPC call in flight: %v", err)
+	}
+	if code := <-httpCall; code != 200 {
+		t.Errorf("the HTTP call in flight: got %d; want 200", code)
+	}
+	<-r.done
+}
