@@ -3,6 +3,8 @@ package numberplan_test
 import (
 	"testing"
 
+	"github.com/nyaruka/phonenumbers"
+
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -51,6 +53,28 @@ func TestMobileRefusesWhatIsNoMobileNumber(t *testing.T) {
 				t.Errorf("Mobile(%q, %q): got %q, true; want false", c.number, c.region, got)
 			}
 		})
+	}
+}
+
+// The domain keeps one state a number under its E.164 form, so that form has to be
+// the same when it is typed itself, from anywhere.
+func TestTheE164FormOfEveryRegionIsItsOwnE164Form(t *testing.T) {
+	for region := range phonenumbers.GetSupportedRegions() {
+		example := phonenumbers.GetExampleNumberForType(region, phonenumbers.MOBILE)
+		if example == nil {
+			continue
+		}
+		national := phonenumbers.Format(example, phonenumbers.NATIONAL)
+		want := phonenumbers.Format(example, phonenumbers.E164)
+		// The library writes Argentina's national form so that nobody can dial it.
+		if got, ok := numberplan.Mobile(national, region); region != "AR" && (!ok || got != want) {
+			t.Errorf("Mobile(%q, %q): got %q, %v; want %q, true", national, region, got, ok, want)
+		}
+		for _, from := range []string{"CN", "US", region} {
+			if got, ok := numberplan.Mobile(want, from); !ok || got != want {
+				t.Errorf("Mobile(%q, %q): got %q, %v; want it unchanged", want, from, got, ok)
+			}
+		}
 	}
 }
 

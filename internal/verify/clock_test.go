@@ -1,0 +1,54 @@
+package verify
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestASteadyClockIsTheLaterOfTheWallAndTheTimeThatReallyPassed(t *testing.T) {
+	start := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name               string
+		passed, wall, want time.Duration // since the start
+	}{
+		{"nothing happened", time.Minute, time.Minute, time.Minute},
+		{"the wall clock was set back", time.Minute, -time.Hour, time.Minute},
+		{"the wall clock was set forward", time.Minute, time.Hour, time.Hour},
+		{"set forward, and back before the clock is asked", 2 * time.Minute, 2 * time.Minute, 2 * time.Minute},
+		{"set forward, and back too far", 3 * time.Minute, -time.Hour, 3 * time.Minute},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			now := steadyClock(start, func() time.Time { return start.Add(c.wall) }, func() time.Duration { return c.passed })
+			if got := now().Sub(start); got != c.want {
+				t.Errorf("got %v after the start, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestASteadyClockRunsOnWhileTheWallClockIsSetBack(t *testing.T) {
+	start := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	passed, wall := time.Duration(0), start
+	now := steadyClock(start, func() time.Time { return wall }, func() time.Duration { return passed })
+	last := now()
+	for _, wall = range []time.Time{start.Add(time.Second), start.Add(-time.Hour), start.Add(-24 * time.Hour), start.Add(4 * time.Second), start} {
+		passed += time.Second
+		got := now()
+		if got.Sub(last) < time.Second {
+			t.Errorf("%v after the start by a wall clock at %v: got %v, want at least a second after %v", passed, wall, got, last)
+		}
+		last = got
+	}
+}
+
+func TestTheProcessClockGoesAsTimeDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := SteadyClock()
+		first := now()
+		time.Sleep(90 * time.Second)
+		if got := now().Sub(first); got != 90*time.Second {
+			t.Errorf("after 90 s: got %v later, want 1m30s", got)
+		}
+	})
+}

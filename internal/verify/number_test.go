@@ -1,0 +1,229 @@
+package verify_test
+
+import (
+	"errors"
+	"regexp"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+var china = verify.NumberParser{Region: "CN", Plan: numberplan.Mobile}
+
+func TestOnePersonHasOneNumberHoweverItIsWritten(t *testing.T) {
+	for _, raw := range []string{
+		"18612345678", "+86 186 1234 5678", "8618612345678", "008618612345678", "(186) 1234-5678", // the contract's own
+		"+8618612345678", "86 186 1234 5678", "0086 186-1234-5678", "00 86 18612345678", "(0086)18612345678",
+		"(+86) 186 1234 5678", "+86-186-1234-5678", " 18612345678 ", "1-8-6-1-2-3-4-5-6-7-8", "+ 86 18612345678",
+	} {
+		t.Run(raw, func(t *testing.T) {
+			if got, err := china.Parse(raw); err != nil || got != "+8618612345678" {
+				t.Errorf("got %q, %v, want +8618612345678", got, err)
+			}
+		})
+	}
+}
+
+func TestEveryMainlandRangeFrom13To19IsAMobileNumber(t *testing.T) {
+	for second := '3'; second <= '9'; second++ {
+		for third := '0'; third <= '9'; third++ {
+			raw := "1" + string(second) + string(third) + "00000000"
+			if got, err := china.Parse(raw); err != nil || got != verify.Number("+86"+raw) {
+				t.Errorf("%s: got %q, %v, want +86%s", raw, got, err, raw)
+			}
+		}
+	}
+}
+
+func TestNumbersOfOtherCountriesGoByTheirOwnPlan(t *testing.T) {
+	for _, c := range []struct{ region, raw, want string }{
+		{"CN", "+852 5123 4567", "+85251234567"},
+		{"CN", "00852 5123 4567", "+85251234567"},
+		{"CN", "+886 912 345 678", "+886912345678"}, // Taiwan begins like +86 only at a glance
+		{"CN", "+1 (201) 555-0123", "+12015550123"},
+		{"CN", "+44 7400 123456", "+447400123456"},
+		{"HK", "5123 4567", "+85251234567"},
+		{"GB", "07400 123456", "+447400123456"},
+		{"US", "(201) 555-0123", "+12015550123"},
+		{"HK", "+8618612345678", "+8618612345678"},
+		{"HK", "0086 186 1234 5678", "+8618612345678"},
+	} {
+		t.Run(c.region+" "+c.raw, func(t *testing.T) {
+			p := verify.NumberParser{Region: c.region, Plan: numberplan.Mobile}
+			if got, err := p.Parse(c.raw); err != nil || string(got) != c.want {
+				t.Errorf("got %q, %v, want %s", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *testing.T) {
+	for name, raw := range map[string]string{
+		"empty":                                "",
+		"whitespace":                           "   ",
+		"two numbers by a comma":               "18612345678,18612345679",
+		"a trailing comma":                     "18612345678,",
+		"a control character":                  "1861234\x075678",
+		"a tab":                                "186\t12345678",
+		"a line break":                         "18612345678\n",
+		"a carriage return":                    "18612345678\r",
+		"NUL":                                  "18612345678\x00",
+		"a delete character":                   "18612345678\x7f",
+		"full-width digits":                    "１８６１２３４５６７８",
+		"one full-width digit":                 "1861234567８",
+		"a full-width plus":                    "＋8618612345678",
+		"Arabic-Indic digits":                  "١٨٦١٢٣٤٥٦٧٨",
+		"an emoji":                             "1861234567📱",
+		"a keycap emoji":                       "1861234567" + "8️⃣",
+		"a letter":                             "1861234567a",
+		"letters of a vanity number":           "+1800FLOWERS",
+		"an extension":                         "+12015550123;ext=5",
+		"a non-breaking space":                 "186\u00a012345678",
+		"a zero-width space":                   "186\u200b12345678",
+		"an en dash":                           "186–1234–5678",
+		"a dot":                                "186.1234.5678",
+		"invalid UTF-8":                        "1861234567\xff",
+		"SQL":                                  "18612345678' OR '1'='1",
+		"an SQL comment":                       "18612345678/*",
+		"an SQL wildcard":                      "186%",
+		"a semicolon":                          "18612345678;",
+		"too short":                            "1391234567",
+		"too long":                             "186123456789",
+		"too short with the country code":      "+86139123456",
+		"too long with the country code":       "+86186123456789",
+		"the country code twice":               "+868618612345678",
+		"the country code twice, bare":         "868618612345678",
+		"a trunk zero":                         "018612345678",
+		"2 KB of digits":                       strings.Repeat("1", 2048),
+		"2 KB of spaces round a number":        "18612345678" + strings.Repeat(" ", 2048),
+		"a landline":                           "010-82325588",
+		"a landline with the country code":     "+86 10 8232 5588",
+		"a service number":                     "10086",
+		"a service number, international":      "+8610086",
+		"an emergency number":                  "110",
+		"a toll-free number":                   "400-810-8888",
+		"a range that is no mobile's":          "12012345678",
+		"a plus alone":                         "+",
+		"two pluses":                           "++8618612345678",
+		"a plus inside":                        "86+18612345678",
+		"a plus at the end":                    "18612345678+",
+		"zeros":                                "00",
+		"a country code that begins with zero": "+0086186" + "12345678",
+		"no such country":                      "+999 123 456 789",
+		"a landline of another country":        "+44 20 7946 0000",
+		"hyphens":                              "---",
+		"parentheses":                          "()",
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := china.Parse(raw)
+			var field *verify.FieldError
+			if !errors.As(err, &field) || field.Field != "phone_number" || got != "" {
+				t.Fatalf("got %q, %v, want a FieldError of phone_number", got, err)
+			}
+			if len(raw) > 3 && strings.TrimSpace(raw) != "" && strings.Contains(err.Error(), raw) {
+				t.Errorf("got %q, want an error without the input", err)
+			}
+		})
+	}
+}
+
+func TestAPlanIsNeverAskedForWhatIsNoDialledNumber(t *testing.T) {
+	dialled := regexp.MustCompile(`^\+?[0-9]*$`)
+	p := verify.NumberParser{Region: "US", Plan: func(number, _ string) (string, bool) {
+		if !dialled.MatchString(number) {
+			t.Errorf("the plan was asked for %q, want ASCII digits, after a plus at most", number)
+		}
+		return "+12015550123", true
+	}}
+	for _, raw := range []string{"(201) 555-0123", "+1 201", "201;ext=1", "２０１", "201 a", "00 1 201"} {
+		_, _ = p.Parse(raw)
+	}
+}
+
+func TestAPlanCannotSmuggleInWhatIsNoE164OrIsMainland(t *testing.T) {
+	for _, answer := range []string{"", "+", "12015550123", "+0201555", "+1201555012345678", "+1201555a", "+1201555,0123", "+8610082325588", "+12015550123\n"} {
+		p := verify.NumberParser{Region: "US", Plan: func(string, string) (string, bool) { return answer, true }}
+		if got, err := p.Parse("2015550123"); err == nil {
+			t.Errorf("a plan that answers %q: got %q, want a FieldError", answer, got)
+		}
+	}
+}
+
+func TestALogShowsANumberWithFourDigitsHidden(t *testing.T) {
+	for number, want := range map[verify.Number]string{
+		"+8618612345678":    "+86186****5678",
+		"+12015550123":      "+120****0123",
+		"+85251234567":      "+852****4567",
+		"+123456789":        "+1****6789",
+		"+12345678":         "+****", // nothing would be left to hide
+		"+1234567":          "+****",
+		"":                  "+****",
+		"+1234567890123456": "+12345678****3456",
+	} {
+		if got := number.Masked(); got != want {
+			t.Errorf("%s: got %s, want %s", number, got, want)
+		}
+	}
+}
+
+func TestMainlandNumbersAreThoseOfCountryCode86(t *testing.T) {
+	for number, want := range map[verify.Number]bool{"+8618612345678": true, "+85251234567": false, "+886912345678": false, "+85366123456": false} {
+		if got := number.Mainland(); got != want {
+			t.Errorf("%s: got %v, want %v", number, got, want)
+		}
+	}
+}
+
+// Every spelling of a mainland number that the contract allows is one number.
+func TestSpellingsOfOneMainlandNumberAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		national := rapid.StringMatching(`1[3-9][0-9]{9}`).Draw(t, "number")
+		digits := rapid.SampledFrom([]string{"", "86", "0086", "+86"}).Draw(t, "prefix") + national
+		var raw strings.Builder
+		for _, d := range digits {
+			raw.WriteString(rapid.SampledFrom([]string{"", "", " ", "-", "(", ")"}).Draw(t, "filler"))
+			raw.WriteRune(d)
+		}
+		if got, err := china.Parse(raw.String()); err != nil || string(got) != "+86"+national {
+			t.Fatalf("%q: got %q, %v, want +86%s", raw.String(), got, err, national)
+		}
+	})
+}
+
+func FuzzParseNumber(f *testing.F) {
+	for _, raw := range []string{
+		"18612345678", "+86 186 1234 5678", "008618612345678", "(186) 1234-5678", "10086", "",
+		"+12015550123", "+5491123456789", "+5215512345678", "+390312345678", "+2250123456789", "+447400123456",
+		"１８６１２３４５６７８", "18612345678,18612345679", "+1 684 733 1234", "\x00", "+870773111632", "+262692123456",
+	} {
+		f.Add(raw, "CN")
+		f.Add(raw, "US")
+	}
+	want := regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
+	f.Fuzz(func(t *testing.T, raw, region string) {
+		p := verify.NumberParser{Region: region, Plan: numberplan.Mobile}
+		n, err := p.Parse(raw)
+		if err != nil {
+			var field *verify.FieldError
+			if !errors.As(err, &field) || n != "" {
+				t.Fatalf("%q: got %q, %v, want a FieldError", raw, n, err)
+			}
+			return
+		}
+		if !want.MatchString(string(n)) {
+			t.Fatalf("%q: got %q, want E.164", raw, n)
+		}
+		for _, spelling := range []string{string(n), "00" + string(n[1:]), " " + string(n[:3]) + "-(" + string(n[3:]) + ")"} {
+			if again, err := p.Parse(spelling); err != nil || again != n {
+				t.Fatalf("%q is %s, but %q: got %q, %v", raw, n, spelling, again, err)
+			}
+		}
+		if masked := n.Masked(); strings.Count(masked, "*") != 4 {
+			t.Fatalf("%s masked: got %s, want four digits hidden", n, masked)
+		}
+	})
+}
