@@ -1,0 +1,197 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// mysqlErrors is all that is known of the numbers of MySQL, MariaDB and Galera. A
+// number that is not here leaves the outcome unknown, and is final at start: so
+// do 1180 (commit failed), 1317 (interrupted) and 1927 (connection killed).
+var mysqlErrors = map[uint16]verdict{
+	1020: lostRace,         // record changed since last read (MariaDB's snapshot isolation)
+	1040: noEffect | notUp, // too many connections
+	1044: noEffect,         // user may not use the database
+	1045: noEffect,         // user or password
+	1047: noEffect | notUp, // Galera node without a quorum or not in sync
+	1049: noEffect,         // no such database
+	1053: notUp,            // server shuts down, perhaps in the middle of the statement
+	1054: noEffect,         // no such column
+	1062: lostRace,         // duplicate key: the row is there
+	1114: noEffect,         // table or disk full
+	1142: noEffect,         // user may not do this to the table
+	1143: noEffect,         // user may not do this to the column
+	1146: noEffect | tableMissing,
+	1203: noEffect | notUp, // max_user_connections
+	1205: noEffect,         // lock wait timed out
+	1213: lostRace | notUp, // deadlock, or Galera's certification
+	1226: noEffect | notUp, // limit of a resource for this user
+	1243: noEffect,         // statement unknown: a proxy changed servers
+	1290: noEffect | notUp, // read-only server; the driver drops it and says ErrBadConn,
+	1406: noEffect,         // data too long
+	1461: noEffect | notUp, // max_prepared_stmt_count
+	1615: noEffect,         // statement must be prepared again
+	1792: noEffect | notUp, // as it does for this
+	1836: noEffect | notUp, // and this
+	3101: lostRace,         // group replication's certification
+}
+
+const createDatabase = "CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin"
+
+var mysqlAdvice = map[uint16]string{
+	1044: "the user may not use the database, or it does not exist; as a user who may: " + createDatabase + ", and grant SELECT, INSERT, UPDATE and CREATE on it",
+	1045: "the user or the password of the data source name is not right",
+	1049: "the database does not exist; as a user who may: " + createDatabase,
+	1054: "the table phone_numbers lacks a column of phonenumberservice.sql",
+	1142: "the user needs SELECT, INSERT and UPDATE on the table phone_numbers; where it is missing, run phonenumberservice.sql as a user who may create tables",
+}
+
+const (
+	mysqlConnections  = 64              // fewer than the callers at once costs throughput
+	mysqlConnLifetime = 5 * time.Minute // so that a change behind a name or a balancer is noticed
+	mysqlDialTimeout  = 2 * time.Second
+	mysqlIOTimeout    = 5 * time.Second // for a peer that vanished: calls give up by their context
+)
+
+type mysqlEngine struct{ database string }
+
+func openMySQL(dsn string) (*DB, error) {
+	cfg, err := mysqlConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := mysql.NewConnector(cfg)
+	if err != nil {
+		return nil, errDSN
+	}
+	pool := sql.OpenDB(connector{inner})
+	pool.SetMaxOpenConns(mysqlConnections)
+	pool.SetMaxIdleConns(mysqlConnections)
+	pool.SetConnMaxLifetime(mysqlConnLifetime)
+	return &DB{engine: mysqlEngine{cfg.DBName}, pool: pool}, nil
+}
+
+var errDSN = errors.New("the data source name cannot be read; want " + dsnForms +
+	" (after the database name, parameters in the form ?name=value&name=value, times as 2s)")
+
+// mysqlConfig reads dsn and sets what correctness rests on, whatever the
+// operator wrote; everything else that the operator wrote stays.
+func mysqlConfig(dsn string) (*mysql.Config, error) {
+	cfg, err := mysql.ParseDSN(dsn)
+	// The driver's error can quote the name. It takes any word for a network:
+	// user:password@host:3306/name, for one.
+	if err != nil || !slices.Contains([]string{"tcp", "tcp4", "tcp6", "unix"}, cfg.Net) {
+		return nil, errDSN
+	}
+	// With the database name forgotten, a slash in the password ends up there.
+	if cfg.DBName == "" || strings.ContainsAny(cfg.DBName, "@()") {
+		return nil, errors.New("the data source name has no database name; want " + dsnForms)
+	}
+	cfg.ClientFoundRows = true // a swap is done where its row was found
+	cfg.Loc = time.UTC
+	cfg.InterpolateParams = false // values never become part of a statement's text
+	cfg.RejectReadOnly = true     // after a failover, look for the new primary
+	cfg.Logger = &mysql.NopLogger{}
+	forced := map[string]string{
+		"autocommit": "1", // each statement is a transaction: nothing here commits
+		"sql_mode":   "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
+		"time_zone":  "'+00:00'",
+	}
+	maps.DeleteFunc(cfg.Params, func(name, _ string) bool { return forced[strings.ToLower(name)] != "" })
+	if cfg.Params == nil {
+		cfg.Params = map[string]string{}
+	}
+	maps.Copy(cfg.Params, forced)
+	for timeout, standard := range map[*time.Duration]time.Duration{
+		&cfg.Timeout: mysqlDialTimeout, &cfg.ReadTimeout: mysqlIOTimeout, &cfg.WriteTimeout: mysqlIOTimeout,
+	} {
+		if *timeout == 0 {
+			*timeout = standard
+		}
+	}
+	return cfg, nil
+}
+
+func (mysqlEngine) provide() error    { return nil }
+func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
+
+func (mysqlEngine) judge(err error) verdict {
+	var server *mysql.MySQLError
+	if errors.As(err, &server) {
+		return mysqlErrors[server.Number]
+	}
+	var network net.Error
+	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) {
+		return notUp
+	}
+	return 0
+}
+
+func (mysqlEngine) loggable(err error) error {
+	var server *mysql.MySQLError
+	switch {
+	case errors.As(err, &server):
+		// The server's text can quote a value: 1062 quotes the phone number.
+		text := "MySQL error " + strconv.Itoa(int(server.Number))
+		if state := bytes.Trim(server.SQLState[:], "\x00"); len(state) > 0 {
+			text += " (" + string(state) + ")"
+		}
+		return errors.New(text)
+	case errors.Is(err, driver.ErrBadConn):
+		return fmt.Errorf("%w (the server went away or is read-only)", err)
+	}
+	return err
+}
+
+func (e mysqlEngine) advice(err error) string {
+	var server *mysql.MySQLError
+	if !errors.As(err, &server) {
+		return ""
+	}
+	return strings.ReplaceAll(mysqlAdvice[server.Number], "PhoneNumberService", e.database)
+}
+
+func (mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
+	value := map[string]string{}
+	rows, err := pool.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN
+		('innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
+	if err == nil {
+		for rows.Next() {
+			var name, v string
+			err = errors.Join(err, rows.Scan(&name, &v))
+			value[name] = v
+		}
+		err = errors.Join(err, rows.Err(), rows.Close())
+	}
+	if err != nil {
+		return []string{"the database's settings could not be read: " + err.Error()}
+	}
+	return mysqlWarnings(value)
+}
+
+func mysqlWarnings(value map[string]string) (warnings []string) {
+	const lost = ": what the database acknowledged can be lost when its power fails, and a used code live again; set it to 1"
+	if v, ok := value["innodb_flush_log_at_trx_commit"]; ok && v != "1" {
+		warnings = append(warnings, "innodb_flush_log_at_trx_commit is "+v+lost)
+	}
+	if v, ok := value["sync_binlog"]; ok && v != "1" && value["log_bin"] == "ON" {
+		warnings = append(warnings, "sync_binlog is "+v+" beside a binary log"+lost)
+	}
+	const reads = 1 // the bit for SELECT
+	if wait, _ := strconv.Atoi(value["wsrep_sync_wait"]); value["wsrep_on"] == "ON" && wait&reads == 0 {
+		warnings = append(warnings, "this is Galera without wsrep_sync_wait: a right code can be refused just after it was sent; add wsrep_sync_wait=15 to the data source name's parameters")
+	}
+	return warnings
+}

@@ -1,0 +1,384 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// eventually waits for a condition, on a machine of any speed.
+func eventually(t *testing.T, condition func() error) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if err = condition(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("still after 30 s: %v", err)
+}
+
+func TestAnsweredSwapsAreThereAfterTheServerDied(t *testing.T) {
+	server := mariadbtest.Start(t)
+	db := open(t, server.DSN(mariadbtest.Database))
+	for name, end := range map[string]func(){"killed": server.Kill, "stopped": server.Stop} {
+		t.Run(name, func(t *testing.T) {
+			const writers = 8
+			type history struct{ answered, last verify.Record }
+			var histories [writers]history
+			var group, running sync.WaitGroup
+			running.Add(writers)
+			for i := range writers {
+				group.Go(func() {
+					n, h := verify.Number(fmt.Sprint(name, i)), &histories[i]
+					for round := 0; ; round++ {
+						h.last = record(fmt.Sprint(round), int64(round))
+						done, err := db.Swap(t.Context(), n, h.answered.Version, h.last)
+						if err == nil && !done {
+							t.Error("Swap = false; want true: nobody else writes")
+						}
+						if err != nil && !isUnknown(err) {
+							h.last = h.answered // surely not done
+						}
+						if !done {
+							return
+						}
+						h.answered = h.last
+						if round == 10 {
+							running.Done()
+						}
+					}
+				})
+			}
+			running.Wait()
+			end()
+			group.Wait()
+
+			if done, err := db.Swap(t.Context(), number, none, record("away", 1)); done || err == nil || isUnknown(err) {
+				t.Errorf("Swap while the server is away = %v, %v; want an error that is not unknown", done, err)
+			}
+			if err := db.Ready(t.Context()); err == nil {
+				t.Error("Ready while the server is away = nil; want an error")
+			}
+			waiting, err := store.Open(server.DSN(mariadbtest.Database))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer waiting.Close()
+			if err := waiting.Prepare(t.Context(), schema); !errors.Is(err, store.ErrNotUp) {
+				t.Errorf("Prepare while the server is away = %v; want %v", err, store.ErrNotUp)
+			}
+
+			server.Restart()
+			eventually(t, func() error { return waiting.Prepare(t.Context(), schema) })
+			for i, h := range histories {
+				got, err := db.Load(t.Context(), verify.Number(fmt.Sprint(name, i)))
+				if err != nil {
+					t.Fatalf("Load on the handle from before = %v", err)
+				}
+				if got.Version != h.answered.Version && got.Version != h.last.Version {
+					t.Errorf("writer %d: got record %s; want %s, or %s whose outcome is unknown", i, got.State, h.answered.State, h.last.State)
+				}
+			}
+			mustSwap(t, db, verify.Number("after"+name), none, record("back", 1), true)
+		})
+	}
+}
+
+// admin returns a function that runs statements as a user who may do anything.
+func admin(t *testing.T, dsn string) (run func(statements ...string), connections func(user string) []string) {
+	t.Helper()
+	db, err := sql.Open("mysql", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	run = func(statements ...string) {
+		t.Helper()
+		for _, statement := range statements {
+			if _, err := db.Exec(statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+	}
+	connections = func(user string) (ids []string) {
+		t.Helper()
+		rows, err := db.Query("SELECT id FROM information_schema.processlist WHERE user = ?", user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			var id string
+			rows.Scan(&id)
+			ids = append(ids, id)
+		}
+		return ids
+	}
+	return run, connections
+}
+
+// TestMariaDB is about users, settings and roles of a server, which a test can
+// only change on one of its own.
+func TestMariaDB(t *testing.T) {
+	server := mariadbtest.Start(t)
+	run, connections := admin(t, server.DSN(""))
+	as := func(user, database string) string {
+		return user + strings.TrimPrefix(server.DSN(database), "test")
+	}
+	password := strings.TrimPrefix(strings.Split(server.DSN(""), "@")[0], "test:")
+	account := func(name string, grants ...string) {
+		t.Helper()
+		run("CREATE USER " + name + "@'%' IDENTIFIED BY '" + password + "'")
+		for _, grant := range grants {
+			run("GRANT " + grant + " TO " + name + "@'%'")
+		}
+	}
+	database := func(t *testing.T, name string, ready bool) string {
+		t.Helper()
+		run("CREATE DATABASE " + name + " DEFAULT CHARACTER SET ascii COLLATE ascii_bin")
+		if ready {
+			open(t, server.DSN(name)).Close()
+		}
+		return name
+	}
+	// refused checks that Prepare fails for good and says each of wants.
+	refused := func(t *testing.T, dsn string, wants ...string) {
+		t.Helper()
+		db, err := store.Open(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		err = db.Prepare(t.Context(), schema)
+		if err == nil || errors.Is(err, store.ErrNotUp) {
+			t.Fatalf("Prepare = %v; want a final error", err)
+		}
+		for _, want := range wants {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("Prepare = %q; want it to say %q", err, want)
+			}
+		}
+		if strings.Contains(err.Error(), password) {
+			t.Errorf("Prepare = %q; want no password", err)
+		}
+	}
+
+	t.Run("a user who may not create the table starts where it is there", func(t *testing.T) {
+		name := database(t, "there", true)
+		account("writer", "SELECT, INSERT, UPDATE ON "+name+".*")
+		db := open(t, as("writer", name))
+		first := record("first", 1)
+		mustSwap(t, db, number, none, first, true)
+		mustSwap(t, db, number, first.Version, record("second", 2), true)
+	})
+	t.Run("a user who may not create the table is told what to run where it is not", func(t *testing.T) {
+		name := database(t, "missing", false)
+		account("creator", "SELECT, INSERT, UPDATE ON "+name+".*")
+		refused(t, as("creator", name), "run phonenumberservice.sql", "CREATE command denied")
+	})
+	t.Run("a user who may only read is told which rights are needed", func(t *testing.T) {
+		name := database(t, "reading", true)
+		account("reader", "SELECT ON "+name+".*")
+		refused(t, as("reader", name), "needs SELECT, INSERT and UPDATE")
+	})
+	t.Run("a user without rights is told how to set the database up", func(t *testing.T) {
+		account("nobody")
+		refused(t, as("nobody", mariadbtest.Database), "CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin", "1044")
+	})
+	t.Run("a database that does not exist is named with its CREATE DATABASE", func(t *testing.T) {
+		refused(t, server.DSN("Elsewhere"), "CREATE DATABASE Elsewhere DEFAULT CHARACTER SET ascii COLLATE ascii_bin", "1049")
+	})
+	t.Run("a wrong password is said to be one", func(t *testing.T) {
+		refused(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1), "the password of the data source name is not right")
+	})
+	t.Run("a table of another shape is said to be one", func(t *testing.T) {
+		name := database(t, "shape", false)
+		run("CREATE TABLE " + name + ".phone_numbers (phone_number VARCHAR(16) NOT NULL PRIMARY KEY)")
+		refused(t, server.DSN(name), "lacks a column", "version")
+	})
+	t.Run("columns of a later version are no hindrance", func(t *testing.T) {
+		name := database(t, "later", true)
+		run("ALTER TABLE " + name + ".phone_numbers ADD note INT NOT NULL DEFAULT 7 FIRST")
+		db := open(t, server.DSN(name))
+		first := record("first", 1)
+		mustSwap(t, db, number, none, first, true)
+		mustLoad(t, db, number, first)
+	})
+	t.Run("a server with loose settings neither shortens a number nor forgets to commit", func(t *testing.T) {
+		name := database(t, "loose", true)
+		run("SET GLOBAL sql_mode = ''", "SET GLOBAL autocommit = 0")
+		defer run("SET GLOBAL sql_mode = DEFAULT", "SET GLOBAL autocommit = 1")
+		db := open(t, server.DSN(name))
+		const long = number + "890123"
+		if done, err := db.Swap(t.Context(), long, none, record("long", 1)); done || err == nil || isUnknown(err) {
+			t.Errorf("Swap of a number of %d characters = %v, %v; want an error that is not unknown", len(long), done, err)
+		}
+		mustLoad(t, db, long[:16], verify.Record{})
+		first := record("first", 1)
+		mustSwap(t, db, number, none, first, true)
+		mustLoad(t, open(t, server.DSN(name)), number, first)
+	})
+	t.Run("a flush that is not at every commit is warned of", func(t *testing.T) {
+		run("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+		defer run("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+		got := open(t, server.DSN(mariadbtest.Database)).Warnings(t.Context())
+		if len(got) != 1 || !strings.Contains(got[0], "innodb_flush_log_at_trx_commit is 2") {
+			t.Errorf("Warnings = %q; want one about innodb_flush_log_at_trx_commit", got)
+		}
+	})
+	t.Run("an error of the server holds no number", func(t *testing.T) {
+		name := database(t, "quoting", true)
+		db := open(t, server.DSN(name))
+		// A trigger fails as 1062 does, with the number in its text.
+		run("CREATE TRIGGER " + name + ".quote BEFORE INSERT ON " + name + ".phone_numbers FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no +8618612345678'")
+		_, err := db.Swap(t.Context(), number, none, record("first", 1))
+		if err == nil || strings.Contains(err.Error(), "1861234") || !strings.Contains(err.Error(), "MySQL error 1644 (45000)") {
+			t.Errorf("Swap = %v; want MySQL error 1644 (45000) and no number", err)
+		}
+	})
+	t.Run("a table that goes away is an error without effect, and back again no trouble", func(t *testing.T) {
+		name := database(t, "gone", true)
+		db := open(t, server.DSN(name))
+		run("RENAME TABLE " + name + ".phone_numbers TO " + name + ".hidden")
+		if done, err := db.Swap(t.Context(), number, none, record("first", 1)); done || err == nil || isUnknown(err) {
+			t.Errorf("Swap = %v, %v; want an error that is not unknown", done, err)
+		}
+		if err := db.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "MySQL error 1146 (42S02)") {
+			t.Errorf("Ready = %v; want MySQL error 1146 (42S02)", err)
+		}
+		run("RENAME TABLE " + name + ".hidden TO " + name + ".phone_numbers")
+		mustSwap(t, db, number, none, record("first", 1), true)
+	})
+	t.Run("a lock that is held too long is an error without effect", func(t *testing.T) {
+		name := database(t, "locked", true)
+		db := open(t, server.DSN(name)+"?innodb_lock_wait_timeout=1")
+		first := record("first", 1)
+		mustSwap(t, db, number, none, first, true)
+		other, err := sql.Open("mysql", server.DSN(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		tx, err := other.Begin()
+		if err == nil {
+			_, err = tx.Exec("SELECT state FROM phone_numbers FOR UPDATE")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := record("second", 2)
+		if done, err := db.Swap(t.Context(), number, first.Version, next); done || err == nil || isUnknown(err) {
+			t.Errorf("Swap = %v, %v; want an error that is not unknown", done, err)
+		}
+		soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if done, err := db.Swap(soon, number, first.Version, next); done || !isUnknown(err) {
+			t.Errorf("Swap past its deadline = %v, %v; want unknown", done, err)
+		}
+		tx.Rollback()
+		// The swap that was given up may still come first.
+		eventually(t, func() error {
+			if got, err := db.Load(t.Context(), number); err != nil || got.Version != next.Version {
+				_, err = db.Swap(t.Context(), number, first.Version, next)
+				return errors.Join(err, errors.New("the swap is not done yet"))
+			}
+			return nil
+		})
+	})
+	t.Run("a server that became read-only is left, and used when it is writable again", func(t *testing.T) {
+		name := database(t, "failover", true)
+		account("plain", "SELECT, INSERT, UPDATE ON "+name+".*")
+		db := open(t, as("plain", name))
+		first := record("first", 1)
+		mustSwap(t, db, number, none, first, true)
+		before := connections("plain")
+		if len(before) == 0 {
+			t.Fatal("got no connection of the store; want one")
+		}
+		run("SET GLOBAL read_only = 1")
+		defer run("SET GLOBAL read_only = 0")
+		done, err := db.Swap(t.Context(), number, first.Version, record("second", 2))
+		if done || err == nil || isUnknown(err) || !strings.Contains(err.Error(), "read-only") {
+			t.Errorf("Swap = %v, %v; want an error that says read-only and is not unknown", done, err)
+		}
+		mustLoad(t, db, number, first)
+		eventually(t, func() error {
+			for _, id := range connections("plain") {
+				if slices.Contains(before, id) {
+					return fmt.Errorf("connection %s to the read-only server is still open", id)
+				}
+			}
+			return nil
+		})
+		run("SET GLOBAL read_only = 0")
+		mustSwap(t, db, number, first.Version, record("second", 2), true)
+	})
+	t.Run("more connections than the server takes are worth waiting for", func(t *testing.T) {
+		account("crowd", "ALL ON "+mariadbtest.Database+".*")
+		run("SET GLOBAL max_connections = 10")
+		defer run("SET GLOBAL max_connections = 500")
+		crowd, err := sql.Open("mysql", as("crowd", mariadbtest.Database))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer crowd.Close()
+		for err == nil {
+			_, err = crowd.Conn(t.Context())
+		}
+		db, err := store.Open(as("crowd", mariadbtest.Database))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.Prepare(t.Context(), schema); !errors.Is(err, store.ErrNotUp) {
+			t.Errorf("Prepare = %v; want %v", err, store.ErrNotUp)
+		}
+	})
+}
+
+func BenchmarkStore(b *testing.B) {
+	for _, engine := range engines {
+		b.Run(engine.name, func(b *testing.B) {
+			db := open(b, engine.fresh(b))
+			each := func(name string, one func(n verify.Number, old verify.Record) (verify.Record, error)) {
+				b.Run(name, func(b *testing.B) {
+					var mu sync.Mutex
+					numbers := 0
+					b.SetParallelism(32)
+					b.RunParallel(func(pb *testing.PB) {
+						mu.Lock()
+						numbers++
+						n := verify.Number(fmt.Sprint(name, b.N, numbers))
+						mu.Unlock()
+						present := record(strings.Repeat("s", 59), 1)
+						done, err := db.Swap(b.Context(), n, none, present)
+						for err == nil && done && pb.Next() {
+							present, err = one(n, present)
+						}
+						if !done || err != nil {
+							b.Errorf("got %v, %v; want true", done, err)
+						}
+					})
+				})
+			}
+			each("Load", func(n verify.Number, present verify.Record) (verify.Record, error) {
+				return db.Load(b.Context(), n)
+			})
+			each("Swap", func(n verify.Number, present verify.Record) (verify.Record, error) {
+				next := record(string(present.State), 2)
+				_, err := db.Swap(b.Context(), n, present.Version, next)
+				return next, err
+			})
+		})
+	}
+}

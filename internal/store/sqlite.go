@@ -1,0 +1,98 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// sqliteErrors is what is known of SQLite's primary result codes; a code that is
+// not here leaves the outcome unknown.
+var sqliteErrors = map[int]verdict{
+	sqlite3.SQLITE_ERROR:      tableMissing, // or any other fault of the statement's text
+	sqlite3.SQLITE_BUSY:       noEffect | notUp,
+	sqlite3.SQLITE_LOCKED:     noEffect | notUp,
+	sqlite3.SQLITE_READONLY:   noEffect,
+	sqlite3.SQLITE_FULL:       noEffect,
+	sqlite3.SQLITE_CANTOPEN:   noEffect,
+	sqlite3.SQLITE_CONSTRAINT: noEffect, // not the key's: that one does nothing, see doNothing
+}
+
+// path is "" for a database in memory.
+type sqliteEngine struct{ path string }
+
+func openSQLite(path string) (*DB, error) {
+	if path == "" {
+		return nil, errors.New("the data source name has no file; want sqlite:/path/to/file.db")
+	}
+	name := "file::memory:"
+	if path == ":memory:" {
+		path = ""
+	} else {
+		absolute, err := filepath.Abs(path)
+		if err != nil {
+			return nil, err
+		}
+		path = absolute
+		name = "file:" + (&url.URL{Path: path}).EscapedPath()
+	}
+	// A wait for another process's lock ends before a call's patience does, since
+	// BUSY says more than a context that ended.
+	inner, err := sqlite.NewConnector(name + "?_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_error_rc=1")
+	if err != nil {
+		return nil, err
+	}
+	pool := sql.OpenDB(connector{inner})
+	// One connection, for ever: writers queue in turn rather than poll for the
+	// lock, and a database in memory is its connection.
+	pool.SetMaxOpenConns(1)
+	pool.SetMaxIdleConns(1)
+	return &DB{engine: sqliteEngine{path}, pool: pool}, nil
+}
+
+// provide creates the file for its owner alone; SQLite gives the files beside it
+// the same mode. One that exists is not opened: to close it would drop the locks
+// that this process holds on it.
+func (e sqliteEngine) provide() error {
+	if e.path == "" {
+		return nil
+	}
+	file, err := os.OpenFile(e.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = file.Close()
+	}
+	return err
+}
+
+func (sqliteEngine) doNothing() string { return " ON CONFLICT (phone_number) DO NOTHING" }
+
+func (sqliteEngine) judge(err error) verdict {
+	var result interface{ Code() int } // *sqlite.Error
+	if errors.As(err, &result) {
+		return sqliteErrors[result.Code()&0xff]
+	}
+	return 0
+}
+
+// SQLite's texts name tables and columns, never values.
+func (sqliteEngine) loggable(err error) error { return err }
+
+func (e sqliteEngine) advice(err error) string {
+	var result interface{ Code() int }
+	if errors.As(err, &result) && result.Code()&0xff != sqlite3.SQLITE_CANTOPEN {
+		return ""
+	}
+	return "this user must be able to read and write " + e.path + " and its directory"
+}
+
+func (sqliteEngine) warnings(context.Context, *sql.DB) []string { return nil }

@@ -1,0 +1,183 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// A resultCode is an error with a code as SQLite's have it, extended or primary.
+type resultCode int
+
+func (c resultCode) Error() string { return fmt.Sprintf("SQLite result code %d", int(c)) }
+func (c resultCode) Code() int     { return int(c) }
+
+func TestSQLiteErrorsMeanWhatTheyMean(t *testing.T) {
+	cases := []errorCase{
+		{resultCode(1), tableMissing, "ERROR"},
+		{resultCode(5), noEffect | notUp, "BUSY"},
+		{resultCode(5 | 2<<8), noEffect | notUp, "BUSY_SNAPSHOT"},
+		{resultCode(6), noEffect | notUp, "LOCKED"},
+		{resultCode(8), noEffect, "READONLY"},
+		{resultCode(8 | 4<<8), noEffect, "READONLY_DBMOVED"},
+		{resultCode(9), 0, "INTERRUPT"},
+		{resultCode(10), 0, "IOERR"},
+		{resultCode(10 | 4<<8), 0, "IOERR_FSYNC"},
+		{resultCode(11), 0, "CORRUPT"},
+		{resultCode(13), noEffect, "FULL"},
+		{resultCode(14), noEffect, "CANTOPEN"},
+		{resultCode(19), noEffect, "CONSTRAINT"},
+		{resultCode(19 | 5<<8), noEffect, "CONSTRAINT_NOTNULL"},
+		{resultCode(21), 0, "MISUSE"},
+		{context.DeadlineExceeded, 0, "the statement may be running"},
+	}
+	checkVerdicts(t, &DB{engine: sqliteEngine{}}, cases)
+	for code := range sqliteErrors {
+		tested := false
+		for _, c := range cases {
+			tested = tested || c.err == resultCode(code)
+		}
+		if !tested {
+			t.Errorf("SQLite result code %d is in the table and has no case here", code)
+		}
+	}
+}
+
+// openFile returns a handle on a SQLite file that is ready.
+func openFile(t testing.TB, path string) *DB {
+	t.Helper()
+	schema, err := os.ReadFile("../../phonenumberservice.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := Open("sqlite:" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if err := db.Prepare(t.Context(), string(schema)); err != nil {
+		t.Fatalf("Prepare: %v", err)
+	}
+	return db
+}
+
+func exec(t testing.TB, db *DB, statement string) {
+	t.Helper()
+	if _, err := db.pool.ExecContext(t.Context(), statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+func TestSQLiteFileIsTheOwnersAndDurable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store.db")
+	db := openFile(t, path)
+	if done, err := db.Swap(t.Context(), "+1", verify.Version{}, verify.Record{Version: verify.Version{1}}); !done || err != nil {
+		t.Fatal(done, err)
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		info, err := os.Stat(path + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != 0o600 {
+			t.Errorf("mode of the file%s = %v; want -rw-------", suffix, got)
+		}
+	}
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "2000"} {
+		var got string
+		if err := db.pool.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
+			t.Errorf("%s = %q, %v; want %q", pragma, got, err, want)
+		}
+	}
+}
+
+func TestSQLitePathsMayHoldAnyCharacter(t *testing.T) {
+	for _, name := range []string{"a b.db", "what?.db", "#1.db", "100%41.db", "a&mode=memory.db", "a:b.db", "中文.db", "quote'\".db"} {
+		path := filepath.Join(t.TempDir(), name)
+		openFile(t, path)
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("%q: %v; want a file of this name", name, err)
+		}
+		entries, _ := os.ReadDir(filepath.Dir(path))
+		for _, entry := range entries {
+			if !strings.HasPrefix(entry.Name(), name) {
+				t.Errorf("%q: got a file %q; want none but its own", name, entry.Name())
+			}
+		}
+	}
+}
+
+func TestSQLitePrepareSaysWhatIsWrongWithTheFile(t *testing.T) {
+	directory := t.TempDir()
+	text := filepath.Join(directory, "text")
+	os.WriteFile(text, []byte(strings.Repeat("no database", 100)), 0o600)
+	for path, want := range map[string]string{
+		filepath.Join(directory, "missing", "store.db"): "and its directory",
+		directory: "and its directory",
+		text:      "not a database",
+	} {
+		db, err := Open("sqlite:" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.Prepare(t.Context(), ""); err == nil || errors.Is(err, ErrNotUp) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Prepare(%s) = %v; want a final error that says %q", path, err, want)
+		}
+	}
+}
+
+func TestSQLiteSwapThatCannotWriteSurelyHasNoEffect(t *testing.T) {
+	surely := func(t *testing.T, db *DB, ctx context.Context) {
+		t.Helper()
+		next := verify.Record{Version: verify.Version{1}, State: make([]byte, verify.MaxStateBytes)}
+		if done, err := db.Swap(ctx, "+1", verify.Version{}, next); done || err == nil || errors.Is(err, verify.ErrOutcomeUnknown) {
+			t.Errorf("Swap = %v, %v; want an error that is not unknown", done, err)
+		}
+	}
+	works := func(t *testing.T, db *DB) {
+		t.Helper()
+		next := verify.Record{Version: verify.Version{2}, State: make([]byte, verify.MaxStateBytes)}
+		if done, err := db.Swap(t.Context(), "+1", verify.Version{}, next); !done || err != nil {
+			t.Errorf("Swap after it = %v, %v; want true", done, err)
+		}
+	}
+	t.Run("another process holds the lock", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "store.db")
+		db, other := openFile(t, path), openFile(t, path)
+		exec(t, other, "BEGIN IMMEDIATE")
+		surely(t, db, t.Context())
+		soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if done, err := db.Swap(soon, "+1", verify.Version{}, verify.Record{}); done || !errors.Is(err, verify.ErrOutcomeUnknown) {
+			t.Errorf("Swap past its deadline = %v, %v; want unknown", done, err)
+		}
+		exec(t, other, "ROLLBACK")
+		works(t, db)
+	})
+	t.Run("the database is full", func(t *testing.T) {
+		db := openFile(t, filepath.Join(t.TempDir(), "store.db"))
+		exec(t, db, "CREATE TABLE filler (b BLOB)")
+		exec(t, db, "PRAGMA max_page_count = 1")
+		for err := error(nil); err == nil; {
+			_, err = db.pool.Exec("INSERT INTO phone_numbers VALUES (hex(randomblob(7)), zeroblob(16), 0, zeroblob(1000))")
+		}
+		surely(t, db, t.Context())
+		exec(t, db, "PRAGMA max_page_count = 1000000")
+		works(t, db)
+	})
+	t.Run("the database is read-only", func(t *testing.T) {
+		db := openFile(t, filepath.Join(t.TempDir(), "store.db"))
+		exec(t, db, "PRAGMA query_only = 1")
+		surely(t, db, t.Context())
+		exec(t, db, "PRAGMA query_only = 0")
+		works(t, db)
+	})
+}

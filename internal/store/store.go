@@ -1,0 +1,217 @@
+// Package store keeps verify's records in one table, of a MySQL-compatible
+// database or of a SQLite file. Whatever a database answers is sorted here into
+// what a verify.Store may say: done, not done, surely no effect, unknown.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// ErrNotUp marks an error of Prepare that time may cure: the database cannot be
+// reached, is starting, or is read-only for now.
+var ErrNotUp = errors.New("database is not up")
+
+// What a data source name may look like; the start of one can hold a password,
+// so that an error shows this and never the name itself.
+const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db"
+
+// A DB is a verify.Store. Load, Swap and Ready need a Prepare that succeeded.
+type DB struct {
+	engine engine
+	pool   *sql.DB
+
+	load, insert, update *sql.Stmt
+}
+
+// An engine is what differs between the databases.
+type engine interface {
+	// provide makes what must be there before the first connection.
+	provide() error
+	// doNothing ends an INSERT for engines that can be told to do nothing where
+	// the row is there; the others answer with a lostRace.
+	doNothing() string
+	judge(err error) verdict
+	// loggable returns err without anything that could hold a phone number.
+	loggable(err error) error
+	// advice says what cures an error of Prepare, "" where nothing is known.
+	advice(err error) string
+	warnings(ctx context.Context, pool *sql.DB) []string
+}
+
+// A verdict is what an error says of the statement that met it. Zero, that of
+// every error nobody listed: the statement may have been done, or may yet be.
+type verdict uint8
+
+const (
+	noEffect     verdict = 1 << iota // surely not done, neither now nor later
+	lostRace                         // the same, because another swap came first
+	notUp                            // at start: worth another attempt
+	tableMissing                     // at start: apply the schema
+)
+
+// Open reads and hardens dsn and touches neither network nor disk. Its errors
+// name what would be right and nothing of dsn.
+func Open(dsn string) (*DB, error) {
+	if path, ok := strings.CutPrefix(dsn, "sqlite:"); ok {
+		return openSQLite(path)
+	}
+	return openMySQL(dsn)
+}
+
+// Prepare makes one attempt to be ready: it applies schema where the table is
+// missing, which any number of replicas may do at once, and prepares the
+// statements. Its error says what to run, and is ErrNotUp where waiting may do.
+func (db *DB) Prepare(ctx context.Context, schema string) error {
+	err := db.prepare(ctx, schema)
+	if err == nil {
+		return nil
+	}
+	if advice := db.engine.advice(err); advice != "" {
+		err = fmt.Errorf("%s: %w", advice, err)
+	}
+	if db.judge(err)&notUp != 0 {
+		err = fmt.Errorf("%w: %w", ErrNotUp, err)
+	}
+	return err
+}
+
+func (db *DB) prepare(ctx context.Context, schema string) error {
+	if err := db.engine.provide(); err != nil {
+		return err
+	}
+	// To prepare is to probe: the engine looks for table, columns and rights.
+	err := db.prepareStatements(ctx)
+	if db.judge(err)&tableMissing != 0 {
+		if _, err = db.pool.ExecContext(ctx, schema); err == nil {
+			err = db.prepareStatements(ctx)
+		}
+	}
+	if err == nil {
+		_, err = db.read(ctx, "") // a Galera node without a quorum prepares, but does not read
+	}
+	return err
+}
+
+func (db *DB) prepareStatements(ctx context.Context) error {
+	for _, s := range []struct {
+		stmt **sql.Stmt
+		text string
+	}{
+		{&db.load, "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"},
+		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.engine.doNothing()},
+		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
+	} {
+		if *s.stmt != nil {
+			continue // an earlier attempt got this far
+		}
+		stmt, err := db.pool.PrepareContext(ctx, s.text)
+		if err != nil {
+			return err
+		}
+		*s.stmt = stmt
+	}
+	return nil
+}
+
+// Load implements verify.Store.
+func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	r, err := db.read(ctx, n)
+	if err != nil {
+		return verify.Record{}, fmt.Errorf("load: %w", db.engine.loggable(err))
+	}
+	return r, nil
+}
+
+func (db *DB) read(ctx context.Context, n verify.Number) (verify.Record, error) {
+	var r verify.Record
+	var version []byte
+	err := db.load.QueryRowContext(ctx, string(n)).Scan(&version, &r.BegunAt, &r.State)
+	if errors.Is(err, sql.ErrNoRows) {
+		return verify.Record{}, nil
+	}
+	if err == nil && len(version) != len(r.Version) {
+		err = fmt.Errorf("a stored version has %d bytes; want %d", len(version), len(r.Version))
+	}
+	copy(r.Version[:], version)
+	return r, err
+}
+
+// Swap implements verify.Store. It also answers false where a deadlock or a
+// Galera certification was lost: another write came first, and a reload tells
+// which.
+func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	if len(next.State) > verify.MaxStateBytes {
+		return false, fmt.Errorf("swap: a state of %d bytes; at most %d are stored", len(next.State), verify.MaxStateBytes)
+	}
+	if next.State == nil {
+		next.State = []byte{} // nil would be NULL
+	}
+	var result sql.Result
+	var err error
+	if old == (verify.Version{}) {
+		result, err = db.insert.ExecContext(ctx, string(n), next.Version[:], next.BegunAt, next.State)
+	} else {
+		result, err = db.update.ExecContext(ctx, next.Version[:], next.BegunAt, next.State, string(n), old[:])
+	}
+	var rows int64
+	if err == nil {
+		rows, err = result.RowsAffected()
+	}
+	switch v := db.judge(err); {
+	case err == nil:
+		return rows == 1, nil
+	case v&lostRace != 0:
+		return false, nil
+	case v&noEffect != 0:
+		return false, fmt.Errorf("swap: %w", db.engine.loggable(err))
+	default:
+		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.engine.loggable(err))
+	}
+}
+
+// Ready reports whether the table can be read now, by one cheap read.
+func (db *DB) Ready(ctx context.Context) error {
+	_, err := db.Load(ctx, "")
+	return err
+}
+
+// Warnings says, for the log, which settings of the database weaken the
+// guarantees, and what to do about each.
+func (db *DB) Warnings(ctx context.Context) []string { return db.engine.warnings(ctx, db.pool) }
+
+// Close closes all connections.
+func (db *DB) Close() error { return db.pool.Close() }
+
+func (db *DB) judge(err error) verdict {
+	v := db.engine.judge(err)
+	var connecting *connectError
+	if errors.As(err, &connecting) || errors.Is(err, driver.ErrBadConn) {
+		// Both drivers return ErrBadConn only before a statement left, and for a
+		// server that refused it as read-only; database/sql repeats on that promise.
+		v |= noEffect
+	}
+	return v
+}
+
+// A connector marks what went wrong before there was a connection, whatever it
+// was: no statement can have left.
+type connector struct{ driver.Connector }
+
+type connectError struct{ error }
+
+func (e *connectError) Unwrap() error { return e.error }
+
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, &connectError{err}
+	}
+	return conn, nil
+}

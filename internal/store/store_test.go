@@ -1,0 +1,203 @@
+package store
+
+import (
+	"context"
+	"crypto/x509"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// An errorCase says what an error means to a Swap that met it and to a Prepare.
+type errorCase struct {
+	err   error
+	want  verdict
+	about string
+}
+
+func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
+	t.Helper()
+	for _, c := range cases {
+		// As an error arrives, and as it does where it ended the opening of a
+		// connection: then no statement can have left.
+		if got := db.judge(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
+			t.Errorf("%v (%s): got verdict %04b, want %04b", c.err, c.about, got, c.want)
+		}
+		if got, want := db.judge(&connectError{c.err}), c.want|noEffect; got != want {
+			t.Errorf("%v (%s) while connecting: got verdict %04b, want %04b", c.err, c.about, got, want)
+		}
+	}
+}
+
+func number(n uint16) error { return &mysql.MySQLError{Number: n} }
+
+func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
+	const unknown = verdict(0)
+	db := &DB{engine: mysqlEngine{}}
+	cases := []errorCase{
+		{number(1020), lostRace, "record changed since last read"},
+		{number(1040), noEffect | notUp, "too many connections"},
+		{number(1044), noEffect, "no access to the database"},
+		{number(1045), noEffect, "user or password"},
+		{number(1047), noEffect | notUp, "Galera node is not primary"},
+		{number(1049), noEffect, "unknown database"},
+		{number(1053), notUp, "shutdown in progress"},
+		{number(1054), noEffect, "unknown column"},
+		{number(1062), lostRace, "duplicate key"},
+		{number(1114), noEffect, "table full"},
+		{number(1142), noEffect, "table access denied"},
+		{number(1143), noEffect, "column access denied"},
+		{number(1146), noEffect | tableMissing, "no such table"},
+		{number(1180), unknown, "error during commit"},
+		{number(1203), noEffect | notUp, "max_user_connections"},
+		{number(1205), noEffect, "lock wait timeout"},
+		{number(1213), lostRace | notUp, "deadlock"},
+		{number(1226), noEffect | notUp, "user's resource limit"},
+		{number(1243), noEffect, "unknown statement handler"},
+		{number(1290), noEffect | notUp, "read-only option"},
+		{number(1317), unknown, "query interrupted"},
+		{number(1406), noEffect, "data too long"},
+		{number(1461), noEffect | notUp, "max_prepared_stmt_count"},
+		{number(1615), noEffect, "must be re-prepared"},
+		{number(1792), noEffect | notUp, "read-only transaction"},
+		{number(1836), noEffect | notUp, "read-only mode"},
+		{number(1927), unknown, "connection killed"},
+		{number(3101), lostRace, "group replication rolled back"},
+		{number(1105), unknown, "a number that nobody listed"},
+		{driver.ErrBadConn, noEffect | notUp, "nothing was sent"},
+		{mysql.ErrInvalidConn, notUp, "connection lost after the statement left"},
+		{&net.OpError{Op: "write", Err: syscall.EPIPE}, notUp, "half a statement left"},
+		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, notUp, "noEffect by its connectError"},
+		{&net.DNSError{Name: "db", IsNotFound: true}, notUp, "the name is not known yet"},
+		{context.DeadlineExceeded, notUp, "the statement may be running"},
+		{context.Canceled, unknown, "the statement may be running"},
+		{x509.UnknownAuthorityError{}, unknown, "no wait cures a certificate"},
+		{io.ErrUnexpectedEOF, unknown, "anything else"},
+	}
+	checkVerdicts(t, db, cases)
+	for n := range mysqlErrors {
+		tested := false
+		for _, c := range cases {
+			var server *mysql.MySQLError
+			tested = tested || errors.As(c.err, &server) && server.Number == n
+		}
+		if !tested {
+			t.Errorf("MySQL error %d is in the table and has no case here", n)
+		}
+	}
+	if got := db.judge(nil); got != 0 {
+		t.Errorf("no error: got verdict %04b, want 0", got)
+	}
+}
+
+func TestMySQLDSNIsHardened(t *testing.T) {
+	cfg, err := mysqlConfig("u:p@tcp(db)/PhoneNumberService?clientFoundRows=false&loc=Asia%2FShanghai&interpolateParams=true&rejectReadOnly=false" +
+		"&Time_Zone=%27%2B08%3A00%27&SQL_MODE=%27%27&autocommit=0&wsrep_sync_wait=15&tls=skip-verify")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cfg.ClientFoundRows || cfg.Loc != time.UTC || cfg.InterpolateParams || !cfg.RejectReadOnly {
+		t.Errorf("got ClientFoundRows %v, Loc %v, InterpolateParams %v, RejectReadOnly %v; want true, UTC, false, true",
+			cfg.ClientFoundRows, cfg.Loc, cfg.InterpolateParams, cfg.RejectReadOnly)
+	}
+	want := map[string]string{"time_zone": "'+00:00'", "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'", "autocommit": "1", "wsrep_sync_wait": "15"}
+	if fmt.Sprint(cfg.Params) != fmt.Sprint(want) {
+		t.Errorf("got parameters %v; want %v", cfg.Params, want)
+	}
+	if cfg.TLSConfig != "skip-verify" {
+		t.Errorf("got tls %q; want the operator's", cfg.TLSConfig)
+	}
+	for dsn, want := range map[string][3]time.Duration{
+		"u@tcp(db)/d": {2 * time.Second, 5 * time.Second, 5 * time.Second},
+		"u@tcp(db)/d?timeout=7s&readTimeout=8s&writeTimeout=9s": {7 * time.Second, 8 * time.Second, 9 * time.Second},
+	} {
+		cfg, err := mysqlConfig(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := [3]time.Duration{cfg.Timeout, cfg.ReadTimeout, cfg.WriteTimeout}; got != want {
+			t.Errorf("%s: got timeouts %v; want %v", dsn, got, want)
+		}
+	}
+}
+
+func TestOpenTakesEveryFormOfTheContract(t *testing.T) {
+	for _, dsn := range []string{
+		"root:password@tcp([192.168.1.100]:3306)/PhoneNumberService",
+		"root:password@tcp(db:3306)/PhoneNumberService?wsrep_sync_wait=15",
+		"root:pass/w@rd?x@tcp(db)/PhoneNumberService",
+		"root@unix(/run/mysqld.sock)/PhoneNumberService",
+		"sqlite:/path/to/file.db", "sqlite:relative.db", "sqlite::memory:",
+	} {
+		db, err := Open(dsn)
+		if err != nil {
+			t.Errorf("Open(%q) = %v; want nil", dsn, err)
+			continue
+		}
+		db.Close()
+	}
+}
+
+func TestOpenRefusesWithWhatWouldBeRightAndNothingOfTheDSN(t *testing.T) {
+	for _, dsn := range []string{
+		"", "sqlite:", "hunter2", "root:hunter2@tcp(db:3306)", "root:hunter2@tcp(db:3306)/", "root:hunter2@tcp(db:3306)/?tls=true",
+		"root:hun/ter2@tcp(db:3306)", "root:hunter2@db:3306/PhoneNumberService", "mysql://root:hunter2@db/PhoneNumberService",
+		"root:hunter2@tcp(db:3306/PhoneNumberService", "root:hunter2@tcp(db)/d?timeout=hunter2", "root:hunter2@tcp(db)/d?tls=hunter2",
+		"root:hunter2@tcp(db)/%zzhunter2", "hunter2@udp(db)/PhoneNumberService",
+	} {
+		db, err := Open(dsn)
+		if err == nil {
+			db.Close()
+			t.Errorf("Open(%q) = nil; want an error", dsn)
+			continue
+		}
+		if text := err.Error(); strings.Contains(text, "ter2") || !strings.Contains(text, "sqlite:/path/to/file.db") {
+			t.Errorf("Open(%q) = %q; want the right form and nothing of the name", dsn, text)
+		}
+	}
+}
+
+func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
+	duplicate := &mysql.MySQLError{Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'}, Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'"}
+	for err, want := range map[error]string{
+		duplicate: "MySQL error 1062 (23000)",
+		&connectError{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000)",
+		number(1040):        "MySQL error 1040",
+		driver.ErrBadConn:   "driver: bad connection (the server went away or is read-only)",
+		io.ErrUnexpectedEOF: "unexpected EOF",
+	} {
+		if got := (mysqlEngine{}).loggable(err).Error(); got != want {
+			t.Errorf("loggable(%v) = %q; want %q", err, got, want)
+		}
+	}
+}
+
+func TestWarningsNameTheSettingAndTheCure(t *testing.T) {
+	for _, c := range []struct{ flush, bin, sync, wsrep, wait, want string }{
+		{flush: "1", bin: "OFF", sync: "0", wsrep: "OFF", wait: "0"},
+		{flush: "1", bin: "ON", sync: "1", wsrep: "ON", wait: "1"},
+		{flush: "1", bin: "OFF", sync: "0", wsrep: "ON", wait: "15"},
+		{flush: "2", bin: "OFF", sync: "0", want: "innodb_flush_log_at_trx_commit is 2"},
+		{flush: "0", bin: "OFF", sync: "0", want: "innodb_flush_log_at_trx_commit is 0"},
+		{flush: "1", bin: "ON", sync: "0", want: "sync_binlog is 0"},
+		{flush: "1", wsrep: "ON", wait: "0", sync: "1", want: "wsrep_sync_wait=15"},
+		{flush: "1", wsrep: "ON", wait: "6", sync: "1", want: "wsrep_sync_wait=15"},
+	} {
+		got := mysqlWarnings(map[string]string{"innodb_flush_log_at_trx_commit": c.flush, "log_bin": c.bin,
+			"sync_binlog": c.sync, "wsrep_on": c.wsrep, "wsrep_sync_wait": c.wait})
+		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
+			t.Errorf("%+v: got %q; want one that says %q, none for the empty one", c, got, c.want)
+		}
+	}
+	if got := mysqlWarnings(nil); len(got) != 0 {
+		t.Errorf("an engine that knows none of the settings: got %q; want none", got)
+	}
+}
