@@ -90,7 +90,7 @@ func Serve(ctx context.Context, c Config) error {
 	case <-ctx.Done():
 		polled.Wait() // or it could say SERVING once more
 		setReadiness(healthServer, healthpb.HealthCheckResponse_NOT_SERVING)
-		c.Log.Info("draining", "still accepting for", c.DrainDelay)
+		c.Log.Info("draining", "drain_delay", c.DrainDelay)
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)

@@ -1,0 +1,464 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/go-sql-driver/mysql"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+func TestMain(m *testing.M) { mariadbtest.Main(m) }
+
+// binary builds the program once.
+var binary = sync.OnceValue(func() string {
+	dir, err := os.MkdirTemp("", "phone-number-service")
+	if err != nil {
+		panic(err)
+	}
+	path := filepath.Join(dir, "phone-number-service")
+	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("go build: %v\n%s", err, out))
+	}
+	return path
+})
+
+// program returns a command with env and nothing else of this process's own.
+func program(env []string, args ...string) *exec.Cmd {
+	cmd := exec.Command(binary(), args...)
+	cmd.Env = env
+	return cmd
+}
+
+// A process is the running program.
+type process struct {
+	pb.PhoneNumberServiceClient
+	*exec.Cmd
+	addr   string
+	health healthpb.HealthClient
+	out    output
+	exited chan error
+}
+
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// run starts the program on a free port, without waiting for it.
+func run(t *testing.T, env []string, args ...string) *process {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{addr: l.Addr().String(), exited: make(chan error, 1)}
+	l.Close()
+	p.Cmd = program(append(env, "PHONENUMBER_LISTEN="+p.addr), args...)
+	p.Stdout, p.Stderr = &p.out, &p.out
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { p.exited <- p.Wait() }()
+	conn, err := grpc.NewClient(p.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.PhoneNumberServiceClient, p.health = pb.NewPhoneNumberServiceClient(conn), healthpb.NewHealthClient(conn)
+	t.Cleanup(func() {
+		conn.Close()
+		p.Process.Kill()
+		if t.Failed() {
+			t.Logf("output of %v:\n%s", args, &p.out)
+		}
+	})
+	return p
+}
+
+// serving waits until the program's health says so.
+func (p *process) serving(t *testing.T) *process {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		// A gRPC client that was refused once would wait a second to dial again.
+		if c, err := net.Dial("tcp", p.addr); err == nil {
+			c.Close()
+		} else {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		res, err := p.health.Check(ctx, &healthpb.HealthCheckRequest{})
+		if err == nil && res.Status == healthpb.HealthCheckResponse_SERVING {
+			return p
+		}
+		select {
+		case err := <-p.exited:
+			t.Fatalf("exited: %v\n%s", err, &p.out)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	t.Fatalf("not serving within 30 s\n%s", &p.out)
+	return nil
+}
+
+// kill is kill -9.
+func (p *process) kill() { p.Process.Kill(); <-p.exited }
+
+func (p *process) send(t *testing.T, number string) {
+	t.Helper()
+	if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+		t.Fatalf("SendSMS: %v", err)
+	}
+}
+
+func (p *process) valid(t *testing.T, number, code string) bool {
+	t.Helper()
+	res, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
+	if err != nil {
+		t.Fatalf("Valid: %v", err)
+	}
+	return res.Valid
+}
+
+func environment(fake *dysmsapitest.Server, dsn string) []string {
+	return []string{
+		"DATA_SOURCE_NAME=" + dsn, "ALIYUN_ENDPOINT=" + fake.URL,
+		"ALIYUN_ACCESS_KEY_ID=" + fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET=" + fake.AccessKeySecret,
+		"PHONENUMBER_DRAIN_DELAY=0s",
+	}
+}
+
+func lastCode(fake *dysmsapitest.Server) string {
+	all := fake.Accepted()
+	return all[len(all)-1].Code
+}
+
+func TestCodesGoThroughAliyunAndMariaDBOverTwoReplicas(t *testing.T) {
+	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	one := run(t, environment(fake, dsn)).serving(t)
+	two := run(t, environment(fake, dsn), "serve").serving(t)
+	for range 3 {
+		one.send(t, "+86 186 1234 5678")
+		code := lastCode(fake)
+		if got := fake.Accepted()[0].PhoneNumber; got != "18612345678" {
+			t.Errorf("the number at Aliyun: got %s; want 18612345678", got)
+		}
+		if two.valid(t, "18612345678", "x") || !two.valid(t, "008618612345678", code) || one.valid(t, "18612345678", code) {
+			t.Error("want a wrong code refused, the right one accepted by the other replica, and refused after that")
+		}
+		if out := one.out.String() + two.out.String(); strings.Contains(out, code) || strings.Contains(out, "18612345678") {
+			t.Errorf("the log holds code or number:\n%s", out)
+		}
+	}
+
+	db, err := sql.Open("mysql", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	one.send(t, "18612345678")
+	var number string
+	var state []byte
+	if err := db.QueryRow("SELECT phone_number, state FROM phone_numbers").Scan(&number, &state); err != nil {
+		t.Fatal(err)
+	}
+	if number != "+8618612345678" || len(state) == 0 || bytes.Contains(state, []byte(lastCode(fake))) {
+		t.Errorf("stored: got %s and %d bytes; want +8618612345678 and a state without the code", number, len(state))
+	}
+}
+
+func TestDevNeedsNothingButTheProgram(t *testing.T) {
+	binary() // or its build would count
+	began := time.Now()
+	p := run(t, nil, "dev").serving(t)
+	t.Logf("start to first answer: %v", time.Since(began))
+	call := func(method, body string) string {
+		res, err := http.Post("http://"+p.addr+"/phonenumberservice.PhoneNumberService/"+method, "application/x-www-form-urlencoded", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return string(b)
+	}
+	if got := call("SendSMS", `{"phone_number":"18600000000"}`); got != "{}" {
+		t.Fatalf("SendSMS: got %s; want {}", got)
+	}
+	res, err := http.Get("http://" + p.addr + "/inbox.json?phone_number=+8618600000000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var messages []struct{ Code string }
+	if err := json.NewDecoder(res.Body).Decode(&messages); err != nil || len(messages) != 1 {
+		t.Fatalf("inbox: got %v, %v; want one message", messages, err)
+	}
+	code := messages[0].Code
+	if got := call("Valid", `{"phone_number":"18600000000","code":"`+code+`"}`); got != `{"valid":true}` {
+		t.Errorf("Valid: got %s; want true", got)
+	}
+	banner := p.out.String()
+	for _, want := range []string{p.addr, "curl -d", "grpcurl -plaintext", code} {
+		if !strings.Contains(banner, want) {
+			t.Errorf("the terminal does not show %q:\n%s", want, banner)
+		}
+	}
+	if program(nil, "healthcheck", "--address", p.addr).Run() != nil {
+		t.Error("healthcheck: want exit code 0 while it serves")
+	}
+	p.kill()
+	if program(nil, "healthcheck", "--address", p.addr).Run() == nil {
+		t.Error("healthcheck: want exit code 1 after it died")
+	}
+}
+
+func TestASQLiteFileOutlivesKill9AndStartsFast(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	env := environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))
+	p := run(t, env).serving(t)
+	for range 5 {
+		p.send(t, "18612345678")
+		code := lastCode(fake)
+		p.kill()
+		began := time.Now()
+		p = run(t, env).serving(t)
+		t.Logf("start to first answer: %v", time.Since(began))
+		if !p.valid(t, "18612345678", code) {
+			t.Error("a code that was sent before kill -9 is refused")
+		}
+		p.kill()
+		p = run(t, env).serving(t)
+		if p.valid(t, "18612345678", code) {
+			t.Error("a code that was used before kill -9 is accepted again")
+		}
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	size, _ := os.Stat(binary())
+	if err == nil {
+		t.Logf("idle: %s; binary: %d KB", regexp.MustCompile(`VmRSS:.*`).Find(status), size.Size()>>10)
+	}
+}
+
+func TestACodeThatWentOutBeforeKill9IsAccepted(t *testing.T) {
+	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	p := run(t, environment(fake, dsn)).serving(t)
+	fake.Next(dysmsapitest.Hang().ButAccepted())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
+		failed <- err
+	}()
+	for len(fake.Accepted()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	p.kill()
+	if err := <-failed; err == nil {
+		t.Error("the call succeeded")
+	}
+	if p := run(t, environment(fake, dsn)).serving(t); !p.valid(t, "18612345678", lastCode(fake)) {
+		t.Error("the code is refused")
+	}
+}
+
+func TestSIGTERMFinishesTheCallInFlight(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	p := run(t, environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
+	fake.Next(dysmsapitest.Delay(time.Second))
+	done := make(chan error, 1)
+	go func() {
+		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
+		done <- err
+	}()
+	for len(fake.Accepted()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	p.Process.Signal(syscall.SIGTERM)
+	if err := <-done; err != nil {
+		t.Errorf("the call in flight: %v", err)
+	}
+	if err := <-p.exited; err != nil {
+		t.Errorf("exit: got %v; want code 0", err)
+	}
+}
+
+func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testing.T) {
+	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	database.Stop()
+	p := run(t, environment(fake, database.DSN(mariadbtest.Database)))
+	for !strings.Contains(p.out.String(), "waiting for the database") {
+		time.Sleep(time.Millisecond)
+	}
+	database.Restart()
+	p.serving(t).send(t, "18612345678")
+	code := lastCode(fake)
+
+	database.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := p.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18612345678", Code: code}); status.Code(err) != codes.Unavailable {
+		t.Errorf("Valid without a database: got %v; want Unavailable", err)
+	}
+	for {
+		res, err := p.health.Check(t.Context(), &healthpb.HealthCheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Status == healthpb.HealthCheckResponse_NOT_SERVING {
+			break
+		}
+	}
+	database.Restart()
+	if !p.serving(t).valid(t, "18612345678", code) {
+		t.Error("after the database's kill -9 the code is refused")
+	}
+	if n := len(fake.Accepted()); n != 1 {
+		t.Errorf("%d SMS went out; want 1", n)
+	}
+}
+
+func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	dir := t.TempDir()
+	env := environment(fake, "sqlite:"+filepath.Join(dir, "codes.db"))
+	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
+	file := filepath.Join(dir, "keys")
+	for i, keys := range []string{key(1), key(2) + "," + key(1), key(2)} {
+		if err := os.WriteFile(file, []byte(keys+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := run(t, append(env, "PHONENUMBER_CODE_KEY_FILE="+file)).serving(t)
+		if i > 0 && !p.valid(t, "18612345678", lastCode(fake)) {
+			t.Error("a code from before the rotation's step is refused")
+		}
+		p.send(t, "18612345678")
+		p.kill()
+	}
+	p := run(t, env).serving(t) // the derived key
+	if p.valid(t, "18612345678", lastCode(fake)) {
+		t.Error("a code is accepted under another key")
+	}
+}
+
+func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		env   []string
+		args  []string
+		wants []string
+	}{
+		{"nothing set", nil, nil, []string{"DATA_SOURCE_NAME is missing", "ALIYUN_ACCESS_KEY_ID is missing", "ALIYUN_ACCESS_KEY_SECRET is missing"}},
+		{"everything wrong", []string{
+			"DATA_SOURCE_NAME=root:hunter2@nonsense", "ALIYUN_ACCESS_KEY_ID=id", "ALIYUN_ACCESS_KEY_SECRET=hunter3", "ALIYUN_ENDPOINT=http://sms.example",
+			"PHONENUMBER_LISTEN=nowhere", "PHONENUMBER_ATTEMPT_LIMIT=101", "PHONENUMBER_CODE_TTL=11m", "PHONENUMBER_REGION=XX",
+			"PHONENUMBER_CODE_KEY=aHVudGVyNA==", "PHONENUMBER_SMS_TIMEOUT=1h", "PHONENUMBER_DRAIN_DELAY=-1s", "PHONENUMBER_LOG_LEVEL=loud",
+			"PHONENUMBER_LOG_FORMAT=xml", "PHONENUMBER_METRICS_LISTEN=x", "PHONENUMBER_CODE_TLL=5m",
+		}, nil, []string{
+			"DATA_SOURCE_NAME", "ALIYUN_ENDPOINT", "PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
+			"PHONENUMBER_CODE_KEY", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY", "PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT",
+			"PHONENUMBER_METRICS_LISTEN", "PHONENUMBER_CODE_TLL is no setting",
+		}},
+		{"a secret twice", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_ID_FILE=/dev/null"}, nil, []string{"ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_ID_FILE are both set"}},
+		{"a secret's file that is not there", []string{"DATA_SOURCE_NAME_FILE=/nowhere/dsn"}, nil, []string{"DATA_SOURCE_NAME_FILE: open /nowhere/dsn"}},
+		{"two data source names", []string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"}, nil, []string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"}},
+		{"credentials beside dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
+		{"an unknown command", nil, []string{"serv"}, []string{"unexpected argument serv"}},
+		{"an unknown flag", nil, []string{"--prot", "1"}, []string{"unknown flag --prot"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, err := program(c.env, c.args...).CombinedOutput()
+			if err == nil {
+				t.Fatal("it started")
+			}
+			for _, want := range c.wants {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("the message does not hold %q:\n%s", want, out)
+				}
+			}
+			if strings.Contains(string(out), "hunter") || strings.Contains(string(out), "aHVudGVyNA") {
+				t.Errorf("the message holds a secret:\n%s", out)
+			}
+		})
+	}
+}
+
+func TestWhatKubernetesInjectsIsNoFaultAndEmptyMeansUnset(t *testing.T) {
+	p := run(t, []string{
+		"PHONENUMBER_SERVICE_HOST=10.0.0.1", "PHONENUMBER_SERVICE_PORT=50511", "PHONENUMBER_SERVICE_PORT_GRPC=50511",
+		"PHONENUMBER_PORT=tcp://10.0.0.1:50511", "PHONENUMBER_PORT_50511_TCP=tcp://10.0.0.1:50511", "PHONENUMBER_PORT_50511_TCP_ADDR=10.0.0.1",
+		"PHONENUMBER_GRPC_SERVICE_HOST=10.0.0.1", "PHONENUMBER_SERVICE_SERVICE_HOST=10.0.0.1",
+		"PHONENUMBER_CODE_TTL=", "PHONENUMBER_REGION=", "ALIYUN_ACCESS_KEY_ID=",
+	}, "dev")
+	p.serving(t)
+}
+
+func TestTheOtherSpellingOfTheDataSourceNameWorksAndMigrateCreatesTheTable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "codes.db")
+	out, err := program([]string{"Data_SOURCE_NAME=sqlite:" + file}, "migrate").CombinedOutput()
+	if err != nil {
+		t.Fatalf("migrate: %v\n%s", err, out)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: got %v, %v; want mode 0600", info, err)
+	}
+}
+
+func TestIgnoredCredentialsAreNotUsed(t *testing.T) {
+	run(t, []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET=b", "DATA_SOURCE_NAME=not looked at"}, "dev", "--ignore-credentials").serving(t)
+}
+
+// Sends one real SMS to TEST_REAL_SMS_NUMBER, with TEST_REAL_SMS_SIGN_NAME and
+// TEST_REAL_SMS_TEMPLATE_CODE and the usual credentials. Aliyun's acceptance is
+// all that a program can see: look at the phone for the rest.
+func TestARealSMSIsSent(t *testing.T) {
+	number := os.Getenv("TEST_REAL_SMS_NUMBER")
+	if number == "" {
+		t.Skip("costs money: set TEST_REAL_SMS_NUMBER, TEST_REAL_SMS_SIGN_NAME, TEST_REAL_SMS_TEMPLATE_CODE, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET")
+	}
+	p := run(t, []string{
+		"DATA_SOURCE_NAME=sqlite:" + filepath.Join(t.TempDir(), "codes.db"),
+		"ALIYUN_ACCESS_KEY_ID=" + os.Getenv("ALIYUN_ACCESS_KEY_ID"), "ALIYUN_ACCESS_KEY_SECRET=" + os.Getenv("ALIYUN_ACCESS_KEY_SECRET"),
+	}).serving(t)
+	_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{
+		PhoneNumber: number, Signature: os.Getenv("TEST_REAL_SMS_SIGN_NAME"), TemplateCode: os.Getenv("TEST_REAL_SMS_TEMPLATE_CODE"),
+	})
+	if err != nil {
+		t.Fatalf("SendSMS: %v", status.Convert(err).Proto())
+	}
+}
