@@ -1,0 +1,231 @@
+package sms
+
+import (
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// DefaultAliyunEndpoint is Aliyun's public SMS gateway.
+const DefaultAliyunEndpoint = "https://dysmsapi.aliyuncs.com"
+
+// AliyunConfig is what NewAliyun needs.
+type AliyunConfig struct {
+	AccessKeyID     string
+	AccessKeySecret string
+	Endpoint        string // as ParseAliyunEndpoint takes it; "" is DefaultAliyunEndpoint
+}
+
+// Aliyun sends through Aliyun's SendSms. Phone number and code are in the URL of
+// its requests, and Aliyun's error texts quote them: its errors are made of
+// fixed words and checked tokens only, never of another error's text.
+type Aliyun struct {
+	keyID, keySecret string
+	endpoint         *url.URL
+	transport        *http.Transport
+}
+
+const maxReplyBytes = 64 << 10
+
+// A space or line break that was copied along with a key would end up in a header.
+var keyShape = regexp.MustCompile(`^[!-~]+$`)
+
+// NewAliyun returns a Sender with connections of its own. It reports every fault
+// of its configuration at once and quotes none of it.
+func NewAliyun(c AliyunConfig) (*Aliyun, error) {
+	var faults []error
+	if !keyShape.MatchString(c.AccessKeyID) {
+		faults = append(faults, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
+	}
+	if !keyShape.MatchString(c.AccessKeySecret) {
+		faults = append(faults, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
+	}
+	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
+	if err != nil {
+		faults = append(faults, err)
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	// HTTP/2 would repeat a request by itself after a REFUSED_STREAM or GOAWAY;
+	// over HTTP/1.1 a POST is repeated only where not a byte of it was written.
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &Aliyun{
+		keyID: c.AccessKeyID, keySecret: c.AccessKeySecret, endpoint: endpoint,
+		transport: &http.Transport{
+			Proxy:               http.ProxyFromEnvironment, // never for a loopback address
+			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 3 * time.Second,
+			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+			Protocols:           protocols,
+			MaxIdleConns:        256,
+			MaxIdleConnsPerHost: 256,
+			// A request on a connection that the gateway has just closed is a send
+			// with an unknown outcome: rather dial again than trust an old one.
+			IdleConnTimeout:        15 * time.Second,
+			MaxResponseHeaderBytes: maxReplyBytes,
+		},
+	}, nil
+}
+
+// ParseAliyunEndpoint reads the address of the SMS gateway. Plain http would show
+// codes to the network, so it is for a loopback address only.
+func ParseAliyunEndpoint(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
+		u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
+		return nil, errors.New("the Aliyun endpoint must be https://HOST or https://HOST:PORT with no user, path or query, for example " +
+			DefaultAliyunEndpoint + " (http:// only for a loopback address, for example http://127.0.0.1:8080)")
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}, nil
+}
+
+func isLoopback(host string) bool {
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}
+
+// Send asks Aliyun once and repeats nothing. It has no time limit but ctx's. Its
+// errors are *verify.SendError.
+func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	var written atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
+	// RoundTrip, not a Client's Do: it follows no redirect, which would carry
+	// number and code elsewhere and could be a second send.
+	response, err := a.transport.RoundTrip(a.NewRequest(ctx, m, time.Now(), rand.Text()))
+	if err != nil && !written.Load() {
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAsked, Detail: whyNotAsked(ctx, err)}
+	}
+	if err != nil {
+		return verify.Receipt{}, lostReply(ctx, 0)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
+	if err != nil {
+		return verify.Receipt{}, lostReply(ctx, response.StatusCode)
+	}
+	return readReply(m, response.StatusCode, body)
+}
+
+func lostReply(ctx context.Context, status int) error {
+	if ctx.Err() != nil {
+		return &verify.SendError{Kind: verify.SendTimedOut, HTTPStatus: status, Detail: "time was up before the whole reply was there"}
+	}
+	return &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: status, Detail: "connection lost after the request was written"}
+}
+
+func whyNotAsked(ctx context.Context, err error) string {
+	var (
+		timeout     net.Error
+		resolution  *net.DNSError
+		certificate *tls.CertificateVerificationError
+	)
+	switch {
+	case ctx.Err() != nil:
+		return "time was up before the request was written"
+	case errors.As(err, &resolution):
+		return "host name not resolved"
+	case errors.As(err, &certificate):
+		return "server certificate not trusted"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "connecting took too long"
+	}
+	return "no connection"
+}
+
+// NewRequest returns the signed request of one SMS as sent at now; nonce names it
+// and is never used twice. Send is its only caller in production; it is exported
+// so that the oracle module can compare it with the official SDK.
+func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time, nonce string) *http.Request {
+	param, _ := json.Marshal(map[string]string{"code": m.Code}) // a map of strings always marshals
+	u := *a.endpoint
+	u.RawQuery = url.Values{
+		"PhoneNumbers":  {wireNumber(m.Number)},
+		"SignName":      {m.SignName},
+		"TemplateCode":  {m.TemplateCode},
+		"TemplateParam": {string(param)},
+	}.Encode()
+	emptyBody := sha256.Sum256(nil)
+	r := (&http.Request{Method: http.MethodPost, URL: &u, Host: u.Host, Header: http.Header{}}).WithContext(ctx)
+	for name, value := range map[string]string{
+		"Accept":                     "application/json",
+		"User-Agent":                 "phone-number-service",
+		"X-Acs-Action":               "SendSms",
+		"X-Acs-Version":              "2017-05-25",
+		"X-Acs-Credentials-Provider": "static_ak",
+		"X-Acs-Content-Sha256":       hex.EncodeToString(emptyBody[:]),
+		"X-Acs-Date":                 now.UTC().Format("2006-01-02T15:04:05Z"),
+		"X-Acs-Signature-Nonce":      nonce,
+	} {
+		r.Header.Set(name, value)
+	}
+	r.Header.Set("Authorization", authorization(r, a.keyID, a.keySecret))
+	return r
+}
+
+// authorization signs r by Aliyun's signature version 3: path "/", host, every
+// X-Acs header, and the query that url.Values.Encode wrote.
+func authorization(r *http.Request, keyID, keySecret string) string {
+	const algorithm = "ACS3-HMAC-SHA256"
+	signed := map[string]string{"host": r.Host}
+	names := []string{"host"}
+	for name := range r.Header {
+		if name := strings.ToLower(name); strings.HasPrefix(name, "x-acs-") {
+			signed[name] = r.Header.Get(name)
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	var headers strings.Builder
+	for _, name := range names {
+		headers.WriteString(name + ":" + signed[name] + "\n")
+	}
+	signedNames := strings.Join(names, ";")
+	canonical := sha256.Sum256([]byte(strings.Join([]string{
+		r.Method, "/",
+		strings.ReplaceAll(r.URL.RawQuery, "+", "%20"), // a space; Encode writes a plus as %2B
+		headers.String(), signedNames, signed["x-acs-content-sha256"],
+	}, "\n")))
+	mac := hmac.New(sha256.New, []byte(keySecret))
+	io.WriteString(mac, algorithm+"\n"+hex.EncodeToString(canonical[:]))
+	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))
+}
+
+var mainlandDigits = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
+
+// wireNumber writes n as Aliyun wants it: eleven digits in mainland China,
+// country code and number elsewhere.
+func wireNumber(n verify.Number) string {
+	if n.Mainland() {
+		return strings.TrimPrefix(string(n), "+86")
+	}
+	digits := strings.TrimPrefix(string(n), "+")
+	if mainlandDigits.MatchString(digits) {
+		// +1 301 234 5678 would go to a stranger in mainland China. With 00 before
+		// the country code, the older of Aliyun's two forms, it cannot be misread.
+		return "00" + digits
+	}
+	return digits
+}

@@ -1,0 +1,108 @@
+package sms
+
+import (
+	"encoding/json"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// codeKinds says what Aliyun's codes mean. A code without its "isv." is looked up
+// by prefix, so that the international API's variants (BUSINESS_LIMIT_HOUR,
+// OUT_OF_SERVICE) are met too; the first match counts.
+var codeKinds = []struct {
+	kind     verify.SendKind
+	prefixes string
+}{
+	{verify.SendLimited, "BUSINESS_LIMIT_"},
+	{verify.SendBadNumber, "MOBILE_NUMBER_ILLEGAL"},
+	{verify.SendNotAsked, "Throttling QPS_LIMIT_CONTROL"},
+	{verify.SendBadRequest, "INVALID_JSON_PARAM INVALID_PARAMETERS MOBILE_COUNT_OVER_LIMIT InvalidAction.NotFound InvalidVersion"},
+	// The gateway: keys, permissions, our clock.
+	{verify.SendPrecondition, "SignatureDoesNotMatch IncompleteSignature InvalidAccessKeyId MissingAccessKeyId InvalidSecurityToken " +
+		"InvalidTimeStamp.Expired Forbidden NoPermission isp.RAM_PERMISSION_DENY"},
+	// The international API: account, sign name, template, recipient. Only what is
+	// listed: a code that means trouble at Aliyun's side must stay unknown.
+	{verify.SendPrecondition, "ACCOUNT_ AMOUNT_NOT_ENOUGH BLACK_KEY_CONTROL_LIMIT CONTENT_MISSING_PARAMETERS CUSTOMER_REFUSED " +
+		"DAY_LIMIT_CONTROL FORBIDDEN_ACTION INVALID_SENDERID MONTH_LIMIT_CONTROL NOT_SUPPORTED_COUNTRY OUT_OF_SERVICE PARAM_ " +
+		"PRODUCT_NOT_SUBSCRIBED PRODUCT_UN RAM_PERMISSION_DENY SENDERID_ SIGN_ SMS_CONTENT_ SMS_SECURITY_INTERCEPTED SMS_SIGN SMS_TEMPLATE TEMPLATE_"},
+}
+
+func kindOf(code string) verify.SendKind {
+	name, isv := strings.CutPrefix(code, "isv.")
+	for _, row := range codeKinds {
+		for prefix := range strings.FieldsSeq(row.prefixes) {
+			if strings.HasPrefix(name, prefix) {
+				return row.kind
+			}
+		}
+	}
+	if isv {
+		return verify.SendPrecondition // every isv code refuses before anything is sent
+	}
+	return verify.SendUnknown
+}
+
+// limitWait says when a limit is over, from the tier that the message (or the
+// international API's code) names.
+func limitWait(code, message string) time.Duration {
+	switch {
+	case strings.Contains(message, "天级") || strings.HasSuffix(code, "_DAY"):
+		return 24 * time.Hour
+	case strings.Contains(message, "小时级") || strings.HasSuffix(code, "_HOUR"):
+		return time.Hour
+	}
+	return time.Minute
+}
+
+// Aliyun's codes and ids, and nothing in which a sentence could hide.
+var tokenShape = regexp.MustCompile(`^[A-Za-z0-9_.^-]{1,64}$`)
+
+// readReply turns a whole reply to m into a receipt or a *verify.SendError.
+// Whoever wrote the reply is not trusted: of its text only tokens are kept that
+// quote neither m's number nor its code.
+func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error) {
+	var fields map[string]any // keys matched exactly, unlike a struct's
+	malformed := json.Unmarshal(body, &fields) != nil
+	text := func(field string) string {
+		s, _ := fields[field].(string)
+		return s
+	}
+	token := func(field string) string {
+		s := text(field)
+		if !tokenShape.MatchString(s) || quotes(s, m.Code) || quotes(s, wireNumber(m.Number)) {
+			return ""
+		}
+		return s
+	}
+
+	e := &verify.SendError{Code: token("Code"), RequestID: token("RequestId"), HTTPStatus: status}
+	switch {
+	case len(body) > maxReplyBytes:
+		e.Detail = "reply over 64 KiB"
+	case len(body) == 0:
+		e.Detail = "empty reply"
+	case malformed:
+		e.Detail = "reply is no JSON object"
+	case e.Code == "":
+		e.Detail = "reply without a code"
+	case e.Code == "OK" && status == 200 && text("BizId") != "":
+		return verify.Receipt{BizID: token("BizId"), RequestID: e.RequestID}, nil
+	case e.Code == "OK":
+		e.Detail = "OK without HTTP 200 and a BizId"
+	default:
+		e.Kind = kindOf(e.Code)
+		e.Detail = "refused by Aliyun"
+		switch e.Kind {
+		case verify.SendUnknown:
+			e.Detail = "failed at Aliyun"
+		case verify.SendLimited:
+			e.RetryAfter = limitWait(e.Code, text("Message"))
+		}
+	}
+	return verify.Receipt{}, e
+}
+
+func quotes(s, secret string) bool { return secret != "" && strings.Contains(s, secret) }

@@ -1,0 +1,155 @@
+package dysmsapitest
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Fault is a way in which one request goes wrong. The message does not go out,
+// unless the fault is made by ButAccepted.
+type Fault struct {
+	accepts bool
+	unread  bool // the connection ends before the request is read
+	act     func(http.ResponseWriter, *http.Request, answer)
+}
+
+func healthy() Fault {
+	return Fault{accepts: true, act: func(w http.ResponseWriter, _ *http.Request, a answer) { a.write(w) }}
+}
+
+// ButAccepted is f after the message went out: only the answer is lost.
+func (f Fault) ButAccepted() Fault {
+	f.accepts = !f.unread
+	return f
+}
+
+// Hang never answers.
+func Hang() Fault {
+	return Fault{act: func(_ http.ResponseWriter, r *http.Request, _ answer) { <-r.Context().Done() }}
+}
+
+// CloseBeforeReading resets the connection when the request's first bytes arrive.
+func CloseBeforeReading() Fault { return Fault{unread: true, act: hangUp} }
+
+// CloseAfterReading ends the connection without a byte of an answer.
+func CloseAfterReading() Fault { return Fault{act: hangUp} }
+
+func hangUp(http.ResponseWriter, *http.Request, answer) { panic(http.ErrAbortHandler) }
+
+// Truncated ends the connection in the middle of the answer.
+func Truncated() Fault {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, a answer) {
+		body := a.body()
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		w.WriteHeader(a.Status)
+		w.Write(body[:len(body)/2])
+		http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}}
+}
+
+// Body answers with anything.
+func Body(status int, contentType, body string) Fault {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	}}
+}
+
+// BadGateway answers as a proxy whose upstream is away.
+func BadGateway() Fault {
+	return Body(http.StatusBadGateway, "text/html", "<html><head><title>502 Bad Gateway</title></head><body>502</body></html>")
+}
+
+// Reply answers in Aliyun's form.
+func Reply(status int, code, message string) Fault {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, a answer) {
+		answer{Status: status, Code: code, Message: message, RequestID: a.RequestID}.write(w)
+	}}
+}
+
+// OKWithoutBizID answers as no success ever does.
+func OKWithoutBizID() Fault { return Reply(http.StatusOK, "OK", "OK") }
+
+// Huge answers with a success followed by padding, size bytes in all.
+func Huge(size int) Fault {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+		const start, chunk = `{"Code":"OK","BizId":"1^0","Message":"`, 1 << 16
+		io.WriteString(w, start)
+		padding := strings.Repeat("x", chunk)
+		for left := size - len(start) - len(`"}`); left > 0; left -= chunk {
+			if _, err := io.WriteString(w, padding[:min(left, chunk)]); err != nil {
+				return
+			}
+		}
+		io.WriteString(w, `"}`)
+	}}
+}
+
+// Redirect answers with a Location.
+func Redirect(status int, location string) Fault {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+		w.Header().Set("Location", location)
+		w.WriteHeader(status)
+	}}
+}
+
+// Delay is no fault but a slow success: the answer comes d after the message went
+// out.
+func Delay(d time.Duration) Fault {
+	return Fault{accepts: true, act: func(w http.ResponseWriter, r *http.Request, a answer) {
+		select {
+		case <-time.After(d):
+			a.write(w)
+		case <-r.Context().Done():
+		}
+	}}
+}
+
+// countingListener counts connections and bytes, and is where a fault strikes
+// that comes before HTTP.
+type countingListener struct {
+	net.Listener
+	s *Server
+}
+
+func (l countingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.s.set(func() { l.s.connections++ })
+	return &countedConn{conn, l.s}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	s *Server
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	unread := false
+	c.s.set(func() {
+		if unread = n > 0 && c.s.due().unread; unread {
+			c.s.take()
+		}
+	})
+	if unread {
+		c.Conn.(*net.TCPConn).SetLinger(0) // a reset, not an orderly end
+		c.Close()
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.s.set(func() { c.s.sent += int64(n) })
+	return n, err
+}

@@ -1,0 +1,191 @@
+// Package oracle compares this repository's Aliyun sender with Aliyun's official
+// SDK, byte for byte. It is a module of its own, so that the service does not
+// depend on the SDK.
+package oracle
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	openapi "github.com/alibabacloud-go/darabonba-openapi/v2/client"
+	openapiutil "github.com/alibabacloud-go/darabonba-openapi/v2/utils"
+	"github.com/alibabacloud-go/tea/dara"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+const keyID, keySecret = "LTAI5tTestAccessKeyID", "TestAccessKeySecret0123456789"
+
+// captured is a request as a server saw it.
+type captured struct {
+	*http.Request
+	body        string
+	headerNames string // as they stand on the wire, in lower case, sorted
+}
+
+// capture starts a server that answers everything with a success, and returns its
+// address and its requests.
+func capture(t *testing.T) (string, <-chan captured) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	seen := make(chan captured, 1)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			var raw bytes.Buffer
+			r, err := http.ReadRequest(bufio.NewReader(io.TeeReader(conn, &raw)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			body, _ := io.ReadAll(r.Body)
+			const reply = `{"Code":"OK","Message":"OK","RequestId":"R-1","BizId":"1^0"}`
+			fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(reply), reply)
+			conn.Close()
+			head, _, _ := strings.Cut(raw.String(), "\r\n\r\n")
+			var names []string
+			for _, line := range strings.Split(head, "\r\n")[1:] {
+				name, _, _ := strings.Cut(line, ":")
+				names = append(names, strings.ToLower(name))
+			}
+			slices.Sort(names)
+			seen <- captured{r, string(body), strings.Join(names, " ")}
+		}
+	}()
+	return listener.Addr().String(), seen
+}
+
+// sdkSend sends as the SDK's own typed client for SendSms would.
+func sdkSend(ctx context.Context, address, number, signName, template, code string) (map[string]any, error) {
+	client, err := openapi.NewClient(&openapiutil.Config{
+		AccessKeyId: dara.String(keyID), AccessKeySecret: dara.String(keySecret),
+		Endpoint: dara.String(address), Protocol: dara.String("http"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return client.CallApiWithCtx(ctx, &openapiutil.Params{
+		Action: dara.String("SendSms"), Version: dara.String("2017-05-25"), Protocol: dara.String("HTTPS"), Pathname: dara.String("/"),
+		Method: dara.String("POST"), AuthType: dara.String("AK"), Style: dara.String("RPC"),
+		ReqBodyType: dara.String("formData"), BodyType: dara.String("json"),
+	}, &openapiutil.OpenApiRequest{Query: openapiutil.Query(map[string]any{
+		"PhoneNumbers": number, "SignName": signName, "TemplateCode": template, "TemplateParam": `{"code":"` + code + `"}`,
+	})}, &dara.RuntimeOptions{})
+}
+
+func sender(t *testing.T, address string) *sms.Aliyun {
+	t.Helper()
+	a, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: keyID, AccessKeySecret: keySecret, Endpoint: "http://" + address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestTheSenderSpeaksAsTheSDKDoes(t *testing.T) {
+	for _, signName := range []string{
+		"Acme", "阿里云", "测试 签名", "two  words", " edges ", "*", "~", "+", "%", "/", "%20", "a+b c*d~e/f%g", "&=?#;:@!$'()[]",
+		`"quoted" \ <b>`, "-_.", "é", "𠮷野家", "👍",
+	} {
+		for _, n := range []struct{ number, wire string }{{"+8618612345678", "18612345678"}, {"+85261234567", "85261234567"}, {"+13012345678", "0013012345678"}} {
+			t.Run(fmt.Sprintf("%s to %s", signName, n.number), func(t *testing.T) {
+				address, seen := capture(t)
+				a := sender(t, address)
+				if _, err := sdkSend(t.Context(), address, n.wire, signName, "SMS_123456789", "012345"); err != nil {
+					t.Fatal(err)
+				}
+				theirs := <-seen
+
+				m := verify.Message{Number: verify.Number(n.number), SignName: signName, TemplateCode: "SMS_123456789", Code: "012345"}
+				date, err := time.Parse("2006-01-02T15:04:05Z", theirs.Header.Get("X-Acs-Date"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				response, err := http.DefaultTransport.RoundTrip(a.NewRequest(t.Context(), m, date, theirs.Header.Get("X-Acs-Signature-Nonce")))
+				if err != nil {
+					t.Fatal(err)
+				}
+				response.Body.Close()
+				ours := <-seen
+				same(t, ours, theirs, nil)
+
+				// And what Send really sends is that same request.
+				if _, err := a.Send(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+				same(t, <-seen, theirs, []string{"Authorization", "X-Acs-Date", "X-Acs-Signature-Nonce"})
+			})
+		}
+	}
+}
+
+// same compares two requests. Who is speaking may differ, and the values of what
+// differs by its nature.
+func same(t *testing.T, ours, theirs captured, differs []string) {
+	t.Helper()
+	for _, c := range []struct {
+		what      string
+		got, want any
+	}{
+		{"method", ours.Method, theirs.Method},
+		{"request URI", ours.RequestURI, theirs.RequestURI},
+		{"host", ours.Host, theirs.Host},
+		{"protocol", ours.Proto, theirs.Proto},
+		{"body", ours.body, theirs.body},
+		{"content length", ours.ContentLength, theirs.ContentLength},
+		{"header names", ours.headerNames, theirs.headerNames},
+		{"signed headers", signedHeaders(ours), signedHeaders(theirs)},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: got %v; the SDK sends %v", c.what, c.got, c.want)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(theirs.Header)) {
+		if name == "User-Agent" || slices.Contains(differs, name) {
+			continue
+		}
+		if got, want := ours.Header.Get(name), theirs.Header.Get(name); got != want {
+			t.Errorf("header %s: got %q; the SDK sends %q", name, got, want)
+		}
+	}
+}
+
+func signedHeaders(c captured) string {
+	_, rest, _ := strings.Cut(c.Header.Get("Authorization"), "SignedHeaders=")
+	names, _, _ := strings.Cut(rest, ",")
+	return names
+}
+
+// The fake gateway that every other test trusts must take the real client.
+func TestTheFakeGatewayTakesTheSDK(t *testing.T) {
+	for _, signName := range []string{"阿里云", "a+b c*d~e/f%g"} {
+		fake := dysmsapitest.New(t)
+		fake.AccessKeyID, fake.AccessKeySecret = keyID, keySecret
+		if _, err := sdkSend(t.Context(), strings.TrimPrefix(fake.URL, "http://"), "18612345678", signName, "SMS_1", "012345"); err != nil {
+			t.Fatal(err)
+		}
+		got := fake.Accepted()
+		if len(got) != 1 || got[0].SignName != signName || got[0].Code != "012345" {
+			t.Errorf("got %+v; want one message signed %q", got, signName)
+		}
+	}
+}
