@@ -145,7 +145,7 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 	if errors.Is(err, ErrOutcomeUnknown) {
 		// The provider was not asked: a code that nobody knows may stand in the
 		// list until it is pushed out, and that is all.
-		err = fmt.Errorf("%w: %w", ErrStoreUnavailable, err)
+		err = fmt.Errorf("%w: %s", ErrStoreUnavailable, err.Error())
 	}
 	return code, ticket, err
 }
@@ -225,11 +225,13 @@ func (v *Verifier) apply(ctx context.Context, n Number, tries int, f transition)
 		failures int
 		lastErr  error
 	)
-	giveUp := func(err error) error {
+	// The cause as text only: an error that is both answers would mean the one
+	// that is asked for first.
+	giveUp := func(cause error) error {
 		if pending != nil || inDoubt {
-			return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+			return fmt.Errorf("%w: %s", ErrOutcomeUnknown, cause.Error())
 		}
-		return fmt.Errorf("%w: %w", ErrStoreUnavailable, err)
+		return fmt.Errorf("%w: %s", ErrStoreUnavailable, cause.Error())
 	}
 	for round := 0; ; round++ {
 		if round > 0 {
