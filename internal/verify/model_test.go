@@ -503,9 +503,13 @@ func TestNoInterleavingOfOverlappingSendsBreaksTheGuarantees(t *testing.T) {
 // AttemptLimit calls for itself and for each older code that is used before it.
 func TestACodeIsComparedAtMostAttemptLimitTimesForItselfAndEachOlderCodeUsedBeforeIt(t *testing.T) {
 	for limit := 1; limit <= 3; limit++ {
-		seen := explore(world{limit: limit, sends: 3, totals: true}, transitionsOf(Rules{AttemptLimit: limit, CodeTTL: modelTTL}))
-		if want := limit * 3; seen.wrong != nil || seen.mostInAll != want {
-			t.Errorf("limit %d, three sends: got %d comparisons with one code, want at most and at worst %d (%v)", limit, seen.mostInAll, want, seen)
-		}
+		t.Run(fmt.Sprintf("%d looks", limit), func(t *testing.T) {
+			t.Parallel()
+			w := world{limit: limit, sends: 3, totals: true}
+			seen := explore(w, transitionsOf(w.rules()))
+			if want := limit * 3; seen.wrong != nil || seen.mostInAll != want {
+				t.Errorf("three sends: got %d comparisons with one code at worst, want %d (%v)", seen.mostInAll, want, seen)
+			}
+		})
 	}
 }

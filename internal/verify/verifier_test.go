@@ -1,0 +1,759 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+const (
+	someone    = Number("+8618612345678")
+	wrongGuess = "999999"
+)
+
+func accept(context.Context, Message) (Receipt, error) { return Receipt{BizID: "biz"}, nil }
+
+func answer(err error) senderFunc {
+	return func(context.Context, Message) (Receipt, error) { return Receipt{}, err }
+}
+
+var testKeys = Keys{bytes.Repeat([]byte{1}, minKeyBytes)}
+
+// newVerifier is a Verifier in the time of a synctest bubble whose codes are
+// 000001, 000002, … in turn.
+func newVerifier(store Store, sender senderFunc) *Verifier {
+	return &Verifier{
+		Rules:      testRules,
+		Keys:       testKeys,
+		Store:      store,
+		Sender:     sender,
+		SMSTimeout: 5 * time.Second,
+		Now:        time.Now,
+		Random:     &counter{},
+		Log:        slog.New(slog.DiscardHandler),
+	}
+}
+
+// stored is what another replica would have of a code.
+func stored(code string) MAC { return testKeys.sign(someone, code) }
+
+func now() int64 { return time.Now().UnixMicro() }
+
+// began is what another replica does at the beginning of a send, confirm at its
+// end, and check for a caller of its own.
+func began(t *testing.T, m *memory, code string) (ticket int64) {
+	t.Helper()
+	m.write(func(s State) State {
+		s, got, err := testRules.Begin(s, stored(code), now())
+		if err != nil {
+			t.Fatalf("another replica's begin: %v", err)
+		}
+		ticket = got
+		return s
+	})
+	return ticket
+}
+
+func sent(t *testing.T, m *memory, code string) (ticket int64) {
+	t.Helper()
+	ticket = began(t, m, code)
+	m.write(func(s State) State { return testRules.Confirm(s, ticket, now()) })
+	return ticket
+}
+
+func checked(m *memory, code string) (valid bool) {
+	m.write(func(s State) State {
+		s, valid, _ = testRules.Check(s, []MAC{stored(code)}, now())
+		return s
+	})
+	return valid
+}
+
+// lives reports whether a code would be accepted now.
+func lives(m *memory, code string) bool {
+	_, valid, _ := testRules.Check(m.state(), []MAC{stored(code)}, now())
+	return valid
+}
+
+func TestSendStoresTheCodeBeforeItAsksAndConfirmsAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		var asked Message
+		v := newVerifier(&m, func(_ context.Context, msg Message) (Receipt, error) {
+			asked = msg
+			if s := m.state(); len(s.Codes) != 1 || s.Codes[0].MAC != stored(msg.Code) || s.Codes[0].Confirmed {
+				t.Errorf("when the provider is asked: got state %v, want the code there, not confirmed", s)
+			}
+			return Receipt{BizID: "biz", RequestID: "req"}, nil
+		})
+		receipt, err := v.Send(t.Context(), someone, "sign", "template")
+		if err != nil || receipt != (Receipt{"biz", "req"}) {
+			t.Errorf("got %v, %v, want the provider's receipt", receipt, err)
+		}
+		if want := (Message{someone, "sign", "template", "000001"}); asked != want {
+			t.Errorf("got message %v, want %v", asked, want)
+		}
+		if s := m.state(); len(s.Codes) != 1 || !s.Codes[0].Confirmed || m.record.BegunAt != now() {
+			t.Errorf("got state %v, begun at %d, want the code confirmed, %d", s, m.record.BegunAt, now())
+		}
+	})
+}
+
+func TestCheckAcceptsTheCodeThatWasSentOnceAndNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(&m, accept)
+		for range 2 {
+			if _, err := v.Send(t.Context(), someone, "", ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range []struct {
+			code string
+			want bool
+		}{{"000001", false}, {wrongGuess, false}, {"000002", true}, {"000002", false}} {
+			if got, err := v.Check(t.Context(), someone, c.code); err != nil || got != c.want {
+				t.Errorf("check %s: got %v, %v, want %v", c.code, got, err, c.want)
+			}
+		}
+		if got, err := v.Check(t.Context(), "+8613900000000", "000002"); err != nil || got {
+			t.Errorf("a number that was never sent to: got %v, %v, want false", got, err)
+		}
+	})
+}
+
+func TestACodeThatCannotBeRightCountsAsALook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		sent(t, &m, "123456")
+		v := newVerifier(&m, accept)
+		for looks, code := range []string{"", "12345a", strings.Repeat("1", 2048)} {
+			if got, err := v.Check(t.Context(), someone, code); err != nil || got {
+				t.Errorf("look %d: got %v, %v, want false", looks+1, got, err)
+			}
+		}
+		if got, err := v.Check(t.Context(), someone, "123456"); err != nil || got {
+			t.Errorf("the right code after three looks: got %v, %v, want false", got, err)
+		}
+	})
+}
+
+// everyWay runs play along every way of the store's first operations, with every
+// intruder before each of them.
+func everyWay(t *testing.T, operations int, play func(t *testing.T, s *scripted)) {
+	synctest.Test(t, func(t *testing.T) {
+		way, ways := &script{}, 0
+		for more := true; more; more = way.next() {
+			ways++
+			play(t, &scripted{script: way, left: operations, own: map[Version]int{}})
+			if t.Failed() {
+				t.Fatalf("on the way %v of %v", way.taken, way.of)
+			}
+		}
+		t.Logf("%d ways", ways)
+		if ways < 1000 {
+			t.Errorf("got %d ways, want at least 1000", ways)
+		}
+	})
+}
+
+// exactlyOne reports which of the sentinels err is, and fails where it is more
+// than one: whoever asks in another order would see another error.
+func exactlyOne(t *testing.T, err error) (is error) {
+	t.Helper()
+	for _, sentinel := range []error{ErrStoreUnavailable, ErrOutcomeUnknown, ErrSentNotConfirmed, ErrSendInProgress, ErrStateUnreadable} {
+		if errors.Is(err, sentinel) {
+			if is != nil {
+				t.Errorf("got %v, which is both %q and %q, want one", err, is, sentinel)
+			}
+			is = sentinel
+		}
+	}
+	return is
+}
+
+func TestSendKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
+	const old, theirs = "888888", "777777"
+	refused := &SendError{Kind: SendLimited}
+	for _, c := range []struct {
+		name string
+		says error // the provider
+	}{
+		{"the provider accepts", nil},
+		{"the provider refuses", refused},
+		{"the provider's answer is lost", errors.New("EOF")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			everyWay(t, 5, func(t *testing.T, s *scripted) {
+				m := &s.memory
+				sent(t, m, old)
+				var theirTicket int64
+				const looked, sentToo, begunToo = 1, 2, 3
+				s.intruders = []func(){
+					looked - 1:   func() { checked(m, wrongGuess) },
+					sentToo - 1:  func() { theirTicket = sent(t, m, theirs) },
+					begunToo - 1: func() { theirTicket = began(t, m, theirs) },
+				}
+				asked, ours := 0, ""
+				v := newVerifier(s, func(_ context.Context, msg Message) (Receipt, error) {
+					asked++
+					ours = msg.Code
+					if !slices.ContainsFunc(m.history, func(r Record) bool { return holds(r, msg.Code) }) {
+						t.Errorf("asked for a code that was never stored")
+					}
+					return Receipt{BizID: "biz"}, c.says
+				})
+				began := time.Now()
+				_, err := v.Send(t.Context(), someone, "", "")
+				took := time.Since(began)
+				what := exactlyOne(t, err)
+				v.Wait(t.Context())
+				s.wakeAll()
+
+				tickets := map[MAC]int64{}
+				for _, r := range m.history {
+					for i, code := range mustDecode(r).Codes {
+						if before, known := tickets[code.MAC]; known && before != code.Ticket {
+							t.Errorf("one code was begun twice, with tickets %d and %d", before, code.Ticket)
+						}
+						tickets[code.MAC] = code.Ticket
+						if i > 0 && mustDecode(r).Codes[i-1].Ticket >= code.Ticket {
+							t.Errorf("got tickets out of order in %v", mustDecode(r))
+						}
+					}
+				}
+				if asked > 1 {
+					t.Errorf("the provider was asked %d times, want once at most", asked)
+				}
+				superseded := s.intruded == sentToo && (ours == "" || theirTicket > tickets[stored(ours)])
+				switch {
+				case asked == 0:
+					if what != ErrStoreUnavailable {
+						t.Errorf("nothing was sent: got %v, want %v", err, ErrStoreUnavailable)
+					}
+					if got, want := lives(m, old), s.intruded != sentToo; got != want {
+						t.Errorf("nothing was sent: the old code lives: got %v, want %v", got, want)
+					}
+				case c.says == nil:
+					if err == nil && lives(m, old) {
+						t.Error("Send returned nil: the old code lives, want it dead")
+					}
+					if err != nil && (what != ErrSentNotConfirmed || took < storePatience) {
+						t.Errorf("got %v after %v, want nil, or %v when the store took long", err, took, ErrSentNotConfirmed)
+					}
+					if got := lives(m, ours); got == superseded {
+						t.Errorf("the code that was sent lives: got %v, want %v", got, !superseded)
+					}
+					if i := slices.IndexFunc(m.state().Codes, func(c Code) bool { return c.MAC == stored(ours) }); i >= 0 && !m.state().Codes[i].Confirmed {
+						t.Error("the code that was sent is not confirmed in the end")
+					}
+				case c.says == refused:
+					if !errors.Is(err, refused) {
+						t.Errorf("got %v, want %v", err, refused)
+					}
+					if lives(m, ours) || lives(m, old) != (s.intruded != sentToo) {
+						t.Errorf("a refused send: its code lives %v, the old one %v, want false, and the old one as it was", lives(m, ours), lives(m, old))
+					}
+				default:
+					var unknown *SendError
+					if !errors.As(err, &unknown) || unknown.Kind != SendUnknown {
+						t.Errorf("got %v, want a SendError of an unknown outcome", err)
+					}
+					if lives(m, ours) == superseded || lives(m, old) != (s.intruded != sentToo) {
+						t.Errorf("an unknown outcome: its code lives %v (superseded: %v), the old one %v", lives(m, ours), superseded, lives(m, old))
+					}
+				}
+				if s.intruded == begunToo && !lives(m, theirs) && !(c.says == nil && theirTicket < tickets[stored(ours)]) {
+					t.Error("another replica's code in flight died, want it alive")
+				}
+			})
+		})
+	}
+}
+
+func holds(r Record, code string) bool { return ticketOf(mustDecode(r), code) != 0 }
+
+func ticketOf(s State, code string) int64 {
+	for _, c := range s.Codes {
+		if c.MAC == stored(code) {
+			return c.Ticket
+		}
+	}
+	return 0
+}
+
+func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
+	const right, newer = "888888", "777777"
+	for _, c := range []struct{ name, code string }{{"the right code", right}, {"a wrong code", wrongGuess}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			everyWay(t, 6, func(t *testing.T, s *scripted) {
+				m := &s.memory
+				sent(t, m, right)
+				theyWon := false
+				const looked, usedToo, sentToo = 1, 2, 3
+				s.intruders = []func(){
+					looked - 1:  func() { checked(m, wrongGuess) },
+					usedToo - 1: func() { theyWon = checked(m, right) },
+					sentToo - 1: func() { sent(t, m, newer) },
+				}
+				v := newVerifier(s, accept)
+				valid, err := v.Check(t.Context(), someone, c.code)
+				atReturn := len(s.own)
+				what := exactlyOne(t, err)
+				s.wakeAll()
+
+				dead := s.intruded == usedToo && theyWon || s.intruded == sentToo // by another's hand
+				for version, times := range s.own {
+					if times > 1 {
+						t.Errorf("the swap %x was done %d times, want once", version, times)
+					}
+				}
+				if len(s.own) > 1 {
+					t.Errorf("one call was counted %d times, want once", len(s.own))
+				}
+				switch {
+				case valid && (err != nil || atReturn != 1 || c.code != right || theyWon):
+					t.Errorf("got true, %v, counted %d, of code %s, used by another %v", err, atReturn, c.code, theyWon)
+				case err == nil && !valid && c.code == right && !dead:
+					t.Error("got false for a code that lives")
+				case err == nil && !valid && atReturn != 1 && len(m.state().Codes) > 0:
+					t.Errorf("got false with %d looks stored, want 1", atReturn)
+				case what == ErrStoreUnavailable && len(s.own) != 0:
+					t.Errorf("got %v, and yet the call was counted", err)
+				case what == ErrOutcomeUnknown && !s.unknown:
+					t.Errorf("got %v, and yet every outcome was known", err)
+				case err != nil && what != ErrStoreUnavailable && what != ErrOutcomeUnknown:
+					t.Errorf("got %v, want %v or %v", err, ErrStoreUnavailable, ErrOutcomeUnknown)
+				}
+				used := theyWon || c.code == right && len(s.own) == 1 && s.intruded != sentToo
+				s.left = 0 // the store is well again
+				again, err := v.Check(t.Context(), someone, right)
+				if want := !used && s.intruded != sentToo; err != nil || again != want {
+					t.Errorf("the right code afterwards: got %v, %v, want %v", again, err, want)
+				}
+				if valid && again || theyWon && again {
+					t.Error("one code was accepted twice")
+				}
+			})
+		})
+	}
+}
+
+func TestWithTheStoreDownNothingIsSentAndNothingAnswered(t *testing.T) {
+	down := func(context.Context) error { return errNoEffect }
+	hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	for _, c := range []struct {
+		name     string
+		store    *brokenStore
+		atMost   time.Duration
+		forCheck error
+	}{
+		{"loads fail", &brokenStore{load: down}, time.Second, ErrStoreUnavailable},
+		{"swaps fail", &brokenStore{swap: down}, time.Second, ErrStoreUnavailable},
+		{"loads hang", &brokenStore{load: hangs}, storePatience, ErrStoreUnavailable},
+		{"swaps hang, and surely had no effect", &brokenStore{swap: hangs}, storePatience, ErrStoreUnavailable},
+		{"swaps hang, with unknown outcome", &brokenStore{swap: func(ctx context.Context) error { <-ctx.Done(); return errUnknown }}, storePatience, ErrOutcomeUnknown},
+		{"every outcome is unknown", &brokenStore{swap: func(context.Context) error { return errUnknown }}, storePatience, ErrOutcomeUnknown},
+		{"the store's own words are sentinels", &brokenStore{
+			load: func(context.Context) error { return fmt.Errorf("%w, %w", ErrStoreUnavailable, ErrOutcomeUnknown) },
+		}, time.Second, ErrStoreUnavailable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sent(t, &c.store.memory, "888888")
+				v := newVerifier(c.store, func(context.Context, Message) (Receipt, error) {
+					t.Error("the provider was asked, want nothing sent")
+					return Receipt{}, nil
+				})
+				start := time.Now()
+				_, err := v.Send(t.Context(), someone, "", "")
+				if is := exactlyOne(t, err); is != ErrStoreUnavailable || time.Since(start) > c.atMost {
+					t.Errorf("Send: got %v after %v, want %v within %v", err, time.Since(start), ErrStoreUnavailable, c.atMost)
+				}
+				start = time.Now()
+				valid, err := v.Check(t.Context(), someone, "888888")
+				if is := exactlyOne(t, err); valid || is != c.forCheck || time.Since(start) > c.atMost {
+					t.Errorf("Check: got %v, %v after %v, want false, %v within %v", valid, err, time.Since(start), c.forCheck, c.atMost)
+				}
+				if strings.Contains(fmt.Sprint(err), "888888") {
+					t.Errorf("got %v, want an error without the code", err)
+				}
+			})
+		})
+	}
+}
+
+// The store may lose an answer first and its nerve afterwards: what was unknown
+// stays unknown, whatever is said later.
+func TestAnUnknownOutcomeIsNeverCalledUnavailable(t *testing.T) {
+	for name, next := range map[string]error{"the store goes down": errNoEffect, "and says so in our words": ErrStoreUnavailable} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var store brokenStore
+				sent(t, &store.memory, "888888")
+				store.swap = func(context.Context) error {
+					store.load = func(context.Context) error { return next }
+					return errUnknown
+				}
+				valid, err := newVerifier(&store, accept).Check(t.Context(), someone, "888888")
+				if is := exactlyOne(t, err); valid || is != ErrOutcomeUnknown {
+					t.Errorf("got %v, %v, want false, %v", valid, err, ErrOutcomeUnknown)
+				}
+			})
+		})
+	}
+}
+
+func TestACallerWhoIsGoneBeforeTheProviderIsAskedGetsNoSMS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store brokenStore
+		ctx, leave := context.WithCancel(t.Context())
+		store.swap = func(context.Context) error { leave(); return nil }
+		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
+			t.Error("the provider was asked, want nothing sent")
+			return Receipt{}, nil
+		})
+		_, err := v.Send(ctx, someone, "", "")
+		var gone *SendError
+		if !errors.As(err, &gone) || gone.Kind != SendCallerHasGone {
+			t.Errorf("got %v, want a SendError that says so", err)
+		}
+		v.Wait(t.Context())
+		if len(store.history) != 2 || len(store.state().Codes) != 0 {
+			t.Errorf("got %d swaps and %v, want the code stored and withdrawn", len(store.history), store.state())
+		}
+	})
+}
+
+func TestACallerWhoIsGoneFromTheStartCostsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := brokenStore{load: func(ctx context.Context) error { return ctx.Err() }}
+		ctx, leave := context.WithCancel(t.Context())
+		leave()
+		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
+			t.Error("the provider was asked, want nothing sent")
+			return Receipt{}, nil
+		})
+		if _, err := v.Send(ctx, someone, "", ""); exactlyOne(t, err) != ErrStoreUnavailable {
+			t.Errorf("Send: got %v, want %v", err, ErrStoreUnavailable)
+		}
+		if valid, err := v.Check(ctx, someone, "000001"); valid || exactlyOne(t, err) != ErrStoreUnavailable {
+			t.Errorf("Check: got %v, %v, want false, %v", valid, err, ErrStoreUnavailable)
+		}
+		if len(store.history) != 0 {
+			t.Errorf("got %d swaps, want none", len(store.history))
+		}
+	})
+}
+
+func TestTheCallersDeadlineDoesNotCutTheProviderOffButTheSMSTimeoutDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		type key struct{}
+		v := newVerifier(&m, func(ctx context.Context, _ Message) (Receipt, error) {
+			if got := ctx.Value(key{}); got != "trace" {
+				t.Errorf("got the caller's value %v, want it kept", got)
+			}
+			<-ctx.Done()
+			return Receipt{}, &SendError{Kind: SendTimedOut}
+		})
+		ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), key{}, "trace"), time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := v.Send(ctx, someone, "", "")
+		var timedOut *SendError
+		if took := time.Since(start); took != v.SMSTimeout || !errors.As(err, &timedOut) || timedOut.Kind != SendTimedOut {
+			t.Errorf("got %v after %v, want a time-out after %v", err, took, v.SMSTimeout)
+		}
+		if !lives(&m, "000001") {
+			t.Error("the code is dead, want it alive: the SMS may arrive")
+		}
+	})
+}
+
+func TestWhatTheProviderSaysDecidesWhatBecomesOfTheCode(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		says  error
+		kind  SendKind
+		lives bool
+	}{
+		{"unknown", &SendError{Kind: SendUnknown}, SendUnknown, true},
+		{"timed out", &SendError{Kind: SendTimedOut}, SendTimedOut, true},
+		{"not asked", &SendError{Kind: SendNotAsked}, SendNotAsked, false},
+		{"limited", &SendError{Kind: SendLimited}, SendLimited, false},
+		{"bad number", &SendError{Kind: SendBadNumber}, SendBadNumber, false},
+		{"precondition", &SendError{Kind: SendPrecondition}, SendPrecondition, false},
+		{"bad request", &SendError{Kind: SendBadRequest}, SendBadRequest, false},
+		{"a refusal, wrapped", fmt.Errorf("aliyun: %w", &SendError{Kind: SendLimited}), SendLimited, false},
+		{"no SendError", errors.New("EOF"), SendUnknown, true},
+		{"a bare deadline", context.DeadlineExceeded, SendUnknown, true},
+		{"the zero SendError", &SendError{}, SendUnknown, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var m memory
+				sent(t, &m, "888888")
+				v := newVerifier(&m, answer(c.says))
+				_, err := v.Send(t.Context(), someone, "", "")
+				var got *SendError
+				if !errors.As(err, &got) || got.Kind != c.kind {
+					t.Errorf("got %v, want a SendError of kind %d", err, c.kind)
+				}
+				if got := lives(&m, "000001"); got != c.lives {
+					t.Errorf("its code lives: got %v, want %v", got, c.lives)
+				}
+				if !lives(&m, "888888") {
+					t.Error("the code of the last success is dead, want it alive: a send that failed invalidates nothing")
+				}
+			})
+		})
+	}
+}
+
+func TestAPanicInTheSenderLeavesTheCodeAliveAndGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) { panic("in the sender") })
+		func() {
+			defer func() {
+				if got := recover(); got != "in the sender" {
+					t.Errorf("got panic %v, want the sender's", got)
+				}
+			}()
+			_, _ = v.Send(t.Context(), someone, "", "")
+		}()
+		if !lives(&m, "000001") {
+			t.Error("the code is dead, want it alive: the SMS may have gone out")
+		}
+	})
+}
+
+func TestAnOutcomeIsStoredInTheBackgroundAfterTheCallerLeft(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		says  error
+		want  func(error) bool
+		state func(*memory) bool
+	}{
+		{
+			"confirm", nil,
+			func(err error) bool { return errors.Is(err, ErrSentNotConfirmed) },
+			func(m *memory) bool { return lives(m, "000001") && !lives(m, "888888") && m.state().Codes[0].Confirmed },
+		},
+		{
+			"withdraw", &SendError{Kind: SendLimited},
+			func(err error) bool { var e *SendError; return errors.As(err, &e) && e.Kind == SendLimited },
+			func(m *memory) bool { return !lives(m, "000001") && lives(m, "888888") },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var store brokenStore
+				sent(t, &store.memory, "888888")
+				ctx, leave := context.WithCancel(t.Context())
+				v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
+					back := time.Now().Add(40 * time.Second)
+					store.load = func(context.Context) error {
+						if time.Now().Before(back) {
+							return errNoEffect
+						}
+						return nil
+					}
+					leave()
+					return Receipt{BizID: "biz"}, c.says
+				})
+				start := time.Now()
+				_, err := v.Send(ctx, someone, "", "")
+				if took := time.Since(start); !c.want(err) || took != storePatience {
+					t.Errorf("got %v after %v, want the answer after %v", err, took, storePatience)
+				}
+				if !lives(&store.memory, "000001") {
+					t.Error("before the outcome is stored: the code is dead, want it alive")
+				}
+				v.Wait(t.Context())
+				if took := time.Since(start); took < 40*time.Second || took > 41*time.Second || !c.state(&store.memory) {
+					t.Errorf("after %v: got %v, want the outcome stored when the store is back after 40 s", took, store.state())
+				}
+			})
+		})
+	}
+}
+
+func TestAnOutcomeThatCannotBeStoredForAMinuteIsGivenUpAndLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store brokenStore
+		var log bytes.Buffer
+		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
+			store.load = func(context.Context) error { return errNoEffect }
+			return Receipt{BizID: "biz"}, nil
+		})
+		v.Log = slog.New(slog.NewTextHandler(&log, nil))
+		start := time.Now()
+		if _, err := v.Send(t.Context(), someone, "", ""); exactlyOne(t, err) != ErrSentNotConfirmed {
+			t.Errorf("got %v, want %v", err, ErrSentNotConfirmed)
+		}
+		v.Wait(t.Context())
+		if took := time.Since(start); took != settlePatience {
+			t.Errorf("gave up after %v, want %v", took, settlePatience)
+		}
+		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, someone.Masked()) || strings.Contains(got, string(someone)) || strings.Contains(got, "000001") {
+			t.Errorf("got log %q, want one line with the masked number and without the code", got)
+		}
+		if !lives(&store.memory, "000001") {
+			t.Error("the code is dead, want it alive")
+		}
+	})
+}
+
+func TestWaitLeavesWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store brokenStore
+		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
+			store.load = func(context.Context) error { return errNoEffect }
+			return Receipt{}, nil
+		})
+		_, _ = v.Send(t.Context(), someone, "", "")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		if v.Wait(ctx); time.Since(start) != time.Second {
+			t.Errorf("waited %v, want 1s", time.Since(start))
+		}
+		v.Wait(t.Context()) // for the rest of the background
+	})
+}
+
+func TestWithoutRandomnessNothingIsStoredOrSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) {
+			t.Error("the provider was asked, want nothing sent")
+			return Receipt{}, nil
+		})
+		v.Random = iotest.ErrReader(errors.New("no entropy"))
+		if _, err := v.Send(t.Context(), someone, "", ""); err == nil || exactlyOne(t, err) != nil {
+			t.Errorf("got %v, want an error of its own", err)
+		}
+		if len(m.history) != 0 {
+			t.Errorf("got %d swaps, want none", len(m.history))
+		}
+	})
+}
+
+func TestAStateOfALaterVersionIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := memory{record: Record{Version: Version{1}, State: []byte{99, 1, 2, 3}}}
+		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) {
+			t.Error("the provider was asked, want nothing sent")
+			return Receipt{}, nil
+		})
+		if _, err := v.Send(t.Context(), someone, "", ""); exactlyOne(t, err) != ErrStateUnreadable {
+			t.Errorf("Send: got %v, want %v", err, ErrStateUnreadable)
+		}
+		if valid, err := v.Check(t.Context(), someone, "000001"); valid || exactlyOne(t, err) != ErrStateUnreadable {
+			t.Errorf("Check: got %v, %v, want false, %v", valid, err, ErrStateUnreadable)
+		}
+		if m.record.Version != (Version{1}) {
+			t.Error("the record was written over, want it left alone")
+		}
+	})
+}
+
+func TestAFullListRefusesTheSendBeforeTheProviderIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		for i := range maxCodes {
+			began(t, &m, fmt.Sprintf("%06d", 100+i))
+		}
+		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) {
+			t.Error("the provider was asked, want nothing sent")
+			return Receipt{}, nil
+		})
+		if _, err := v.Send(t.Context(), someone, "", ""); exactlyOne(t, err) != ErrSendInProgress {
+			t.Errorf("got %v, want %v", err, ErrSendInProgress)
+		}
+	})
+}
+
+// Real goroutines from here on, and as many as they like.
+
+func TestOfManyRightGuessesAtOnceExactlyOneWins(t *testing.T) {
+	for range 20 {
+		var m memory
+		sent(t, &m, "123456")
+		v := newVerifier(&m, accept)
+		var won atomic.Int32
+		var all sync.WaitGroup
+		for range 64 {
+			all.Go(func() {
+				valid, err := v.Check(t.Context(), someone, "123456")
+				if err != nil {
+					t.Error(err)
+				}
+				if valid {
+					won.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if won.Load() != 1 {
+			t.Fatalf("got %d winners of 64, want 1", won.Load())
+		}
+	}
+}
+
+func TestOfManyWrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
+	var m memory
+	sent(t, &m, "123456")
+	before := len(m.history)
+	v := newVerifier(&m, accept)
+	var all sync.WaitGroup
+	for range 64 {
+		all.Go(func() {
+			if valid, err := v.Check(t.Context(), someone, wrongGuess); valid || err != nil {
+				t.Errorf("got %v, %v, want false", valid, err)
+			}
+		})
+	}
+	all.Wait()
+	if got := len(m.history) - before; got != testRules.AttemptLimit || lives(&m, "123456") {
+		t.Errorf("got %d looks stored, the code alive %v, want %d, false", got, lives(&m, "123456"), testRules.AttemptLimit)
+	}
+}
+
+func TestAStormOfRefusedSendsLeavesTheLiveCodeAlone(t *testing.T) {
+	var m memory
+	sent(t, &m, "123456")
+	var asked atomic.Int32
+	v := newVerifier(&m, func(context.Context, Message) (Receipt, error) {
+		asked.Add(1)
+		return Receipt{}, &SendError{Kind: SendLimited}
+	})
+	var all sync.WaitGroup
+	for range 30 {
+		all.Go(func() {
+			_, err := v.Send(t.Context(), someone, "", "")
+			var refused *SendError
+			if !errors.As(err, &refused) && !errors.Is(err, ErrSendInProgress) {
+				t.Errorf("got %v, want the refusal or %v", err, ErrSendInProgress)
+			}
+		})
+	}
+	all.Wait()
+	if asked.Load() == 0 || !lives(&m, "123456") || len(m.state().Codes) != 1 {
+		t.Errorf("asked %d times, the live code lives %v, %d codes in the list, want some, true, 1", asked.Load(), lives(&m, "123456"), len(m.state().Codes))
+	}
+}
