@@ -11,7 +11,7 @@ import (
 	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -77,7 +77,7 @@ type Verifier struct {
 	Random     io.Reader
 	Log        *slog.Logger
 
-	background sync.WaitGroup
+	background atomic.Int64 // outcomes that are still being stored
 }
 
 const (
@@ -154,7 +154,9 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 // store is slow or away, and reports whether it was done while the caller waits.
 func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
 	done := make(chan struct{})
-	v.background.Go(func() {
+	v.background.Add(1)
+	go func() {
+		defer v.background.Add(-1)
 		ctx, cancel := context.WithTimeout(context.Background(), settlePatience)
 		defer cancel()
 		// An unknown outcome that somebody moved on from is simply applied again:
@@ -167,7 +169,7 @@ func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
 			return
 		}
 		close(done)
-	})
+	}()
 	patience := time.NewTimer(storePatience)
 	defer patience.Stop()
 	select {
@@ -179,12 +181,17 @@ func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
 }
 
 // Wait waits for what Send still stores in the background, as long as ctx lives.
+// Calls that a forced stop left behind may go on sending meanwhile, for which a
+// sync.WaitGroup panics; so it asks now and then.
 func (v *Verifier) Wait(ctx context.Context) {
-	done := make(chan struct{})
-	go func() { v.background.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for v.background.Load() > 0 {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
