@@ -8,14 +8,11 @@ import (
 	"io"
 	"math"
 	mathrand "math/rand/v2"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 )
-
-var sixDigits = regexp.MustCompile(`^[0-9]{6}$`)
 
 // A code is the number that 20 random bits spell, and is drawn again where that
 // is a million or more: so each of the million codes comes of exactly one pattern.
