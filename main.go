@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"os"
@@ -54,6 +55,9 @@ Secrets are taken from the environment, or from the file that the name with _FIL
 To try it with nothing installed: phone-number-service dev`
 
 func main() {
+	// Libraries that log by themselves could quote what a peer sent: net/http does
+	// so with a reply that nobody asked for.
+	log.SetOutput(io.Discard)
 	dropEmptyVariables()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
@@ -179,7 +183,7 @@ func openStore(f *faults, dsn string) *store.DB {
 
 // prepareStore waits for a database that is not up yet: containers start in any
 // order.
-func prepareStore(ctx context.Context, db *store.DB, log *slog.Logger) error {
+func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, databaseComesUpIn)
 	defer cancel()
 	for {
@@ -187,7 +191,7 @@ func prepareStore(ctx context.Context, db *store.DB, log *slog.Logger) error {
 		if !errors.Is(err, store.ErrNotUp) {
 			return err
 		}
-		log.Warn("waiting for the database", "error", err)
+		logger.Warn("waiting for the database", "error", err)
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():

@@ -462,3 +462,16 @@ func TestARealSMSIsSent(t *testing.T) {
 		t.Fatalf("SendSMS: %v", status.Convert(err).Proto())
 	}
 }
+
+func TestTheREADMEHasEverySetting(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := string(readme)
+	for _, name := range append(ownVariables, "DATA_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "ALIYUN_ENDPOINT") {
+		if name, secret := strings.CutSuffix(name, "_FILE"); !strings.Contains(table, "`"+name+"`") || secret && !strings.Contains(table, "`"+name+"` †") {
+			t.Errorf("README.md's table lacks %s", name)
+		}
+	}
+}

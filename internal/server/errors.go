@@ -38,7 +38,6 @@ var (
 		{verify.ErrSendInProgress, answer{codes.Aborted, "SEND_IN_PROGRESS", "too many sends to this number are under way; nothing was sent", 30 * time.Second}},
 		{verify.ErrSentNotConfirmed, answer{codes.Unknown, "SENT_NOT_CONFIRMED", "the SMS was sent and its code works, but earlier codes may still work too", 0}},
 		{verify.ErrStateUnreadable, answer{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
-		// Before ErrOutcomeUnknown: a begin that failed carries both.
 		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
 		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
 		{errPanic, answer{codes.Internal, "INTERNAL", "internal error", 0}},

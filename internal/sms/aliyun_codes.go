@@ -79,6 +79,10 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 	}
 
 	e := &verify.SendError{Code: token("Code"), RequestID: token("RequestId"), HTTPStatus: status}
+	ok := e.Code == "OK"
+	if ok {
+		e.Code = "" // it would be an odd reason for an error
+	}
 	switch {
 	case len(body) > maxReplyBytes:
 		e.Detail = "reply over 64 KiB"
@@ -86,12 +90,12 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 		e.Detail = "empty reply"
 	case malformed:
 		e.Detail = "reply is no JSON object"
+	case ok && status == 200 && text("BizId") != "":
+		return verify.Receipt{BizID: token("BizId"), RequestID: e.RequestID}, nil
+	case ok:
+		e.Detail = "OK without HTTP 200 and a BizId"
 	case e.Code == "":
 		e.Detail = "reply without a code"
-	case e.Code == "OK" && status == 200 && text("BizId") != "":
-		return verify.Receipt{BizID: token("BizId"), RequestID: e.RequestID}, nil
-	case e.Code == "OK":
-		e.Detail = "OK without HTTP 200 and a BizId"
 	default:
 		e.Kind = kindOf(e.Code)
 		e.Detail = "refused by Aliyun"
