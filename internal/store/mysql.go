@@ -35,7 +35,7 @@ var mysqlErrors = map[uint16]verdict{
 	1143: noEffect,         // user may not do this to the column
 	1146: noEffect | tableMissing,
 	1203: noEffect | notUp, // max_user_connections
-	1205: noEffect,         // lock wait timed out
+	1205: noEffect | notUp, // lock wait timed out, or wsrep_sync_wait on a node without a quorum
 	1213: lostRace | notUp, // deadlock, or Galera's certification
 	1226: noEffect | notUp, // limit of a resource for this user
 	1243: noEffect,         // statement unknown: a proxy changed servers
@@ -95,8 +95,7 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	if err != nil || !slices.Contains([]string{"tcp", "tcp4", "tcp6", "unix"}, cfg.Net) {
 		return nil, errDSN
 	}
-	// With the database name forgotten, a slash in the password ends up there.
-	if cfg.DBName == "" || strings.ContainsAny(cfg.DBName, "@()") {
+	if cfg.DBName == "" {
 		return nil, errors.New("the data source name has no database name; want " + dsnForms)
 	}
 	cfg.ClientFoundRows = true // a swap is done where its row was found

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,35 @@ func TestSQLiteFileIsTheOwnersAndDurable(t *testing.T) {
 		if err := db.pool.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
 			t.Errorf("%s = %q, %v; want %q", pragma, got, err, want)
 		}
+	}
+}
+
+// A process loses its locks on a file when it closes any descriptor of it, and
+// another process could then take the database for unused.
+func TestSQLitePrepareKeepsTheLocksOfTheProcess(t *testing.T) {
+	if _, err := os.Stat("/proc/locks"); err != nil {
+		t.Skip("this system does not show its locks in /proc/locks")
+	}
+	path := filepath.Join(t.TempDir(), "store.db")
+	db := openFile(t, path)
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := reflect.ValueOf(info.Sys()).Elem().FieldByName("Ino").Uint()
+	locks := func() int {
+		text, _ := os.ReadFile("/proc/locks")
+		return strings.Count(string(text), fmt.Sprintf(":%d ", inode))
+	}
+	before := locks()
+	if before == 0 {
+		t.Fatal("got no lock on a file in use; want one")
+	}
+	if err := db.Prepare(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := locks(); got != before {
+		t.Errorf("got %d locks on the file after Prepare; want %d as before", got, before)
 	}
 }
 

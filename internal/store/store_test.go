@@ -58,7 +58,7 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 		{number(1146), noEffect | tableMissing, "no such table"},
 		{number(1180), unknown, "error during commit"},
 		{number(1203), noEffect | notUp, "max_user_connections"},
-		{number(1205), noEffect, "lock wait timeout"},
+		{number(1205), noEffect | notUp, "lock wait timeout"},
 		{number(1213), lostRace | notUp, "deadlock"},
 		{number(1226), noEffect | notUp, "user's resource limit"},
 		{number(1243), noEffect, "unknown statement handler"},
