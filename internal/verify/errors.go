@@ -38,19 +38,18 @@ func (e *FieldError) Error() string { return e.Field + " " + e.Want }
 // A SendKind is what became of an SMS that was not plainly accepted.
 type SendKind int
 
+// The first two leave the code alive, since the SMS may arrive; SendUnknown is the
+// zero value, so that what nobody classified does too. The others are sure: it was
+// not sent.
 const (
-	// The outcome is unknown: the SMS may arrive. The zero value, so that what
-	// nobody classified leaves the code alive.
-	SendUnknown  SendKind = iota
-	SendTimedOut          // no answer within the deadline; the SMS may arrive
-
-	// Surely not sent.
-	SendNotAsked      // not a byte of the request left, or the provider throttles
-	SendLimited       // the provider's limit for this sign name and number
-	SendBadNumber     // the provider says that the number is no number
-	SendPrecondition  // recipient blocked, or account, sign name, template, key, clock
-	SendBadRequest    // our own request was wrong
-	SendCallerHasGone // the caller went away before the provider was asked
+	SendUnknown       SendKind = iota
+	SendTimedOut               // no answer within the deadline
+	SendNotAsked               // not a byte of the request left, or the provider throttles
+	SendLimited                // the provider's limit for this sign name and number
+	SendBadNumber              // the provider says that the number is no number
+	SendPrecondition           // recipient blocked, or account, sign name, template, key, clock
+	SendBadRequest             // our own request was wrong
+	SendCallerHasGone          // the caller went away before the provider was asked
 )
 
 // Refused reports whether the SMS was surely not sent.

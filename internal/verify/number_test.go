@@ -139,7 +139,7 @@ func TestAPlanIsNeverAskedForWhatIsNoDialledNumber(t *testing.T) {
 		}
 		return "+12015550123", true
 	}}
-	for _, raw := range []string{"(201) 555-0123", "+1 201", "201;ext=1", "２０１", "201 a", "00 1 201"} {
+	for _, raw := range []string{"(201) 555-0123", "+1 201", "201;ext=1", "２０１", "201 a", "00 1 201", "201+5550123", "++1201"} {
 		_, _ = p.Parse(raw)
 	}
 }

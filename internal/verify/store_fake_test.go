@@ -204,12 +204,12 @@ func sleep(ctx context.Context) error {
 	}
 }
 
-// A storeFunc is a Store that asks load and swap first; nil, nil from them means
-// that the memory behind it answers.
+// A brokenStore fails where load or swap say so before it does what it is asked,
+// or done after it did a swap.
 type brokenStore struct {
 	memory
-	load func(ctx context.Context) error
-	swap func(ctx context.Context) error
+	load, swap func(ctx context.Context) error
+	done       func() error
 }
 
 func (b *brokenStore) Load(ctx context.Context, n Number) (Record, error) {
@@ -227,7 +227,11 @@ func (b *brokenStore) Swap(ctx context.Context, n Number, old Version, next Reco
 			return false, err
 		}
 	}
-	return b.memory.Swap(ctx, n, old, next)
+	swapped, err := b.memory.Swap(ctx, n, old, next)
+	if swapped && b.done != nil {
+		return false, b.done()
+	}
+	return swapped, err
 }
 
 // A senderFunc is a Sender.

@@ -307,7 +307,7 @@ func (v *Verifier) compute(current Record, inDoubt bool, f transition) (*Record,
 // stormed.
 func backOff(ctx context.Context, round int) error {
 	longest := time.Millisecond << min(round, 8)
-	timer := time.NewTimer(mathrand.N(longest))
+	timer := time.NewTimer(mathrand.N(longest)) //nolint:gosec // spreads load, decides nothing
 	defer timer.Stop()
 	select {
 	case <-timer.C:

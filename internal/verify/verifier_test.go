@@ -224,7 +224,11 @@ func TestSendKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 
 				tickets := map[MAC]int64{}
 				for _, r := range m.history {
+					mine := 0
 					for i, code := range mustDecode(r).Codes {
+						if code.MAC != stored(old) && code.MAC != stored(theirs) {
+							mine++
+						}
 						if before, known := tickets[code.MAC]; known && before != code.Ticket {
 							t.Errorf("one code was begun twice, with tickets %d and %d", before, code.Ticket)
 						}
@@ -232,6 +236,9 @@ func TestSendKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 						if i > 0 && mustDecode(r).Codes[i-1].Ticket >= code.Ticket {
 							t.Errorf("got tickets out of order in %v", mustDecode(r))
 						}
+					}
+					if mine > 1 {
+						t.Errorf("one send has %d codes in the list, want one at most", mine)
 					}
 				}
 				if asked > 1 {
@@ -310,7 +317,9 @@ func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 					sentToo - 1: func() { sent(t, m, newer) },
 				}
 				v := newVerifier(s, accept)
+				start := time.Now()
 				valid, err := v.Check(t.Context(), someone, c.code)
+				took := time.Since(start)
 				atReturn := len(s.own)
 				s.wakeAll()
 
@@ -334,6 +343,8 @@ func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 					t.Errorf("got %v, and yet the call was counted", err)
 				case isOnly(t, err, ErrOutcomeUnknown) && !s.unknown:
 					t.Errorf("got %v, and yet every outcome was known", err)
+				case isOnly(t, err, ErrOutcomeUnknown) && s.intruded == 0 && took < storePatience:
+					t.Errorf("got %v after %v, and yet a load tells what became of the swap where nobody else writes", err, took)
 				case err != nil && !errors.Is(err, ErrStoreUnavailable) && !errors.Is(err, ErrOutcomeUnknown):
 					t.Errorf("got %v, want %v or %v", err, ErrStoreUnavailable, ErrOutcomeUnknown)
 				}
@@ -414,6 +425,41 @@ func TestAnUnknownOutcomeIsNeverCalledUnavailable(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAnUnknownOutcomeIsAskedForAsLongAsTheCallHasPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store brokenStore
+		sent(t, &store.memory, "888888")
+		back := time.Now().Add(2 * time.Second)
+		store.load = func(context.Context) error {
+			if len(store.history) > 2 && time.Now().Before(back) {
+				return errNoEffect
+			}
+			return nil
+		}
+		store.done = func() error { return errUnknown }
+		if valid, err := newVerifier(&store, accept).Check(t.Context(), someone, "888888"); !valid || err != nil {
+			t.Errorf("the store does it, loses the answer and is away for two seconds: got %v, %v, want true", valid, err)
+		}
+	})
+}
+
+func TestReplicasThatRaceNeverTakeAnothersSwapForTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		sent(t, &m, "888888")
+		// The same call on the same record, by two Verifiers alike in all.
+		first, second := memory{record: m.record}, memory{record: m.record}
+		for _, store := range []*memory{&first, &second} {
+			if valid, err := newVerifier(store, accept).Check(t.Context(), someone, "888888"); !valid || err != nil {
+				t.Fatalf("got %v, %v, want true", valid, err)
+			}
+		}
+		if first.record.Version == second.record.Version || first.record.Version == m.record.Version {
+			t.Error("got one version from two writers, want each its own")
+		}
+	})
 }
 
 func TestACallerWhoIsGoneBeforeTheProviderIsAskedGetsNoSMS(t *testing.T) {
