@@ -32,7 +32,15 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-func TestMain(m *testing.M) { mariadbtest.Main(m) }
+func TestMain(m *testing.M) {
+	code := mariadbtest.Run(m)
+	if built != "" {
+		os.RemoveAll(filepath.Dir(built))
+	}
+	os.Exit(code)
+}
+
+var built string // the program, once a test needed it
 
 // binary builds the program once.
 var binary = sync.OnceValue(func() string {
@@ -40,11 +48,11 @@ var binary = sync.OnceValue(func() string {
 	if err != nil {
 		panic(err)
 	}
-	path := filepath.Join(dir, "phone-number-service")
-	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".").CombinedOutput(); err != nil {
+	built = filepath.Join(dir, "phone-number-service")
+	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, ".").CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("go build: %v\n%s", err, out))
 	}
-	return path
+	return built
 })
 
 // program returns a command with env and nothing else of this process's own.

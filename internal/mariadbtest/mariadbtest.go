@@ -39,14 +39,15 @@ var shared struct {
 	server *Server
 }
 
-// Main runs a package's tests and removes the server that DSN left: a package
-// that uses DSN calls it from TestMain.
-func Main(m *testing.M) {
-	code := m.Run()
-	if shared.server != nil {
-		shared.server.remove()
-	}
-	os.Exit(code)
+// Run runs a package's tests, removes the server that DSN left, and returns the
+// exit code: a package that uses DSN calls it from TestMain.
+func Run(m *testing.M) int {
+	defer func() {
+		if shared.server != nil {
+			shared.server.remove()
+		}
+	}()
+	return m.Run()
 }
 
 // DSN returns the data source name of an empty database that lives as long as
@@ -197,8 +198,10 @@ func (s *Server) setUp() {
 }
 
 func (s *Server) command(args ...string) *exec.Cmd {
-	args = append([]string{"--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"), "--skip-log-bin",
-		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M"}, args...)
+	args = append([]string{
+		"--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"), "--skip-log-bin",
+		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
+	}, args...)
 	if os.Geteuid() == 0 {
 		args = append(args, "--user=root")
 	}

@@ -27,7 +27,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-func TestMain(m *testing.M) { mariadbtest.Main(m) }
+func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
 
 // onBothStores runs a test on MariaDB with two replicas, each with connections
 // of its own, and on SQLite with one.

@@ -42,10 +42,10 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 		faults = append(faults, err)
 	}
 	mayBeEmpty := s.inbox != nil
-	if n := r.GetSignature(); !(mayBeEmpty && n == "") && !isSignName(n) {
+	if n := r.GetSignature(); (n != "" || !mayBeEmpty) && !isSignName(n) {
 		faults = append(faults, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
 	}
-	if c := r.GetTemplateCode(); !(mayBeEmpty && c == "") && !templateCode.MatchString(c) {
+	if c := r.GetTemplateCode(); (c != "" || !mayBeEmpty) && !templateCode.MatchString(c) {
 		faults = append(faults, &verify.FieldError{Field: "template_code", Want: `must be the Aliyun SMS template code, 1 to 64 letters, digits and underscores, for example "SMS_123456789"`})
 	}
 	if faults != nil {

@@ -19,7 +19,7 @@ import (
 
 var _ verify.Store = (*store.DB)(nil)
 
-func TestMain(m *testing.M) { mariadbtest.Main(m) }
+func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
 
 const number = verify.Number("+8618612345678")
 

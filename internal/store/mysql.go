@@ -167,12 +167,13 @@ func (mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
 	rows, err := pool.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN
 		('innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
 	if err == nil {
+		defer rows.Close()
 		for rows.Next() {
 			var name, v string
 			err = errors.Join(err, rows.Scan(&name, &v))
 			value[name] = v
 		}
-		err = errors.Join(err, rows.Err(), rows.Close())
+		err = errors.Join(err, rows.Err())
 	}
 	if err != nil {
 		return []string{"the database's settings could not be read: " + err.Error()}

@@ -117,10 +117,14 @@ func admin(t *testing.T, dsn string) (run func(statements ...string), connection
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer rows.Close()
 		for rows.Next() {
 			var id string
 			rows.Scan(&id)
 			ids = append(ids, id)
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
 		}
 		return ids
 	}

@@ -43,7 +43,7 @@ func TestSQLiteErrorsMeanWhatTheyMean(t *testing.T) {
 	for code := range sqliteErrors {
 		tested := false
 		for _, c := range cases {
-			tested = tested || c.err == resultCode(code)
+			tested = tested || errors.Is(c.err, resultCode(code))
 		}
 		if !tested {
 			t.Errorf("SQLite result code %d is in the table and has no case here", code)

@@ -111,11 +111,10 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 		if *s.stmt != nil {
 			continue // an earlier attempt got this far
 		}
-		stmt, err := db.pool.PrepareContext(ctx, s.text)
-		if err != nil {
+		var err error
+		if *s.stmt, err = db.pool.PrepareContext(ctx, s.text); err != nil { //nolint:sqlclosecheck // lives as long as the pool
 			return err
 		}
-		*s.stmt = stmt
 	}
 	return nil
 }

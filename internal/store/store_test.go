@@ -191,8 +191,10 @@ func TestWarningsNameTheSettingAndTheCure(t *testing.T) {
 		{flush: "1", wsrep: "ON", wait: "0", sync: "1", want: "wsrep_sync_wait=15"},
 		{flush: "1", wsrep: "ON", wait: "6", sync: "1", want: "wsrep_sync_wait=15"},
 	} {
-		got := mysqlWarnings(map[string]string{"innodb_flush_log_at_trx_commit": c.flush, "log_bin": c.bin,
-			"sync_binlog": c.sync, "wsrep_on": c.wsrep, "wsrep_sync_wait": c.wait})
+		got := mysqlWarnings(map[string]string{
+			"innodb_flush_log_at_trx_commit": c.flush, "log_bin": c.bin,
+			"sync_binlog": c.sync, "wsrep_on": c.wsrep, "wsrep_sync_wait": c.wait,
+		})
 		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
 			t.Errorf("%+v: got %q; want one that says %q, none for the empty one", c, got, c.want)
 		}
