@@ -134,6 +134,9 @@ func serve(ctx context.Context, r resolved, db *store.DB, keys verify.Keys, send
 	}
 	if inbox != nil {
 		printBanner(os.Stdout, listener.Addr())
+		if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+			r.log.Warn("the inbox shows every code to whoever reaches this address", "address", a.String())
+		}
 	}
 	r.log.Info("listening", "address", listener.Addr().String(), "version", versionText(), "tls", "off", "callers", "anyone who reaches the port")
 	return server.Serve(ctx, server.Config{

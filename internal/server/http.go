@@ -92,7 +92,8 @@ func connectError(s *status.Status) error {
 // such a body without asking first, so from there it is refused.
 func jsonByDefault(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.Header.Get("Content-Type") {
+		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+		switch strings.TrimSpace(declared) {
 		case "", "application/x-www-form-urlencoded", "text/plain":
 			if r.Method == http.MethodPost && !fromForeignPage(r) {
 				r.Header.Set("Content-Type", "application/json")

@@ -127,7 +127,8 @@ func TestAForeignWebPageCannotSend(t *testing.T) {
 		{"Sec-Fetch-Site", "cross-site"},
 		{"Sec-Fetch-Site", "same-site"},
 		{"Content-Type", "text/plain", "Origin", "http://evil.example"},
-		{"Content-Type", "text/plain;charset=UTF-8"},
+		{"Content-Type", "text/plain;charset=UTF-8", "Origin", "http://evil.example"},
+		{"Content-Type", "text/xml"},
 	} {
 		if code, got := r.post(t, "SendSMS", body, headers...); code != http.StatusUnsupportedMediaType {
 			t.Errorf("%v: got %d %s; want 415", headers, code, got)
@@ -141,6 +142,7 @@ func TestAForeignWebPageCannotSend(t *testing.T) {
 		{"Sec-Fetch-Site", "none"},
 		{"Content-Type", ""},
 		{"Content-Type", "text/plain"},
+		{"Content-Type", "text/plain;charset=UTF-8"},
 	} {
 		if code, got := r.post(t, "SendSMS", body, headers...); code != 200 {
 			t.Errorf("%v: got %d %s; want 200", headers, code, got)
@@ -503,6 +505,13 @@ func TestADrainSaysSoWhileItStillAcceptsAndFinishesWhatIsInFlight(t *testing.T) 
 		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING
 	})
+	watch, err := healthpb.NewHealthClient(r.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res, err := watch.Recv(); err != nil || res.Status != healthpb.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health watch: got %v, %v; want NOT_SERVING", res, err)
+	}
 	conn, err := net.Dial("tcp", r.addr)
 	if err != nil {
 		t.Fatalf("a new connection during the drain delay: %v", err)
@@ -519,6 +528,9 @@ func TestADrainSaysSoWhileItStillAcceptsAndFinishesWhatIsInFlight(t *testing.T) 
 	case <-r.done:
 		t.Fatal("stopped with calls in flight")
 	default:
+	}
+	if res, err := watch.Recv(); err == nil { // else the server would wait for it
+		t.Errorf("health watch after the drain delay: got %v; want its end", res)
 	}
 	close(answer)
 	if err := <-grpcCall; err != nil {

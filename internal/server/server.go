@@ -57,8 +57,11 @@ type Config struct {
 func Serve(ctx context.Context, c Config) error {
 	svc := &service{verifier: c.Verifier, numbers: c.Numbers, inbox: c.Inbox}
 	around := aroundCall(c.Log)
+	streaming, endStreams := context.WithCancel(context.Background())
+	defer endStreams()
 	grpcServer := grpc.NewServer(
 		grpc.UnaryInterceptor(around),
+		grpc.StreamInterceptor(untilDrained(streaming)),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
@@ -96,12 +99,31 @@ func Serve(ctx context.Context, c Config) error {
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
 	}
 	c.Listener.Close()
+	endStreams()
 	stopCalls(grpcServer, httpServer)
 	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
 	defer cancel()
 	c.Verifier.Wait(storing)
 	return failure
 }
+
+// untilDrained ends streams with ctx. Only health watches last, and they would
+// hold up the end of the process for as long as their clients like.
+func untilDrained(ctx context.Context) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		own, cancel := context.WithCancel(stream.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		return handler(srv, endingStream{stream, own})
+	}
+}
+
+type endingStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s endingStream) Context() context.Context { return s.ctx }
 
 // stopCalls lets calls in flight finish, and ends them after callsFinishIn.
 func stopCalls(grpcServer *grpc.Server, httpServer *http.Server) {
