@@ -27,7 +27,8 @@ type Code struct {
 const (
 	maxCodes = 8
 	// A code begun longer ago than this and still not confirmed is one whose
-	// outcome stayed unknown: every send is settled or given up well before.
+	// outcome stayed unknown: its caller was answered within twice storePatience
+	// and the longest SMSTimeout (20 s).
 	unsettledAfter = 30 * time.Second
 	// How far another replica's clock may be ahead of ours.
 	clockTolerance = 5 * time.Second
@@ -134,8 +135,9 @@ func (s State) has(ticket int64, mac MAC) bool {
 }
 
 // The stored form: a format byte, the last ticket, the number of codes, then 49
-// bytes a code; big-endian. What follows the codes is ignored, so that a later
-// version can add to the state while this one still runs beside it.
+// bytes a code; big-endian. What follows the codes is ignored, and lost with the
+// next write, so that a later version can add what it can do without while this
+// one still runs beside it.
 const (
 	stateFormat   = 1
 	headerBytes   = 1 + 8 + 1

@@ -37,8 +37,8 @@ type Store interface {
 	Load(ctx context.Context, n Number) (Record, error)
 	// Swap atomically and durably replaces the record whose version is old by
 	// next: of any number of swaps with the same old one at most one is done. The
-	// zero old means "where there is no row". false says that the record has
-	// another version. An error that is ErrOutcomeUnknown says that the swap may
+	// zero old means "where there is no row". false says that another writer came
+	// first: load again, the version may have changed. An error that is ErrOutcomeUnknown says that the swap may
 	// have been done or may yet be; any other, that it surely had no effect.
 	Swap(ctx context.Context, n Number, old Version, next Record) (bool, error)
 }
@@ -153,7 +153,7 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 // settle stores what became of a send. It goes on in the background when the
 // store is slow or away, and reports whether it was done while the caller waits.
 func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
-	done := make(chan struct{})
+	stored := make(chan bool, 1)
 	v.background.Add(1)
 	go func() {
 		defer v.background.Add(-1)
@@ -166,15 +166,14 @@ func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
 		})
 		if err != nil {
 			v.Log.Error("the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
-			return
 		}
-		close(done)
+		stored <- err == nil
 	}()
 	patience := time.NewTimer(storePatience)
 	defer patience.Stop()
 	select {
-	case <-done:
-		return true
+	case ok := <-stored:
+		return ok
 	case <-patience.C:
 		return false
 	}
