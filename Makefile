@@ -18,6 +18,7 @@ tools:
 	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev; } # for -race
 
 lint: $(LINT) proto
+	for module in . tools internal/sms/oracle; do (cd $$module && go mod tidy -diff) || exit 1; done
 	go vet ./...
 	$(LINT) run ./...
 
