@@ -183,6 +183,7 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 	r.send(t, "18600000001")
 	r.send(t, "18600000002")
 	r.send(t, "18600000001")
+	r.send(t, "+85291234567")
 	get := func(query string) (numbers []string) {
 		t.Helper()
 		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json"+query, nil)
@@ -200,10 +201,10 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 		}
 		return numbers
 	}
-	one, two := "+8618600000001", "+8618600000002"
+	one, two, abroad := "+8618600000001", "+8618600000002", "+85291234567"
 	for query, want := range map[string][]string{
-		"":                               {one, two, one},
-		"?phone_number=+8618600000001":   {one, one}, // the + arrives as a space
+		"":                               {abroad, one, two, one},
+		"?phone_number=+85291234567":     {abroad}, // the + arrives as a space
 		"?phone_number=%2B8618600000002": {two},
 		"?phone_number=186-0000-0002":    {two},
 		"?phone_number=18600000003":      nil,
