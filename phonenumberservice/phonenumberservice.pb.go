@@ -68,10 +68,11 @@ func (*Empty) Descriptor() ([]byte, []int) {
 
 type SendSMSRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The mobile number to send to. Spaces, hyphens and parentheses are dropped.
-	// Either E.164 ("+8618612345678", also with 00 for the plus) or a number of
-	// the service's default region ("18612345678", "8618612345678"). Required;
-	// anything but one mobile number is INVALID_ARGUMENT.
+	// The mobile number to send to, up to 64 bytes; spaces, hyphens and
+	// parentheses are dropped. Either E.164 with its plus ("+8618612345678") or as
+	// dialled in the service's region, by default mainland China ("18612345678",
+	// "8618612345678", "008618612345678"). Required; anything but one mobile
+	// number is INVALID_ARGUMENT.
 	PhoneNumber string `protobuf:"bytes,1,opt,name=phone_number,json=phoneNumber,proto3" json:"phone_number,omitempty"`
 	// The Aliyun SMS sign name, 1 to 64 printable characters, as approved in the
 	// Aliyun console and without the brackets. Required (optional in development).

@@ -38,19 +38,19 @@ var (
 		{verify.ErrSendInProgress, answer{codes.Aborted, "SEND_IN_PROGRESS", "too many sends to this number are under way; nothing was sent", 30 * time.Second}},
 		{verify.ErrSentNotConfirmed, answer{codes.Unknown, "SENT_NOT_CONFIRMED", "the SMS was sent and its code works, but earlier codes may still work too", 0}},
 		{verify.ErrStateUnreadable, answer{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
+		{verify.ErrCallerGone, answer{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
 		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
 		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
 		{errPanic, answer{codes.Internal, "INTERNAL", "internal error", 0}},
 	}
 	sendAnswers = map[verify.SendKind]answer{
-		verify.SendUnknown:       {codes.Unknown, "SMS_OUTCOME_UNKNOWN", "Aliyun did not say whether it took the SMS; if it arrives, its code works", 0},
-		verify.SendTimedOut:      {codes.DeadlineExceeded, "SMS_TIMEOUT", "Aliyun did not answer in time; if the SMS arrives, its code works", 0},
-		verify.SendNotAsked:      {codes.Unavailable, "SMS_NOT_SENT", "Aliyun could not be reached or is throttling; nothing was sent", time.Second},
-		verify.SendLimited:       {codes.ResourceExhausted, "SMS_LIMITED", "Aliyun's sending limit for this sign name and number is reached; nothing was sent", 0},
-		verify.SendBadNumber:     {codes.InvalidArgument, "SMS_BAD_NUMBER", "Aliyun refused the phone number; nothing was sent", 0},
-		verify.SendPrecondition:  {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
-		verify.SendBadRequest:    {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
-		verify.SendCallerHasGone: {codes.Canceled, "CALLER_GONE", "the caller went away before anything was sent", 0},
+		verify.SendUnknown:      {codes.Unknown, "SMS_OUTCOME_UNKNOWN", "Aliyun did not say whether it took the SMS; if it arrives, its code works", 0},
+		verify.SendTimedOut:     {codes.DeadlineExceeded, "SMS_TIMEOUT", "Aliyun did not answer in time; if the SMS arrives, its code works", 0},
+		verify.SendNotAsked:     {codes.Unavailable, "SMS_NOT_SENT", "Aliyun could not be reached or is throttling; nothing was sent", time.Second},
+		verify.SendLimited:      {codes.ResourceExhausted, "SMS_LIMITED", "Aliyun's sending limit for this sign name and number is reached; nothing was sent", 0},
+		verify.SendBadNumber:    {codes.InvalidArgument, "SMS_BAD_NUMBER", "Aliyun refused the phone number; nothing was sent", 0},
+		verify.SendPrecondition: {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
+		verify.SendBadRequest:   {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
 	}
 	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
 )
@@ -71,12 +71,13 @@ func toStatus(err error) *status.Status {
 		return sendStatus(send)
 	}
 	for _, a := range ownAnswers {
-		if errors.Is(err, a.err) {
-			return a.status()
+		if !errors.Is(err, a.err) {
+			continue
 		}
-	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return status.FromContextError(err)
+		if errors.Is(err, context.DeadlineExceeded) {
+			a.code = codes.DeadlineExceeded // of ErrCallerGone alone: the others keep no cause
+		}
+		return a.status()
 	}
 	return unclassified.status()
 }

@@ -22,6 +22,10 @@ var (
 	// ErrSentNotConfirmed: the SMS was accepted, but that could not be stored in
 	// time. Its code works; older ones may too.
 	ErrSentNotConfirmed = errors.New("sent, but the store did not confirm it")
+	// ErrCallerGone: the caller went away or its deadline passed (the error is
+	// context.Canceled or context.DeadlineExceeded too), before anything was sent
+	// or counted.
+	ErrCallerGone = errors.New("the caller went away")
 	// ErrStateUnreadable: the stored state is in a format that this version does
 	// not know.
 	ErrStateUnreadable = errors.New("stored state is unreadable")
@@ -42,14 +46,13 @@ type SendKind int
 // zero value, so that what nobody classified does too. The others are sure: it was
 // not sent.
 const (
-	SendUnknown       SendKind = iota
-	SendTimedOut               // no answer within the deadline
-	SendNotAsked               // not a byte of the request left, or the provider throttles
-	SendLimited                // the provider's limit for this sign name and number
-	SendBadNumber              // the provider says that the number is no number
-	SendPrecondition           // recipient blocked, or account, sign name, template, key, clock
-	SendBadRequest             // our own request was wrong
-	SendCallerHasGone          // the caller went away before the provider was asked
+	SendUnknown      SendKind = iota
+	SendTimedOut              // no answer within the deadline
+	SendNotAsked              // not a byte of the request left, or the provider throttles
+	SendLimited               // the provider's limit for this sign name and number
+	SendBadNumber             // the provider says that the number is no number
+	SendPrecondition          // recipient blocked, or account, sign name, template, key, clock
+	SendBadRequest            // our own request was wrong
 )
 
 // Refused reports whether the SMS was surely not sent.
@@ -67,5 +70,9 @@ type SendError struct {
 }
 
 func (e *SendError) Error() string {
-	return fmt.Sprintf("sms not plainly accepted: code %q, request %q, HTTP %d: %s", e.Code, e.RequestID, e.HTTPStatus, e.Detail)
+	text := "sms: " + e.Detail
+	if e.HTTPStatus != 0 {
+		text += fmt.Sprintf(" (HTTP %d, code %q, request %q)", e.HTTPStatus, e.Code, e.RequestID)
+	}
+	return text
 }

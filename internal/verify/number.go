@@ -45,9 +45,9 @@ var (
 	e164           = regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
 )
 
-// Parse drops ASCII spaces, hyphens and parentheses, reads "+" and "00" as the
-// start of a country code and everything else as a number of the parser's
-// region. Its error is a *FieldError that never repeats the input.
+// Parse drops ASCII spaces, hyphens and parentheses, reads "+" as the start of a
+// country code and everything else as it is dialled in the parser's region. Its
+// error never repeats the input.
 func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	if raw == "" {
 		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
@@ -66,21 +66,25 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 		}
 	}
 	number := string(kept)
-	if rest, ok := strings.CutPrefix(number, "00"); ok {
+	// Elsewhere 00 can be the start of another prefix (Hong Kong dials 001, 0060
+	// and more), which the plan knows.
+	if rest, ok := strings.CutPrefix(number, "00"); ok && p.Region == "CN" {
 		number = "+" + rest
 	}
 	if p.Region == "CN" && number != "" && number[0] != '+' {
 		number = "+86" + strings.TrimPrefix(number, "86") // no mobile number begins with 86
 	}
-	if national, ok := strings.CutPrefix(number, "+86"); ok {
-		if !mainlandMobile.MatchString(national) {
-			return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
+	if !strings.HasPrefix(number, "+86") {
+		var ok bool
+		if strings.HasPrefix(number, "+0") { // some plans forgive it
+			number = ""
 		}
-		return Number(number), nil
+		if number, ok = p.Plan(number, p.Region); !ok || !e164.MatchString(number) {
+			return "", &FieldError{"phone_number", numberWanted + "; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
+		}
 	}
-	world, ok := p.Plan(number, p.Region)
-	if !ok || !e164.MatchString(world) || strings.HasPrefix(world, "+86") {
-		return "", &FieldError{"phone_number", numberWanted + "; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
+	if national, ok := strings.CutPrefix(number, "+86"); ok && !mainlandMobile.MatchString(national) {
+		return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
 	}
-	return Number(world), nil
+	return Number(number), nil
 }

@@ -50,7 +50,12 @@ func TestNumbersOfOtherCountriesGoByTheirOwnPlan(t *testing.T) {
 		{"GB", "07400 123456", "+447400123456"},
 		{"US", "(201) 555-0123", "+12015550123"},
 		{"HK", "+8618612345678", "+8618612345678"},
-		{"HK", "0086 186 1234 5678", "+8618612345678"},
+		{"HK", "001 86 186 1234 5678", "+8618612345678"},
+		{"US", "011 86 186 1234 5678", "+8618612345678"},
+		{"SG", "+86 199 0000 0000", "+8619900000000"},
+		// A prefix that begins with 00 is not 00: these would reach strangers in +1.
+		{"HK", "001 65 9234 5678", "+6592345678"},
+		{"AU", "0011 65 9234 5678", "+6592345678"},
 	} {
 		t.Run(c.region+" "+c.raw, func(t *testing.T) {
 			p := verify.NumberParser{Region: c.region, Plan: numberplan.Mobile}
@@ -115,6 +120,7 @@ func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *tes
 		"a country code that begins with zero": "+0086186" + "12345678",
 		"no such country":                      "+999 123 456 789",
 		"a landline of another country":        "+44 20 7946 0000",
+		"a mainland number with a plus for 00": "+008618612345678",
 		"hyphens":                              "---",
 		"parentheses":                          "()",
 	} {
@@ -217,7 +223,11 @@ func FuzzParseNumber(f *testing.F) {
 		if !want.MatchString(string(n)) {
 			t.Fatalf("%q: got %q, want E.164", raw, n)
 		}
-		for _, spelling := range []string{string(n), "00" + string(n[1:]), " " + string(n[:3]) + "-(" + string(n[3:]) + ")"} {
+		spellings := []string{string(n), " " + string(n[:3]) + "-(" + string(n[3:]) + ")"}
+		if region == "CN" {
+			spellings = append(spellings, "00"+string(n[1:]))
+		}
+		for _, spelling := range spellings {
 			if again, err := p.Parse(spelling); err != nil || again != n {
 				t.Fatalf("%q is %s, but %q: got %q, %v", raw, n, spelling, again, err)
 			}

@@ -4,6 +4,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -78,6 +80,8 @@ type Verifier struct {
 	Log        *slog.Logger
 
 	background atomic.Int64 // outcomes that are still being stored
+	makePlaces sync.Once
+	places     chan struct{} // one for each begin and check that is at the store
 }
 
 const (
@@ -86,6 +90,9 @@ const (
 	storePatience = 3 * time.Second
 	// How long an outcome that the provider told is tried to be stored.
 	settlePatience = 60 * time.Second
+	// Begins and checks that are at the store at once; more wait in front of it, so
+	// that outcomes of SMS that were paid for do not queue behind them.
+	placesAtStore = 256
 	// Failures without effect that one call bears; the store's own state of
 	// health is watched elsewhere.
 	storeTries = 5
@@ -93,7 +100,7 @@ const (
 
 // Send draws a code, stores it, asks the provider to deliver it and records the
 // outcome. It returns nil where the SMS was accepted and every older code of the
-// number is dead; otherwise ErrSendInProgress, ErrStoreUnavailable,
+// number is dead; otherwise ErrSendInProgress, ErrStoreUnavailable, ErrCallerGone,
 // ErrSentNotConfirmed, ErrStateUnreadable or a *SendError.
 //
 // Once the provider is asked, the caller going away no longer stops anything.
@@ -105,7 +112,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	withdraw := func(s State, now int64) State { return v.Rules.Withdraw(s, ticket, now) }
 	if ctx.Err() != nil {
 		v.settle(n, withdraw)
-		return Receipt{}, &SendError{Kind: SendCallerHasGone, Detail: "the caller went away before Aliyun was asked"}
+		return Receipt{}, callerGone(ctx)
 	}
 
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
@@ -127,10 +134,8 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 
 // begin stores a fresh code and returns it with its ticket.
 func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
-	defer cancel()
 	var mac MAC
-	err = v.apply(ctx, n, storeTries, func(s State, now int64, inDoubt bool) (State, bool, error) {
+	err = v.whileCallerWaits(ctx, n, func(s State, now int64, inDoubt bool) (State, bool, error) {
 		if inDoubt && s.has(ticket, mac) {
 			return s, false, nil
 		}
@@ -143,8 +148,15 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 		return s, true, err
 	})
 	if errors.Is(err, ErrOutcomeUnknown) {
-		// The provider was not asked: a code that nobody knows may stand in the
-		// list until it is pushed out, and that is all.
+		// The provider was not asked, and nobody knows the code: it must not take a
+		// place in the list. Another version is written in any case, so that a swap
+		// that is still on its way finds its old one gone.
+		v.store(n, func(s State, now int64) State {
+			if s.has(ticket, mac) {
+				return v.Rules.Withdraw(s, ticket, now)
+			}
+			return s
+		})
 		err = fmt.Errorf("%w: %s", ErrStoreUnavailable, err.Error())
 	}
 	return code, ticket, err
@@ -153,22 +165,7 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 // settle stores what became of a send. It goes on in the background when the
 // store is slow or away, and reports whether it was done while the caller waits.
 func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
-	stored := make(chan bool, 1)
-	v.background.Add(1)
-	go func() {
-		defer v.background.Add(-1)
-		ctx, cancel := context.WithTimeout(context.Background(), settlePatience)
-		defer cancel()
-		// An unknown outcome that somebody moved on from is simply applied again:
-		// to confirm or withdraw twice is to do it once.
-		err := v.apply(ctx, n, 0, func(s State, now int64, _ bool) (State, bool, error) {
-			return transition(s, now), true, nil
-		})
-		if err != nil {
-			v.Log.Error("the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
-		}
-		stored <- err == nil
-	}()
+	stored := v.store(n, transition)
 	patience := time.NewTimer(storePatience)
 	defer patience.Stop()
 	select {
@@ -177,6 +174,34 @@ func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
 	case <-patience.C:
 		return false
 	}
+}
+
+// store applies a transition in the background, whatever becomes of the caller,
+// and tells whether it was stored.
+func (v *Verifier) store(n Number, transition func(State, int64) State) <-chan bool {
+	stored := make(chan bool, 1)
+	v.background.Add(1)
+	go func() {
+		defer v.background.Add(-1)
+		err := errors.New("panic")
+		defer func() {
+			if p := recover(); p != nil { // its value could hold a code
+				err = fmt.Errorf("panic with a %T", p)
+			}
+			if err != nil {
+				v.Log.Error("the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
+			}
+			stored <- err == nil
+		}()
+		ctx, cancel := context.WithTimeout(context.Background(), settlePatience)
+		defer cancel()
+		// An unknown outcome that somebody moved on from is simply applied again:
+		// to confirm or withdraw twice is to do it once.
+		err = v.apply(ctx, ctx, n, 0, func(s State, now int64, _ bool) (State, bool, error) {
+			return transition(s, now), true, nil
+		})
+	}()
+	return stored
 }
 
 // Wait waits for what Send still stores in the background, as long as ctx lives.
@@ -196,14 +221,12 @@ func (v *Verifier) Wait(ctx context.Context) {
 
 // Check reports whether code is a live code of the number, and uses it up. A
 // code of any other shape is a wrong code. The look is stored before the answer
-// is given. Its errors are ErrStoreUnavailable (nothing was counted),
-// ErrOutcomeUnknown and ErrStateUnreadable.
+// is given. Its errors are ErrStoreUnavailable and ErrCallerGone (nothing was
+// counted), ErrOutcomeUnknown and ErrStateUnreadable.
 func (v *Verifier) Check(ctx context.Context, n Number, code string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, storePatience)
-	defer cancel()
 	macs := v.Keys.candidates(n, code)
 	var valid bool
-	err := v.apply(ctx, n, storeTries, func(s State, now int64, inDoubt bool) (next State, changed bool, err error) {
+	err := v.whileCallerWaits(ctx, n, func(s State, now int64, inDoubt bool) (next State, changed bool, err error) {
 		if inDoubt {
 			// Ours may have been the swap that used the code.
 			return s, false, ErrOutcomeUnknown
@@ -214,16 +237,40 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (bool, erro
 	return valid && err == nil, err
 }
 
+// LongestSend is the longest that Send takes.
+func (v *Verifier) LongestSend() time.Duration { return 2*storePatience + v.SMSTimeout }
+
+func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCallerGone, ctx.Err()) }
+
+// whileCallerWaits applies f for a caller who hears of it within storePatience.
+// What is at the store is not broken off when the caller goes away: that would
+// cost the connection, and leave the outcome unknown.
+func (v *Verifier) whileCallerWaits(caller context.Context, n Number, f transition) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), storePatience)
+	defer cancel()
+	v.makePlaces.Do(func() { v.places = make(chan struct{}, placesAtStore) })
+	select {
+	case v.places <- struct{}{}:
+		defer func() { <-v.places }()
+	case <-caller.Done():
+		return callerGone(caller)
+	case <-ctx.Done():
+		return fmt.Errorf("%w: too many calls at once", ErrStoreUnavailable)
+	}
+	return v.apply(caller, ctx, n, storeTries, f)
+}
+
 // transition computes the next state. changed = false stores nothing; inDoubt
 // says that an earlier result of this same transition may have been stored, and
 // that others wrote after it.
 type transition func(s State, now int64, inDoubt bool) (next State, changed bool, err error)
 
 // apply loads the number's state, computes the next one and swaps it in, until a
-// swap held. It gives up after tries failures without effect (0: never), and
-// when ctx ends: with ErrOutcomeUnknown while a swap's outcome is unknown, else
-// with ErrStoreUnavailable.
-func (v *Verifier) apply(ctx context.Context, n Number, tries int, f transition) error {
+// swap held. It gives up after tries failures without effect (0: never), when ctx
+// ends, and between two steps when the caller has gone: with ErrOutcomeUnknown
+// while a swap's outcome is unknown, else with ErrStoreUnavailable or
+// ErrCallerGone.
+func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f transition) error {
 	var (
 		pending  *Record // the swap whose outcome is unknown
 		old      Version // what it wanted to replace
@@ -242,8 +289,11 @@ func (v *Verifier) apply(ctx context.Context, n Number, tries int, f transition)
 	for round := 0; ; round++ {
 		if round > 0 {
 			if err := backOff(ctx, round); err != nil {
-				return giveUp(errors.Join(lastErr, err))
+				return giveUp(cmp.Or(lastErr, err))
 			}
+		}
+		if caller.Err() != nil && ctx.Err() == nil && pending == nil && !inDoubt {
+			return callerGone(caller)
 		}
 		current, err := v.Store.Load(ctx, n)
 		if err != nil {
