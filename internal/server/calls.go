@@ -17,10 +17,6 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// defaultDeadline is given to calls that bring none. It covers the slowest that
-// is worth waiting for: store, Aliyun, store.
-const defaultDeadline = 15 * time.Second
-
 var errPanic = errors.New("panic")
 
 // notes are what a call's log line says beyond its outcome.
@@ -38,16 +34,19 @@ func notesOf(ctx context.Context) *notes {
 	return &notes{}
 }
 
-// aroundCall is what every call of every protocol passes through: a deadline, a
-// net under panics, the status for its error, and its one log line.
+// withDeadline gives a call that brings no deadline the default one.
+func withDeadline(ctx context.Context, standard time.Duration) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, standard)
+}
+
+// aroundCall is what every call of every protocol passes through: a net under
+// panics, the status for its error, and its one log line.
 func aroundCall(log *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
-		if _, ok := ctx.Deadline(); !ok {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
-			defer cancel()
-		}
 		n := &notes{}
 		res, err := recovered(log, info.FullMethod, func() (any, error) {
 			return handler(context.WithValue(ctx, notesKey{}, n), req)
@@ -83,16 +82,18 @@ func recovered(log *slog.Logger, method string, f func() (any, error)) (res any,
 }
 
 func logCall(log *slog.Logger, method string, code codes.Code, n *notes, start time.Time, err error) {
-	level := slog.LevelInfo
+	level := slog.LevelWarn
 	switch code {
-	case codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Canceled, codes.Aborted:
-	default:
-		level = slog.LevelWarn
+	case codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Aborted:
+		level = slog.LevelInfo
+	}
+	if errors.Is(err, verify.ErrCallerGone) {
+		level = slog.LevelInfo
 	}
 	attrs := []slog.Attr{
 		slog.String("method", method[strings.LastIndexByte(method, '/')+1:]),
 		slog.String("status", code.String()),
-		slog.Duration("duration", time.Since(start).Round(time.Microsecond)),
+		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000),
 	}
 	if n.number != "" {
 		attrs = append(attrs, slog.String("number", n.number))

@@ -1,23 +1,26 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -26,10 +29,10 @@ import (
 
 // newHTTPServer serves what arrives as HTTP/1.1 on the port: the two calls as
 // JSON and gRPC-Web, and in development the inbox.
-func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, version string) *http.Server {
+func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, deadline time.Duration, c Config) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, svc.SendSMS))
-	mux.Handle(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, svc.Valid))
+	mux.Handle(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, deadline, svc.SendSMS))
+	mux.Handle(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, deadline, svc.Valid))
 	if svc.inbox != nil {
 		mux.Handle("GET /inbox.json", inboxHandler(svc.inbox, svc.numbers))
 	}
@@ -38,41 +41,121 @@ func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, version str
 		if r.URL.Path != "/" {
 			w.WriteHeader(http.StatusNotFound)
 		}
-		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port.\n", version,
+		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port.\n", c.Version,
 			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName)
 	})
+	handler := jsonByDefault(mux)
+	if a, ok := c.Listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() && svc.inbox != nil {
+		handler = fromThisMachine(handler)
+	}
 	return &http.Server{
-		Handler:           jsonByDefault(mux),
+		Handler:           handler,
 		ReadHeaderTimeout: connectionTimeout,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      defaultDeadline + 15*time.Second,
+		ReadTimeout:       5 * time.Second,
+		WriteTimeout:      deadline + 10*time.Second,
 		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    maxHeaderBytes,
+		MaxHeaderBytes:    maxHeaderBytes - 4<<10, // net/http adds 4 KiB, and another on a connection in use
+		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
 	}
 }
 
 // bridge serves one call over HTTP/1.1. It passes through around exactly as a
 // call over gRPC does.
-func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, f func(context.Context, *Req) (*Res, error)) http.Handler {
-	unary := func(ctx context.Context, r *connect.Request[Req]) (*connect.Response[Res], error) {
-		ctx = peer.NewContext(ctx, &peer.Peer{Addr: httpAddr(r.Peer().Addr)})
-		res, err := around(ctx, r.Msg, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, req any) (any, error) {
-			return f(ctx, req.(*Req))
+func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, deadline time.Duration, f func(context.Context, *Req) (*Res, error)) http.Handler {
+	unary := func(ctx context.Context, r *connect.Request[body]) (*connect.Response[Res], error) {
+		ctx, cancel := withDeadline(ctx, deadline)
+		defer cancel()
+		res, err := around(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+			request := new(Req)
+			if err := r.Msg.decode(any(request).(proto.Message)); err != nil {
+				return nil, err
+			}
+			return f(ctx, request)
 		})
 		if err != nil {
 			return nil, connectError(status.Convert(err))
 		}
 		return connect.NewResponse(res.(*Res)), nil
 	}
-	return connect.NewUnaryHandler(method, unary,
-		connect.WithCodec(jsonCodec{"json"}), connect.WithCodec(jsonCodec{"json; charset=utf-8"}),
-		connect.WithReadMaxBytes(maxMessageBytes))
+	return connect.NewUnaryHandler(method, unary, connect.WithReadMaxBytes(maxMessageBytes),
+		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
+		connect.WithCodec(codec{"proto", proto.Marshal, unmarshalProto}))
 }
 
-type httpAddr string
+// A body is a request as it came. It is decoded within around, so that what is
+// wrong with it is told and logged like every other fault.
+type body struct {
+	raw       []byte
+	unmarshal func([]byte, proto.Message) error
+}
 
-func (httpAddr) Network() string  { return "tcp" }
-func (a httpAddr) String() string { return string(a) }
+func (b *body) decode(m proto.Message) error {
+	if b.unmarshal == nil { // nothing came
+		return nil
+	}
+	return b.unmarshal(b.raw, m)
+}
+
+// A codec writes messages and keeps what it is to read as a body.
+type codec struct {
+	name      string
+	marshal   func(proto.Message) ([]byte, error)
+	unmarshal func([]byte, proto.Message) error
+}
+
+func (c codec) Name() string                  { return c.name }
+func (c codec) Marshal(m any) ([]byte, error) { return c.marshal(m.(proto.Message)) }
+func (c codec) Unmarshal(b []byte, m any) error {
+	*m.(*body) = body{bytes.Clone(b), c.unmarshal}
+	return nil
+}
+
+// jsonCodec is proto JSON that refuses what it does not know and shows
+// valid: false.
+func jsonCodec(name string) codec {
+	return codec{name, protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal, unmarshalJSON}
+}
+
+func unmarshalProto(b []byte, m proto.Message) error {
+	if proto.Unmarshal(b, m) != nil {
+		return fieldErrors{{Field: "body", Want: "must be this call's protobuf message, its texts valid UTF-8"}}
+	}
+	return nil
+}
+
+var fieldName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
+
+// unmarshalJSON names what is wrong with a body. It never repeats a value: it
+// could be a code.
+func unmarshalJSON(b []byte, m proto.Message) error {
+	if protojson.Unmarshal(b, m) == nil {
+		return nil
+	}
+	fields := m.ProtoReflect().Descriptor().Fields()
+	var known []string
+	for i := range fields.Len() {
+		known = append(known, string(fields.Get(i).Name()))
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal(b, &object) != nil {
+		return fieldErrors{{Field: "body", Want: "must be one JSON object with the fields " + strings.Join(known, ", ")}}
+	}
+	var faults fieldErrors
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		if fields.ByJSONName(name) == nil && !slices.Contains(known, name) {
+			if !fieldName.MatchString(name) {
+				name = "body" // what stands where a name belongs could be a code
+			}
+			faults = append(faults, &verify.FieldError{Field: name, Want: "is no field of this call, or holds one that is none; there are " + strings.Join(known, ", ")})
+		} else if value := object[name]; value[0] != '"' && string(value) != "null" {
+			faults = append(faults, &verify.FieldError{Field: name, Want: "must be a JSON string, in double quotes"})
+		}
+	}
+	if faults == nil {
+		faults = fieldErrors{{Field: "body", Want: "must be valid UTF-8, with each field once"}}
+	}
+	return faults
+}
 
 // connectError carries a status over with its details; the codes are the same.
 func connectError(s *status.Status) error {
@@ -103,6 +186,22 @@ func jsonByDefault(next http.Handler) http.Handler {
 	})
 }
 
+// fromThisMachine refuses other names of a loopback address: a web page whose
+// name was pointed there would be of the same origin as the inbox.
+func fromThisMachine(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if host != "localhost" && net.ParseIP(strings.Trim(host, "[]")) == nil {
+			http.Error(w, "development answers to localhost and IP addresses only", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 func fromForeignPage(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true
@@ -115,49 +214,16 @@ func fromForeignPage(r *http.Request) bool {
 	return err != nil || u.Host != r.Host
 }
 
-// jsonCodec is proto JSON that refuses what it does not know, by name, and shows
-// valid: false. Its errors never repeat a value: it could be a code.
-type jsonCodec struct{ name string }
-
-func (c jsonCodec) Name() string { return c.name }
-
-func (jsonCodec) Marshal(m any) ([]byte, error) {
-	return protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal(m.(proto.Message))
-}
-
-func (jsonCodec) Unmarshal(b []byte, m any) error {
-	msg := m.(proto.Message)
-	if protojson.Unmarshal(b, msg) == nil {
-		return nil
-	}
-	return explainJSON(b, msg.ProtoReflect().Descriptor().Fields())
-}
-
-// explainJSON says what is wrong with a body that proto JSON refused.
-func explainJSON(b []byte, fields protoreflect.FieldDescriptors) error {
-	var known []string
-	for i := range fields.Len() {
-		known = append(known, string(fields.Get(i).Name()))
-	}
-	var object map[string]json.RawMessage
-	if json.Unmarshal(b, &object) != nil {
-		return fmt.Errorf("the body must be one JSON object with the fields %s", strings.Join(known, ", "))
-	}
-	for name, value := range object {
-		if f := fields.ByJSONName(name); f == nil && !slices.Contains(known, name) {
-			return fmt.Errorf("unknown field %.40q; the fields are %s", name, strings.Join(known, ", "))
-		}
-		if len(value) == 0 || value[0] != '"' {
-			return fmt.Errorf("%s must be a JSON string, in double quotes", name)
-		}
-	}
-	return errors.New("the body must be valid UTF-8, with each field once")
-}
-
 // inboxHandler answers /inbox.json, see the README.
 func inboxHandler(inbox *sms.Inbox, numbers verify.NumberParser) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var number verify.Number
+		for name := range r.URL.Query() {
+			if name != "phone_number" {
+				http.Error(w, "the only parameter is phone_number", http.StatusBadRequest)
+				return
+			}
+		}
 		// An unescaped + in a query arrives as a space, and means +.
 		if raw := r.URL.Query().Get("phone_number"); raw != "" {
 			if strings.HasPrefix(raw, " ") {

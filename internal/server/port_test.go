@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/net/http2"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -91,27 +92,46 @@ func TestJSONOverHTTPSendsAndVerifies(t *testing.T) {
 
 func TestJSONThatCannotBeRightIsExplainedWithoutItsValues(t *testing.T) {
 	r, inbox := startDev(t)
-	for _, c := range []struct{ method, body, want string }{
-		{"SendSMS", `{"phone":"18699998888"}`, `unknown field \"phone\"; the fields are phone_number, signature, template_code`},
-		{"Valid", `{"phone_number":"18699998888","code":"990044","x":1}`, `unknown field \"x\"; the fields are phone_number, code`},
-		{"Valid", `{"phone_number":"18699998888","code":990044}`, `code must be a JSON string`},
-		{"SendSMS", `{"phone_number":18699998888}`, `phone_number must be a JSON string`},
-		{"SendSMS", `[]`, `one JSON object`},
-		{"SendSMS", ``, `one JSON object`},
-		{"SendSMS", `phone_number=18699998888`, `one JSON object`},
-		{"SendSMS", `{"phone_number":"18699998888","phone_number":"18699997777"}`, `each field once`},
-		{"SendSMS", "{\"phone_number\":\"18699998888\xff\"}", `UTF-8`},
-		{"SendSMS", `{"phone_number":""}`, `phone_number is required`},
+	for _, c := range []struct{ method, body, field, want string }{
+		{"SendSMS", `{"phone":"18699998888"}`, "phone", "is no field of this call"},
+		{"Valid", `{"phone_number":"18699998888","code":"990044","x":1}`, "x", "there are phone_number, code"},
+		{"Valid", `{"phone_number":"18699998888","990044":"code"}`, "body", "there are phone_number, code"},
+		{"Valid", `{"phone_number":"18699998888","code":990044}`, "code", "must be a JSON string"},
+		{"SendSMS", `{"phone_number":18699998888}`, "phone_number", "must be a JSON string"},
+		{"SendSMS", `[]`, "body", "one JSON object"},
+		{"SendSMS", ``, "body", "one JSON object"},
+		{"SendSMS", `phone_number=18699998888`, "body", "one JSON object"},
+		{"SendSMS", `{"phone_number":"18699998888","phone_number":"18699997777"}`, "body", "each field once"},
+		{"SendSMS", "{\"phone_number\":\"18699998888\xff\"}", "body", "UTF-8"},
+		{"SendSMS", `{"phone_number":""}`, "phone_number", "is required"},
+		{"SendSMS", `{}`, "phone_number", "is required"},
 	} {
 		code, got := r.post(t, c.method, c.body)
-		if code != 400 || !strings.Contains(got, c.want) || !strings.Contains(got, `"code":"invalid_argument"`) {
-			t.Errorf("%s %s: got %d %s; want 400 invalid_argument and %s", c.method, c.body, code, got, c.want)
-		}
-		for _, secret := range []string{"18699998888", "990044"} {
-			if strings.Contains(got, secret) {
-				t.Errorf("%s %s: the answer repeats a value: %s", c.method, c.body, got)
+		var answer struct {
+			Code    string
+			Details []struct {
+				Debug struct {
+					Reason          string
+					FieldViolations []struct{ Field, Description string }
+				}
 			}
 		}
+		if err := json.Unmarshal([]byte(got), &answer); err != nil || code != 400 || answer.Code != "invalid_argument" || len(answer.Details) != 2 {
+			t.Errorf("%s %s: got %d %s; want 400 invalid_argument with two details", c.method, c.body, code, got)
+			continue
+		}
+		fields := answer.Details[1].Debug.FieldViolations
+		if answer.Details[0].Debug.Reason != "INVALID_FIELD" || len(fields) != 1 || fields[0].Field != c.field || !strings.Contains(fields[0].Description, c.want) {
+			t.Errorf("%s %s: got %s; want INVALID_FIELD for %s and %s", c.method, c.body, got, c.field, c.want)
+		}
+		for what, text := range map[string]string{"answer": got, "log": r.log.String()} {
+			if strings.Contains(text, "18699998888") || strings.Contains(text, "990044") {
+				t.Errorf("%s %s: the %s repeats a value: %s", c.method, c.body, what, text)
+			}
+		}
+	}
+	if calls := strings.Count(r.log.String(), "msg=call"); calls != 12 {
+		t.Errorf("%d calls are in the log; want 12", calls)
 	}
 	if m := inbox.Messages(""); len(m) != 0 {
 		t.Errorf("%d messages were sent", len(m))
@@ -129,6 +149,7 @@ func TestAForeignWebPageCannotSend(t *testing.T) {
 		{"Content-Type", "text/plain", "Origin", "http://evil.example"},
 		{"Content-Type", "text/plain;charset=UTF-8", "Origin", "http://evil.example"},
 		{"Content-Type", "text/xml"},
+		{"Content-Type", "multipart/form-data; boundary=x"},
 	} {
 		if code, got := r.post(t, "SendSMS", body, headers...); code != http.StatusUnsupportedMediaType {
 			t.Errorf("%v: got %d %s; want 415", headers, code, got)
@@ -250,7 +271,7 @@ func TestBadFieldsAreNamedAndNothingIsStoredOrSent(t *testing.T) {
 	for _, n := range numbers {
 		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.PhoneNumber = n }), []string{"phone_number"}})
 	}
-	for _, s := range []string{"", strings.Repeat("签", 65), "a\nb", "a\x00b", "a\u200bb", "a\u202eb"} {
+	for _, s := range []string{"", strings.Repeat("签", 65), " ", "a\nb", "a\x00b", "a\u200bb", "a\u202eb"} {
 		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.Signature = s }), []string{"signature"}})
 	}
 	for _, c := range []string{"", strings.Repeat("a", 65), "SMS-1", "SMS 1", "短信", "SMS_1\n"} {
@@ -441,7 +462,7 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 		}
 	}
 	wants := [][]string{
-		{"method=SendSMS", "status=OK", "duration=", "number=+86186****8888", "biz_id=" + fake.Accepted()[0].BizID, "request_id="},
+		{"method=SendSMS", "status=OK", "duration_ms=", "number=+86186****8888", "biz_id=" + fake.Accepted()[0].BizID, "request_id="},
 		{"method=Valid", "status=OK", "number=+86186****8888"},
 		{"method=Valid", "status=OK", "number=+86186****8888"},
 		{"method=Valid", "status=InvalidArgument"},
@@ -463,25 +484,120 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 	}
 }
 
-func TestACallWithoutADeadlineGetsOne(t *testing.T) {
-	seen := make(chan bool, 1)
-	db := openStore(t, "sqlite::memory:")
-	r := start(t, db, &sms.Inbox{}, func(c *server.Config) { c.Verifier.Store = deadlineWatch{db, seen} })
-	r.Valid(context.Background(), &pb.ValidRequest{PhoneNumber: "18600000000"})
-	if !<-seen {
-		t.Error("the store was called without a deadline")
+func TestACallWithoutADeadlineGetsOneEvenBeforeItsMessageComes(t *testing.T) {
+	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Verifier.SMSTimeout = 0 })
+	stream, err := r.conn.NewStream(context.Background(), &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil { // sends ours
+		t.Logf("headers: %v", err)
+	}
+	if err := stream.RecvMsg(&pb.ValidResponse{}); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a call whose message never comes: got %v; want DeadlineExceeded", err)
 	}
 }
 
-type deadlineWatch struct {
-	verify.Store
-	seen chan bool
+func TestAPeerIsToldItsBounds(t *testing.T) {
+	r, _ := startDev(t)
+	c, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, http2.ClientPreface)
+	framer := http2.NewFramer(c, c)
+	framer.WriteSettings()
+	frame, err := framer.ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[http2.SettingID]uint32{http2.SettingMaxConcurrentStreams: 128, http2.SettingMaxHeaderListSize: 8 << 10} {
+		if got, _ := frame.(*http2.SettingsFrame).Value(id); got != want {
+			t.Errorf("%v: got %d; want %d", id, got, want)
+		}
+	}
+	const body = `{"phone_number":"18600000000"}`
+	if code, _ := r.post(t, "SendSMS", body, "X-Long", strings.Repeat("a", 7<<10)); code != 200 {
+		t.Errorf("a header of 7 KiB over HTTP/1.1: got %d; want 200", code)
+	}
+	if code, _ := r.post(t, "SendSMS", body, "X-Long", strings.Repeat("a", 13<<10)); code != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("a header of 13 KiB over HTTP/1.1: got %d; want 431", code)
+	}
 }
 
-func (s deadlineWatch) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	_, ok := ctx.Deadline()
-	s.seen <- ok
+func TestDevelopmentOnLoopbackAnswersToNoOtherName(t *testing.T) {
+	r, _ := startDev(t)
+	_, port, _ := net.SplitHostPort(r.addr)
+	for host, want := range map[string]int{"evil.example": 421, "evil.example:" + port: 421, "localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200} {
+		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json", nil)
+		q.Host = host
+		if code, body := do(t, q); code != want {
+			t.Errorf("%s: got %d %s; want %d", host, code, body, want)
+		}
+	}
+}
+
+func TestACallerWhoseDeadlinePassedIsNoDatabaseOutage(t *testing.T) {
+	db := openStore(t, "sqlite::memory:")
+	r := start(t, db, &sms.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	r.SendSMS(ctx, request("18600000000"))
+	eventually(t, "the log says that the caller went away", func() bool {
+		log := r.log.String()
+		return strings.Contains(log, "level=INFO msg=call method=SendSMS status=DeadlineExceeded") && strings.Contains(log, "the caller went away")
+	})
+}
+
+type slowStore struct{ verify.Store }
+
+func (s slowStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	time.Sleep(100 * time.Millisecond)
 	return s.Store.Load(ctx, n)
+}
+
+// A drain ends when the outcome of the last send is stored, even if its caller
+// was answered long before.
+func TestADrainWaitsForOutcomesThatAreStillBeingStored(t *testing.T) {
+	db := openStore(t, "sqlite::memory:")
+	held := &heldStore{Store: db, release: make(chan struct{})}
+	r := start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
+		held.holding.Store(true)
+		return verify.Receipt{}, nil
+	}), func(c *server.Config) { c.Verifier.Store = held })
+	number := freshNumber()
+	_, err := r.SendSMS(t.Context(), request(number))
+	if got := reasonOf(t, err); got != "Unknown SENT_NOT_CONFIRMED" {
+		t.Fatalf("got %s; want Unknown SENT_NOT_CONFIRMED", got)
+	}
+	r.stop()
+	eventually(t, "draining", func() bool { return strings.Contains(r.log.String(), "draining") })
+	select {
+	case <-r.done:
+		t.Fatal("it stopped while an outcome was still to be stored")
+	case <-time.After(200 * time.Millisecond): // it must not happen: there is nothing to wait for
+	}
+	close(held.release)
+	<-r.done
+	if held.swaps.Load() != 2 {
+		t.Errorf("%d swaps were done; want begin and confirm", held.swaps.Load())
+	}
+}
+
+type heldStore struct {
+	verify.Store
+	holding atomic.Bool
+	release chan struct{}
+	swaps   atomic.Int64
+}
+
+func (s *heldStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	if s.holding.Load() {
+		<-s.release
+	}
+	s.swaps.Add(1)
+	return s.Store.Swap(ctx, n, old, next)
 }
 
 func TestADrainSaysSoWhileItStillAcceptsAndFinishesWhatIsInFlight(t *testing.T) {

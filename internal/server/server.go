@@ -17,6 +17,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/tap"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -33,7 +34,7 @@ const (
 )
 
 const (
-	callsFinishIn    = 10 * time.Second // once connections are no longer accepted
+	callsFinishIn    = 10 * time.Second // at least, once connections are no longer accepted
 	outcomesStoredIn = 5 * time.Second  // once the calls are finished
 	readinessEvery   = time.Second
 	livenessService  = "liveness"
@@ -55,12 +56,18 @@ type Config struct {
 // still accepted for DrainDelay, calls in flight finish, and what is known of
 // their sends is stored.
 func Serve(ctx context.Context, c Config) error {
+	// No call that is heard of in time is cut off: an SMS may have gone out. The
+	// margins are for what is not waiting.
+	longest := c.Verifier.LongestSend() + time.Second
+	deadline := longest + 3*time.Second
 	svc := &service{verifier: c.Verifier, numbers: c.Numbers, inbox: c.Inbox}
 	around := aroundCall(c.Log)
 	streaming, endStreams := context.WithCancel(context.Background())
 	defer endStreams()
 	grpcServer := grpc.NewServer(
 		grpc.UnaryInterceptor(around),
+		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // finds peers that vanished
 		grpc.StreamInterceptor(untilDrained(streaming)),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
@@ -72,8 +79,7 @@ func Serve(ctx context.Context, c Config) error {
 	healthServer := health.NewServer()
 	healthpb.RegisterHealthServer(grpcServer, healthServer)
 	reflection.Register(grpcServer)
-	httpServer := newHTTPServer(svc, around, c.Version)
-	httpServer.ErrorLog = slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)
+	httpServer := newHTTPServer(svc, around, deadline, c)
 
 	grpcSide, httpSide := newSide(c.Listener.Addr()), newSide(c.Listener.Addr())
 	failed := make(chan error, 3)
@@ -93,17 +99,18 @@ func Serve(ctx context.Context, c Config) error {
 	case <-ctx.Done():
 		polled.Wait() // or it could say SERVING once more
 		setReadiness(healthServer, healthpb.HealthCheckResponse_NOT_SERVING)
-		c.Log.Info("draining", "drain_delay", c.DrainDelay)
+		c.Log.Info("draining", "drain_delay", c.DrainDelay.String())
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
 	}
 	c.Listener.Close()
 	endStreams()
-	stopCalls(grpcServer, httpServer)
+	stopCalls(grpcServer, httpServer, max(callsFinishIn, longest))
 	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
 	defer cancel()
 	c.Verifier.Wait(storing)
+	c.Log.Info("stopped")
 	return failure
 }
 
@@ -125,9 +132,22 @@ type endingStream struct {
 
 func (s endingStream) Context() context.Context { return s.ctx }
 
-// stopCalls lets calls in flight finish, and ends them after callsFinishIn.
-func stopCalls(grpcServer *grpc.Server, httpServer *http.Server) {
-	ctx, cancel := context.WithTimeout(context.Background(), callsFinishIn)
+// deadlineFromTheFirstByte counts from a call's headers on: grpc-go calls
+// interceptors when the message is there, and it may never come.
+func deadlineFromTheFirstByte(standard time.Duration) tap.ServerInHandle {
+	return func(ctx context.Context, call *tap.Info) (context.Context, error) {
+		if call.FullMethodName == healthpb.Health_Watch_FullMethodName {
+			return ctx, nil // lasts as long as its client likes
+		}
+		bounded, cancel := withDeadline(ctx, standard)
+		context.AfterFunc(ctx, cancel)
+		return bounded, nil
+	}
+}
+
+// stopCalls lets calls in flight finish, and ends them when patience does.
+func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var stopping sync.WaitGroup
 	stopping.Go(func() {
@@ -150,7 +170,7 @@ func watchReadiness(ctx context.Context, h *health.Server, ready func(context.Co
 	last := healthpb.HealthCheckResponse_UNKNOWN
 	for {
 		probe, cancel := context.WithTimeout(ctx, 2*readinessEvery)
-		err := ready(probe)
+		_, err := recovered(log, "readiness", func() (any, error) { return nil, ready(probe) })
 		cancel()
 		now := healthpb.HealthCheckResponse_SERVING
 		if err != nil {

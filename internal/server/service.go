@@ -81,5 +81,5 @@ func (s *service) number(ctx context.Context, raw string) (verify.Number, *verif
 
 func isSignName(s string) bool {
 	n := utf8.RuneCountInString(s)
-	return utf8.ValidString(s) && n >= 1 && n <= 64 && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+	return strings.TrimSpace(s) != "" && utf8.ValidString(s) && n >= 1 && n <= 64 && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }

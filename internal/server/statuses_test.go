@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -210,12 +211,15 @@ func TestWithoutADatabaseNothingIsSentAndNothingCounts(t *testing.T) {
 func TestAFullListOfSendsInFlightIsAborted(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Always(dysmsapitest.Hang())
-	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = time.Millisecond })
+	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 3 * time.Second })
 	number := freshNumber()
-	var last error
-	for range 9 {
-		_, last = r.SendSMS(t.Context(), request(number))
+	var inFlight sync.WaitGroup
+	defer inFlight.Wait()
+	for range 8 {
+		inFlight.Go(func() { r.SendSMS(t.Context(), request(number)) })
 	}
+	eventually(t, "eight sends are at Aliyun", func() bool { return fake.Requests() == 8 })
+	_, last := r.SendSMS(t.Context(), request(number))
 	if got := reasonOf(t, last); got != "Aborted SEND_IN_PROGRESS" {
 		t.Errorf("the ninth send in flight: got %s; want Aborted SEND_IN_PROGRESS", got)
 	}
