@@ -12,6 +12,8 @@ test: tools lint
 	cd internal/sms/oracle && go vet ./... && go test ./...
 
 tools:
+	@command -v npx >/dev/null || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends npm; } # for buf
 	@command -v mariadbd >/dev/null || test -x /usr/sbin/mariadbd || \
 	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mariadb-server-core; }
 	@command -v cc >/dev/null || \
@@ -32,10 +34,11 @@ proto:
 	$(BUF) breaking --against phonenumberservice/frozen.json
 
 generate:
+	rm -f phonenumberservice/*.pb.go
 	$(BUF) generate
 
 generated-is-current: generate
-	git diff --exit-code -- phonenumberservice
+	git status --porcelain -- phonenumberservice | tee /dev/stderr | (! grep -q .)
 
 # Every fuzz target for a little while.
 fuzz:

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -62,7 +63,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	command := kong.Parse(&commands{},
-		kong.Name("phone-number-service"), kong.Description(description), kong.UsageOnError(),
+		kong.Name("phone-number-service"), kong.Description(description), kong.ShortUsageOnError(),
 		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
@@ -82,15 +83,18 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	r := c.resolve(&f, productionListen, "5s")
 	s := readSecrets(&f, c.AliyunEndpoint)
 	db := openStore(&f, s.dsn)
+	if s.dsn == "sqlite::memory:" {
+		f.add("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", s.dsn)
+	}
+	aliyun, err := sms.NewAliyun(s.aliyun)
+	if err != nil && s.aliyun.AccessKeyID != "" && s.aliyun.AccessKeySecret != "" {
+		f.add("%v", err)
+	}
 	if err := f.err(); err != nil {
 		return err
 	}
 	defer db.Close()
-	aliyun, err := sms.NewAliyun(s.aliyun)
-	if err != nil {
-		return err
-	}
-	if err := prepareStore(ctx, db, r.log); err != nil {
+	if up, err := prepareStore(ctx, db, r.log); !up {
 		return err
 	}
 	for _, w := range db.Warnings(ctx) {
@@ -117,7 +121,7 @@ func (c *devCommand) Run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	if err := prepareStore(ctx, db, r.log); err != nil {
+	if up, err := prepareStore(ctx, db, r.log); !up {
 		return err
 	}
 	inbox := &sms.Inbox{Arrived: func(d sms.Delivered) {
@@ -130,7 +134,7 @@ func (c *devCommand) Run(ctx context.Context) error {
 func serve(ctx context.Context, r resolved, db *store.DB, keys verify.Keys, sender verify.Sender, inbox *sms.Inbox) error {
 	listener, err := net.Listen("tcp", r.listen)
 	if err != nil {
-		return err
+		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
 	}
 	if inbox != nil {
 		printBanner(os.Stdout, listener.Addr())
@@ -161,6 +165,10 @@ func serve(ctx context.Context, r resolved, db *store.DB, keys verify.Keys, send
 }
 
 func printBanner(w io.Writer, a net.Addr) {
+	address := a.String()
+	if _, port, err := net.SplitHostPort(address); err == nil && (strings.HasPrefix(address, "[::]") || strings.HasPrefix(address, "0.0.0.0")) {
+		address = "localhost:" + port
+	}
 	fmt.Fprintf(w, `phone-number-service for development: codes are shown here, no SMS is sent, nothing is kept.
 
   gRPC, JSON and gRPC-Web  %[1]s
@@ -169,7 +177,7 @@ func printBanner(w io.Writer, a net.Addr) {
   curl -d '{"phone_number":"18600000000"}' http://%[1]s/phonenumberservice.PhoneNumberService/SendSMS
   grpcurl -plaintext -d '{"phone_number":"18600000000"}' %[1]s phonenumberservice.PhoneNumberService/SendSMS
 
-`, a)
+`, address)
 }
 
 // openStore adds to the faults what is wrong with dsn; a missing one was told.
@@ -185,20 +193,27 @@ func openStore(f *faults, dsn string) *store.DB {
 }
 
 // prepareStore waits for a database that is not up yet: containers start in any
-// order.
-func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, databaseComesUpIn)
+// order. It reports whether the database is ready; neither that nor an error
+// means that the process was told to stop.
+func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) (up bool, err error) {
+	waiting, cancel := context.WithTimeout(ctx, databaseComesUpIn)
 	defer cancel()
 	for {
-		err := db.Prepare(ctx, schema)
-		if !errors.Is(err, store.ErrNotUp) {
-			return err
+		err := db.Prepare(waiting, schema)
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, store.ErrNotUp) && waiting.Err() == nil {
+			return false, fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 		}
 		logger.Warn("waiting for the database", "error", err)
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return fmt.Errorf("the database did not come up within %v: %w", databaseComesUpIn, err)
+			logger.Info("stopped while waiting for the database")
+			return false, nil
+		case <-waiting.Done():
+			return false, fmt.Errorf("DATA_SOURCE_NAME: the database did not come up within %v: %w", databaseComesUpIn, err)
 		}
 	}
 }
@@ -213,7 +228,7 @@ func (*migrateCommand) Run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	if err := prepareStore(ctx, db, slog.Default()); err != nil {
+	if up, err := prepareStore(ctx, db, slog.New(slog.NewTextHandler(os.Stderr, nil))); !up {
 		return err
 	}
 	fmt.Println("the table is there")
@@ -235,7 +250,7 @@ func (c *healthcheckCommand) Run(ctx context.Context) error {
 	case "::":
 		host = "::1"
 	}
-	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(host, port), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(host, port), grpc.WithNoProxy(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}

@@ -330,8 +330,15 @@ func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testi
 	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	database.Stop()
 	p := run(t, environment(fake, database.DSN(mariadbtest.Database)))
-	for !strings.Contains(p.out.String(), "waiting for the database") {
-		time.Sleep(time.Millisecond)
+	stopped := run(t, environment(fake, database.DSN(mariadbtest.Database)))
+	for _, w := range []*process{p, stopped} {
+		for !strings.Contains(w.out.String(), "waiting for the database") {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	stopped.Process.Signal(syscall.SIGTERM)
+	if err := <-stopped.exited; err != nil || !strings.Contains(stopped.out.String(), "stopped while waiting") {
+		t.Errorf("SIGTERM while waiting: got %v; want exit code 0 and a line that says so", err)
 	}
 	database.Restart()
 	p.serving(t).send(t, "18612345678")
@@ -403,7 +410,10 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 			"PHONENUMBER_METRICS_LISTEN", "PHONENUMBER_CODE_TLL is no setting",
 		}},
 		{"a secret twice", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_ID_FILE=/dev/null"}, nil, []string{"ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_ID_FILE are both set"}},
-		{"a secret's file that is not there", []string{"DATA_SOURCE_NAME_FILE=/nowhere/dsn"}, nil, []string{"DATA_SOURCE_NAME_FILE: open /nowhere/dsn"}},
+		{"a secret where its file's name belongs", []string{"DATA_SOURCE_NAME_FILE=root:hunter2@tcp(db:3306)/x"}, nil, []string{"the file that DATA_SOURCE_NAME_FILE names: no such file"}},
+		{"an empty secret file", []string{"PHONENUMBER_CODE_KEY_FILE=/dev/null", "ALIYUN_ACCESS_KEY_SECRET_FILE=/dev/null"}, nil, []string{"the file that PHONENUMBER_CODE_KEY_FILE names is empty", "the file that ALIYUN_ACCESS_KEY_SECRET_FILE names is empty"}},
+		{"a store in memory for production", []string{"DATA_SOURCE_NAME=sqlite::memory:"}, nil, []string{"loses every code at a restart"}},
+		{"keys with a space", []string{"ALIYUN_ACCESS_KEY_ID=hunter 2", "ALIYUN_ACCESS_KEY_SECRET=hunter 3"}, nil, []string{"access key ID must be printable", "access key secret must be printable", "DATA_SOURCE_NAME is missing"}},
 		{"two data source names", []string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"}, nil, []string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"}},
 		{"credentials beside dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
 		{"an unknown command", nil, []string{"serv"}, []string{"unexpected argument serv"}},

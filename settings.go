@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -135,7 +136,7 @@ func dataSourceName(f *faults) string {
 	const name, other = "DATA_SOURCE_NAME", "Data_SOURCE_NAME"
 	dsn, spelt := secret(f, name), secret(f, other)
 	switch {
-	case dsn == "" && spelt == "":
+	case dsn == "" && spelt == "" && os.Getenv(name+"_FILE")+os.Getenv(other+"_FILE") == "":
 		f.add("%s is missing: user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db", name)
 	case dsn != "" && spelt != "" && dsn != spelt:
 		f.add("%s and %s are both set and differ; set one", name, other)
@@ -145,7 +146,7 @@ func dataSourceName(f *faults) string {
 
 func required(f *faults, name string) string {
 	value := secret(f, name)
-	if value == "" {
+	if value == "" && os.Getenv(name+"_FILE") == "" {
 		f.add("%s is missing (it may also be in a file that %s_FILE names)", name, name)
 	}
 	return value
@@ -160,10 +161,15 @@ func secret(f *faults, name string) string {
 		f.add("%s and %s_FILE are both set; set one", name, name)
 	}
 	content, err := os.ReadFile(file)
-	if err != nil {
-		f.add("%s_FILE: %v", name, err)
+	// Not the path: where the secret itself was put there, this would show it.
+	var pathError *fs.PathError
+	switch value = strings.TrimSpace(string(content)); {
+	case errors.As(err, &pathError):
+		f.add("the file that %s_FILE names: %v", name, pathError.Err)
+	case err != nil || value == "":
+		f.add("the file that %s_FILE names is empty", name)
 	}
-	return strings.TrimSpace(string(content))
+	return value
 }
 
 func duration(f *faults, name, text string, least, most time.Duration) time.Duration {

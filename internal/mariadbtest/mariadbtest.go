@@ -143,6 +143,7 @@ func start(t testing.TB) *Server {
 		t.Fatal(howToGet)
 	}
 	if s.binary == "" {
+		fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", howToGet) // go test shows it without -v in the package's folder
 		t.Skip(howToGet)
 	}
 	var err error

@@ -315,6 +315,9 @@ func TestMariaDB(t *testing.T) {
 		if done || err == nil || isUnknown(err) || !strings.Contains(err.Error(), "read-only") {
 			t.Errorf("Swap = %v, %v; want an error that says read-only and is not unknown", done, err)
 		}
+		if err := db.Ready(t.Context()); err == nil {
+			t.Error("Ready on a read-only server = nil; want an error")
+		}
 		mustLoad(t, db, number, first)
 		eventually(t, func() error {
 			for _, id := range connections("plain") {

@@ -94,7 +94,7 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 		}
 	}
 	if err == nil {
-		_, err = db.read(ctx, "") // a Galera node without a quorum prepares, but does not read
+		err = db.probe(ctx) // a Galera node without a quorum prepares, but does no more
 	}
 	return err
 }
@@ -175,9 +175,21 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	}
 }
 
-// Ready reports whether the table can be read now, by one cheap read.
+// Ready reports whether the table can be read and written now. It changes nothing.
 func (db *DB) Ready(ctx context.Context) error {
-	_, err := db.Load(ctx, "")
+	if err := db.probe(ctx); err != nil {
+		return fmt.Errorf("probe: %w", db.engine.loggable(err))
+	}
+	return nil
+}
+
+// probe reads, and updates a row that is not there, which a server that is
+// read-only refuses all the same.
+func (db *DB) probe(ctx context.Context) error {
+	if _, err := db.read(ctx, ""); err != nil {
+		return err
+	}
+	_, err := db.update.ExecContext(ctx, []byte{}, 0, []byte{}, "", []byte{})
 	return err
 }
 
