@@ -229,7 +229,9 @@ func (b *brokenStore) Swap(ctx context.Context, n Number, old Version, next Reco
 	}
 	swapped, err := b.memory.Swap(ctx, n, old, next)
 	if swapped && b.done != nil {
-		return false, b.done()
+		if err := b.done(); err != nil {
+			return false, err
+		}
 	}
 	return swapped, err
 }

@@ -419,24 +419,30 @@ func TestABeginOfUnknownOutcomeLeavesNoCodeBehind(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var store brokenStore
 				sent(t, &store.memory, "888888")
-				broken, sends := true, len(store.history)
+				var broken atomic.Bool
+				broken.Store(true)
+				before := store.record
 				store.load = func(context.Context) error {
-					if broken && len(store.history) > sends {
+					if now, _ := store.memory.Load(t.Context(), someone); broken.Load() && now.Version != before.Version {
 						return errNoEffect
 					}
 					return nil
 				}
-				before := store.record
 				if c.late {
 					store.swap = func(ctx context.Context) error {
-						if broken {
+						if broken.Load() {
 							<-ctx.Done()
 							return errUnknown
 						}
 						return nil
 					}
 				} else {
-					store.done = func() error { return errUnknown }
+					store.done = func() error {
+						if broken.Load() {
+							return errUnknown
+						}
+						return nil
+					}
 				}
 				v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 					t.Error("the provider was asked, want nothing sent")
@@ -445,7 +451,7 @@ func TestABeginOfUnknownOutcomeLeavesNoCodeBehind(t *testing.T) {
 				if _, err := v.Send(t.Context(), someone, "", ""); !isOnly(t, err, ErrStoreUnavailable) {
 					t.Errorf("got %v, want %v", err, ErrStoreUnavailable)
 				}
-				broken, store.done = false, nil
+				broken.Store(false)
 				v.Wait(t.Context())
 				if n := len(store.state().Codes); n != 1 {
 					t.Errorf("%d codes are in the list, want the one that was sent", n)
