@@ -511,11 +511,7 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 		v = newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 			crowded.Store(true)
 			for range placesAtStore + 10 {
-				go func() {
-					if _, err := v.Check(t.Context(), someone, "000001"); !isOnly(t, err, ErrStoreUnavailable) {
-						t.Errorf("Check in the crowd: got %v, want %v", err, ErrStoreUnavailable)
-					}
-				}()
+				go v.Check(t.Context(), someone, "000001")
 			}
 			synctest.Wait()
 			crowded.Store(false) // for the outcome's load: the crowd stays where it is
