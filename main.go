@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 	"time"
 
@@ -138,9 +137,6 @@ func serve(ctx context.Context, r resolved, db *store.DB, keys verify.Keys, send
 	}
 	if inbox != nil {
 		printBanner(os.Stdout, listener.Addr())
-		if a, ok := listener.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-			r.log.Warn("the inbox shows every code to whoever reaches this address", "address", a.String())
-		}
 	}
 	r.log.Info("listening", "address", listener.Addr().String(), "version", versionText(), "tls", "off", "callers", "anyone who reaches the port")
 	return server.Serve(ctx, server.Config{
@@ -166,8 +162,8 @@ func serve(ctx context.Context, r resolved, db *store.DB, keys verify.Keys, send
 
 func printBanner(w io.Writer, a net.Addr) {
 	address := a.String()
-	if _, port, err := net.SplitHostPort(address); err == nil && (strings.HasPrefix(address, "[::]") || strings.HasPrefix(address, "0.0.0.0")) {
-		address = "localhost:" + port
+	if t, ok := a.(*net.TCPAddr); ok && t.IP.IsUnspecified() {
+		address = fmt.Sprintf("localhost:%d", t.Port)
 	}
 	fmt.Fprintf(w, `phone-number-service for development: codes are shown here, no SMS is sent, nothing is kept.
 

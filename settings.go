@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -59,9 +60,9 @@ func (f faults) err() error {
 func (s settings) resolve(f *faults, listen, drainDelay string) resolved {
 	unknownVariables(f, os.Environ())
 	r := resolved{
-		listen:     or(s.Listen, listen),
+		listen:     cmp.Or(s.Listen, listen),
 		smsTimeout: duration(f, "--sms-timeout (PHONENUMBER_SMS_TIMEOUT)", s.SMSTimeout, 100*time.Millisecond, 20*time.Second),
-		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", or(s.DrainDelay, drainDelay), 0, 5*time.Minute),
+		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", cmp.Or(s.DrainDelay, drainDelay), 0, 5*time.Minute),
 		numbers:    verify.NumberParser{Region: s.Region, Plan: numberplan.Mobile},
 	}
 	r.rules.CodeTTL = duration(f, "--code-ttl (PHONENUMBER_CODE_TTL)", s.CodeTTL, time.Second, verify.MaxCodeTTL)
@@ -116,6 +117,7 @@ func readSecrets(f *faults, endpoint string) secrets {
 	}
 	if _, err := sms.ParseAliyunEndpoint(endpoint); err != nil {
 		f.add("--aliyun-endpoint (ALIYUN_ENDPOINT): %v", err)
+		s.aliyun.Endpoint = "" // told; NewAliyun need not tell it again
 	}
 	if list := secret(f, "PHONENUMBER_CODE_KEY"); list != "" {
 		var err error
@@ -141,7 +143,7 @@ func dataSourceName(f *faults) string {
 	case dsn != "" && spelt != "" && dsn != spelt:
 		f.add("%s and %s are both set and differ; set one", name, other)
 	}
-	return or(dsn, spelt)
+	return cmp.Or(dsn, spelt)
 }
 
 func required(f *faults, name string) string {
@@ -185,13 +187,6 @@ func address(f *faults, name, text string) {
 	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
 		f.add("%s is %q; it must be host:port or :port, such as 127.0.0.1:50511", name, text)
 	}
-}
-
-func or(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
 }
 
 const ownPrefix = "PHONENUMBER_"

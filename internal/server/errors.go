@@ -41,7 +41,6 @@ var (
 		{verify.ErrCallerGone, answer{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
 		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
 		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
-		{errPanic, answer{codes.Internal, "INTERNAL", "internal error", 0}},
 	}
 	sendAnswers = map[verify.SendKind]answer{
 		verify.SendUnknown:      {codes.Unknown, "SMS_OUTCOME_UNKNOWN", "Aliyun did not say whether it took the SMS; if it arrives, its code works", 0},
@@ -52,6 +51,7 @@ var (
 		verify.SendPrecondition: {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
 		verify.SendBadRequest:   {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
 	}
+	// For a panic, and for what nobody thought of.
 	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
 )
 

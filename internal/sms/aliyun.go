@@ -213,8 +213,6 @@ func authorization(r *http.Request, keyID, keySecret string) string {
 	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))
 }
 
-var mainlandDigits = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
-
 // wireNumber writes n as Aliyun wants it: eleven digits in mainland China,
 // country code and number elsewhere.
 func wireNumber(n verify.Number) string {
@@ -222,7 +220,7 @@ func wireNumber(n verify.Number) string {
 		return strings.TrimPrefix(string(n), "+86")
 	}
 	digits := strings.TrimPrefix(string(n), "+")
-	if mainlandDigits.MatchString(digits) {
+	if verify.IsMainlandMobile(digits) {
 		// +1 301 234 5678 would go to a stranger in mainland China. With 00 before
 		// the country code, the older of Aliyun's two forms, it cannot be misread.
 		return "00" + digits

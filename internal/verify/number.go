@@ -38,12 +38,15 @@ const (
 	numberWanted   = `must be one mobile number, for example "+8618612345678"`
 )
 
-// New mobile ranges are given out in mainland China faster than metadata
-// follows, so there the rule is the shape: 1, then 3 to 9, then nine digits.
 var (
 	mainlandMobile = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
 	e164           = regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
 )
+
+// IsMainlandMobile reports whether digits read as a mobile number within mainland
+// China. New ranges are given out there faster than metadata follows, so the rule
+// is the shape: 1, then 3 to 9, then nine digits.
+func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
 // Parse drops ASCII spaces, hyphens and parentheses, reads "+" as the start of a
 // country code and everything else as it is dialled in the parser's region. Its
@@ -83,7 +86,7 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 			return "", &FieldError{"phone_number", numberWanted + "; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
 		}
 	}
-	if national, ok := strings.CutPrefix(number, "+86"); ok && !mainlandMobile.MatchString(national) {
+	if national, ok := strings.CutPrefix(number, "+86"); ok && !IsMainlandMobile(national) {
 		return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
 	}
 	return Number(number), nil
