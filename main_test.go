@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,13 +20,12 @@ import (
 	"time"
 
 	_ "github.com/go-sql-driver/mysql"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -44,13 +42,9 @@ var built string // the program, once a test needed it
 
 // binary builds the program once.
 var binary = sync.OnceValue(func() string {
-	dir, err := os.MkdirTemp("", "phone-number-service")
-	if err != nil {
+	var err error
+	if built, err = servicetest.Build("."); err != nil {
 		panic(err)
-	}
-	built = filepath.Join(dir, "phone-number-service")
-	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, ".").CombinedOutput(); err != nil {
-		panic(fmt.Sprintf("go build: %v\n%s", err, out))
 	}
 	return built
 })
@@ -62,115 +56,34 @@ func program(env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// A process is the running program.
-type process struct {
-	pb.PhoneNumberServiceClient
-	*exec.Cmd
-	addr   string
-	health healthpb.HealthClient
-	out    output
-	exited chan error
-}
-
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
+type process struct{ *servicetest.Process }
 
 // run starts the program on a free port, without waiting for it.
-func run(t *testing.T, env []string, args ...string) *process {
+func run(t *testing.T, env []string, args ...string) process {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &process{addr: l.Addr().String(), exited: make(chan error, 1)}
-	l.Close()
-	p.Cmd = program(append(env, "PHONENUMBER_LISTEN="+p.addr), args...)
-	p.Stdout, p.Stderr = &p.out, &p.out
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { p.exited <- p.Wait() }()
-	conn, err := grpc.NewClient(p.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.PhoneNumberServiceClient, p.health = pb.NewPhoneNumberServiceClient(conn), healthpb.NewHealthClient(conn)
-	t.Cleanup(func() {
-		conn.Close()
-		p.Process.Kill()
-		if t.Failed() {
-			t.Logf("output of %v:\n%s", args, &p.out)
-		}
-	})
+	return process{servicetest.Start(t, binary(), servicetest.FreeAddress(t), env, args...)}
+}
+
+func (p process) serving(t *testing.T) process {
+	t.Helper()
+	p.Serving(t)
 	return p
 }
 
-// serving waits until the program's health says so.
-func (p *process) serving(t *testing.T) *process {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	for ctx.Err() == nil {
-		// A gRPC client that was refused once would wait a second to dial again.
-		if c, err := net.Dial("tcp", p.addr); err == nil {
-			c.Close()
-		} else {
-			time.Sleep(time.Millisecond)
-			continue
-		}
-		res, err := p.health.Check(ctx, &healthpb.HealthCheckRequest{})
-		if err == nil && res.Status == healthpb.HealthCheckResponse_SERVING {
-			return p
-		}
-		select {
-		case err := <-p.exited:
-			t.Fatalf("exited: %v\n%s", err, &p.out)
-		case <-time.After(time.Millisecond):
-		}
-	}
-	t.Fatalf("not serving within 30 s\n%s", &p.out)
-	return nil
-}
-
-// kill is kill -9.
-func (p *process) kill() { p.Process.Kill(); <-p.exited }
-
-func (p *process) send(t *testing.T, number string) {
+func (p process) send(t *testing.T, number string) {
 	t.Helper()
 	if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
 		t.Fatalf("SendSMS: %v", err)
 	}
 }
 
-func (p *process) valid(t *testing.T, number, code string) bool {
+func (p process) valid(t *testing.T, number, code string) bool {
 	t.Helper()
 	res, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
 	if err != nil {
 		t.Fatalf("Valid: %v", err)
 	}
 	return res.Valid
-}
-
-func environment(fake *dysmsapitest.Server, dsn string) []string {
-	return []string{
-		"DATA_SOURCE_NAME=" + dsn, "ALIYUN_ENDPOINT=" + fake.URL,
-		"ALIYUN_ACCESS_KEY_ID=" + fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET=" + fake.AccessKeySecret,
-		"PHONENUMBER_DRAIN_DELAY=0s",
-	}
 }
 
 func lastCode(fake *dysmsapitest.Server) string {
@@ -180,8 +93,8 @@ func lastCode(fake *dysmsapitest.Server) string {
 
 func TestCodesGoThroughAliyunAndMariaDBOverTwoReplicas(t *testing.T) {
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
-	one := run(t, environment(fake, dsn)).serving(t)
-	two := run(t, environment(fake, dsn), "serve").serving(t)
+	one := run(t, servicetest.Environment(fake, dsn)).serving(t)
+	two := run(t, servicetest.Environment(fake, dsn), "serve").serving(t)
 	for range 3 {
 		one.send(t, "+86 186 1234 5678")
 		code := lastCode(fake)
@@ -191,7 +104,7 @@ func TestCodesGoThroughAliyunAndMariaDBOverTwoReplicas(t *testing.T) {
 		if two.valid(t, "18612345678", "x") || !two.valid(t, "008618612345678", code) || one.valid(t, "18612345678", code) {
 			t.Error("want a wrong code refused, the right one accepted by the other replica, and refused after that")
 		}
-		if out := one.out.String() + two.out.String(); strings.Contains(out, code) || strings.Contains(out, "18612345678") {
+		if out := one.Output.String() + two.Output.String(); strings.Contains(out, code) || strings.Contains(out, "18612345678") {
 			t.Errorf("the log holds code or number:\n%s", out)
 		}
 	}
@@ -218,7 +131,7 @@ func TestDevNeedsNothingButTheProgram(t *testing.T) {
 	p := run(t, nil, "dev").serving(t)
 	t.Logf("start to first answer: %v", time.Since(began))
 	call := func(method, body string) string {
-		res, err := http.Post("http://"+p.addr+"/phonenumberservice.PhoneNumberService/"+method, "application/x-www-form-urlencoded", strings.NewReader(body))
+		res, err := http.Post("http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method, "application/x-www-form-urlencoded", strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -229,7 +142,7 @@ func TestDevNeedsNothingButTheProgram(t *testing.T) {
 	if got := call("SendSMS", `{"phone_number":"18600000000"}`); got != "{}" {
 		t.Fatalf("SendSMS: got %s; want {}", got)
 	}
-	res, err := http.Get("http://" + p.addr + "/inbox.json?phone_number=+8618600000000")
+	res, err := http.Get("http://" + p.Addr + "/inbox.json?phone_number=+8618600000000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,42 +155,42 @@ func TestDevNeedsNothingButTheProgram(t *testing.T) {
 	if got := call("Valid", `{"phone_number":"18600000000","code":"`+code+`"}`); got != `{"valid":true}` {
 		t.Errorf("Valid: got %s; want true", got)
 	}
-	banner := p.out.String()
-	for _, want := range []string{p.addr, "curl -d", "grpcurl -plaintext", code} {
+	banner := p.Output.String()
+	for _, want := range []string{p.Addr, "curl -d", "grpcurl -plaintext", code} {
 		if !strings.Contains(banner, want) {
 			t.Errorf("the terminal does not show %q:\n%s", want, banner)
 		}
 	}
-	if program(nil, "healthcheck", "--address", p.addr).Run() != nil {
+	if program(nil, "healthcheck", "--address", p.Addr).Run() != nil {
 		t.Error("healthcheck: want exit code 0 while it serves")
 	}
-	p.kill()
-	if program(nil, "healthcheck", "--address", p.addr).Run() == nil {
+	p.Kill()
+	if program(nil, "healthcheck", "--address", p.Addr).Run() == nil {
 		t.Error("healthcheck: want exit code 1 after it died")
 	}
 }
 
 func TestASQLiteFileOutlivesKill9AndStartsFast(t *testing.T) {
 	fake := dysmsapitest.New(t)
-	env := environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))
+	env := servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))
 	p := run(t, env).serving(t)
 	for range 5 {
 		p.send(t, "18612345678")
 		code := lastCode(fake)
-		p.kill()
+		p.Kill()
 		began := time.Now()
 		p = run(t, env).serving(t)
 		t.Logf("start to first answer: %v", time.Since(began))
 		if !p.valid(t, "18612345678", code) {
 			t.Error("a code that was sent before kill -9 is refused")
 		}
-		p.kill()
+		p.Kill()
 		p = run(t, env).serving(t)
 		if p.valid(t, "18612345678", code) {
 			t.Error("a code that was used before kill -9 is accepted again")
 		}
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	size, _ := os.Stat(binary())
 	if err == nil {
 		t.Logf("idle: %s; binary: %d KB", regexp.MustCompile(`VmRSS:.*`).Find(status), size.Size()>>10)
@@ -286,7 +199,7 @@ func TestASQLiteFileOutlivesKill9AndStartsFast(t *testing.T) {
 
 func TestACodeThatWentOutBeforeKill9IsAccepted(t *testing.T) {
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
-	p := run(t, environment(fake, dsn)).serving(t)
+	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	fake.Next(dysmsapitest.Hang().ButAccepted())
 	failed := make(chan error, 1)
 	go func() {
@@ -296,18 +209,18 @@ func TestACodeThatWentOutBeforeKill9IsAccepted(t *testing.T) {
 	for len(fake.Accepted()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	p.kill()
+	p.Kill()
 	if err := <-failed; err == nil {
 		t.Error("the call succeeded")
 	}
-	if p := run(t, environment(fake, dsn)).serving(t); !p.valid(t, "18612345678", lastCode(fake)) {
+	if p := run(t, servicetest.Environment(fake, dsn)).serving(t); !p.valid(t, "18612345678", lastCode(fake)) {
 		t.Error("the code is refused")
 	}
 }
 
 func TestSIGTERMFinishesTheCallInFlight(t *testing.T) {
 	fake := dysmsapitest.New(t)
-	p := run(t, environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
+	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
 	fake.Next(dysmsapitest.Delay(time.Second))
 	done := make(chan error, 1)
 	go func() {
@@ -317,11 +230,11 @@ func TestSIGTERMFinishesTheCallInFlight(t *testing.T) {
 	for len(fake.Accepted()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	p.Process.Signal(syscall.SIGTERM)
+	p.Signal(syscall.SIGTERM)
 	if err := <-done; err != nil {
 		t.Errorf("the call in flight: %v", err)
 	}
-	if err := <-p.exited; err != nil {
+	if err := p.Wait(); err != nil {
 		t.Errorf("exit: got %v; want code 0", err)
 	}
 }
@@ -329,15 +242,15 @@ func TestSIGTERMFinishesTheCallInFlight(t *testing.T) {
 func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testing.T) {
 	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	database.Stop()
-	p := run(t, environment(fake, database.DSN(mariadbtest.Database)))
-	stopped := run(t, environment(fake, database.DSN(mariadbtest.Database)))
-	for _, w := range []*process{p, stopped} {
-		for !strings.Contains(w.out.String(), "waiting for the database") {
+	p := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
+	stopped := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
+	for _, w := range []process{p, stopped} {
+		for !strings.Contains(w.Output.String(), "waiting for the database") {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	stopped.Process.Signal(syscall.SIGTERM)
-	if err := <-stopped.exited; err != nil || !strings.Contains(stopped.out.String(), "stopped while waiting") {
+	stopped.Signal(syscall.SIGTERM)
+	if err := stopped.Wait(); err != nil || !strings.Contains(stopped.Output.String(), "stopped while waiting") {
 		t.Errorf("SIGTERM while waiting: got %v; want exit code 0 and a line that says so", err)
 	}
 	database.Restart()
@@ -351,7 +264,7 @@ func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testi
 		t.Errorf("Valid without a database: got %v; want Unavailable", err)
 	}
 	for {
-		res, err := p.health.Check(t.Context(), &healthpb.HealthCheckRequest{})
+		res, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +284,7 @@ func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testi
 func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dir := t.TempDir()
-	env := environment(fake, "sqlite:"+filepath.Join(dir, "codes.db"))
+	env := servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db"))
 	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
 	file := filepath.Join(dir, "keys")
 	for i, keys := range []string{key(1), key(2) + "," + key(1), key(2)} {
@@ -383,7 +296,7 @@ func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 			t.Error("a code from before the rotation's step is refused")
 		}
 		p.send(t, "18612345678")
-		p.kill()
+		p.Kill()
 	}
 	p := run(t, env).serving(t) // the derived key
 	if p.valid(t, "18612345678", lastCode(fake)) {

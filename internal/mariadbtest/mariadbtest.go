@@ -84,25 +84,38 @@ func serverDSN(t testing.TB) string {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil {
-		shared.server = start(t)
+		shared.server = start(t, Options{})
 	}
 	return shared.server.DSN("")
 }
 
 // A Server is a private mariadbd that may be killed.
 type Server struct {
-	t           testing.TB
-	binary, dir string
-	port        int
-	password    string // random: another test's server can have the port
-	process     *os.Process
-	exited      chan struct{}
+	Options
+	t        testing.TB
+	binary   string
+	port     int
+	password string // random: another test's server can have the port
+	process  *os.Process
+	exited   chan struct{}
+}
+
+// Options are what sets a server apart from the usual one.
+type Options struct {
+	Dir  string   // an empty directory for its data; removed with the server
+	Args []string // further arguments of mariadbd; they win
 }
 
 // Start returns a running server of the test's own.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := start(t)
+	return StartWith(t, Options{})
+}
+
+// StartWith is Start with options.
+func StartWith(t testing.TB, options Options) *Server {
+	t.Helper()
+	s := start(t, options)
 	t.Cleanup(s.remove)
 	return s
 }
@@ -111,6 +124,9 @@ func Start(t testing.TB) *Server {
 func (s *Server) DSN(database string) string {
 	return fmt.Sprintf("test:%s@tcp(127.0.0.1:%d)/%s", s.password, s.port, database)
 }
+
+// PID is the server's process.
+func (s *Server) PID() int { return s.process.Pid }
 
 // Kill ends the server as kill -9 does.
 func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
@@ -133,12 +149,12 @@ func (s *Server) signal(signal os.Signal) {
 
 func (s *Server) remove() {
 	s.Kill()
-	os.RemoveAll(s.dir)
+	os.RemoveAll(s.Dir)
 }
 
-func start(t testing.TB) *Server {
+func start(t testing.TB, options Options) *Server {
 	t.Helper()
-	s := &Server{t: t, binary: find(), password: rand.Text()}
+	s := &Server{Options: options, t: t, binary: find(), password: rand.Text()}
 	if s.binary == "" && os.Getenv("CI") != "" {
 		t.Fatal(howToGet)
 	}
@@ -146,9 +162,11 @@ func start(t testing.TB) *Server {
 		fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", howToGet) // go test shows it without -v in the package's folder
 		t.Skip(howToGet)
 	}
-	var err error
-	if s.dir, err = os.MkdirTemp("", "mariadb"); err != nil {
-		t.Fatal(err)
+	if s.Dir == "" {
+		var err error
+		if s.Dir, err = os.MkdirTemp("", "mariadb"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.setUp()
 	for range 5 {
@@ -188,7 +206,7 @@ func (s *Server) setUp() {
 	}
 	fmt.Fprintf(script, "FLUSH PRIVILEGES;\nCREATE USER test@'%%' IDENTIFIED BY '%s';\nGRANT ALL ON *.* TO test@'%%' WITH GRANT OPTION;\n", s.password)
 	fmt.Fprintf(script, createDatabase, Database)
-	if err := os.MkdirAll(filepath.Join(s.dir, "data", "mysql"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(s.Dir, "data", "mysql"), 0o700); err != nil {
 		s.fatal(err.Error())
 	}
 	cmd := s.command("--bootstrap")
@@ -200,9 +218,10 @@ func (s *Server) setUp() {
 
 func (s *Server) command(args ...string) *exec.Cmd {
 	args = append([]string{
-		"--no-defaults", "--datadir=" + filepath.Join(s.dir, "data"), "--skip-log-bin",
+		"--no-defaults", "--datadir=" + filepath.Join(s.Dir, "data"), "--skip-log-bin",
 		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
 	}, args...)
+	args = append(args, s.Args...)
 	if os.Geteuid() == 0 {
 		args = append(args, "--user=root")
 	}
@@ -215,7 +234,7 @@ func (s *Server) command(args ...string) *exec.Cmd {
 func (s *Server) run() bool {
 	cmd := s.command("--bind-address=127.0.0.1", fmt.Sprintf("--port=%d", s.port), "--skip-name-resolve", "--max-connections=500",
 		"--socket=s", // in the data directory; a longer path can be too long for a socket
-		"--pid-file="+filepath.Join(s.dir, "pid"), "--log-error="+filepath.Join(s.dir, "log"))
+		"--pid-file="+filepath.Join(s.Dir, "pid"), "--log-error="+filepath.Join(s.Dir, "log"))
 	started := make(chan error)
 	exited := make(chan struct{})
 	go func() {
@@ -250,7 +269,7 @@ func (s *Server) run() bool {
 
 func (s *Server) fatal(why string) {
 	s.t.Helper()
-	log, _ := os.ReadFile(filepath.Join(s.dir, "log"))
-	os.RemoveAll(s.dir)
+	log, _ := os.ReadFile(filepath.Join(s.Dir, "log"))
+	os.RemoveAll(s.Dir)
 	s.t.Fatalf("%s\n%s", why, log)
 }
