@@ -45,6 +45,8 @@ type Server struct {
 	templates   []string // nil: any
 	next        []Fault
 	always      Fault
+	signed      map[string]Fault
+	arrived     func(Accepted)
 	nonces      map[string]bool
 	accepted    []Accepted
 	requestIDs  []string
@@ -67,6 +69,8 @@ func New(t testing.TB) *Server {
 		now:             time.Now,
 		nonces:          map[string]bool{},
 		always:          healthy(),
+		signed:          map[string]Fault{},
+		arrived:         func(Accepted) {},
 	}
 	server := &http.Server{Handler: s}
 	go server.Serve(countingListener{listener, s})
@@ -93,6 +97,15 @@ func (s *Server) Next(faults ...Fault) { s.set(func() { s.next = append(s.next, 
 
 // Always gives every request this fault.
 func (s *Server) Always(f Fault) { s.set(func() { s.always = f }) }
+
+// For gives the next well-formed request with this sign name a fault, whatever
+// Next and Always say. A fault that strikes before the request is read cannot wait
+// for a name.
+func (s *Server) For(signName string, f Fault) { s.set(func() { s.signed[signName] = f }) }
+
+// OnAccepted calls f with every message that goes out, before the answer to it is
+// written: as a phone may ring before the sender hears of it.
+func (s *Server) OnAccepted(f func(Accepted)) { s.set(func() { s.arrived = f }) }
 
 // Accepted returns the messages that went out, oldest first.
 func (s *Server) Accepted() (all []Accepted) {
@@ -145,6 +158,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := s.take()
 	params, a := s.checkGateway(r, body)
 	refused := a.Code != ""
+	if f, ok := s.signed[params.Get("SignName")]; ok && !refused {
+		fault = f
+		delete(s.signed, params.Get("SignName"))
+	}
+	accepted := len(s.accepted)
 	switch {
 	case refused:
 	case fault.accepts:
@@ -154,7 +172,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.RequestID = fmt.Sprintf("%08X-%04X-4%03X-8%03X-%012X", rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Uint64()>>16)
 	s.requestIDs = append(s.requestIDs, a.RequestID)
+	arrived, messages := s.arrived, s.accepted[accepted:]
 	s.mu.Unlock()
+	for _, m := range messages {
+		arrived(m)
+	}
 	if refused {
 		a.write(w)
 		return

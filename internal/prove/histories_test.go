@@ -1,0 +1,185 @@
+package prove
+
+import (
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/go-sql-driver/mysql"
+	"github.com/rs/zerolog"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+)
+
+// Two replicas on one MariaDB, and a gateway that hands the codes out.
+type pair struct {
+	fake     *dysmsapitest.Server
+	replicas [2]*servicetest.Process
+	start    func(address string) *servicetest.Process
+}
+
+func startPair(t *testing.T, binary, dsn string, settings ...string) *pair {
+	t.Helper()
+	p := &pair{fake: dysmsapitest.New(t)}
+	env := append(servicetest.Environment(p.fake, dsn), settings...)
+	p.start = func(address string) *servicetest.Process { return servicetest.Start(t, binary, address, env) }
+	for i := range p.replicas {
+		p.replicas[i] = p.start(servicetest.FreeAddress(t)).Serving(t)
+	}
+	return p
+}
+
+func (p *pair) load() load {
+	return load{fake: p.fake, replicas: []string{p.replicas[0].Addr, p.replicas[1].Addr}}
+}
+
+func TestCallsAreLinearizable(t *testing.T) { prove(t, undisturbed) }
+
+func undisturbed(t *testing.T, binary string) []string {
+	h := startPair(t, binary, mariadbtest.DSN(t)).load().run(t)
+	if n := h.failures.Load(); n > 0 {
+		h.violated("%d calls failed without a reason", n)
+	}
+	return h.violations(t)
+}
+
+// troubled is an Aliyun that fails now and then, in all the ways it has.
+func troubled(r *rand.Rand) aliyunFault {
+	faults := []dysmsapitest.Fault{
+		dysmsapitest.Hang(), dysmsapitest.Hang().ButAccepted(),
+		dysmsapitest.CloseAfterReading(), dysmsapitest.CloseAfterReading().ButAccepted(),
+		dysmsapitest.Truncated().ButAccepted(), dysmsapitest.BadGateway(), dysmsapitest.BadGateway().ButAccepted(),
+		dysmsapitest.Reply(500, "isp.SYSTEM_ERROR", "").ButAccepted(),
+		dysmsapitest.OKWithoutBizID().ButAccepted(),
+		dysmsapitest.Redirect(307, "/").ButAccepted(),
+		dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发小时级流控Permits:5"),
+		dysmsapitest.Reply(200, "isv.AMOUNT_NOT_ENOUGH", ""),
+		dysmsapitest.Reply(400, "Throttling.User", ""),
+	}
+	return aliyunFault{r.IntN(3) == 0, faults[r.IntN(len(faults))]}
+}
+
+const shortSMSTimeout = "PHONENUMBER_SMS_TIMEOUT=200ms" // so that an Aliyun that hangs costs the load little
+
+func TestCallsAreLinearizableWhileAliyunFails(t *testing.T) { prove(t, aliyunFails) }
+
+func aliyunFails(t *testing.T, binary string) []string {
+	l := startPair(t, binary, mariadbtest.DSN(t), shortSMSTimeout).load()
+	l.aliyun = troubled
+	h := l.run(t)
+	if n := h.afterDoubt.Load(); n < 20 && len(h.violation) == 0 {
+		t.Errorf("only %d users typed a code whose send was in doubt; want 20, or this proves little", n)
+	}
+	return h.violations(t)
+}
+
+func TestCallsAreLinearizableWhileReplicasAreKilled(t *testing.T) {
+	p := startPair(t, program(), mariadbtest.DSN(t), shortSMSTimeout)
+	l := p.load()
+	l.aliyun = troubled
+	l.disturb = func() {
+		for i := range 8 {
+			time.Sleep(200 * time.Millisecond) // the load is what happens meanwhile
+			p.replicas[i%2].Kill()
+			p.replicas[i%2] = p.start(p.replicas[i%2].Addr).Serving(t)
+		}
+	}
+	report(t, l.run(t))
+}
+
+func TestCallsAreLinearizableWhileTheDatabaseIsKilled(t *testing.T) {
+	database := mariadbtest.Start(t)
+	l := startPair(t, program(), database.DSN(mariadbtest.Database), shortSMSTimeout).load()
+	l.aliyun = troubled
+	l.disturb = func() {
+		for range 5 {
+			time.Sleep(400 * time.Millisecond)
+			database.Kill()
+			database.Restart()
+		}
+	}
+	report(t, l.run(t))
+}
+
+func TestCallsAreLinearizableOverABadNetworkToTheDatabase(t *testing.T) {
+	for _, fault := range []struct{ name, toxic string }{
+		{"latency", `{"type":"latency","attributes":{"latency":100,"jitter":80}}`},
+		{"reset_peer", `{"type":"reset_peer","attributes":{"timeout":20}}`},
+		{"timeout up", `{"type":"timeout","stream":"upstream","attributes":{"timeout":50}}`},
+		{"timeout down", `{"type":"timeout","stream":"downstream","attributes":{"timeout":50}}`},
+		{"limit_data", `{"type":"limit_data","attributes":{"bytes":1000}}`},
+		{"slicer", `{"type":"slicer","attributes":{"average_size":16,"size_variation":8,"delay":200}}`},
+		{"down and up", ""},
+	} {
+		t.Run(fault.name, func(t *testing.T) {
+			proxy, dsn := proxied(t, mariadbtest.DSN(t))
+			l := startPair(t, program(), dsn, shortSMSTimeout).load()
+			l.aliyun = troubled
+			l.disturb = func() {
+				for range 5 {
+					time.Sleep(200 * time.Millisecond)
+					if fault.toxic == "" {
+						proxy.Stop()
+					} else if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(fault.toxic)); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(300 * time.Millisecond)
+					if fault.toxic != "" {
+						proxy.Toxics.ResetToxics(t.Context())
+					} else if err := proxy.Start(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			report(t, l.run(t))
+		})
+	}
+}
+
+// proxied returns a proxy before the database, and the data source name that leads
+// through it.
+func proxied(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
+	t.Helper()
+	config, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	proxy := toxiproxy.NewProxy(server, "database", "127.0.0.1:0", config.Addr)
+	if err := proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Stop)
+	config.Addr = proxy.Listen
+	return proxy, config.FormatDSN()
+}
+
+func TestNoCallFailsWhileReplicasAreRestartedInTurn(t *testing.T) {
+	// Longer than a gRPC client waits before it looks at an address again.
+	p := startPair(t, program(), mariadbtest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
+	l := p.load()
+	l.together, l.flawless = true, true
+	l.disturb = func() {
+		for i := range 4 {
+			old := p.replicas[i%2]
+			old.Signal(syscall.SIGTERM)
+			if err := old.Wait(); err != nil {
+				t.Errorf("exit after SIGTERM: %v", err)
+			}
+			p.replicas[i%2] = p.start(old.Addr).Serving(t)
+		}
+	}
+	report(t, l.run(t))
+}
+
+func report(t *testing.T, h *history) {
+	t.Helper()
+	for _, v := range h.violations(t) {
+		t.Error(v)
+	}
+}
