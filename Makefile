@@ -4,12 +4,16 @@ LINT     := .bin/golangci-lint-2.15.0
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
-.PHONY: test tools lint generate generated-is-current proto image fuzz
+.PHONY: test prove tools lint generate generated-is-current proto image fuzz
 
 # All checks and all tests, installing what they need on Debian.
 test: tools lint
 	go test -race -timeout 20m ./...
 	cd internal/sms/oracle && go vet ./... && go test ./...
+
+# The proofs of the guarantees on the built program: docs/guarantees.md.
+prove: tools
+	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
 
 tools:
 	@command -v npx >/dev/null || \
@@ -20,9 +24,10 @@ tools:
 	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev; } # for -race
 
 lint: $(LINT) proto
-	for module in . tools internal/sms/oracle; do (cd $$module && go mod tidy -diff) || exit 1; done
+	for module in . tools internal/sms/oracle internal/prove; do (cd $$module && go mod tidy -diff) || exit 1; done
 	go vet ./...
 	$(LINT) run ./...
+	cd internal/prove && go vet ./... && ../../$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(subst .bin/golangci-lint-,,$@)

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"database/sql"
 	"math/rand/v2"
 	"strings"
 	"syscall"
@@ -26,7 +27,8 @@ type pair struct {
 func startPair(t *testing.T, binary, dsn string, settings ...string) *pair {
 	t.Helper()
 	p := &pair{fake: dysmsapitest.New(t)}
-	env := append(servicetest.Environment(p.fake, dsn), settings...)
+	env := append(servicetest.Environment(p.fake, dsn), "PHONENUMBER_LOG_LEVEL=error")
+	env = append(env, settings...)
 	p.start = func(address string) *servicetest.Process { return servicetest.Start(t, binary, address, env) }
 	for i := range p.replicas {
 		p.replicas[i] = p.start(servicetest.FreeAddress(t)).Serving(t)
@@ -107,19 +109,24 @@ func TestCallsAreLinearizableWhileTheDatabaseIsKilled(t *testing.T) {
 }
 
 func TestCallsAreLinearizableOverABadNetworkToTheDatabase(t *testing.T) {
-	for _, fault := range []struct{ name, toxic string }{
-		{"latency", `{"type":"latency","attributes":{"latency":100,"jitter":80}}`},
-		{"reset_peer", `{"type":"reset_peer","attributes":{"timeout":20}}`},
-		{"timeout up", `{"type":"timeout","stream":"upstream","attributes":{"timeout":50}}`},
-		{"timeout down", `{"type":"timeout","stream":"downstream","attributes":{"timeout":50}}`},
-		{"limit_data", `{"type":"limit_data","attributes":{"bytes":1000}}`},
-		{"slicer", `{"type":"slicer","attributes":{"average_size":16,"size_variation":8,"delay":200}}`},
-		{"down and up", ""},
+	for _, fault := range []struct {
+		name, toxic string
+		cuts        bool
+	}{
+		{"latency", `{"type":"latency","attributes":{"latency":100,"jitter":80}}`, false},
+		{"reset_peer", `{"type":"reset_peer","attributes":{"timeout":20}}`, true},
+		{"timeout up", `{"type":"timeout","stream":"upstream","attributes":{"timeout":50}}`, true},
+		{"timeout down", `{"type":"timeout","stream":"downstream","attributes":{"timeout":50}}`, true},
+		{"limit_data", `{"type":"limit_data","attributes":{"bytes":1000}}`, true},
+		{"slicer", `{"type":"slicer","attributes":{"average_size":16,"size_variation":8,"delay":200}}`, false},
+		{"down and up", "", true},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
-			proxy, dsn := proxied(t, mariadbtest.DSN(t))
+			direct := mariadbtest.DSN(t)
+			proxy, dsn := proxied(t, direct)
 			l := startPair(t, program(), dsn, shortSMSTimeout).load()
 			l.aliyun = troubled
+			before := connectionsCut(t, direct)
 			l.disturb = func() {
 				for range 5 {
 					time.Sleep(200 * time.Millisecond)
@@ -136,9 +143,30 @@ func TestCallsAreLinearizableOverABadNetworkToTheDatabase(t *testing.T) {
 					}
 				}
 			}
-			report(t, l.run(t))
+			h := l.run(t)
+			cut := connectionsCut(t, direct) - before
+			t.Logf("%d connections were cut", cut)
+			if cut < 10 && fault.cuts {
+				t.Error("want 10 cut connections at least, or this proves little")
+			}
+			report(t, h)
 		})
 	}
+}
+
+// connectionsCut counts the connections that ended without a word.
+func connectionsCut(t *testing.T, dsn string) (n int) {
+	t.Helper()
+	db, err := sql.Open("mysql", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var name string
+	if err := db.QueryRow("SHOW GLOBAL STATUS LIKE 'Aborted_clients'").Scan(&name, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // proxied returns a proxy before the database, and the data source name that leads

@@ -83,7 +83,7 @@ type number struct {
 	sends   []*send
 	checks  []porcupine.Operation
 	arrived []string // codes, as the phone got them
-	lost    bool     // a caller lost sight of a send that may still go on
+	left    bool     // a caller gave up on a send that may still go on
 }
 
 // A send is one call of SendSMS.
@@ -291,9 +291,9 @@ func (d *driver) guess() string {
 // nothing was used up.
 func (d *driver) user(ctx context.Context) {
 	d.number.mu.Lock()
-	lost := d.number.lost
+	left := d.number.left
 	d.number.mu.Unlock()
-	if lost {
+	if left {
 		return // an old send may yet succeed, and rightly kill the code
 	}
 	var arrived []*send
@@ -376,7 +376,7 @@ func (d *driver) send(ctx context.Context, meets aliyunFault) *send {
 	end := d.now()
 	n.mu.Lock()
 	s.begun, s.end, s.outcome, s.replica = begun, end, outcomeOf(err), d.name(replica)
-	n.lost = n.lost || s.outcome == outOfSight
+	n.left = n.left || ctx.Err() != nil
 	n.mu.Unlock()
 	d.note(replica, end, err, s.outcome)
 	return s
