@@ -246,9 +246,7 @@ func (d *driver) drive(ctx context.Context) int64 {
 	for range flowsANumber {
 		d.user(ctx)
 	}
-	d.number.mu.Lock()
-	defer d.number.mu.Unlock()
-	return int64(len(d.number.checks) + len(d.number.sends))
+	return int64(len(d.number.operations()))
 }
 
 // act is one call of somebody who does not behave.
@@ -474,6 +472,25 @@ func (h *history) doubts() (n int) {
 	return n
 }
 
+// operations is what porcupine is shown of a number: all that may have had an
+// effect. A send whose code nobody got to know has none.
+func (n *number) operations() []porcupine.Operation {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	operations := slices.Clone(n.checks)
+	for _, s := range n.sends {
+		if len(s.codes) == 0 {
+			continue
+		}
+		o := porcupine.Operation{ClientId: s.client, Input: call{send: true, code: s.codes[0]}, Call: s.begun, Output: done, Return: s.end, Metadata: s.replica}
+		if s.outcome != accepted {
+			o.Output, o.Return = unanswered, never
+		}
+		operations = append(operations, o)
+	}
+	return operations
+}
+
 // violations checks what was seen: every number's calls are linearizable, no call
 // sent two SMS, none sent one that was said not to be sent, and (found on the
 // way) no SMS was dead.
@@ -482,7 +499,6 @@ func (h *history) violations(t *testing.T) []string {
 	var checking sync.WaitGroup
 	turns := make(chan struct{}, 2)
 	for _, n := range h.numbers {
-		operations := slices.Clone(n.checks)
 		for _, s := range n.sends {
 			switch {
 			case len(s.codes) > 1:
@@ -492,19 +508,11 @@ func (h *history) violations(t *testing.T) []string {
 			case s.outcome == noEffect && len(s.codes) > 0:
 				h.violated("SendSMS to %s was said to have no effect and sent an SMS", n.text)
 			}
-			if len(s.codes) == 0 {
-				continue // nobody knows the code
-			}
-			o := porcupine.Operation{ClientId: s.client, Input: call{send: true, code: s.codes[0]}, Call: s.begun, Output: done, Return: s.end, Metadata: s.replica}
-			if s.outcome != accepted {
-				o.Output, o.Return = unanswered, never
-			}
-			operations = append(operations, o)
 		}
 		checking.Go(func() {
 			turns <- struct{}{}
 			defer func() { <-turns }()
-			if wrong := notLinearizable(t, n.text, operations, fmt.Sprintf("seed %d", h.seed)); wrong != "" {
+			if wrong := notLinearizable(t, n.text, n.operations(), fmt.Sprintf("seed %d", h.seed)); wrong != "" {
 				h.violated("%s", wrong)
 			}
 		})

@@ -1,0 +1,41 @@
+package prove
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
+	var source strings.Builder
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, "_test.go") {
+			var text []byte
+			text, err = os.ReadFile(path)
+			source.Write(text)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for _, page := range []string{"guarantees.md", "scaling.md"} {
+		text, err := os.ReadFile(filepath.Join(root, "docs", page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\bTest[A-Z0-9]\w+`).FindAllString(string(text), -1) {
+			named++
+			if !strings.Contains(source.String(), "func "+name+"(") {
+				t.Errorf("docs/%s names %s, which does not exist", page, name)
+			}
+		}
+	}
+	if named < 20 {
+		t.Errorf("the documents name %d tests; want 20 at least", named)
+	}
+}
