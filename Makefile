@@ -4,7 +4,7 @@ LINT     := .bin/golangci-lint-2.15.0
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
-.PHONY: test prove tools lint generate generated-is-current proto image fuzz
+.PHONY: test prove prove-cluster tools lint generate generated-is-current proto image fuzz
 
 # All checks and all tests, installing what they need on Debian.
 test: tools lint
@@ -14,6 +14,15 @@ test: tools lint
 # The proofs of the guarantees on the built program: docs/guarantees.md.
 prove: tools
 	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
+
+# The same on three Galera nodes: docs/scaling.md. As root, on Debian. Of mariadb-server
+# and mariadb-client-core only scripts are used: to install the server would start one.
+prove-cluster:
+	@ls /usr/sbin/mariadbd /usr/lib/galera/libgalera_smm.so /usr/bin/rsync /usr/bin/ps /usr/sbin/ip >/dev/null 2>&1 || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mariadb-server-core galera-4 rsync procps iproute2; }
+	@test -e .bin/galera/downloaded || \
+	 { $(SUDO) apt-get update -qq && mkdir -p .bin/galera && cd .bin/galera && apt-get -qq -o APT::Sandbox::User=root download mariadb-server mariadb-client-core && touch downloaded; }
+	cd internal/prove && go test -count=1 -v -timeout 10m -run '^TestCluster' .
 
 tools:
 	@command -v npx >/dev/null || \

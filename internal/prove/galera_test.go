@@ -1,0 +1,294 @@
+package prove
+
+import (
+	"database/sql"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+)
+
+const (
+	galeraProvider  = "/usr/lib/galera/libgalera_smm.so"
+	galeraPackages  = root + "/.bin/galera" // scripts of mariadb-server, which is not installed: that would start a server
+	howToGetGalera  = "no Galera cluster can be built here: it takes root, and what make prove-cluster installs"
+	nobody          = 65534 // rsync, which fills a new node, does not run as root
+	clusterPatience = 90 * time.Second
+)
+
+// A cluster is three Galera nodes. Each has a network namespace of its own, with a
+// link to a switch that only the nodes are on, and one to this process. All of it
+// is held by processes that the kernel kills with this one, so that a crash leaves
+// no link behind.
+type cluster struct {
+	t        testing.TB
+	dir      string
+	mariadbd string
+	access   *mysql.Config // user and password, the same on every node
+	home     *process      // the switch's namespace
+	nodes    [3]*node
+}
+
+type node struct {
+	*cluster
+	index  int
+	home   *process
+	server *process
+	config *mysql.Config
+	db     *sql.DB // by the link to this process, which no fault cuts
+}
+
+func startCluster(t *testing.T) *cluster {
+	t.Helper()
+	packages, _ := filepath.Glob(galeraPackages + "/*.deb")
+	_, err := os.Stat(galeraProvider)
+	if os.Geteuid() != 0 || err != nil || len(packages) == 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal(howToGetGalera)
+		}
+		t.Skip(howToGetGalera)
+	}
+	seed := mariadbtest.Start(t) // its data is what the first node begins with
+	c := &cluster{t: t}
+	c.access, err = mysql.ParseDSN(seed.DSN(""))
+	c.must(err)
+	c.access.Logger = &mysql.NopLogger{} // a node that is away is no news
+	c.access.Timeout, c.access.ReadTimeout = 2*time.Second, 30*time.Second
+	c.mariadbd, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", seed.PID()))
+	c.must(err)
+	seed.Stop()
+
+	c.dir, err = os.MkdirTemp("", "galera")
+	c.must(err)
+	t.Cleanup(c.remove)
+	c.must(os.Chmod(c.dir, 0o755))
+	for _, p := range packages {
+		c.run("dpkg", "-x", p, c.dir)
+	}
+	c.connect()
+	for _, n := range c.nodes {
+		c.must(os.Mkdir(n.path(), 0o755))
+		if n.index == 0 {
+			c.run("cp", "-r", filepath.Join(seed.Dir, "data"), n.path())
+		} else {
+			c.must(os.Mkdir(filepath.Join(n.path(), "data"), 0o755))
+		}
+		c.run("chown", "-R", fmt.Sprintf("%d:%[1]d", nobody), n.path())
+	}
+	c.nodes[0].start("--wsrep-new-cluster")
+	c.nodes[0].sees(1)
+	c.nodes[1].start()
+	c.nodes[2].start()
+	c.whole()
+	return c
+}
+
+// connect lays the links. The nodes' own addresses exist on the switch alone; the
+// links to this process take a part of the range for benchmarks that is free here.
+func (c *cluster) connect() {
+	inUse, err := net.InterfaceAddrs()
+	c.must(err)
+	var subnet int
+	for free := false; !free; {
+		subnet = rand.IntN(256)
+		free = !slices.ContainsFunc(inUse, func(a net.Addr) bool { return strings.HasPrefix(a.String(), fmt.Sprintf("198.19.%d.", subnet)) })
+	}
+	c.home = c.namespace()
+	c.home.within("ip", "link", "add", "switch", "up", "type", "bridge")
+	for i := range c.nodes {
+		n := &node{cluster: c, index: i, home: c.namespace()}
+		c.nodes[i] = n
+		home := strconv.Itoa(n.home.Pid)
+		c.home.within("ip", "link", "add", n.port(), "up", "master", "switch", "type", "veth", "peer", "name", "cluster", "netns", home)
+		n.home.within("ip", "address", "add", n.address()+"/24", "dev", "cluster")
+		n.home.within("ip", "link", "set", "cluster", "up")
+		n.home.within("ip", "link", "set", "lo", "up")
+
+		here := fmt.Sprintf("galera%d-%d", os.Getpid(), i)
+		c.run("ip", "link", "add", here, "type", "veth", "peer", "name", "tests", "netns", home)
+		c.run("ip", "address", "add", fmt.Sprintf("198.19.%d.%d/30", subnet, 4*i+1), "dev", here)
+		c.run("ip", "link", "set", here, "up")
+		access := fmt.Sprintf("198.19.%d.%d", subnet, 4*i+2)
+		n.home.within("ip", "address", "add", access+"/30", "dev", "tests")
+		n.home.within("ip", "link", "set", "tests", "up")
+
+		n.config = c.access.Clone()
+		n.config.Addr = access + ":3306"
+		connector, err := mysql.NewConnector(n.config)
+		c.must(err)
+		n.db = sql.OpenDB(connector)
+	}
+}
+
+func (n *node) port() string    { return fmt.Sprintf("node%d", n.index) }
+func (n *node) address() string { return fmt.Sprintf("198.18.0.%d", n.index+1) }
+func (n *node) path() string    { return filepath.Join(n.dir, n.port()) }
+func (n *node) log() string     { return filepath.Join(n.path(), "log.err") } // without an extension the server adds one
+
+// command runs the server as nobody in the node's namespace.
+func (n *node) command(args ...string) *exec.Cmd {
+	command := append([]string{
+		"-t", strconv.Itoa(n.home.Pid), "-n", "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--pdeathsig=KILL",
+		n.mariadbd, "--no-defaults", "--datadir=" + filepath.Join(n.path(), "data"), "--socket=s", "--pid-file=" + filepath.Join(n.path(), "pid"),
+		"--skip-name-resolve", "--max-connections=500", "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
+		"--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-on=ON", "--wsrep-provider=" + galeraProvider, "--wsrep-sst-method=rsync",
+		"--wsrep-cluster-address=gcomm://198.18.0.1,198.18.0.2,198.18.0.3", "--wsrep-node-address=" + n.address(), "--wsrep-node-name=" + n.port(),
+		"--wsrep-provider-options=gcache.size=16M", // all timeouts as they come
+	}, args...)
+	cmd := exec.Command("nsenter", command...)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(n.dir, "usr/bin")+":"+os.Getenv("PATH"))
+	return cmd
+}
+
+func (n *node) start(args ...string) {
+	n.server = n.spawn(n.command(append(args, "--log-error="+n.log())...))
+}
+
+// restart starts the server from where its disk is, found as Debian's unit for
+// systemd does.
+func (n *node) restart() {
+	out, err := n.command("--wsrep-recover").CombinedOutput()
+	found := regexp.MustCompile(`Recovered position: (\S+)`).FindSubmatch(out)
+	if err != nil || found == nil {
+		n.t.Fatalf("recovering %s: %v\n%s", n.port(), err, out)
+	}
+	n.start("--wsrep-start-position=" + string(found[1]))
+}
+
+// status is what the node says of itself, "" where it says nothing.
+func (n *node) status(name string) (value string) {
+	n.db.QueryRow("SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&name, &value)
+	return value
+}
+
+// committed is how far the node is with what all nodes apply in one order.
+func (n *node) committed() int {
+	count, err := strconv.Atoi(n.status("wsrep_last_committed"))
+	n.must(err)
+	return count
+}
+
+// in reports whether the node is up to date, in a cluster of this size that may
+// decide.
+func (n *node) in(size int) bool {
+	return n.status("wsrep_local_state_comment") == "Synced" && n.status("wsrep_cluster_status") == "Primary" && n.status("wsrep_cluster_size") == strconv.Itoa(size)
+}
+
+func (n *node) sees(size int) {
+	n.t.Helper()
+	until(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.in(size) })
+}
+
+// whole waits until all nodes are up to date in one cluster. A node that stood
+// still still tells of the one that it was in, which has another number.
+func (c *cluster) whole() {
+	c.t.Helper()
+	until(c.t, "all nodes are in one cluster", func() bool {
+		number := c.nodes[0].status("wsrep_cluster_conf_id")
+		for _, n := range c.nodes {
+			if n.status("wsrep_cluster_conf_id") != number || !n.in(len(c.nodes)) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// cut takes the node's link to the other ones away, which notice nothing but
+// silence; mend gives it back.
+func (n *node) cut()  { n.cluster.home.within("ip", "link", "set", n.port(), "down") }
+func (n *node) mend() { n.cluster.home.within("ip", "link", "set", n.port(), "up") }
+
+func (c *cluster) remove() {
+	for _, n := range c.nodes {
+		if n == nil {
+			continue
+		}
+		if n.server != nil {
+			n.server.kill()
+		}
+		n.home.kill()
+		if log, err := os.ReadFile(n.log()); err == nil && c.t.Failed() {
+			c.t.Logf("the end of %s's log:\n%s", n.port(), log[max(0, len(log)-8000):])
+		}
+	}
+	if c.home != nil {
+		c.home.kill()
+	}
+	os.RemoveAll(c.dir)
+}
+
+// A process dies with this one.
+type process struct {
+	*os.Process
+	*cluster
+	exited chan struct{}
+}
+
+func (c *cluster) spawn(cmd *exec.Cmd) *process {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started, exited := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // Pdeathsig means the thread that starts the process
+		started <- cmd.Start()
+		cmd.Wait()
+		close(exited)
+	}()
+	c.must(<-started)
+	return &process{cmd.Process, c, exited}
+}
+
+func (c *cluster) namespace() *process {
+	cmd := exec.Command("sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	return c.spawn(cmd)
+}
+
+// within runs a command in the namespace that p holds.
+func (p *process) within(command ...string) {
+	p.run("nsenter", append([]string{"-t", strconv.Itoa(p.Pid), "-n"}, command...)...)
+}
+
+func (p *process) kill() {
+	p.Kill()
+	<-p.exited
+}
+
+func (c *cluster) run(name string, args ...string) {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		c.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+func (c *cluster) must(err error) {
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// until waits for what must come.
+func until(t testing.TB, what string, true func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(clusterPatience); !true(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", clusterPatience, what)
+		}
+	}
+}
