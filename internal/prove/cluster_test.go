@@ -83,6 +83,14 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a planted bug is caught here too", func(t *testing.T) {
+		t.Setenv(failuresIn, t.TempDir()) // what is found was expected
+		violations := c.replicas(t, withBug(t, "swap without version")).load().run(t).violations(t)
+		if len(violations) == 0 {
+			t.Fatal("a history without version is linearizable")
+		}
+		t.Logf("%d violations, the first: %s", len(violations), violations[0])
+	})
 	t.Run("a stale node refuses a right code without wsrep_sync_wait, and not with it", c.staleReads)
 }
 

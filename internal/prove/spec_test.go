@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -70,6 +71,9 @@ var specification = porcupine.Model{
 	},
 }
 
+// failuresIn names the directory for histories that violate the specification.
+const failuresIn = "PROVE_FAILURES"
+
 // never is when an unanswered call ends: it may take effect until then.
 const never = int64(1) << 62
 
@@ -86,7 +90,7 @@ func notLinearizable(t *testing.T, number string, history []porcupine.Operation,
 		return ""
 	}
 	name := strings.ReplaceAll(t.Name(), "/", "-") + "-" + number
-	dir := "failures"
+	dir := cmp.Or(os.Getenv(failuresIn), "failures")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
