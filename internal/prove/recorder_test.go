@@ -246,6 +246,7 @@ func (d *driver) drive(ctx context.Context) int64 {
 	for range flowsANumber {
 		d.user(ctx)
 	}
+	d.guesser(ctx)
 	return int64(len(d.number.operations()))
 }
 
@@ -344,6 +345,16 @@ func (d *driver) user(ctx context.Context) {
 			d.afterDoubt.Add(1)
 		}
 	}
+}
+
+// guesser spends the looks of a code and then types it. What is right depends on
+// what the calls before have left: the specification says.
+func (d *driver) guesser(ctx context.Context) {
+	s := d.send(ctx, d.meets())
+	for range attemptLimit {
+		d.check(ctx, "x")
+	}
+	d.check(ctx, d.codeOf(s))
 }
 
 func (d *driver) codeOf(s *send) string {

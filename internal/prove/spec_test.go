@@ -110,5 +110,5 @@ func notLinearizable(t *testing.T, number string, history []porcupine.Operation,
 	if err := os.WriteFile(filepath.Join(dir, name+".txt"), []byte(text.String()), 0o644); err != nil {
 		t.Log(err)
 	}
-	return fmt.Sprintf("%s: the history of %s is %s; see %s (and .txt)", origin, number, result, picture)
+	return fmt.Sprintf("the history of %s is %s; see %s (and .txt)", number, result, picture)
 }
