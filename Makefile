@@ -11,8 +11,11 @@ test: tools lint
 	go test -race -timeout 20m ./...
 	cd internal/sms/oracle && go vet ./... && go test ./...
 
-# The proofs of the guarantees on the built program: docs/guarantees.md.
+# The proofs of the guarantees on the built program: docs/guarantees.md. As root, who may
+# mount disks that lose power or fill up.
 prove: tools
+	@ls /usr/sbin/mkfs.ext4 /usr/bin/mount >/dev/null 2>&1 || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends e2fsprogs mount; }
 	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
 
 # The same on three Galera nodes: docs/scaling.md. As root, on Debian. Of mariadb-server

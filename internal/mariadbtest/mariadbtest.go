@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -125,6 +126,12 @@ func (s *Server) DSN(database string) string {
 	return fmt.Sprintf("test:%s@tcp(127.0.0.1:%d)/%s", s.password, s.port, database)
 }
 
+// Port is the server's TCP port on 127.0.0.1, in digits.
+func (s *Server) Port() string { return strconv.Itoa(s.port) }
+
+// Password is that of the user test.
+func (s *Server) Password() string { return s.password }
+
 // PID is the server's process.
 func (s *Server) PID() int { return s.process.Pid }
 
@@ -140,6 +147,13 @@ func (s *Server) Restart() {
 	if !s.run() {
 		s.fatal("MariaDB did not start again")
 	}
+}
+
+// Move starts the server, which must have ended, on a copy of its directory.
+func (s *Server) Move(dir string) {
+	s.t.Helper()
+	s.Dir = dir
+	s.Restart()
 }
 
 func (s *Server) signal(signal os.Signal) {

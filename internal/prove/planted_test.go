@@ -125,6 +125,18 @@ var plantedBugs = []plantedBug{
 		as: "a dead SMS",
 	},
 	{
+		name:  "an SQLite file that is not flushed",
+		edits: []edit{{"internal/store/sqlite.go", "_synchronous=FULL", "_synchronous=OFF"}},
+		proof: sqliteLosesPower, caught: "TestNothingAcknowledgedIsLostToAPowerFailureOfSQLite",
+		as: "lost",
+	},
+	{
+		name:  "connections to a read-only server are kept",
+		edits: []edit{{"internal/store/mysql.go", "cfg.RejectReadOnly = true ", "cfg.RejectReadOnly = false "}},
+		proof: failover, caught: "TestAServerThatTurnedReadOnlyIsLeft",
+		as: "were kept",
+	},
+	{
 		name: "an SMS asked for again after an error",
 		edits: []edit{{
 			verifier, "\tif err == nil {\n\t\tif !v.settle(",

@@ -17,35 +17,41 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
+// A mysqlError is what a number means: for the call, and for whoever reads the log.
+type mysqlError struct {
+	verdict verdict
+	text    string
+}
+
 // mysqlErrors is all that is known of the numbers of MySQL, MariaDB and Galera. A
 // number that is not here leaves the outcome unknown, and is final at start: so
 // do 1180 (commit failed), 1317 (interrupted) and 1927 (connection killed).
-var mysqlErrors = map[uint16]verdict{
-	1020: lostRace,         // record changed since last read (MariaDB's snapshot isolation)
-	1040: noEffect | notUp, // too many connections
-	1044: noEffect,         // user may not use the database
-	1045: noEffect,         // user or password
-	1047: noEffect | notUp, // Galera node without a quorum or not in sync
-	1049: noEffect,         // no such database
-	1053: notUp,            // server shuts down, perhaps in the middle of the statement
-	1054: noEffect,         // no such column
-	1062: lostRace,         // duplicate key: the row is there
-	1114: noEffect,         // table or disk full
-	1142: noEffect,         // user may not do this to the table
-	1143: noEffect,         // user may not do this to the column
-	1146: noEffect | tableMissing,
-	1203: noEffect | notUp, // max_user_connections
-	1205: noEffect | notUp, // lock wait timed out, or wsrep_sync_wait on a node without a quorum
-	1213: lostRace | notUp, // deadlock, or Galera's certification
-	1226: noEffect | notUp, // limit of a resource for this user
-	1243: noEffect,         // statement unknown: a proxy changed servers
-	1290: noEffect | notUp, // read-only server; the driver drops it and says ErrBadConn,
-	1406: noEffect,         // data too long
-	1461: noEffect | notUp, // max_prepared_stmt_count
-	1615: noEffect,         // statement must be prepared again
-	1792: noEffect | notUp, // as it does for this
-	1836: noEffect | notUp, // and this
-	3101: lostRace,         // group replication's certification
+var mysqlErrors = map[uint16]mysqlError{
+	1020: {lostRace, "the record changed since it was last read"},
+	1040: {noEffect | notUp, "too many connections"},
+	1044: {noEffect, "the user may not use the database"},
+	1045: {noEffect, "the user or the password is wrong"},
+	1047: {noEffect | notUp, "the Galera node has no quorum or is not in sync"},
+	1049: {noEffect, "the database does not exist"},
+	1053: {notUp, "the server shuts down"}, // perhaps in the middle of the statement
+	1054: {noEffect, "a column is missing"},
+	1062: {lostRace, "the row is there already"},
+	1114: {noEffect, "the table or its disk is full"},
+	1142: {noEffect, "the user may not do this to the table"},
+	1143: {noEffect, "the user may not do this to the column"},
+	1146: {noEffect | tableMissing, "the table is missing"},
+	1203: {noEffect | notUp, "too many connections of this user (max_user_connections)"},
+	1205: {noEffect | notUp, "a lock, or a Galera node to catch up, was waited for too long"},
+	1213: {lostRace | notUp, "a deadlock, or Galera's certification"},
+	1226: {noEffect | notUp, "a limit of this user's resources"},
+	1243: {noEffect, "the statement is unknown; a proxy may have changed servers"},
+	1290: {noEffect | notUp, "the server is read-only"}, // for this, 1792 and 1836 the driver says ErrBadConn
+	1406: {noEffect, "the data is too long"},
+	1461: {noEffect | notUp, "too many prepared statements (max_prepared_stmt_count)"},
+	1615: {noEffect, "the statement must be prepared again"},
+	1792: {noEffect | notUp, "the transaction is read-only"},
+	1836: {noEffect | notUp, "the server is in read-only mode"},
+	3101: {lostRace, "group replication's certification"},
 }
 
 const createDatabase = "CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin"
@@ -129,7 +135,7 @@ func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
 func (mysqlEngine) judge(err error) verdict {
 	var server *mysql.MySQLError
 	if errors.As(err, &server) {
-		return mysqlErrors[server.Number]
+		return mysqlErrors[server.Number].verdict
 	}
 	var network net.Error
 	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) {
@@ -146,6 +152,9 @@ func (mysqlEngine) loggable(err error) error {
 		text := "MySQL error " + strconv.Itoa(int(server.Number))
 		if state := bytes.Trim(server.SQLState[:], "\x00"); len(state) > 0 {
 			text += " (" + string(state) + ")"
+		}
+		if means := mysqlErrors[server.Number].text; means != "" {
+			text += ": " + means
 		}
 		return errors.New(text)
 	case errors.Is(err, driver.ErrBadConn):

@@ -168,9 +168,10 @@ func TestOpenRefusesWithWhatWouldBeRightAndNothingOfTheDSN(t *testing.T) {
 func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
 	duplicate := &mysql.MySQLError{Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'}, Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'"}
 	for err, want := range map[error]string{
-		duplicate: "MySQL error 1062 (23000)",
-		&connectError{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000)",
-		number(1040):        "MySQL error 1040",
+		duplicate: "MySQL error 1062 (23000): the row is there already",
+		&connectError{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000): the row is there already",
+		number(1040):        "MySQL error 1040: too many connections",
+		number(1105):        "MySQL error 1105",
 		driver.ErrBadConn:   "driver: bad connection (the server went away or is read-only)",
 		io.ErrUnexpectedEOF: "unexpected EOF",
 	} {

@@ -1,0 +1,214 @@
+package prove
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+)
+
+func TestNothingAcknowledgedIsLostToFiveKills(t *testing.T) {
+	const kills, between = 5, 100 // entries
+	t.Run("of MariaDB", func(t *testing.T) {
+		database := mariadbtest.Start(t)
+		p := startPair(t, program(), database.DSN(mariadbtest.Database))
+		l := newLedger(p.fake)
+		l.write(t, p.load().replicas, func() {
+			for range kills {
+				l.grow(t, between)
+				database.Kill()
+				database.Restart()
+			}
+			l.grow(t, between)
+		})
+		fail(t, l.lost(t, p.replicas[0].Addr))
+	})
+	t.Run("of the replicas", func(t *testing.T) {
+		p := startPair(t, program(), mariadbtest.DSN(t))
+		l := newLedger(p.fake)
+		l.write(t, p.load().replicas, func() {
+			for range kills {
+				l.grow(t, between)
+				for i, old := range p.replicas {
+					old.Kill()
+					p.replicas[i] = p.start(old.Addr).Serving(t)
+				}
+			}
+			l.grow(t, between)
+		})
+		fail(t, l.lost(t, p.replicas[0].Addr))
+	})
+	t.Run("of the service on its SQLite file", func(t *testing.T) {
+		p := startAlone(t, program(), t.TempDir())
+		l := newLedger(p.fake)
+		l.write(t, []string{p.Addr}, func() {
+			for range kills {
+				l.grow(t, between)
+				p.Kill()
+				p.Process = p.start(p.Addr).Serving(t)
+			}
+			l.grow(t, between)
+		})
+		fail(t, l.lost(t, p.Addr))
+	})
+}
+
+func fail(t *testing.T, violations []string) {
+	t.Helper()
+	if n := len(violations); n > 0 {
+		t.Errorf("%d violations, the first: %s", n, violations[0])
+	}
+}
+
+// alone is one replica on an SQLite file.
+type alone struct {
+	*servicetest.Process
+	fake  *dysmsapitest.Server
+	start func(address string) *servicetest.Process
+}
+
+func startAlone(t *testing.T, binary, dir string) *alone {
+	t.Helper()
+	a := &alone{fake: dysmsapitest.New(t)}
+	env := append(servicetest.Environment(a.fake, "sqlite:"+filepath.Join(dir, "codes.db")), "PHONENUMBER_LOG_LEVEL=warn")
+	a.start = func(address string) *servicetest.Process { return servicetest.Start(t, binary, address, env) }
+	a.Process = a.start(servicetest.FreeAddress(t)).Serving(t)
+	return a
+}
+
+const entriesBeforeThePowerFails = 1000
+
+func TestNothingAcknowledgedIsLostToAPowerFailureOfMariaDB(t *testing.T) {
+	const warning = "innodb_flush_log_at_trx_commit is"
+	lost, output := mariadbLosesPower(t, "1")
+	fail(t, lost)
+	if strings.Contains(output, warning) {
+		t.Errorf("on a database that keeps what it acknowledged, the service warns:\n%s", output)
+	}
+	t.Run("and is lost where the log is not flushed", func(t *testing.T) {
+		lost, output := mariadbLosesPower(t, "2")
+		if len(lost) == 0 {
+			t.Error("nothing was lost: this proves nothing")
+		}
+		if strings.Count(output, warning) != 1 {
+			t.Errorf("want one warning that holds %q:\n%s", warning, output)
+		}
+	})
+}
+
+func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string) {
+	d := newDisk(t)
+	database := mariadbtest.StartWith(t, mariadbtest.Options{Dir: d.path, Args: []string{
+		"--innodb-flush-log-at-trx-commit=" + flush,
+		"--innodb-flush-log-at-timeout=60", // what is not flushed at once is not flushed at all
+	}})
+	fake := dysmsapitest.New(t)
+	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
+	output = p.Output.String()
+	l := newLedger(fake)
+	var after string
+	l.write(t, []string{p.Addr}, func() {
+		l.grow(t, entriesBeforeThePowerFails)
+		after = d.losePower(t, database.PID())
+		database.Kill()
+	})
+	database.Move(after)
+	return l.lost(t, p.Addr), output
+}
+
+func TestNothingAcknowledgedIsLostToAPowerFailureOfSQLite(t *testing.T) {
+	prove(t, sqliteLosesPower)
+}
+
+func sqliteLosesPower(t *testing.T, binary string) []string {
+	d := newDisk(t)
+	a := startAlone(t, binary, d.path)
+	l := newLedger(a.fake)
+	var after string
+	l.write(t, []string{a.Addr}, func() {
+		l.grow(t, entriesBeforeThePowerFails)
+		after = d.losePower(t, a.PID)
+		a.Kill()
+	})
+	env := servicetest.Environment(a.fake, "sqlite:"+filepath.Join(after, "codes.db"))
+	return l.lost(t, servicetest.Start(t, binary, a.Addr, env).Serving(t).Addr)
+}
+
+// A disk is a file system in a file. What a process wrote and did not flush is not
+// in that file, until the kernel gets to it.
+type disk struct{ image, path string }
+
+func newDisk(t *testing.T) *disk {
+	t.Helper()
+	asRoot(t)
+	d := &disk{image: filepath.Join(t.TempDir(), "image")}
+	run(t, "truncate", "-s", "256M", d.image)
+	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
+	d.path = mounted(t, "-o", "loop", d.image)
+	return d
+}
+
+// losePower returns where the file system is mounted as a power failure of this
+// moment leaves it to those who come after. The process that writes is left
+// standing still.
+func (d *disk) losePower(t *testing.T, pid int) (path string) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "all threads stand still", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, thread := range threads {
+			stat, _ := os.ReadFile(thread)
+			_, state, _ := strings.Cut(string(stat), ") ")
+			if !strings.HasPrefix(state, "T") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	})
+	copied := filepath.Join(t.TempDir(), "image")
+	run(t, "cp", "--sparse=always", d.image, copied)
+	return mounted(t, "-o", "loop", copied)
+}
+
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	const why = "only root can mount a disk to be broken: run make prove as root"
+	if os.Getenv("CI") != "" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// mounted mounts what the arguments of mount say, as long as the test runs.
+func mounted(t *testing.T, args ...string) (path string) {
+	t.Helper()
+	path, err := os.MkdirTemp("", "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mount", append(args, path)...)
+	t.Cleanup(func() {
+		run(t, "umount", "--lazy", path) // servers on it end after this
+		os.Remove(path)
+	})
+	return path
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}

@@ -1,0 +1,133 @@
+package prove
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// A ledger is what callers were told of numbers that are asked for once, by one
+// caller: what comes after tells whether it was kept.
+type ledger struct {
+	fake    *dysmsapitest.Server
+	codes   sync.Map // number to the code that arrived
+	serial  atomic.Int64
+	mu      sync.Mutex
+	entries []entry
+}
+
+// An entry is a number whose calls were all answered.
+type entry struct {
+	number, code string
+	alive        bool // the code was sent; else it was also used up, or its looks were spent
+}
+
+const writers = 16
+
+func newLedger(fake *dysmsapitest.Server) *ledger {
+	l := &ledger{fake: fake}
+	fake.OnAccepted(func(m dysmsapitest.Accepted) { l.codes.Store(m.PhoneNumber, m.Code) })
+	return l
+}
+
+func (l *ledger) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.entries)
+}
+
+// grow waits for this many more entries.
+func (l *ledger) grow(t *testing.T, n int) {
+	t.Helper()
+	n += l.len()
+	waitFor(t, fmt.Sprintf("%d entries", n), func() bool { return l.len() >= n })
+}
+
+// write fills the ledger while disturb breaks things.
+func (l *ledger) write(t *testing.T, replicas []string, disturb func()) {
+	t.Helper()
+	clients := load{replicas: replicas}.dial(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var writing sync.WaitGroup
+	for range writers {
+		writing.Go(func() {
+			for ctx.Err() == nil {
+				e, err := l.live(ctx, clients[rand.N(len(clients))])
+				if err != nil {
+					time.Sleep(5 * time.Millisecond) // a caller who does not storm a service that is away
+					continue
+				}
+				l.mu.Lock()
+				l.entries = append(l.entries, e)
+				l.mu.Unlock()
+			}
+		})
+	}
+	disturb()
+	cancel()
+	writing.Wait()
+}
+
+// live sends to a new number and leaves the code alive, uses it up or spends its
+// looks.
+func (l *ledger) live(ctx context.Context, client pb.PhoneNumberServiceClient) (entry, error) {
+	e := entry{number: fmt.Sprintf("185%08d", l.serial.Add(1))}
+	if _, err := client.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: e.number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+		return e, err
+	}
+	code, _ := l.codes.Load(e.number)
+	e.code = code.(string)
+	var typed []string
+	switch rand.N(3) {
+	case 0:
+		e.alive = true
+	case 1:
+		typed = []string{e.code}
+	case 2:
+		typed = []string{"x", "x", "x"}
+	}
+	for _, code := range typed {
+		if _, err := client.Valid(ctx, &pb.ValidRequest{PhoneNumber: e.number, Code: code}); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+// lost asks for every entry and returns what is not as callers were told.
+func (l *ledger) lost(t *testing.T, replica string) (violations []string) {
+	t.Helper()
+	client := load{replicas: []string{replica}}.dial(t)[0]
+	var asking sync.WaitGroup
+	var next atomic.Int64
+	for range writers {
+		asking.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(l.entries)); i = next.Add(1) - 1 {
+				e := l.entries[i]
+				res, err := client.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: e.number, Code: e.code}, grpc.WaitForReady(true))
+				if err != nil {
+					t.Errorf("Valid: %v", err)
+					return
+				}
+				if res.Valid == e.alive {
+					continue
+				}
+				l.mu.Lock()
+				violations = append(violations, fmt.Sprintf("lost: the code of %s was sent and is refused, or was dead and is accepted (%v)", e.number, res.Valid))
+				l.mu.Unlock()
+			}
+		})
+	}
+	asking.Wait()
+	t.Logf("%d of %d entries were lost", len(violations), len(l.entries))
+	return violations
+}

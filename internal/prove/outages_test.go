@@ -1,0 +1,234 @@
+package prove
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+func TestWhileTheDatabaseIsDownNothingIsSentAndCallsAreAnswered(t *testing.T) {
+	const (
+		outage   = 10 * time.Second
+		deadline = 5 * time.Second // the callers'
+		recovery = 2 * time.Second
+	)
+	for _, c := range []struct {
+		name     string
+		down, up func(*mariadbtest.Server)
+	}{
+		{"killed", (*mariadbtest.Server).Kill, (*mariadbtest.Server).Restart},
+		{
+			"standing still", func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGSTOP) },
+			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGCONT) },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // it waits, mostly
+			database := mariadbtest.Start(t)
+			fake := dysmsapitest.New(t)
+			p := servicetest.Start(t, program(), servicetest.FreeAddress(t), servicetest.Environment(fake, database.DSN(mariadbtest.Database))).Serving(t)
+			send := func(number int) (error, time.Duration) {
+				ctx, cancel := context.WithTimeout(t.Context(), deadline)
+				defer cancel()
+				begun := time.Now()
+				_, err := p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: fmt.Sprintf("187%08d", number), Signature: "阿里云", TemplateCode: "SMS_1"})
+				return err, time.Since(begun)
+			}
+			check := func(m dysmsapitest.Accepted) (*pb.ValidResponse, error) {
+				ctx, cancel := context.WithTimeout(t.Context(), deadline)
+				defer cancel()
+				return p.Valid(ctx, &pb.ValidRequest{PhoneNumber: m.PhoneNumber, Code: m.Code})
+			}
+			if err, _ := send(0); err != nil {
+				t.Fatal(err)
+			}
+			sent := fake.Accepted()[0]
+
+			c.down(database)
+			began := time.Now()
+			longest, calls, notServing := time.Duration(0), 0, false
+			for i := 1; time.Since(began) < outage; i++ {
+				err, took := send(i)
+				if status.Code(err) != codes.Unavailable {
+					t.Errorf("SendSMS %v into the outage: got %v; want UNAVAILABLE", time.Since(began), err)
+				}
+				if _, err := check(sent); status.Code(err) != codes.Unavailable {
+					t.Errorf("Valid %v into the outage: got %v; want UNAVAILABLE", time.Since(began), err)
+				}
+				longest, calls = max(longest, took), calls+2
+				health, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
+				if err != nil {
+					t.Errorf("health: %v", err)
+				}
+				notServing = health.GetStatus() == healthpb.HealthCheckResponse_NOT_SERVING
+				time.Sleep(10 * time.Millisecond)
+			}
+			if !notServing {
+				t.Error("at the end of the outage, health does not say NOT_SERVING")
+			}
+			if n := fake.Requests(); n != 1 {
+				t.Errorf("Aliyun was asked %d times while the database was down", n-1)
+			}
+
+			c.up(database)
+			began = time.Now()
+			waitFor(t, "a first success", func() bool { err, _ := send(0); return err == nil })
+			back := time.Since(began)
+			if back > recovery {
+				t.Errorf("the first success was %v after the database was back; want %v at most", back, recovery)
+			}
+			t.Logf("%d calls in the outage, none longer than %v; the first success was %v after it", calls, longest, back)
+			p.Serving(t)
+			all := fake.Accepted()
+			if res, err := check(all[len(all)-1]); err != nil || !res.Valid {
+				t.Errorf("the code that was sent after the outage: got %v, %v; want true", res, err)
+			}
+		})
+	}
+}
+
+func TestAFullDiskIsToldAndOverWhenThereIsRoomAgain(t *testing.T) {
+	t.Run("MariaDB", func(t *testing.T) {
+		asRoot(t)
+		disk := mounted(t, "-t", "tmpfs", "-o", "size=160M", "tmpfs")
+		database := mariadbtest.StartWith(t, mariadbtest.Options{Dir: disk})
+		fullDisk(t, disk, database.DSN(mariadbtest.Database), "MySQL error 1114 (HY000): the table or its disk is full")
+	})
+	t.Run("SQLite", func(t *testing.T) {
+		asRoot(t)
+		disk := mounted(t, "-t", "tmpfs", "-o", "size=4M", "tmpfs")
+		fullDisk(t, disk, "sqlite:"+filepath.Join(disk, "codes.db"), "database or disk is full")
+	})
+}
+
+func fullDisk(t *testing.T, disk, dsn, told string) {
+	fake := dysmsapitest.New(t)
+	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), servicetest.Environment(fake, dsn)).Serving(t)
+	l := newLedger(fake)
+	var next int
+	send := func() (string, error) {
+		next++
+		number := fmt.Sprintf("187%08d", next)
+		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"})
+		return number, err
+	}
+	l.write(t, []string{p.Addr}, func() { l.grow(t, 20) })
+
+	filler := filepath.Join(disk, "filler")
+	fill(t, filler)
+	// What is on the disk has some room left inside.
+	var err error
+	for err == nil {
+		_, err = send()
+	}
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("SendSMS on a full disk: got %v; want UNAVAILABLE", err)
+	}
+	waitFor(t, "the log says "+told, func() bool { return strings.Contains(p.Output.String(), told) })
+	before := fake.Requests()
+	for range 20 {
+		if _, err := send(); status.Code(err) != codes.Unavailable {
+			t.Errorf("SendSMS on a full disk: got %v; want UNAVAILABLE", err)
+		}
+	}
+	if n := fake.Requests() - before; n > 0 {
+		t.Errorf("Aliyun was asked %d times though nothing could be stored", n)
+	}
+	t.Logf("the disk was full after %d numbers", next)
+
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a send once there is room again", func() bool { _, err := send(); return err == nil })
+	fail(t, l.lost(t, p.Addr))
+}
+
+// fill takes all the room that is left on the path's disk.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for err == nil {
+		_, err = file.Write(make([]byte, 4096))
+	}
+}
+
+func TestAServerThatTurnedReadOnlyIsLeft(t *testing.T) { prove(t, failover) }
+
+// failover has a replica take over from its primary as an operator's tools do:
+// connections to the old one stay, and lead to a server that is read-only.
+func failover(t *testing.T, binary string) (violations []string) {
+	start := func(id string) (*mariadbtest.Server, *sql.DB) {
+		s := mariadbtest.StartWith(t, mariadbtest.Options{Args: []string{"--log-bin=binlog", "--sync-binlog=1", "--server-id=" + id}})
+		db, err := sql.Open("mysql", s.DSN("")+"?multiStatements=true")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { db.Close() })
+		return s, db
+	}
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, old := start("1")
+	second, next := start("2")
+	must(next.Exec("SET GLOBAL read_only = 1; CHANGE MASTER TO master_host = '127.0.0.1', master_port = " + first.Port() + ", master_user = 'test', master_password = '" + first.Password() + "', master_use_gtid = slave_pos; START SLAVE"))
+	// One who may write where the server is not read-only, as a service should be.
+	must(old.Exec("CREATE USER service@'%' IDENTIFIED BY 'service'; GRANT SELECT, INSERT, UPDATE, CREATE ON PhoneNumberService.* TO service@'%'"))
+
+	// The name behind which the primary is.
+	name := filepath.Join(t.TempDir(), "primary")
+	point := func(s *mariadbtest.Server) {
+		must(nil, os.Symlink(filepath.Join(s.Dir, "data", "s"), name+".new"))
+		must(nil, os.Rename(name+".new", name))
+	}
+	point(first)
+	p := startPair(t, binary, "service:service@unix("+name+")/"+mariadbtest.Database)
+	l := newLedger(p.fake)
+	l.write(t, p.load().replicas, func() {
+		l.grow(t, 200)
+		must(old.Exec("SET GLOBAL read_only = 1"))
+		var position string
+		must(nil, old.QueryRow("SELECT @@gtid_binlog_pos").Scan(&position))
+		must(next.Exec("DO MASTER_GTID_WAIT('" + position + "', 30); STOP SLAVE; SET GLOBAL read_only = 0"))
+		point(second)
+		began, n := time.Now(), l.len()
+		for time.Since(began) < 5*time.Second && l.len() < n+200 {
+			time.Sleep(5 * time.Millisecond)
+		}
+		if l.len() < n+200 {
+			violations = append(violations, fmt.Sprintf("5 s after the failover only %d callers were served", l.len()-n))
+		}
+		t.Logf("200 numbers were served within %v of the failover", time.Since(began))
+	})
+	var left int
+	must(nil, old.QueryRow("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'service'").Scan(&left))
+	if left > 0 {
+		violations = append(violations, fmt.Sprintf("%d connections to the server that is read-only were kept", left))
+	}
+	if len(violations) > 0 {
+		return violations // a replica that does not answer cannot be asked
+	}
+	return l.lost(t, p.replicas[0].Addr)
+}
