@@ -16,6 +16,7 @@ test: tools lint
 prove: tools
 	@ls /usr/sbin/mkfs.ext4 /usr/bin/mount >/dev/null 2>&1 || \
 	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends e2fsprogs mount; }
+	go test -count=1 -v -run WallClock ./internal/verify
 	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
 
 # The same on three Galera nodes: docs/scaling.md. As root, on Debian. Of mariadb-server

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,4 +52,63 @@ func TestTheProcessClockGoesAsTimeDoes(t *testing.T) {
 			t.Errorf("after 90 s: got %v later, want 1m30s", got)
 		}
 	})
+}
+
+func TestAWallClockThatIsSetLengthensNoLifeAndFreshCodesWork(t *testing.T) {
+	for name, jump := range map[string]time.Duration{"an hour back": -time.Hour, "an hour forward": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var m memory
+				var code string
+				v := newVerifier(&m, func(_ context.Context, msg Message) (Receipt, error) {
+					code = msg.Code
+					return accept(t.Context(), msg)
+				})
+				start, off := time.Now(), time.Duration(0)
+				v.Now = steadyClock(start, func() time.Time { return time.Now().Add(off) }, func() time.Duration { return time.Since(start) })
+				send := func() {
+					t.Helper()
+					if _, err := v.Send(t.Context(), someone, "", ""); err != nil {
+						t.Fatal(err)
+					}
+				}
+				check := func(what string, want bool) {
+					t.Helper()
+					if got, err := v.Check(t.Context(), someone, code); err != nil || got != want {
+						t.Errorf("%s: got %v, %v; want %v", what, got, err, want)
+					}
+				}
+				life := v.Rules.CodeTTL
+
+				send()
+				off = jump
+				if jump < 0 {
+					time.Sleep(life - time.Second)
+					check("a code from before, at the end of its life", true)
+					off = 0
+					send()
+					off = jump
+				}
+				time.Sleep(life)
+				check("a code from before, after its life", false)
+
+				send()
+				time.Sleep(life - time.Second)
+				check("a fresh code, at the end of its life", true)
+				send()
+				time.Sleep(life)
+				check("a fresh code, after its life", false)
+
+				send()
+				off = 0 // set right again
+				check("a code from before the wall clock was set right", jump < 0)
+				send()
+				time.Sleep(life - time.Second)
+				check("a code since the wall clock was set right, at the end of its life", true)
+				send()
+				time.Sleep(life)
+				check("a code since the wall clock was set right, after its life", false)
+			})
+		})
+	}
 }
