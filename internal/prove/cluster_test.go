@@ -83,6 +83,25 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
+	t.Run("nothing acknowledged is lost with a node that is killed, nor with one that is cut off", func(t *testing.T) {
+		r := c.replicas(t, program())
+		l := newLedger(r.fake)
+		l.write(t, r.load().replicas, func() {
+			l.grow(t, 100)
+			c.nodes[1].server.kill()
+			c.nodes[0].sees(2)
+			l.grow(t, 100)
+			c.nodes[1].restart()
+			c.whole()
+			l.grow(t, 100)
+			c.nodes[2].cut()
+			c.nodes[0].sees(2)
+			l.grow(t, 100)
+			c.nodes[2].mend()
+			c.whole()
+		})
+		fail(t, l.lost(t, r.processes[2].Addr))
+	})
 	t.Run("a planted bug is caught here too", func(t *testing.T) {
 		t.Setenv(failuresIn, t.TempDir()) // what is found was expected
 		violations := c.replicas(t, withBug(t, "swap without version")).load().run(t).violations(t)
@@ -108,7 +127,7 @@ func (c *cluster) replicas(t *testing.T, binary string) *replicas {
 	_, err := c.nodes[0].db.Exec("CREATE DATABASE " + r.database + " DEFAULT CHARACTER SET ascii COLLATE ascii_bin")
 	c.must(err)
 	for _, n := range c.nodes {
-		r.processes = append(r.processes, r.start(t, binary, n, "15", "PHONENUMBER_LOG_LEVEL=error"))
+		r.processes = append(r.processes, r.start(t, binary, n, "15", "PHONENUMBER_LOG_LEVEL=error", shortSMSTimeout))
 	}
 	return r
 }
@@ -123,7 +142,7 @@ func (r *replicas) start(t *testing.T, binary string, n *node, syncWait string, 
 }
 
 func (r *replicas) load() load {
-	l := load{fake: r.fake}
+	l := load{fake: r.fake, aliyun: troubled}
 	for _, p := range r.processes {
 		l.replicas = append(l.replicas, p.Addr)
 	}
