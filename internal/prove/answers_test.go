@@ -136,6 +136,17 @@ func lostAnswers(t *testing.T, binary string) (violations []string) {
 	l.accepted(t, looked, []string{"x"})
 	expect("a look whose answer was lost was counted twice: the third call found the code dead", l.accepted(t, looked, []string{code}) == 1)
 
+	const overtaken = "18700000006"
+	code = l.send(t, overtaken)
+	var err error
+	cut := l.lose(t, overtaken, func(p *servicetest.Process) {
+		_, err = p.Valid(context.Background(), &pb.ValidRequest{PhoneNumber: overtaken, Code: "x"})
+	})
+	l.spend(t, overtaken)
+	cut()
+	expect(fmt.Sprintf("Valid whose answer from the database was lost and whose version is gone: %v; want UNKNOWN", err), status.Code(err) == codes.Unknown)
+	expect("a look whose answer was lost was counted again, after another one: the third call found the code dead", l.accepted(t, overtaken, []string{code}) == 1)
+
 	const sent = "18700000003"
 	l.send(t, sent)
 	before := len(l.fake.Accepted())

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,6 +34,15 @@ func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
 			if !strings.Contains(source.String(), "func "+name+"(") {
 				t.Errorf("docs/%s names %s, which does not exist", page, name)
 			}
+		}
+	}
+	guarantees, err := os.ReadFile(filepath.Join(root, "docs/guarantees.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bug := range plantedBugs {
+		if row := fmt.Sprintf("| %s | `%s` |", bug.name, bug.caught); !strings.Contains(string(guarantees), row) {
+			t.Errorf("docs/guarantees.md lacks the row %s", row)
 		}
 	}
 	if named < 20 {

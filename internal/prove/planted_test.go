@@ -40,8 +40,11 @@ var plantedBugs = []plantedBug{
 		as: "is Illegal",
 	},
 	{
-		name:  "swap repeated with a new version after an unknown outcome",
-		edits: []edit{{verifier, `pending, lastErr = next, err //`, `lastErr = err //`}},
+		name: "swap repeated with a new version after an unknown outcome",
+		edits: []edit{
+			{verifier, `pending, lastErr = next, err //`, `lastErr = err //`},
+			{verifier, "\t\ttried = next.Version\n", ""},
+		},
 		proof: lostAnswers, caught: "TestASwapWhoseAnswerWasLostTakesEffectOnce",
 		as: "was counted twice",
 	},
@@ -49,7 +52,7 @@ var plantedBugs = []plantedBug{
 		name:  "a lost connection taken for a swap that was not done",
 		edits: []edit{{"internal/store/mysql.go", "\t\treturn notUp\n", "\t\treturn noEffect | notUp\n"}},
 		proof: lostAnswers, caught: "TestASwapWhoseAnswerWasLostTakesEffectOnce",
-		as: "was refused",
+		as: "was counted again, after another one",
 	},
 	{
 		name:  "begin repeated with the same code",
@@ -112,7 +115,7 @@ var plantedBugs = []plantedBug{
 	}
 	var valid bool
 `},
-			{verifier, "\t\tif pending != nil && current.Version == pending.Version {", "\t\tv.remembered.Store(n, current.State)\n\t\tif pending != nil && current.Version == pending.Version {"},
+			{verifier, "\t\tif tried != (Version{}) && current.Version == tried {", "\t\tv.remembered.Store(n, current.State)\n\t\tif tried != (Version{}) && current.Version == tried {"},
 			{verifier, "\t\tcase done:\n", "\t\tcase done:\n\t\t\tv.remembered.Store(n, next.State)\n"},
 		},
 		proof: noMemory, caught: "TestAReplicaThatSawANumberDeadAcceptsWhatAnotherSent",

@@ -274,6 +274,7 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 	var (
 		pending  *Record // the swap whose outcome is unknown
 		old      Version // what it wanted to replace
+		tried    Version // of the last swap
 		inDoubt  bool
 		failures int
 		lastErr  error
@@ -303,8 +304,8 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 			}
 			continue
 		}
-		if pending != nil && current.Version == pending.Version {
-			return nil
+		if tried != (Version{}) && current.Version == tried {
+			return nil // perhaps though the answer was false: a proxy that repeats a swap loses to itself
 		}
 		if pending != nil && current.Version != old {
 			pending, inDoubt = nil, true // somebody moved on, perhaps from our state
@@ -316,6 +317,7 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 			}
 			old = current.Version
 		}
+		tried = next.Version
 		done, err := v.Store.Swap(ctx, n, old, *next)
 		switch {
 		case done:

@@ -602,6 +602,30 @@ func TestReplicasThatRaceNeverTakeAnothersSwapForTheirOwn(t *testing.T) {
 	})
 }
 
+// repeating is a proxy that sends every swap twice, and passes the second answer on.
+type repeating struct{ *memory }
+
+func (r repeating) Swap(ctx context.Context, n Number, old Version, next Record) (bool, error) {
+	r.memory.Swap(ctx, n, old, next)
+	return r.memory.Swap(ctx, n, old, next)
+}
+
+func TestASwapThatAProxyRepeatsIsDoneOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(repeating{&m}, accept)
+		if _, err := v.Send(t.Context(), someone, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := v.Check(t.Context(), someone, wrongGuess); got || err != nil || m.state().Codes[0].Looks != 1 {
+			t.Errorf("a wrong code: got %v, %v and %v; want false and one look", got, err, m.state())
+		}
+		if got, err := v.Check(t.Context(), someone, "000001"); !got || err != nil {
+			t.Errorf("the right code: got %v, %v; want true", got, err)
+		}
+	})
+}
+
 func TestACallerWhoIsGoneBeforeTheProviderIsAskedGetsNoSMS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
