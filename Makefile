@@ -56,7 +56,7 @@ generate:
 	$(BUF) generate
 
 generated-is-current: generate
-	git status --porcelain -- phonenumberservice | tee /dev/stderr | (! grep -q .)
+	git status --porcelain -- phonenumberservice | tee -a /dev/stderr | (! grep -q .)
 
 # Every fuzz target for a little while.
 fuzz:
