@@ -156,7 +156,7 @@ func (r *replicas) outlives(t *testing.T, victim *node, strikes func()) *history
 	t.Helper()
 	l := r.load()
 	l.disturb = func() {
-		until(t, "the load has begun", func() bool { return len(r.fake.Accepted()) > 200 })
+		l.goOn(t)
 		struck := time.Now()
 		strikes()
 		r.whole()

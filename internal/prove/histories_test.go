@@ -86,7 +86,7 @@ func TestCallsAreLinearizableWhileReplicasAreKilled(t *testing.T) {
 	l.aliyun = troubled
 	l.disturb = func() {
 		for i := range 8 {
-			time.Sleep(200 * time.Millisecond) // the load is what happens meanwhile
+			l.goOn(t)
 			p.replicas[i%2].Kill()
 			p.replicas[i%2] = p.start(p.replicas[i%2].Addr).Serving(t)
 		}
@@ -100,7 +100,7 @@ func TestCallsAreLinearizableWhileTheDatabaseIsKilled(t *testing.T) {
 	l.aliyun = troubled
 	l.disturb = func() {
 		for range 5 {
-			time.Sleep(400 * time.Millisecond)
+			l.goOn(t)
 			database.Kill()
 			database.Restart()
 		}
@@ -129,13 +129,13 @@ func TestCallsAreLinearizableOverABadNetworkToTheDatabase(t *testing.T) {
 			before := connectionsCut(t, direct)
 			l.disturb = func() {
 				for range 5 {
-					time.Sleep(200 * time.Millisecond)
+					l.goOn(t)
 					if fault.toxic == "" {
 						proxy.Stop()
 					} else if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(fault.toxic)); err != nil {
 						t.Fatal(err)
 					}
-					time.Sleep(300 * time.Millisecond)
+					time.Sleep(300 * time.Millisecond) // how long the network is bad
 					if fault.toxic != "" {
 						proxy.Toxics.ResetToxics(t.Context())
 					} else if err := proxy.Start(); err != nil {

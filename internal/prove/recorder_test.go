@@ -163,6 +163,13 @@ func (l load) run(t *testing.T) *history {
 	return h
 }
 
+// goOn waits until the load has gone on for a while.
+func (l load) goOn(t *testing.T) {
+	t.Helper()
+	n := l.fake.Requests() + 100
+	waitFor(t, "100 more requests at Aliyun", func() bool { return l.fake.Requests() >= n })
+}
+
 // dial returns a client a replica, or one for all. They come back quickly to a
 // replica that was away.
 func (l load) dial(t *testing.T) []pb.PhoneNumberServiceClient {
