@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/Shopify/toxiproxy/v2"
 	"google.golang.org/grpc/codes"
@@ -94,15 +93,6 @@ func (l *lossy) row(t *testing.T, q interface {
 		t.Fatal(err)
 	}
 	return state
-}
-
-func waitFor(t *testing.T, what string, reached func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !reached(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it did not come to this within 30 s: %s", what)
-		}
-	}
 }
 
 func TestASwapWhoseAnswerWasLostTakesEffectOnce(t *testing.T) { prove(t, lostAnswers) }

@@ -23,11 +23,10 @@ import (
 )
 
 const (
-	galeraProvider  = "/usr/lib/galera/libgalera_smm.so"
-	galeraPackages  = root + "/.bin/galera" // scripts of mariadb-server, which is not installed: that would start a server
-	howToGetGalera  = "no Galera cluster can be built here: it takes root, and what make prove-cluster installs"
-	nobody          = 65534 // rsync, which fills a new node, does not run as root
-	clusterPatience = 90 * time.Second
+	galeraProvider = "/usr/lib/galera/libgalera_smm.so"
+	galeraPackages = root + "/.bin/galera" // scripts of mariadb-server, which is not installed: that would start a server
+	howToGetGalera = "no Galera cluster can be built here: it takes root, and what make prove-cluster installs"
+	nobody         = 65534 // rsync, which fills a new node, does not run as root
 )
 
 // A cluster is three Galera nodes. Each has a network namespace of its own, with a
@@ -77,17 +76,17 @@ func startCluster(t *testing.T) *cluster {
 	t.Cleanup(c.remove)
 	c.must(os.Chmod(c.dir, 0o755))
 	for _, p := range packages {
-		c.run("dpkg", "-x", p, c.dir)
+		run(c.t, "dpkg", "-x", p, c.dir)
 	}
 	c.connect()
 	for _, n := range c.nodes {
 		c.must(os.Mkdir(n.path(), 0o755))
 		if n.index == 0 {
-			c.run("cp", "-r", filepath.Join(seed.Dir, "data"), n.path())
+			run(c.t, "cp", "-r", filepath.Join(seed.Dir, "data"), n.path())
 		} else {
 			c.must(os.Mkdir(filepath.Join(n.path(), "data"), 0o755))
 		}
-		c.run("chown", "-R", fmt.Sprintf("%d:%[1]d", nobody), n.path())
+		run(c.t, "chown", "-R", fmt.Sprintf("%d:%[1]d", nobody), n.path())
 	}
 	c.nodes[0].start("--wsrep-new-cluster")
 	c.nodes[0].sees(1)
@@ -119,9 +118,9 @@ func (c *cluster) connect() {
 		n.home.within("ip", "link", "set", "lo", "up")
 
 		here := fmt.Sprintf("galera%d-%d", os.Getpid(), i)
-		c.run("ip", "link", "add", here, "type", "veth", "peer", "name", "tests", "netns", home)
-		c.run("ip", "address", "add", fmt.Sprintf("198.19.%d.%d/30", subnet, 4*i+1), "dev", here)
-		c.run("ip", "link", "set", here, "up")
+		run(c.t, "ip", "link", "add", here, "type", "veth", "peer", "name", "tests", "netns", home)
+		run(c.t, "ip", "address", "add", fmt.Sprintf("198.19.%d.%d/30", subnet, 4*i+1), "dev", here)
+		run(c.t, "ip", "link", "set", here, "up")
 		access := fmt.Sprintf("198.19.%d.%d", subnet, 4*i+2)
 		n.home.within("ip", "address", "add", access+"/30", "dev", "tests")
 		n.home.within("ip", "link", "set", "tests", "up")
@@ -190,14 +189,14 @@ func (n *node) in(size int) bool {
 
 func (n *node) sees(size int) {
 	n.t.Helper()
-	until(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.in(size) })
+	waitFor(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.in(size) })
 }
 
 // whole waits until all nodes are up to date in one cluster. A node that stood
 // still still tells of the one that it was in, which has another number.
 func (c *cluster) whole() {
 	c.t.Helper()
-	until(c.t, "all nodes are in one cluster", func() bool {
+	waitFor(c.t, "all nodes are in one cluster", func() bool {
 		number := c.nodes[0].status("wsrep_cluster_conf_id")
 		for _, n := range c.nodes {
 			if n.status("wsrep_cluster_conf_id") != number || !n.in(len(c.nodes)) {
@@ -263,7 +262,7 @@ func (c *cluster) namespace() *process {
 
 // within runs a command in the namespace that p holds.
 func (p *process) within(command ...string) {
-	p.run("nsenter", append([]string{"-t", strconv.Itoa(p.Pid), "-n"}, command...)...)
+	run(p.t, "nsenter", append([]string{"-t", strconv.Itoa(p.Pid), "-n"}, command...)...)
 }
 
 func (p *process) kill() {
@@ -271,24 +270,8 @@ func (p *process) kill() {
 	<-p.exited
 }
 
-func (c *cluster) run(name string, args ...string) {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		c.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-}
-
 func (c *cluster) must(err error) {
 	if err != nil {
 		c.t.Fatal(err)
-	}
-}
-
-// until waits for what must come.
-func until(t testing.TB, what string, true func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(clusterPatience); !true(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", clusterPatience, what)
-		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	_ "github.com/Shopify/toxiproxy/v2"
 	_ "github.com/anishathalye/porcupine"
@@ -46,5 +47,17 @@ func prove(t *testing.T, p proof) {
 	t.Helper()
 	for _, v := range p(t, program()) {
 		t.Error(v)
+	}
+}
+
+// patience is how long a proof waits for what must come.
+const patience = 90 * time.Second
+
+func waitFor(t testing.TB, what string, reached func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !reached(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it did not come to this within %v: %s", patience, what)
+		}
 	}
 }

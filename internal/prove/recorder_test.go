@@ -36,7 +36,6 @@ type load struct {
 	aliyun   func(*rand.Rand) aliyunFault // what a send meets there; nil for nothing
 	disturb  func()                       // breaks things beside the load, which goes on until it is over
 	flawless bool                         // no call may fail, and no caller gives up
-	calls    int                          // in the history, at least; 0 is minimumCalls
 }
 
 type aliyunFault struct {
@@ -47,12 +46,14 @@ type aliyunFault struct {
 const (
 	minimumCalls   = 5000
 	numbersAtATime = 10
-	callersANumber = 4
-	callsACaller   = 20
-	flowsANumber   = 3
-	loadPatience   = 2 * time.Minute
-	callDeadline   = 15 * time.Second // longer than the service takes for anything
-	settlePatience = 30 * time.Second // for a call that has to be answered in the end
+
+	minimumAfterDoubt = 10 // users who type a code though nobody knows what became of its send
+	callersANumber    = 4
+	callsACaller      = 20
+	flowsANumber      = 3
+	loadPatience      = 2 * time.Minute
+	callDeadline      = 15 * time.Second // longer than the service takes for anything
+	settlePatience    = 30 * time.Second // for a call that has to be answered in the end
 )
 
 // A history is what a load saw.
@@ -149,17 +150,19 @@ func (l load) run(t *testing.T) *history {
 	if l.disturb != nil {
 		l.disturb()
 	}
-	minimum := int64(cmp.Or(l.calls, minimumCalls))
-	for ctx.Err() == nil && calls.Load() < minimum {
+	for ctx.Err() == nil && calls.Load() < minimumCalls {
 		time.Sleep(10 * time.Millisecond)
 	}
 	over.Store(true)
 	working.Wait()
 	if ctx.Err() != nil {
-		t.Fatalf("seed %d: %d of %d calls within %v", h.seed, calls.Load(), minimum, loadPatience)
+		t.Fatalf("seed %d: %d of %d calls within %v", h.seed, calls.Load(), minimumCalls, loadPatience)
 	}
 	t.Logf("%d calls on %d numbers in %.1f s, %d without effect, %d in doubt; %d users typed a code that had to be right, %d of them after a send in doubt (seed %d)",
 		calls.Load(), len(h.numbers), time.Since(h.began).Seconds(), h.failures.Load(), h.doubts(), h.flows.Load(), h.afterDoubt.Load(), h.seed)
+	if n := h.afterDoubt.Load(); l.aliyun != nil && n < minimumAfterDoubt {
+		h.violated("only %d users typed a code whose send was in doubt; want %d, or this proves little", n, minimumAfterDoubt)
+	}
 	return h
 }
 
