@@ -103,7 +103,7 @@ const (
 	accepted   outcome = iota
 	noEffect           // surely not sent, or surely not counted
 	inDoubt            // the service says that it may have happened
-	outOfSight         // nobody said anything: the connection was lost, or the caller gave up
+	outOfSight         // it may yet succeed: nobody said anything, or the service is still at it
 )
 
 // seedOf is PROVE_SEED, or a new one: it chooses what is asked, in which order
@@ -463,10 +463,18 @@ var expected = []codes.Code{
 // never made is it sure that the call had no effect.
 func outcomeOf(err error) outcome {
 	s := status.Convert(err)
-	said := slices.ContainsFunc(s.Details(), func(d any) bool { _, ok := d.(*errdetails.ErrorInfo); return ok })
+	var reason string
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			reason = info.Reason
+		}
+	}
+	said := reason != ""
 	switch {
 	case err == nil:
 		return accepted
+	case reason == "SENT_NOT_CONFIRMED": // which goes on in the background, and then older codes are dead
+		return outOfSight
 	case !said && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "while dialing"):
 		return noEffect
 	case !said || s.Code() == codes.Canceled:
