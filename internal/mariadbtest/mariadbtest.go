@@ -233,6 +233,7 @@ func (s *Server) setUp() {
 func (s *Server) command(args ...string) *exec.Cmd {
 	args = append([]string{
 		"--no-defaults", "--datadir=" + filepath.Join(s.Dir, "data"), "--skip-log-bin",
+		"--tmpdir=" + s.Dir, // a server that starts removes what looks like its temporary tables, another one's too
 		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
 	}, args...)
 	args = append(args, s.Args...)

@@ -142,7 +142,7 @@ func (n *node) log() string     { return filepath.Join(n.path(), "log.err") } //
 func (n *node) command(args ...string) *exec.Cmd {
 	command := append([]string{
 		"-t", strconv.Itoa(n.home.Pid), "-n", "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--pdeathsig=KILL",
-		n.mariadbd, "--no-defaults", "--datadir=" + filepath.Join(n.path(), "data"), "--socket=s", "--pid-file=" + filepath.Join(n.path(), "pid"),
+		n.mariadbd, "--no-defaults", "--datadir=" + filepath.Join(n.path(), "data"), "--tmpdir=" + n.path(), "--socket=s", "--pid-file=" + filepath.Join(n.path(), "pid"),
 		"--skip-name-resolve", "--max-connections=500", "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
 		"--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-on=ON", "--wsrep-provider=" + galeraProvider, "--wsrep-sst-method=rsync",
 		"--wsrep-cluster-address=gcomm://198.18.0.1,198.18.0.2,198.18.0.3", "--wsrep-node-address=" + n.address(), "--wsrep-node-name=" + n.port(),
