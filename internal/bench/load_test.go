@@ -1,0 +1,173 @@
+package bench
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"math"
+	mathrand "math/rand/v2"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const firstNumber = 13_000_000_000 // in mainland China; the table's numbers follow it
+
+// A sink answers Aliyun's SendSms with OK at next to no cost, and keeps each
+// number's newest code.
+type sink struct {
+	url   string
+	codes []atomic.Uint32 // by number; the code and one
+}
+
+func newSink(b testing.TB, numbers int) *sink {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { listener.Close() })
+	s := &sink{"http://" + listener.Addr().String(), make([]atomic.Uint32, numbers)}
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go s.serve(conn)
+		}
+	}()
+	return s
+}
+
+func (s *sink) serve(conn net.Conn) {
+	const answer = `{"Code":"OK","Message":"OK","BizId":"900619746936498440^0","RequestId":"F655A8D5-B967-440B-8683-DAD6FF8DE990"}`
+	response := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer)
+	defer conn.Close()
+	for lines := bufio.NewReader(conn); ; {
+		line, err := lines.ReadSlice('\n')
+		if err != nil {
+			return
+		}
+		s.keep(line)
+		for len(line) > len("\r\n") && err == nil { // the rest of a request without a body
+			line, err = lines.ReadSlice('\n')
+		}
+		if _, err := conn.Write(response); err != nil {
+			return
+		}
+	}
+}
+
+// keep takes number and code from a request's first line.
+func (s *sink) keep(line []byte) {
+	number, _ := strconv.Atoi(string(after(line, "PhoneNumbers=", 11)))
+	code, _ := strconv.Atoi(string(after(line, "%22code%22%3A%22", 6)))
+	s.codes[number-firstNumber].Store(uint32(code) + 1)
+}
+
+func after(line []byte, mark string, length int) []byte {
+	_, rest, _ := bytes.Cut(line, []byte(mark))
+	return rest[:length]
+}
+
+func (s *sink) code(i int) string { return fmt.Sprintf("%06d", s.codes[i].Load()-1) }
+
+// A stretch is what a stretch of load gave.
+type stretch struct {
+	perSecond float64
+	latencies []time.Duration // sorted
+}
+
+func (s stretch) quantile(q float64) time.Duration {
+	return s.latencies[min(int(q*float64(len(s.latencies))), len(s.latencies)-1)]
+}
+
+// closedLoop has so many callers do op in turn, without a pause: count times in
+// all, or until span is over. op gets the index of its caller.
+func closedLoop(b testing.TB, callers, count int, span time.Duration, op func(ctx context.Context, caller int) error) stretch {
+	b.Helper()
+	var left atomic.Int64
+	left.Store(int64(count))
+	return inParallel(b, callers, func(ctx context.Context, start time.Time, caller int, took func(time.Time)) error {
+		for left.Add(-1) >= 0 {
+			began := time.Now()
+			if began.Sub(start) > span {
+				return nil
+			}
+			if err := op(ctx, caller); err != nil {
+				return err
+			}
+			took(began)
+		}
+		return nil
+	})
+}
+
+// openLoop begins op at a fixed rate for a while, at random moments, however long
+// the others take; what an op had to wait for its start is part of its latency.
+func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx context.Context, caller int) error) stretch {
+	b.Helper()
+	const starters = 512 // who wait for their moment, and may be late
+	var mu sync.Mutex
+	var next time.Time
+	return inParallel(b, starters, func(ctx context.Context, start time.Time, caller int, took func(time.Time)) error {
+		for {
+			mu.Lock()
+			if next.IsZero() {
+				next = start
+			}
+			next = next.Add(time.Duration(mathrand.ExpFloat64() / perSecond * float64(time.Second)))
+			due := next
+			mu.Unlock()
+			if due.Sub(start) > span {
+				return nil
+			}
+			time.Sleep(time.Until(due))
+			if err := op(ctx, caller); err != nil {
+				return err
+			}
+			took(due)
+		}
+	})
+}
+
+func inParallel(b testing.TB, callers int, run func(ctx context.Context, start time.Time, caller int, took func(since time.Time)) error) stretch {
+	b.Helper()
+	var (
+		group     sync.WaitGroup
+		failed    = make(chan error, callers)
+		latencies = make([][]time.Duration, callers)
+		start     = time.Now()
+	)
+	for caller := range callers {
+		group.Go(func() {
+			took := func(since time.Time) { latencies[caller] = append(latencies[caller], time.Since(since)) }
+			if err := run(b.Context(), start, caller, took); err != nil {
+				failed <- err
+			}
+		})
+	}
+	group.Wait()
+	elapsed := time.Since(start)
+	close(failed)
+	for err := range failed {
+		b.Fatal(err)
+	}
+	s := stretch{latencies: slices.Concat(latencies...)}
+	s.perSecond = float64(len(s.latencies)) / elapsed.Seconds()
+	slices.Sort(s.latencies)
+	return s
+}
+
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
+	values = slices.Sorted(slices.Values(values))
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
+}
