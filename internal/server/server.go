@@ -33,6 +33,10 @@ const (
 	pingsAtMostEvery  = 10 * time.Second
 )
 
+// streamWorkers are goroutines that take one call after the other, with a stack that
+// has grown to what a call needs; more calls than these get a goroutine each.
+const streamWorkers = 64
+
 const (
 	callsFinishIn    = 10 * time.Second // at least, once connections are no longer accepted
 	outcomesStoredIn = 5 * time.Second  // once the calls are finished
@@ -69,6 +73,8 @@ func Serve(ctx context.Context, c Config) error {
 		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // finds peers that vanished
 		grpc.StreamInterceptor(untilDrained(streaming)),
+		grpc.NumStreamWorkers(streamWorkers),
+		grpc.SharedWriteBuffer(true), // between connections: most of them are idle
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),

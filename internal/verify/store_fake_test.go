@@ -212,6 +212,9 @@ type brokenStore struct {
 	done       func() error
 }
 
+// fail has all that is asked from now on fail where f says so.
+func (b *brokenStore) fail(f func(ctx context.Context) error) { b.load, b.swap = f, f }
+
 func (b *brokenStore) Load(ctx context.Context, n Number) (Record, error) {
 	if b.load != nil {
 		if err := b.load(ctx); err != nil {

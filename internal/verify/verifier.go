@@ -79,6 +79,7 @@ type Verifier struct {
 	Random     io.Reader
 	Log        *slog.Logger
 
+	recalled   recalled
 	background atomic.Int64 // outcomes that are still being stored
 	makePlaces sync.Once
 	places     chan struct{} // one for each begin and check that is at the store
@@ -279,6 +280,7 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 		failures int
 		lastErr  error
 	)
+	current, fromMemory := v.recalled.take(n)
 	// The cause as text only: an error that is both answers would mean the one
 	// that is asked for first.
 	giveUp := func(cause error) error {
@@ -296,7 +298,10 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 		if caller.Err() != nil && ctx.Err() == nil && pending == nil && !inDoubt {
 			return callerGone(caller)
 		}
-		current, err := v.Store.Load(ctx, n)
+		var err error
+		if !fromMemory {
+			current, err = v.Store.Load(ctx, n)
+		}
 		if err != nil {
 			lastErr = err
 			if failures++; tries > 0 && failures >= tries && pending == nil {
@@ -312,7 +317,12 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 		}
 		next := pending
 		if next == nil {
-			if next, err = v.compute(current, inDoubt, f); err != nil || next == nil {
+			next, err = v.compute(current, inDoubt, f)
+			if fromMemory && (err != nil || next == nil) {
+				fromMemory, round = false, -1 // others may have written since: only a swap that holds proves that not
+				continue
+			}
+			if err != nil || next == nil {
 				return err
 			}
 			old = current.Version
@@ -321,6 +331,7 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 		done, err := v.Store.Swap(ctx, n, old, *next)
 		switch {
 		case done:
+			v.recalled.put(n, *next)
 			return nil
 		case errors.Is(err, ErrOutcomeUnknown):
 			pending, lastErr = next, err // the same swap again takes effect once at most
@@ -329,8 +340,47 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 			if failures++; tries > 0 && failures >= tries && pending == nil {
 				return giveUp(err)
 			}
+		case fromMemory:
+			round = -1 // others wrote since: no reason to wait
 		}
+		fromMemory = false
 	}
+}
+
+// recalled are records of numbers that have codes, as this process swapped them in:
+// the next swap need not load what it replaces. It forgets what it gives, and any
+// record when there is no room.
+type recalled struct {
+	mu      sync.Mutex
+	records map[Number]Record
+}
+
+const maxRecalled = 1 << 16 // some 15 MB
+
+func (r *recalled) take(n Number) (record Record, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	record, ok = r.records[n]
+	delete(r.records, n)
+	return record, ok
+}
+
+func (r *recalled) put(n Number, record Record) {
+	if len(record.State) <= headerBytes {
+		return // no codes: the next to come is a send, whenever and wherever
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.records == nil {
+		r.records = map[Number]Record{}
+	}
+	for old := range r.records {
+		if len(r.records) < maxRecalled {
+			break
+		}
+		delete(r.records, old)
+	}
+	r.records[n] = record
 }
 
 // compute returns the record that f makes of current, nil where nothing is to be

@@ -532,12 +532,12 @@ func TestAPanicWhileAnOutcomeIsStoredEndsNoProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		asked := false
-		store.load = func(context.Context) error {
+		store.fail(func(context.Context) error {
 			if asked {
 				panic("888888")
 			}
 			return nil
-		}
+		})
 		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) { asked = true; return Receipt{}, nil })
 		if _, err := v.Send(t.Context(), someone, "", ""); !isOnly(t, err, ErrSentNotConfirmed) {
 			t.Errorf("got %v, want %v", err, ErrSentNotConfirmed)
@@ -775,12 +775,12 @@ func TestAnOutcomeIsStoredInTheBackgroundAfterTheCallerLeft(t *testing.T) {
 				ctx, leave := context.WithCancel(t.Context())
 				v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 					back := time.Now().Add(40 * time.Second)
-					store.load = func(context.Context) error {
+					store.fail(func(context.Context) error {
 						if time.Now().Before(back) {
 							return errNoEffect
 						}
 						return nil
-					}
+					})
 					leave()
 					return Receipt{BizID: "biz"}, c.says
 				})
@@ -806,7 +806,7 @@ func TestAnOutcomeThatCannotBeStoredForAMinuteIsGivenUpAndLogged(t *testing.T) {
 		var store brokenStore
 		var log bytes.Buffer
 		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
-			store.load = func(context.Context) error { return errNoEffect }
+			store.fail(func(context.Context) error { return errNoEffect })
 			return Receipt{BizID: "biz"}, nil
 		})
 		v.Log = slog.New(slog.NewTextHandler(&log, nil))
@@ -831,7 +831,7 @@ func TestWaitLeavesWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
-			store.load = func(context.Context) error { return errNoEffect }
+			store.fail(func(context.Context) error { return errNoEffect })
 			return Receipt{}, nil
 		})
 		_, _ = v.Send(t.Context(), someone, "", "")
@@ -984,4 +984,97 @@ func TestWaitMayBeCalledWhileSendsGoOn(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// A replica that swapped a number's last record need not load it; what it remembers
+// is never an answer by itself.
+func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
+	loadsOf := func(store *brokenStore, f func()) (loads int) {
+		store.load = func(context.Context) error { loads++; return nil }
+		f()
+		return loads
+	}
+	type world struct {
+		store brokenStore
+		v     *Verifier
+	}
+	check := func(t *testing.T, w *world, code string, want bool) {
+		t.Helper()
+		if got, err := w.v.Check(t.Context(), someone, code); got != want || err != nil {
+			t.Errorf("check %s: got %v, %v, want %v", code, got, err, want)
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		then  func(t *testing.T, w *world) // after this replica sent 000001
+		loads int
+	}{
+		{"wrong, wrong, right", func(t *testing.T, w *world) {
+			check(t, w, wrongGuess, false)
+			check(t, w, wrongGuess, false)
+			check(t, w, "000001", true)
+		}, 0},
+		{"after the last code nothing is remembered", func(t *testing.T, w *world) {
+			check(t, w, "000001", true)
+			if n := len(w.v.recalled.records); n != 0 {
+				t.Errorf("%d records are remembered, want none", n)
+			}
+			check(t, w, "000001", false)
+		}, 1},
+		{"another replica sent since", func(t *testing.T, w *world) {
+			sent(t, &w.store.memory, "888888")
+			check(t, w, "000001", false)
+			check(t, w, "888888", true)
+		}, 1},
+		{"another replica used the code", func(t *testing.T, w *world) {
+			checked(&w.store.memory, "000001")
+			check(t, w, "000001", false)
+		}, 1},
+		{"all that is remembered has expired, and another replica sent since", func(t *testing.T, w *world) {
+			time.Sleep(testRules.CodeTTL)
+			sent(t, &w.store.memory, "888888")
+			check(t, w, "888888", true)
+		}, 1},
+		{"a list that is remembered full is full no more", func(t *testing.T, w *world) {
+			full := w.store.state()
+			for range maxCodes - 1 {
+				full, _, _ = testRules.Begin(full, stored("777777"), now())
+			}
+			w.v.recalled.put(someone, Record{Version: w.store.record.Version, State: full.encode()})
+			if _, err := w.v.Send(t.Context(), someone, "", ""); err != nil {
+				t.Errorf("send: got %v, want nil", err)
+			}
+		}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var w world
+				w.v = newVerifier(&w.store, accept)
+				if got := loadsOf(&w.store, func() { _, _ = w.v.Send(t.Context(), someone, "", "") }); got != 1 {
+					t.Errorf("a send: got %d loads, want 1", got)
+				}
+				start := time.Now()
+				if got := loadsOf(&w.store, func() { c.then(t, &w) }); got != c.loads {
+					t.Errorf("got %d loads, want %d", got, c.loads)
+				}
+				if took := time.Since(start) % testRules.CodeTTL; took != 0 {
+					t.Errorf("waited %v before it looked again, want at once", took)
+				}
+			})
+		})
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	var r recalled
+	record := Record{State: make([]byte, headerBytes+codeBytes)}
+	for i := range maxRecalled + 100 {
+		r.put(Number(fmt.Sprint(i)), record)
+	}
+	if got := len(r.records); got != maxRecalled {
+		t.Errorf("got %d records, want %d", got, maxRecalled)
+	}
+	if _, ok := r.take(Number(fmt.Sprint(maxRecalled + 99))); !ok {
+		t.Error("the newest record is gone, want it kept")
+	}
 }
