@@ -4,7 +4,7 @@ LINT     := .bin/golangci-lint-2.15.0
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
-.PHONY: test prove prove-cluster tools lint generate generated-is-current proto image fuzz
+.PHONY: test prove prove-cluster bench soak tools lint generate generated-is-current proto image fuzz
 
 # All checks and all tests, installing what they need on Debian.
 test: tools lint
@@ -27,6 +27,16 @@ prove-cluster:
 	@test -e .bin/galera/downloaded || \
 	 { $(SUDO) apt-get update -qq && mkdir -p .bin/galera && cd .bin/galera && apt-get -qq -o APT::Sandbox::User=root download mariadb-server mariadb-client-core && touch downloaded; }
 	cd internal/prove && go test -count=1 -v -timeout 10m -run '^TestCluster' .
+
+# How fast it is here, as ratios of what the database alone does: docs/performance.md.
+# Of the benchmarks of single functions, one round.
+bench: tools
+	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./internal/bench $(BENCH)
+	go test -run '^$$' -bench . -benchmem ./internal/verify ./internal/sms ./internal/numberplan ./internal/server ./internal/store
+
+# Whether anything grows in ten minutes at half of what it can.
+soak: tools
+	go test -run '^$$' -bench Soak -benchtime 1x -timeout 60m ./internal/bench -soak 10m
 
 tools:
 	@command -v npx >/dev/null || \

@@ -1,25 +1,31 @@
 package bench
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 )
 
 var (
-	numbers = flag.Int("numbers", 1_000_000, "rows of the table")
-	rounds  = flag.Int("rounds", 5, "of which the median is told")
-	span    = flag.Duration("span", 2*time.Second, "of one measurement")
-	levels  = flag.String("callers", "1,16,64,256", "at once")
-	profile = flag.String("profile", "", "file for a CPU profile of the flows, each level overwriting the last")
+	numbers     = flag.Int("numbers", 1_000_000, "rows of the table")
+	rounds      = flag.Int("rounds", 5, "of which the median is told")
+	span        = flag.Duration("span", 2*time.Second, "of one measurement")
+	levels      = flag.String("callers", "1,16,64,256", "at once")
+	connections = flag.Int("connections", 10_000, "that do nothing")
+	soak        = flag.Duration("soak", 0, "how long BenchmarkSoak lasts")
+	profile     = flag.String("profile", "", "file for a CPU profile of the flows, each level overwriting the last")
 )
 
 func TestMain(m *testing.M) {
@@ -33,6 +39,30 @@ func TestMain(m *testing.M) {
 		os.RemoveAll(filepath.Dir(path))
 	}
 	os.Exit(code)
+}
+
+// TestTheBenchmarksRun runs each for a moment: what is not run does not stay whole.
+func TestTheBenchmarksRun(t *testing.T) {
+	for name, value := range map[string]string{"numbers": "20000", "rounds": "1", "span": "20ms", "callers": "1,16", "connections": "100", "soak": "100ms"} {
+		before := flag.Lookup(name).Value.String()
+		flag.Set(name, value)
+		defer flag.Set(name, before)
+	}
+	for name, run := range map[string]func(*testing.B){
+		"Service": BenchmarkService, "Growth": BenchmarkGrowth, "OpenLoop": BenchmarkOpenLoop,
+		"Connections": BenchmarkConnections, "SQLite": BenchmarkSQLite, "Start": BenchmarkStart, "Soak": BenchmarkSoak,
+	} {
+		ok := true
+		testing.Benchmark(func(b *testing.B) {
+			if b.N == 1 {
+				defer func() { ok = !b.Failed() }() // also after FailNow
+				run(b)
+			}
+		})
+		if !ok {
+			t.Error(name, "failed")
+		}
+	}
 }
 
 // A row of the table holds what each round gave.
@@ -93,6 +123,158 @@ func checks(callers int) int {
 	return int(span.Seconds() * 1000 * min(4, float64(callers)))
 }
 
+// BenchmarkGrowth compares ten thousand numbers with all of them.
+func BenchmarkGrowth(b *testing.B) {
+	server := startMariaDB(b, *numbers)
+	var rows []*row
+	var systems []*system
+	for _, n := range []int{10_000, *numbers} {
+		systems = append(systems, onServer(b, server, fmt.Sprint("numbers", n), n, 1))
+		rows = append(rows, &row{what: fmt.Sprintf("flows, %d numbers", n)}, &row{what: "Valid, warm"})
+	}
+	for range *rounds {
+		for i, s := range systems {
+			result, c := s.measured(func() stretch { return s.flows(64, *span, s.replicas[0], callersOnAConnection) })
+			rows[2*i].add(result, c, 0, 3)
+			sent := s.sent(checks(64), s.replicas[0])
+			result, c = s.measured(func() stretch { return s.valids(64, sent, s.replicas[0], callersOnAConnection) })
+			rows[2*i+1].add(result, c, 0, 1)
+		}
+	}
+	printTable(rows)
+}
+
+// BenchmarkOpenLoop has Valid called at 70 % of what it can, at moments of its own:
+// unlike in a closed loop, a call that is slow keeps no other from coming.
+func BenchmarkOpenLoop(b *testing.B) {
+	s := onMariaDB(b, *numbers, 1)
+	r := s.replicas[0]
+	raw, closed, open := &row{what: "raw UPDATE, 64 callers"}, &row{what: "Valid, 64 callers"}, &row{what: "Valid, open loop at 70 %"}
+	var ratios []float64
+	for range *rounds {
+		ceiling, c := s.measured(func() stretch { return s.raw(64, *span) })
+		raw.add(ceiling, c, ceiling.perSecond, 1)
+		sent := s.sent(checks(64), r)
+		capacity, c := s.measured(func() stretch { return s.valids(64, sent, r, callersOnAConnection) })
+		closed.add(capacity, c, ceiling.perSecond, 1)
+		sent = s.sent(int(capacity.perSecond*span.Seconds()), r) // 70 % and what chance adds
+		var n atomic.Int64
+		result, c := s.measured(func() stretch {
+			return openLoop(b, 0.7*capacity.perSecond, *span, func(ctx context.Context, caller int) error {
+				return s.valid(ctx, r.client(b, caller, callersOnAConnection), sent[n.Add(1)-1])
+			})
+		})
+		open.add(result, c, ceiling.perSecond, 1)
+		ratios = append(ratios, float64(result.quantile(0.99))/float64(ceiling.quantile(0.5)))
+	}
+	printTable([]*row{raw, closed, open})
+	fmt.Printf("p99 of the open loop is %.1f × the p50 of the raw statement\n", median(ratios))
+}
+
+// BenchmarkConnections compares 256 callers who have a connection each with 64 who
+// share one, and weighs ten thousand connections that do nothing.
+func BenchmarkConnections(b *testing.B) {
+	s := onMariaDB(b, *numbers, 1)
+	r := s.replicas[0]
+	shared, own := &row{what: "flows, 64 callers on a connection"}, &row{what: "256 callers on 256 connections"}
+	for range *rounds {
+		result, c := s.measured(func() stretch { return s.flows(64, *span, r, 64) })
+		shared.add(result, c, 0, 3)
+		crowd := &replica{Process: r.Process}
+		result, c = s.measured(func() stretch { return s.flows(256, *span, crowd, 1) })
+		own.add(result, c, 0, 3)
+		crowd.hangUp()
+	}
+	printTable([]*row{shared, own})
+
+	idle := s.startOne(s.dsn)
+	before := memory(b, idle.PID)
+	for i := range *connections {
+		idle.client(b, i, 1)
+	}
+	inParallel(b, 64, func(ctx context.Context, _ time.Time, caller int, _ func(time.Time)) error {
+		for i := caller; i < *connections; i += 64 {
+			if _, err := idle.client(b, i, 1).Valid(ctx, &pb.ValidRequest{PhoneNumber: phoneNumber(0), Code: "000000"}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	fmt.Printf("%d idle connections: %.0f MiB; without them %.0f MiB\n", *connections, memory(b, idle.PID), before)
+}
+
+// BenchmarkSQLite measures the service on a file beside what the disk can do:
+// writes of a page that are flushed one after the other.
+func BenchmarkSQLite(b *testing.B) {
+	s := onSQLite(b, *numbers)
+	r := s.replicas[0]
+	var rows []*row
+	for _, n := range callers(b) {
+		disk, check, flow := &row{what: "write and fdatasync, in turn"}, &row{what: fmt.Sprintf("Valid, %d callers", n)}, &row{what: "flows, × 3"}
+		for range *rounds {
+			ceiling, c := s.measured(func() stretch { return s.flushes(*span) })
+			disk.add(ceiling, c, ceiling.perSecond, 1)
+			sent := s.sent(checks(n), r)
+			result, c := s.measured(func() stretch { return s.valids(n, sent, r, callersOnAConnection) })
+			check.add(result, c, ceiling.perSecond, 1)
+			result, c = s.measured(func() stretch { return s.flows(n, *span, r, callersOnAConnection) })
+			flow.add(result, c, ceiling.perSecond, 3)
+		}
+		rows = append(rows, disk, check, flow)
+	}
+	printTable(rows)
+}
+
+// BenchmarkStart measures the time to the first answer of a new process on SQLite,
+// and what it weighs.
+func BenchmarkStart(b *testing.B) {
+	s := &system{b: b, sink: newSink(b, 1)}
+	var first, resident []float64
+	for range *rounds {
+		dsn := "sqlite:" + filepath.Join(b.TempDir(), "codes.db")
+		start := time.Now()
+		r := s.startOne(dsn)
+		if _, err := r.Valid(b.Context(), &pb.ValidRequest{PhoneNumber: phoneNumber(0), Code: "000000"}); err != nil {
+			b.Fatal(err)
+		}
+		first = append(first, float64(time.Since(start).Microseconds())/1000)
+		resident = append(resident, memory(b, r.PID))
+		r.Kill()
+	}
+	info, err := os.Stat(program(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Printf("start to first answer %.0f ms; resident memory %.0f MiB; binary %.1f MB\n", median(first), median(resident), float64(info.Size())/1e6)
+}
+
+// BenchmarkSoak holds flows at half of what the service can for as long as -soak
+// says: memory, connections and goroutines must not grow.
+func BenchmarkSoak(b *testing.B) {
+	if *soak == 0 {
+		b.Skip("takes as long as it is told: make soak, or -soak 10m")
+	}
+	s := onMariaDB(b, *numbers, 1)
+	r := s.replicas[0]
+	flow := func(ctx context.Context, caller int) error {
+		client := r.client(b, caller, callersOnAConnection)
+		i, err := s.send(ctx, client)
+		if err != nil {
+			return err
+		}
+		return s.valid(ctx, client, i)
+	}
+	rate := closedLoop(b, 64, unbounded, *span, flow).perSecond / 2
+	fmt.Printf("%.0f flows/s\n", rate)
+	const parts = 10
+	for part := range parts {
+		result := openLoop(b, rate, *soak/parts, flow)
+		fmt.Printf("%v: %.0f/s, p99 %v, resident %.0f MiB, %d threads, %d open files\n", (*soak/parts)*time.Duration(part+1),
+			result.perSecond, result.quantile(0.99).Round(time.Microsecond), memory(b, r.PID), status(b, r.PID, "Threads"), s.openFiles(r))
+	}
+	fmt.Printf("goroutines afterwards: %d\n", r.goroutines(b))
+}
+
 // BenchmarkService measures Valid on the replica that sent (warm) and on another
 // one (cold), and flows, between measurements of the raw statement.
 func BenchmarkService(b *testing.B) {
@@ -104,12 +286,12 @@ func BenchmarkService(b *testing.B) {
 		for range *rounds {
 			ceiling, c := s.measured(func() stretch { return s.raw(n, *span) })
 			raw.add(ceiling, c, ceiling.perSecond, 1)
+			var result stretch
 			for by, r := range map[*replica]*row{here: warm, there: cold} {
 				sent := s.sent(checks(n), here)
-				result, c := s.measured(func() stretch { return s.valids(n, sent, by, callersOnAConnection) })
+				result, c = s.measured(func() stretch { return s.valids(n, sent, by, callersOnAConnection) })
 				r.add(result, c, ceiling.perSecond, 1)
 			}
-			var result stretch
 			profiled(here, func() {
 				result, c = s.measured(func() stretch { return s.flows(n, *span, here, callersOnAConnection) })
 			})

@@ -112,27 +112,24 @@ func closedLoop(b testing.TB, callers, count int, span time.Duration, op func(ct
 // the others take; what an op had to wait for its start is part of its latency.
 func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx context.Context, caller int) error) stretch {
 	b.Helper()
-	const starters = 512 // who wait for their moment, and may be late
-	var mu sync.Mutex
-	var next time.Time
-	return inParallel(b, starters, func(ctx context.Context, start time.Time, caller int, took func(time.Time)) error {
-		for {
-			mu.Lock()
-			if next.IsZero() {
-				next = start
-			}
-			next = next.Add(time.Duration(mathrand.ExpFloat64() / perSecond * float64(time.Second)))
-			due := next
-			mu.Unlock()
-			if due.Sub(start) > span {
-				return nil
-			}
-			time.Sleep(time.Until(due))
+	moments := make(chan time.Time, 1<<16)
+	go func() {
+		defer close(moments)
+		for start, due := time.Now(), time.Duration(0); due < span; {
+			due += time.Duration(mathrand.ExpFloat64() / perSecond * float64(time.Second))
+			time.Sleep(time.Until(start.Add(due)))
+			moments <- start.Add(due)
+		}
+	}()
+	const inFlight = 512 // more wait, and their latency tells
+	return inParallel(b, inFlight, func(ctx context.Context, _ time.Time, caller int, took func(time.Time)) error {
+		for due := range moments {
 			if err := op(ctx, caller); err != nil {
 				return err
 			}
 			took(due)
 		}
+		return nil
 	})
 }
 

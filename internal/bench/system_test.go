@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -35,6 +37,7 @@ type system struct {
 	b        testing.TB
 	sink     *sink
 	numbers  int
+	dsn      string
 	next     atomic.Int64
 	database *sql.DB // MariaDB's, for the raw statement and its counters
 	pid      int     // MariaDB's
@@ -43,23 +46,37 @@ type system struct {
 
 type replica struct {
 	*servicetest.Process
-	log   string
-	mu    sync.Mutex
-	conns []pb.PhoneNumberServiceClient
+	log     string
+	mu      sync.Mutex
+	conns   []*grpc.ClientConn
+	clients []pb.PhoneNumberServiceClient
 }
 
 // onMariaDB starts so many replicas on a server of their own that has seen so many
 // numbers before.
 func onMariaDB(b testing.TB, numbers, replicas int) *system {
 	b.Helper()
-	server := mariadbtest.StartWith(b, mariadbtest.Options{Args: []string{
-		fmt.Sprintf("--innodb-buffer-pool-size=%dM", 512+numbers/2000), "--innodb-log-file-size=512M", "--max-connections=1000",
+	return onServer(b, startMariaDB(b, numbers), mariadbtest.Database, numbers, replicas)
+}
+
+// startMariaDB starts a server whose memory holds so many numbers.
+func startMariaDB(b testing.TB, numbers int) *mariadbtest.Server {
+	b.Helper()
+	return mariadbtest.StartWith(b, mariadbtest.Options{Args: []string{
+		fmt.Sprintf("--innodb-buffer-pool-size=%dM", 512+numbers/2000), "--innodb-log-file-size=512M",
 	}})
-	return onServer(b, server, mariadbtest.Database, numbers, replicas)
 }
 
 func onServer(b testing.TB, server *mariadbtest.Server, database string, numbers, replicas int) *system {
 	b.Helper()
+	create, err := sql.Open("mysql", server.DSN(""))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer create.Close()
+	if _, err := create.Exec("CREATE DATABASE IF NOT EXISTS " + database); err != nil {
+		b.Fatal(err)
+	}
 	db, err := sql.Open("mysql", server.DSN(database))
 	if err != nil {
 		b.Fatal(err)
@@ -68,8 +85,10 @@ func onServer(b testing.TB, server *mariadbtest.Server, database string, numbers
 	db.SetMaxOpenConns(64) // as the service has
 	db.SetMaxIdleConns(64)
 	s := &system{b: b, sink: newSink(b, numbers), numbers: numbers, database: db, pid: server.PID()}
-	s.exec("CREATE DATABASE IF NOT EXISTS " + database)
-	s.start(server.DSN(database), replicas) // which creates the table
+	s.dsn = server.DSN(database)
+	for range replicas {
+		s.replicas = append(s.replicas, s.startOne(s.dsn)) // the first creates the table
+	}
 	// What a send of yesterday left: format, last ticket, number of codes, one code.
 	const row = `CONCAT('+', 8600000000000 + %[3]d + seq), UNHEX(MD5(seq)), 1700000000000000 + seq,
 		CONCAT(x'01', UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), x'01',
@@ -87,8 +106,8 @@ func onServer(b testing.TB, server *mariadbtest.Server, database string, numbers
 // onSQLite starts one replica on a file.
 func onSQLite(b testing.TB, numbers int) *system {
 	b.Helper()
-	s := &system{b: b, sink: newSink(b, numbers), numbers: numbers}
-	s.start("sqlite:"+filepath.Join(b.TempDir(), "codes.db"), 1)
+	s := &system{b: b, sink: newSink(b, numbers), numbers: numbers, dsn: "sqlite:" + filepath.Join(b.TempDir(), "codes.db")}
+	s.replicas = []*replica{s.startOne(s.dsn)}
 	return s
 }
 
@@ -96,13 +115,6 @@ func (s *system) exec(statement string) {
 	s.b.Helper()
 	if _, err := s.database.Exec(statement); err != nil {
 		s.b.Fatal(err)
-	}
-}
-
-func (s *system) start(dsn string, replicas int) {
-	s.b.Helper()
-	for range replicas {
-		s.replicas = append(s.replicas, s.startOne(dsn))
 	}
 }
 
@@ -119,15 +131,44 @@ func (s *system) startOne(dsn string) *replica {
 func (r *replica) client(b testing.TB, caller, callersOnIt int) pb.PhoneNumberServiceClient {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.conns) <= caller/callersOnIt {
+	for len(r.clients) <= caller/callersOnIt {
 		conn, err := grpc.NewClient(r.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.Cleanup(func() { conn.Close() })
-		r.conns = append(r.conns, pb.NewPhoneNumberServiceClient(conn))
+		r.conns = append(r.conns, conn)
+		r.clients = append(r.clients, pb.NewPhoneNumberServiceClient(conn))
 	}
-	return r.conns[caller/callersOnIt]
+	return r.clients[caller/callersOnIt]
+}
+
+func (r *replica) hangUp() {
+	for _, conn := range r.conns {
+		conn.Close()
+	}
+}
+
+// goroutines ends the program with the stacks of all of them, and counts.
+func (r *replica) goroutines(b testing.TB) int {
+	b.Helper()
+	r.Signal(syscall.SIGQUIT)
+	r.Wait()
+	log, err := os.ReadFile(r.log)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return bytes.Count(log, []byte("\ngoroutine "))
+}
+
+// openFiles are connections, for the most part.
+func (s *system) openFiles(r *replica) int {
+	s.b.Helper()
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.PID))
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	return len(files)
 }
 
 // A number's index among the table's, all over it, and none twice until all were.
@@ -164,6 +205,23 @@ func (s *system) raw(callers int, span time.Duration) stretch {
 	return closedLoop(s.b, callers, unbounded, span, func(ctx context.Context, _ int) error {
 		_, err := update.ExecContext(ctx, s.draw())
 		return err
+	})
+}
+
+// flushes writes a page to a file and has it flushed, again and again.
+func (s *system) flushes(span time.Duration) stretch {
+	s.b.Helper()
+	file, err := os.Create(filepath.Join(s.b.TempDir(), "page"))
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	defer file.Close()
+	page := make([]byte, 4096)
+	at := int64(0)
+	return closedLoop(s.b, 1, unbounded, span, func(context.Context, int) error {
+		_, err := file.WriteAt(page, at)
+		at += int64(len(page))
+		return cmp.Or(err, syscall.Fdatasync(int(file.Fd())))
 	})
 }
 

@@ -34,12 +34,15 @@ func notesOf(ctx context.Context) *notes {
 	return &notes{}
 }
 
-// withDeadline gives a call that brings no deadline the default one.
-func withDeadline(ctx context.Context, standard time.Duration) (context.Context, context.CancelFunc) {
+// withDeadline gives a call that brings no deadline the default one. ctx must end
+// with the call: what the deadline takes ends with it.
+func withDeadline(ctx context.Context, standard time.Duration) context.Context {
 	if _, ok := ctx.Deadline(); ok {
-		return context.WithCancel(ctx)
+		return ctx
 	}
-	return context.WithTimeout(ctx, standard)
+	bounded, cancel := context.WithTimeout(ctx, standard)
+	_ = cancel // ctx does that
+	return bounded
 }
 
 // aroundCall is what every call of every protocol passes through: a net under

@@ -65,9 +65,7 @@ func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, deadline ti
 // call over gRPC does.
 func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, deadline time.Duration, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, r *connect.Request[body]) (*connect.Response[Res], error) {
-		ctx, cancel := withDeadline(ctx, deadline)
-		defer cancel()
-		res, err := around(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+		res, err := around(withDeadline(ctx, deadline), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
 			request := new(Req)
 			if err := r.Msg.decode(any(request).(proto.Message)); err != nil {
 				return nil, err

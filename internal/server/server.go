@@ -74,7 +74,6 @@ func Serve(ctx context.Context, c Config) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // finds peers that vanished
 		grpc.StreamInterceptor(untilDrained(streaming)),
 		grpc.NumStreamWorkers(streamWorkers),
-		grpc.SharedWriteBuffer(true), // between connections: most of them are idle
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
@@ -145,9 +144,7 @@ func deadlineFromTheFirstByte(standard time.Duration) tap.ServerInHandle {
 		if call.FullMethodName == healthpb.Health_Watch_FullMethodName {
 			return ctx, nil // lasts as long as its client likes
 		}
-		bounded, cancel := withDeadline(ctx, standard)
-		context.AfterFunc(ctx, cancel)
-		return bounded, nil
+		return withDeadline(ctx, standard), nil
 	}
 }
 
