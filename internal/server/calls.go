@@ -40,8 +40,8 @@ func withDeadline(ctx context.Context, standard time.Duration) context.Context {
 	if _, ok := ctx.Deadline(); ok {
 		return ctx
 	}
-	bounded, cancel := context.WithTimeout(ctx, standard)
-	_ = cancel // ctx does that
+	bounded, cancel := context.WithTimeout(ctx, standard) //nolint:gosec // ctx ends it
+	_ = cancel
 	return bounded
 }
 
