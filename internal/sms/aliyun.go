@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -159,55 +158,47 @@ func whyNotAsked(ctx context.Context, err error) string {
 // and is never used twice. Send is its only caller in production; it is exported
 // so that the oracle module can compare it with the official SDK.
 func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time, nonce string) *http.Request {
-	param, _ := json.Marshal(map[string]string{"code": m.Code}) // a map of strings always marshals
 	u := *a.endpoint
-	u.RawQuery = url.Values{
-		"PhoneNumbers":  {wireNumber(m.Number)},
-		"SignName":      {m.SignName},
-		"TemplateCode":  {m.TemplateCode},
-		"TemplateParam": {string(param)},
-	}.Encode()
-	emptyBody := sha256.Sum256(nil)
-	r := (&http.Request{Method: http.MethodPost, URL: &u, Host: u.Host, Header: http.Header{}}).WithContext(ctx)
-	for name, value := range map[string]string{
-		"Accept":                     "application/json",
-		"User-Agent":                 "phone-number-service",
-		"X-Acs-Action":               "SendSms",
-		"X-Acs-Version":              "2017-05-25",
-		"X-Acs-Credentials-Provider": "static_ak",
-		"X-Acs-Content-Sha256":       hex.EncodeToString(emptyBody[:]),
-		"X-Acs-Date":                 now.UTC().Format("2006-01-02T15:04:05Z"),
-		"X-Acs-Signature-Nonce":      nonce,
-	} {
-		r.Header.Set(name, value)
-	}
-	r.Header.Set("Authorization", authorization(r, a.keyID, a.keySecret))
+	u.RawQuery = "PhoneNumbers=" + wireNumber(m.Number) +
+		"&SignName=" + url.QueryEscape(m.SignName) +
+		"&TemplateCode=" + url.QueryEscape(m.TemplateCode) +
+		"&TemplateParam=" + url.QueryEscape(`{"code":"`+m.Code+`"}`)
+	r := (&http.Request{Method: http.MethodPost, URL: &u, Host: u.Host, Header: http.Header{
+		"Accept":                     {"application/json"},
+		"User-Agent":                 {"phone-number-service"},
+		"X-Acs-Action":               {"SendSms"},
+		"X-Acs-Version":              {"2017-05-25"},
+		"X-Acs-Credentials-Provider": {"static_ak"},
+		"X-Acs-Content-Sha256":       {emptyBodySHA256},
+		"X-Acs-Date":                 {now.UTC().Format("2006-01-02T15:04:05Z")},
+		"X-Acs-Signature-Nonce":      {nonce},
+	}}).WithContext(ctx)
+	r.Header["Authorization"] = []string{authorization(r, a.keyID, a.keySecret)}
 	return r
 }
 
+const emptyBodySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
 // authorization signs r by Aliyun's signature version 3: path "/", host, every
-// X-Acs header, and the query that url.Values.Encode wrote.
+// X-Acs header, and the query as url.QueryEscape wrote its values.
 func authorization(r *http.Request, keyID, keySecret string) string {
 	const algorithm = "ACS3-HMAC-SHA256"
-	signed := map[string]string{"host": r.Host}
-	names := []string{"host"}
+	var names []string
 	for name := range r.Header {
-		if name := strings.ToLower(name); strings.HasPrefix(name, "x-acs-") {
-			signed[name] = r.Header.Get(name)
+		if strings.HasPrefix(name, "X-Acs-") {
 			names = append(names, name)
 		}
 	}
-	slices.Sort(names)
-	var headers strings.Builder
+	slices.Sort(names) // as they would be in lower case, since all are of one form
+	headers, signedNames := "host:"+r.Host+"\n", "host"
 	for _, name := range names {
-		headers.WriteString(name + ":" + signed[name] + "\n")
+		lower := strings.ToLower(name)
+		headers += lower + ":" + r.Header[name][0] + "\n"
+		signedNames += ";" + lower
 	}
-	signedNames := strings.Join(names, ";")
-	canonical := sha256.Sum256([]byte(strings.Join([]string{
-		r.Method, "/",
-		strings.ReplaceAll(r.URL.RawQuery, "+", "%20"), // a space; Encode writes a plus as %2B
-		headers.String(), signedNames, signed["x-acs-content-sha256"],
-	}, "\n")))
+	canonical := sha256.Sum256([]byte(r.Method + "\n/\n" +
+		strings.ReplaceAll(r.URL.RawQuery, "+", "%20") + "\n" + // a space; a plus is %2B
+		headers + "\n" + signedNames + "\n" + r.Header.Get("X-Acs-Content-Sha256")))
 	mac := hmac.New(sha256.New, []byte(keySecret))
 	io.WriteString(mac, algorithm+"\n"+hex.EncodeToString(canonical[:]))
 	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))

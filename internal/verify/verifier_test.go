@@ -51,7 +51,7 @@ func now() int64 { return time.Now().UnixMicro() }
 
 // began is what another replica does at the beginning of a send, confirm at its
 // end, and check for a caller of its own.
-func began(t *testing.T, m *memory, code string) (ticket int64) {
+func began(t testing.TB, m *memory, code string) (ticket int64) {
 	t.Helper()
 	m.write(func(s State) State {
 		s, got, err := testRules.Begin(s, stored(code), now())
@@ -64,7 +64,7 @@ func began(t *testing.T, m *memory, code string) (ticket int64) {
 	return ticket
 }
 
-func sent(t *testing.T, m *memory, code string) (ticket int64) {
+func sent(t testing.TB, m *memory, code string) (ticket int64) {
 	t.Helper()
 	ticket = began(t, m, code)
 	m.write(func(s State) State { return testRules.Confirm(s, ticket, now()) })

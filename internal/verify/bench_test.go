@@ -1,0 +1,85 @@
+package verify
+
+import (
+	"crypto/rand"
+	"log/slog"
+	"testing"
+	"time"
+)
+
+func BenchmarkParse(b *testing.B) {
+	p := NumberParser{Region: "CN", Plan: func(string, string) (string, bool) { panic("asked for a mainland number") }}
+	for _, raw := range []string{"18612345678", "+86 186-1234-5678"} {
+		b.Run(raw, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if n, fault := p.Parse(raw); fault != nil || n != someone {
+					b.Fatal(n, fault)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkDrawCode(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := drawCode(rand.Reader); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkMAC(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		testKeys.sign(someone, "123456")
+	}
+}
+
+func BenchmarkState(b *testing.B) {
+	s, _, err := testRules.Begin(State{}, stored("123456"), now())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("encode", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			s.encode()
+		}
+	})
+	encoded := s.encode()
+	b.Run("decode", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := decodeState(encoded); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("check", func(b *testing.B) {
+		b.ReportAllocs()
+		macs, now := []MAC{stored("654321")}, now()
+		for b.Loop() {
+			if _, valid, changed := testRules.Check(s, macs, now); valid || !changed {
+				b.Fatal(valid, changed)
+			}
+		}
+	})
+}
+
+// What the domain costs beyond the store and the provider.
+func BenchmarkCheck(b *testing.B) {
+	var m memory
+	v := &Verifier{Rules: Rules{AttemptLimit: MaxAttemptLimit, CodeTTL: MaxCodeTTL}, Keys: testKeys, Store: &m, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	sent(b, &m, "123456")
+	fresh := m.record
+	b.ReportAllocs()
+	for b.Loop() {
+		m.record, m.history = fresh, nil
+		v.recalled.put(someone, fresh)
+		if valid, err := v.Check(b.Context(), someone, "123456"); !valid || err != nil {
+			b.Fatal(valid, err)
+		}
+	}
+}
