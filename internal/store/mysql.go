@@ -130,6 +130,7 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 }
 
 func (mysqlEngine) provide() error    { return nil }
+func (mysqlEngine) form(db *DB)       { db.loads = newCrowd(loaders, loadsAtOnce, db.serveLoads) }
 func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
 
 func (mysqlEngine) judge(err error) verdict {

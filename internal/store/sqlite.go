@@ -45,7 +45,7 @@ func openSQLite(path string) (*DB, error) {
 	}
 	// A wait for another process's lock ends before a call's patience does, since
 	// BUSY says more than a context that ended.
-	inner, err := sqlite.NewConnector(name + "?_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_error_rc=1")
+	inner, err := sqlite.NewConnector(name + "?_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +73,8 @@ func (e sqliteEngine) provide() error {
 	}
 	return err
 }
+
+func (sqliteEngine) form(db *DB) { db.swaps = newCrowd(1, swapsAtOnce, db.serveSwaps) }
 
 func (sqliteEngine) doNothing() string { return " ON CONFLICT (phone_number) DO NOTHING" }
 

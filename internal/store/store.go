@@ -27,7 +27,11 @@ type DB struct {
 	engine engine
 	pool   *sql.DB
 
-	load, insert, update *sql.Stmt
+	load, loadMany, insert, update *sql.Stmt
+
+	// Where an engine does better with many at once; nil where it does not.
+	loads *crowd[loading]
+	swaps *crowd[*swapping]
 }
 
 // An engine is what differs between the databases.
@@ -43,6 +47,8 @@ type engine interface {
 	// advice says what cures an error of Prepare, "" where nothing is known.
 	advice(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
+	// form makes the crowds that pay with this engine.
+	form(db *DB)
 }
 
 // A verdict is what an error says of the statement that met it. Zero, that of
@@ -96,6 +102,9 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 	if err == nil {
 		err = db.probe(ctx) // a Galera node without a quorum prepares, but does no more
 	}
+	if err == nil {
+		db.engine.form(db)
+	}
 	return err
 }
 
@@ -105,6 +114,7 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 		text string
 	}{
 		{&db.load, "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"},
+		{&db.loadMany, "SELECT version, begun_at, state, phone_number FROM phone_numbers WHERE phone_number IN (?" + strings.Repeat(", ?", loadsAtOnce-1) + ")"},
 		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.engine.doNothing()},
 		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
 	} {
@@ -121,7 +131,11 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 
 // Load implements verify.Store.
 func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	r, err := db.read(ctx, n)
+	read := db.read
+	if db.loads != nil {
+		read = db.loadInCrowd
+	}
+	r, err := read(ctx, n)
 	if err != nil {
 		return verify.Record{}, fmt.Errorf("load: %w", db.engine.loggable(err))
 	}
@@ -129,12 +143,17 @@ func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) 
 }
 
 func (db *DB) read(ctx context.Context, n verify.Number) (verify.Record, error) {
-	var r verify.Record
-	var version []byte
-	err := db.load.QueryRowContext(ctx, string(n)).Scan(&version, &r.BegunAt, &r.State)
+	r, err := scan(db.load.QueryRowContext(ctx, string(n)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return verify.Record{}, nil
 	}
+	return r, err
+}
+
+func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
+	var r verify.Record
+	var version []byte
+	err := row.Scan(append([]any{&version, &r.BegunAt, &r.State}, also...)...)
 	if err == nil && len(version) != len(r.Version) {
 		err = fmt.Errorf("a stored version has %d bytes; want %d", len(version), len(r.Version))
 	}
@@ -152,20 +171,16 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	if next.State == nil {
 		next.State = []byte{} // nil would be NULL
 	}
-	var result sql.Result
+	var done bool
 	var err error
-	if old == (verify.Version{}) {
-		result, err = db.insert.ExecContext(ctx, string(n), next.Version[:], next.BegunAt, next.State)
+	if db.swaps != nil {
+		done, err = db.swapInCrowd(ctx, n, old, next)
 	} else {
-		result, err = db.update.ExecContext(ctx, next.Version[:], next.BegunAt, next.State, string(n), old[:])
-	}
-	var rows int64
-	if err == nil {
-		rows, err = result.RowsAffected()
+		done, err = swap(ctx, db.insert, db.update, n, old, next)
 	}
 	switch v := db.judge(err); {
 	case err == nil:
-		return rows == 1, nil
+		return done, nil
 	case v&lostRace != 0:
 		return false, nil
 	case v&noEffect != 0:
@@ -173,6 +188,21 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	default:
 		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.engine.loggable(err))
 	}
+}
+
+func swap(ctx context.Context, insert, update *sql.Stmt, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	var result sql.Result
+	var err error
+	if old == (verify.Version{}) {
+		result, err = insert.ExecContext(ctx, string(n), next.Version[:], next.BegunAt, next.State)
+	} else {
+		result, err = update.ExecContext(ctx, next.Version[:], next.BegunAt, next.State, string(n), old[:])
+	}
+	if err != nil {
+		return false, err
+	}
+	rows, err := result.RowsAffected()
+	return rows == 1, err
 }
 
 // Ready reports whether the table can be read and written now. It changes nothing.
@@ -197,13 +227,17 @@ func (db *DB) probe(ctx context.Context) error {
 // guarantees, and what to do about each.
 func (db *DB) Warnings(ctx context.Context) []string { return db.engine.warnings(ctx, db.pool) }
 
-// Close closes all connections.
-func (db *DB) Close() error { return db.pool.Close() }
+// Close closes all connections. Who still waits is told.
+func (db *DB) Close() error {
+	db.loads.end()
+	db.swaps.end()
+	return db.pool.Close()
+}
 
 func (db *DB) judge(err error) verdict {
 	v := db.engine.judge(err)
-	var connecting *connectError
-	if errors.As(err, &connecting) || errors.Is(err, driver.ErrBadConn) {
+	var surely *withoutEffect
+	if errors.As(err, &surely) || errors.Is(err, driver.ErrBadConn) {
 		// Both drivers return ErrBadConn only before a statement left, and for a
 		// server that refused it as read-only; database/sql repeats on that promise.
 		v |= noEffect
@@ -215,14 +249,15 @@ func (db *DB) judge(err error) verdict {
 // was: no statement can have left.
 type connector struct{ driver.Connector }
 
-type connectError struct{ error }
-
-func (e *connectError) Unwrap() error { return e.error }
-
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
-		return nil, &connectError{err}
+		return nil, &withoutEffect{err}
 	}
 	return conn, nil
 }
+
+// withoutEffect marks the error of a statement that surely was not done.
+type withoutEffect struct{ error }
+
+func (e *withoutEffect) Unwrap() error { return e.error }

@@ -31,7 +31,7 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 		if got := db.judge(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
 			t.Errorf("%v (%s): got verdict %04b, want %04b", c.err, c.about, got, c.want)
 		}
-		if got, want := db.judge(&connectError{c.err}), c.want|noEffect; got != want {
+		if got, want := db.judge(&withoutEffect{c.err}), c.want|noEffect; got != want {
 			t.Errorf("%v (%s) while connecting: got verdict %04b, want %04b", c.err, c.about, got, want)
 		}
 	}
@@ -75,7 +75,7 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 		{driver.ErrBadConn, noEffect | notUp, "nothing was sent"},
 		{mysql.ErrInvalidConn, notUp, "connection lost after the statement left"},
 		{&net.OpError{Op: "write", Err: syscall.EPIPE}, notUp, "half a statement left"},
-		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, notUp, "noEffect by its connectError"},
+		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, notUp, "noEffect by its withoutEffect"},
 		{&net.DNSError{Name: "db", IsNotFound: true}, notUp, "the name is not known yet"},
 		{context.DeadlineExceeded, notUp, "the statement may be running"},
 		{context.Canceled, unknown, "the statement may be running"},
@@ -169,7 +169,7 @@ func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
 	duplicate := &mysql.MySQLError{Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'}, Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'"}
 	for err, want := range map[error]string{
 		duplicate: "MySQL error 1062 (23000): the row is there already",
-		&connectError{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000): the row is there already",
+		&withoutEffect{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000): the row is there already",
 		number(1040):        "MySQL error 1040: too many connections",
 		number(1105):        "MySQL error 1105",
 		driver.ErrBadConn:   "driver: bad connection (the server went away or is read-only)",
