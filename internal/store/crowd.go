@@ -115,14 +115,16 @@ func (db *DB) serveLoads(all []loading) {
 	all = slices.DeleteFunc(all, func(l loading) bool { return l.ctx.Err() != nil })
 	ctx, cancel := context.WithTimeout(context.Background(), loadPatience)
 	defer cancel()
-	if len(all) == 1 {
+	switch len(all) {
+	case 0:
+	case 1:
 		record, err := db.read(ctx, all[0].number)
 		all[0].answer <- loaded{record, err}
-		return
-	}
-	records, err := db.readMany(ctx, all)
-	for _, l := range all {
-		l.answer <- loaded{records[l.number], err}
+	default:
+		records, err := db.readMany(ctx, all)
+		for _, l := range all {
+			l.answer <- loaded{records[l.number], err}
+		}
 	}
 }
 

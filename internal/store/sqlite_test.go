@@ -54,11 +54,16 @@ func TestSQLiteErrorsMeanWhatTheyMean(t *testing.T) {
 // openFile returns a handle on a SQLite file that is ready.
 func openFile(t testing.TB, path string) *DB {
 	t.Helper()
+	return openHere(t, "sqlite:"+path)
+}
+
+func openHere(t testing.TB, dsn string) *DB {
+	t.Helper()
 	schema, err := os.ReadFile("../../phonenumberservice.sql")
 	if err != nil {
 		t.Fatal(err)
 	}
-	db, err := Open("sqlite:" + path)
+	db, err := Open(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
