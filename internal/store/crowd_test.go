@@ -90,7 +90,7 @@ func TestATransactionOfManyIsDoneAsAWholeOrNotAtAll(t *testing.T) {
 		fails  bool
 	}{
 		"done":  {before: "SELECT 1", after: "SELECT 1"},
-		"fails": {before: "CREATE TRIGGER full BEFORE INSERT ON phone_numbers WHEN NEW.begun_at = 5 BEGIN SELECT RAISE(ABORT, 'full'); END", after: "DROP TRIGGER full", fails: true},
+		"fails": {before: "CREATE TRIGGER breaks BEFORE INSERT ON phone_numbers WHEN NEW.begun_at = 5 BEGIN SELECT abs(-9223372036854775807 - 1); END", after: "DROP TRIGGER breaks", fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openFile(t, filepath.Join(t.TempDir(), "store.db"))
