@@ -216,11 +216,12 @@ func (s *system) flushes(span time.Duration) stretch {
 		s.b.Fatal(err)
 	}
 	defer file.Close()
-	page := make([]byte, 4096)
-	at := int64(0)
+	page, at := make([]byte, 4096), int64(0)
+	const size = 4 << 20 // as SQLite's log, which is written anew from time to time
+	file.Write(make([]byte, size))
 	return closedLoop(s.b, 1, unbounded, span, func(context.Context, int) error {
 		_, err := file.WriteAt(page, at)
-		at += int64(len(page))
+		at = (at + int64(len(page))) % size
 		return cmp.Or(err, syscall.Fdatasync(int(file.Fd())))
 	})
 }
