@@ -348,20 +348,24 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 }
 
 // recalled are records of numbers that have codes, as this process swapped them in:
-// the next swap need not load what it replaces. It forgets what it gives, and any
-// record when there is no room.
+// the next swap need not load what it replaces. It forgets what it gives, and the
+// oldest where there is no room.
 type recalled struct {
-	mu      sync.Mutex
-	records map[Number]Record
+	mu         sync.Mutex
+	young, old map[Number]Record
 }
 
-const maxRecalled = 1 << 16 // some 15 MB
+const maxYoung = 1 << 15 // with as many old ones some 15 MB
 
 func (r *recalled) take(n Number) (record Record, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	record, ok = r.records[n]
-	delete(r.records, n)
+	for _, records := range []map[Number]Record{r.old, r.young} {
+		if newer, found := records[n]; found {
+			record, ok = newer, true
+			delete(records, n)
+		}
+	}
 	return record, ok
 }
 
@@ -371,16 +375,10 @@ func (r *recalled) put(n Number, record Record) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.records == nil {
-		r.records = map[Number]Record{}
+	if r.young == nil || len(r.young) >= maxYoung {
+		r.young, r.old = map[Number]Record{}, r.young
 	}
-	for old := range r.records {
-		if len(r.records) < maxRecalled {
-			break
-		}
-		delete(r.records, old)
-	}
-	r.records[n] = record
+	r.young[n] = record
 }
 
 // compute returns the record that f makes of current, nil where nothing is to be

@@ -1016,7 +1016,7 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 		}, 0},
 		{"after the last code nothing is remembered", func(t *testing.T, w *world) {
 			check(t, w, "000001", true)
-			if n := len(w.v.recalled.records); n != 0 {
+			if n := len(w.v.recalled.young) + len(w.v.recalled.old); n != 0 {
 				t.Errorf("%d records are remembered, want none", n)
 			}
 			check(t, w, "000001", false)
@@ -1065,16 +1065,31 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 	}
 }
 
-func TestMemoryIsBounded(t *testing.T) {
+func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
 	var r recalled
-	record := Record{State: make([]byte, headerBytes+codeBytes)}
-	for i := range maxRecalled + 100 {
-		r.put(Number(fmt.Sprint(i)), record)
+	number := func(i int) Number { return Number(fmt.Sprint("+", i)) }
+	record := func(i int) Record { return Record{BegunAt: int64(i), State: make([]byte, headerBytes+codeBytes)} }
+	const last = 3*maxYoung - 1
+	for i := range last + 1 {
+		r.put(number(i), record(i))
+		if got := len(r.young) + len(r.old); got > 2*maxYoung {
+			t.Fatalf("%d records are remembered, want %d at most", got, 2*maxYoung)
+		}
 	}
-	if got := len(r.records); got != maxRecalled {
-		t.Errorf("got %d records, want %d", got, maxRecalled)
+	for _, i := range []int{last, last - maxYoung} {
+		if got, ok := r.take(number(i)); !ok || got.BegunAt != int64(i) {
+			t.Errorf("record %d of %d: got %v, %v, want it remembered", i, last, got.BegunAt, ok)
+		}
+		if _, ok := r.take(number(i)); ok {
+			t.Errorf("record %d was given twice", i)
+		}
 	}
-	if _, ok := r.take(Number(fmt.Sprint(maxRecalled + 99))); !ok {
-		t.Error("the newest record is gone, want it kept")
+	if _, ok := r.take(number(0)); ok {
+		t.Error("the oldest record is remembered, want it forgotten")
+	}
+	r.put(number(last-1), record(7)) // it is young; this one is newer
+	r.old[number(last-1)] = record(6)
+	if got, _ := r.take(number(last - 1)); got.BegunAt != 7 {
+		t.Errorf("got record %d, want the newer of two", got.BegunAt)
 	}
 }
