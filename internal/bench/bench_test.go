@@ -70,7 +70,7 @@ type row struct {
 	what                             string
 	perSecond, ratio, p50, p99, p999 []float64
 	service, database, load          []float64 // µs of CPU an operation
-	flushes, loads                   []float64 // a swap
+	flushes, statements              []float64 // a swap
 }
 
 func (r *row) add(s stretch, c cost, ceiling, writes float64) {
@@ -86,7 +86,7 @@ func (r *row) add(s stretch, c cost, ceiling, writes float64) {
 	r.database = append(r.database, float64(c.database.Microseconds())/n)
 	r.load = append(r.load, float64(c.load.Microseconds())/n)
 	r.flushes = append(r.flushes, c.flushes/c.swaps)
-	r.loads = append(r.loads, c.loads/c.swaps)
+	r.statements = append(r.statements, c.statements/c.swaps)
 }
 
 func (s *system) measured(load func() stretch) (stretch, cost) {
@@ -97,11 +97,11 @@ func (s *system) measured(load func() stretch) (stretch, cost) {
 
 func printTable(rows []*row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "\t/s\tof the ceiling\tp50 ms\tp99\tp99.9\tCPU µs: service\tdatabase\tload\tflushes/swap\tloads/swap\t")
+	fmt.Fprintln(w, "\t/s\tof the ceiling\tp50 ms\tp99\tp99.9\tCPU µs: service\tdatabase\tload\tflushes/swap\tstatements/swap\t")
 	for _, r := range rows {
 		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.3f\t%.2f\t\n", r.what,
 			median(r.perSecond), median(r.ratio), median(r.p50), median(r.p99), median(r.p999),
-			median(r.service), median(r.database), median(r.load), median(r.flushes), median(r.loads))
+			median(r.service), median(r.database), median(r.load), median(r.flushes), median(r.statements))
 	}
 	w.Flush()
 }

@@ -266,8 +266,8 @@ func (s *system) flows(callers int, span time.Duration, r *replica, perConnectio
 
 // A cost is what the processes took so far.
 type cost struct {
-	service, database, load time.Duration // of CPU
-	flushes, loads, swaps   float64       // MariaDB's
+	service, database, load    time.Duration // of CPU
+	flushes, statements, swaps float64       // MariaDB's
 }
 
 func (s *system) cost() (c cost) {
@@ -280,7 +280,7 @@ func (s *system) cost() (c cost) {
 		return c
 	}
 	c.database = cpu(s.b, s.pid)
-	for name, value := range map[string]*float64{"Innodb_data_fsyncs": &c.flushes, "Com_select": &c.loads, "Com_update": &c.swaps} {
+	for name, value := range map[string]*float64{"Innodb_data_fsyncs": &c.flushes, "Com_stmt_execute": &c.statements, "Handler_update": &c.swaps} {
 		if err := s.database.QueryRow("SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&name, value); err != nil {
 			s.b.Fatal(err)
 		}
@@ -289,7 +289,7 @@ func (s *system) cost() (c cost) {
 }
 
 func (c cost) since(d cost) cost {
-	return cost{c.service - d.service, c.database - d.database, c.load - d.load, c.flushes - d.flushes, c.loads - d.loads, c.swaps - d.swaps}
+	return cost{c.service - d.service, c.database - d.database, c.load - d.load, c.flushes - d.flushes, c.statements - d.statements, c.swaps - d.swaps}
 }
 
 // cpu is what a process has used, by all its threads, in user and kernel.
@@ -358,9 +358,19 @@ func program(b testing.TB) string {
 
 // profiled writes a CPU profile of r during load to the file of -profile.
 func profiled(r *replica, load func()) {
-	if *profile != "" {
-		r.Signal(syscall.SIGUSR1)
-		defer r.Signal(syscall.SIGUSR1)
+	if *profile == "" {
+		load()
+		return
 	}
+	path := os.Getenv("CPU_PROFILE")
+	os.Remove(path)
+	r.Signal(syscall.SIGUSR1)
 	load()
+	r.Signal(syscall.SIGUSR1)
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }

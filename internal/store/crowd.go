@@ -3,7 +3,10 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +34,7 @@ func newCrowd[T any](workers, most int, serve func([]T)) *crowd[T] {
 			for {
 				select {
 				case first := <-c.asked:
+					runtime.Gosched() // those who are about to ask come along
 					serve(c.with(first, most))
 				case <-c.closed:
 					return
@@ -77,13 +81,22 @@ func (c *crowd[T]) end() {
 	}
 }
 
-// Loads of many numbers are one statement: to a server a statement is more work
-// than a row.
+// To a MySQL server a statement is more work than a row: loads of many numbers are one
+// statement, and so are swaps. Both are prepared in two sizes, and one that is not full
+// repeats a number.
 const (
-	loaders      = 4
-	loadsAtOnce  = 16
-	loadPatience = 3 * time.Second // as a caller's
+	loaders  = 2
+	updaters = 4 // more, since a commit can take longer than a read
+	fewRows  = 16
+	manyRows = 64
+	patience = 3 * time.Second // as a caller's
 )
+
+// scatter has everybody go alone for a while: a connection that hangs, or a row that
+// somebody has locked, is to hold up as few as it can.
+func (db *DB) scatter() { db.scattered.Store(time.Now().Add(10 * time.Second).UnixNano()) }
+
+func (db *DB) isScattered() bool { return time.Now().UnixNano() < db.scattered.Load() }
 
 type loading struct {
 	ctx    context.Context
@@ -113,27 +126,40 @@ func (db *DB) loadInCrowd(ctx context.Context, n verify.Number) (verify.Record, 
 
 func (db *DB) serveLoads(all []loading) {
 	all = slices.DeleteFunc(all, func(l loading) bool { return l.ctx.Err() != nil })
-	ctx, cancel := context.WithTimeout(context.Background(), loadPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	var one verify.Record
+	var each map[verify.Number]verify.Record
+	var err error
 	switch len(all) {
 	case 0:
 	case 1:
-		record, err := db.read(ctx, all[0].number)
-		all[0].answer <- loaded{record, err}
+		one, err = db.read(ctx, all[0].number)
+		all[0].answer <- loaded{one, err}
 	default:
-		records, err := db.readMany(ctx, all)
+		each, err = db.readMany(ctx, all)
 		for _, l := range all {
-			l.answer <- loaded{records[l.number], err}
+			l.answer <- loaded{each[l.number], err}
 		}
+	}
+	if err != nil {
+		db.scatter()
 	}
 }
 
+func loadMany(rows int) string {
+	return "SELECT version, begun_at, state, phone_number FROM phone_numbers WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ")"
+}
+
 func (db *DB) readMany(ctx context.Context, all []loading) (map[verify.Number]verify.Record, error) {
-	var numbers [loadsAtOnce]any
+	load, numbers := db.loadFew, make([]any, fewRows)
+	if len(all) > fewRows {
+		load, numbers = db.loadMany, make([]any, manyRows)
+	}
 	for i := range numbers {
 		numbers[i] = string(all[min(i, len(all)-1)].number) // one that is there twice is found once
 	}
-	rows, err := db.loadMany.QueryContext(ctx, numbers[:]...)
+	rows, err := load.QueryContext(ctx, numbers...)
 	if err != nil {
 		return nil, err
 	}
@@ -150,10 +176,6 @@ func (db *DB) readMany(ctx context.Context, all []loading) (map[verify.Number]ve
 	return records, rows.Err()
 }
 
-// Swaps of many numbers are one transaction where the disk's flush is what costs.
-// MySQL's engines do that by themselves.
-const swapsAtOnce = 256
-
 type swapping struct {
 	number  verify.Number
 	old     verify.Version
@@ -163,12 +185,19 @@ type swapping struct {
 	answer  chan error
 }
 
+// errAlone is the answer to a swap that was surely not done and is to be a statement
+// of its own.
+var errAlone = errors.New("to be swapped alone")
+
 func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	s := &swapping{number: n, old: old, next: next, answer: make(chan error, 1)}
 	err := db.swaps.ask(ctx, s)
 	if err == nil {
 		select {
 		case err = <-s.answer:
+			if err == errAlone { //nolint:errorlint // never wrapped
+				return swap(ctx, db.insert, db.update, n, old, next)
+			}
 			return s.done && err == nil, err
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -182,6 +211,16 @@ func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Versi
 	return false, &withoutEffect{err}
 }
 
+// stillAwaited leaves of all those that their callers wait for, and lets none of
+// these give up any more.
+func stillAwaited(all []*swapping) []*swapping {
+	return slices.DeleteFunc(all, func(s *swapping) bool { return !s.claimed.CompareAndSwap(false, true) })
+}
+
+// With SQLite the disk's flush is what costs: swaps of many numbers are one
+// transaction.
+const swapsAtOnce = 256
+
 // serveSwaps does all in one transaction, or none.
 func (db *DB) serveSwaps(all []*swapping) {
 	err := db.swapTogether(&all)
@@ -190,11 +229,10 @@ func (db *DB) serveSwaps(all []*swapping) {
 	}
 }
 
-// swapTogether leaves of all those that their callers still wait for.
 func (db *DB) swapTogether(all *[]*swapping) error {
 	ctx := context.Background() // that of one must not end the others
 	tx, err := db.pool.BeginTx(ctx, nil)
-	*all = slices.DeleteFunc(*all, func(s *swapping) bool { return !s.claimed.CompareAndSwap(false, true) })
+	*all = stillAwaited(*all)
 	if err != nil {
 		return &withoutEffect{err}
 	}
@@ -208,4 +246,84 @@ func (db *DB) swapTogether(all *[]*swapping) error {
 		}
 	}
 	return tx.Commit()
+}
+
+// updateMany changes all of its rows or fails: a version that is not the old one
+// becomes NULL, which it may not, in a session that is strict as ours are. A
+// transaction of several statements would say more of each, and keep its locks for as
+// long as this process is frozen.
+func updateMany(rows int) string {
+	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
+		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
+		" END, version = CASE" + strings.Repeat(" WHEN phone_number = ? AND version = ? THEN ?", rows) +
+		" END WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ") AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
+}
+
+// serveUpdates does all in one statement. Where one of them loses its race none is
+// done, and each goes alone.
+func (db *DB) serveUpdates(all []*swapping) {
+	together := all[:0]
+	for _, s := range stillAwaited(all) {
+		isNew := s.old == verify.Version{}
+		if isNew || slices.ContainsFunc(together, func(t *swapping) bool { return t.number == s.number }) {
+			s.answer <- errAlone
+			continue
+		}
+		together = append(together, s)
+	}
+	if len(together) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var done bool
+	var err error
+	if len(together) == 1 {
+		s := together[0]
+		done, err = swap(ctx, db.insert, db.update, s.number, s.old, s.next)
+	} else {
+		err = db.updateTogether(ctx, together)
+		done = err == nil
+	}
+	verdict := db.judge(err)
+	if err != nil && verdict&lostRace == 0 {
+		db.scatter()
+	}
+	if verdict&(noEffect|lostRace) != 0 && len(together) > 1 {
+		err = errAlone
+	}
+	for _, s := range together {
+		s.done = done
+		s.answer <- err
+	}
+}
+
+// updateTogether swaps all or none. A row that is gone, which only a purge can do,
+// leaves it unknown whose it was.
+func (db *DB) updateTogether(ctx context.Context, all []*swapping) error {
+	update, rows := db.updateFew, fewRows
+	if len(all) > fewRows {
+		update, rows = db.updateMany, manyRows
+	}
+	args := make([]any, 8*rows)
+	begun, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
+	for i := range rows {
+		number, old, next := string(all[0].number), verify.Version{}, verify.Record{State: []byte{}}
+		if i < len(all) {
+			number, old, next = string(all[i].number), all[i].old, all[i].next
+		}
+		numbers[i] = number
+		begun[2*i], begun[2*i+1] = number, next.BegunAt
+		state[2*i], state[2*i+1] = number, next.State
+		version[3*i], version[3*i+1], version[3*i+2] = number, old[:], next.Version[:]
+	}
+	result, err := update.ExecContext(ctx, args...)
+	if err != nil {
+		return err
+	}
+	changed, err := result.RowsAffected()
+	if err == nil && changed != int64(len(all)) {
+		err = fmt.Errorf("%d of %d rows were there", changed, len(all))
+	}
+	return err
 }

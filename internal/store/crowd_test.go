@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -62,6 +64,152 @@ func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
 			t.Errorf("%s: got no error from a database that is closed", l.number)
 		}
 	}
+}
+
+// Whatever a version or a state is made of: bytes that are no text, among them.
+func randomRecord(begunAt int64) verify.Record {
+	r := verify.Record{BegunAt: begunAt, State: make([]byte, 59)}
+	rand.Read(r.Version[:])
+	rand.Read(r.State)
+	return r
+}
+
+func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
+	nothing := func() {}
+	for name, c := range map[string]struct {
+		rows                 int
+		trouble              func(t *testing.T, db *DB, all []*swapping) (undo func())
+		done, alone, scatter bool // neither done nor to be done alone is unknown
+		unchanged            bool // though unknown
+	}{
+		"two":                {rows: 2, done: true},
+		"as many as are few": {rows: fewRows, done: true},
+		"one more":           {rows: fewRows + 1, done: true},
+		"as many as can be":  {rows: manyRows, done: true},
+		"one lost its race": {rows: 20, alone: true, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
+			all[7].old[0]++
+			return nothing
+		}},
+		"a version of another number": {rows: 2, alone: true, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
+			all[0].old, all[1].old = all[1].old, all[0].old
+			return nothing
+		}},
+		"somebody locked a row": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+			tx, err := db.pool.Begin()
+			if err == nil {
+				_, err = tx.Exec("SELECT state FROM phone_numbers WHERE phone_number = ? FOR UPDATE", string(all[1].number))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() { tx.Rollback() }
+		}},
+		"the table is away": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, _ []*swapping) func() {
+			exec(t, db, "RENAME TABLE phone_numbers TO hidden")
+			return func() { exec(t, db, "RENAME TABLE hidden TO phone_numbers") }
+		}},
+		"a session that a proxy made lax": {rows: 20, scatter: true, unchanged: true, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+			all[7].old[0]++
+			db.pool.SetMaxOpenConns(1)
+			exec(t, db, "SET sql_mode = ''")
+			return nothing
+		}},
+		"a row is gone": {rows: 3, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+			exec(t, db, "DELETE FROM phone_numbers WHERE phone_number = '"+string(all[1].number)+"'")
+			return nothing
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := openHere(t, mariadbtest.DSN(t))
+			db.swaps.end() // to serve by hand
+			asked := func(n verify.Number, old verify.Version) *swapping {
+				return &swapping{number: n, old: old, next: randomRecord(int64(len(n))), answer: make(chan error, 1)}
+			}
+			var all []*swapping
+			before := map[verify.Number]verify.Record{}
+			for i := range c.rows {
+				n := verify.Number(fmt.Sprint("+86186", i))
+				before[n] = randomRecord(int64(i))
+				if done, err := swap(t.Context(), db.insert, db.update, n, verify.Version{}, before[n]); !done || err != nil {
+					t.Fatalf("swap = %v, %v", done, err)
+				}
+				all = append(all, asked(n, before[n].Version))
+			}
+			undo := nothing
+			if c.trouble != nil {
+				undo = c.trouble(t, db, all)
+			}
+			again, fresh, gone := asked(all[0].number, all[0].old), asked("+new", verify.Version{}), asked(all[1].number, all[1].old)
+			gone.claimed.Store(true)
+			db.serveUpdates(append(append([]*swapping{gone}, all...), again, fresh))
+			undo()
+
+			for _, s := range all {
+				err := <-s.answer
+				if s.done != c.done || (err == nil) != c.done || (err == errAlone) != c.alone {
+					t.Errorf("%s: got %v, %v", s.number, s.done, err)
+				}
+				switch {
+				case c.done:
+					mustBeStored(t, db, s.number, s.next)
+				case c.alone, c.unchanged:
+					mustBeStored(t, db, s.number, before[s.number])
+				}
+				if !c.done && !c.alone && db.judge(err) != 0 {
+					t.Errorf("%s: got verdict %04b of %v, want unknown", s.number, db.judge(err), err)
+				}
+			}
+			for _, s := range []*swapping{again, fresh} {
+				if err := <-s.answer; err != errAlone {
+					t.Errorf("%s: got %v, want it told to go alone", s.number, err)
+				}
+			}
+			if len(gone.answer) != 0 {
+				t.Error("who had gone was answered")
+			}
+			if got := db.isScattered(); got != c.scatter {
+				t.Errorf("scattered: got %v, want %v", got, c.scatter)
+			}
+		})
+	}
+}
+
+// Whoever is served with others learns of its own race alone.
+func TestOfRacesInACrowdEachHasOneWinner(t *testing.T) {
+	db := openHere(t, mariadbtest.DSN(t))
+	const numbers, racers, rounds = 40, 3, 5
+	var group sync.WaitGroup
+	for i := range numbers {
+		n := verify.Number(fmt.Sprint("+86186", i))
+		group.Go(func() {
+			var old verify.Record
+			for round := range rounds {
+				var (
+					race    sync.WaitGroup
+					won     = make([]bool, racers)
+					records = make([]verify.Record, racers)
+				)
+				for racer := range racers {
+					records[racer] = randomRecord(int64(round))
+					race.Go(func() {
+						var err error
+						if won[racer], err = db.Swap(t.Context(), n, old.Version, records[racer]); err != nil {
+							t.Errorf("%s: Swap: %v", n, err)
+						}
+					})
+				}
+				race.Wait()
+				winner := slices.Index(won, true)
+				if winner < 0 || slices.Contains(won[winner+1:], true) {
+					t.Errorf("%s: got the winners %v, want one", n, won)
+					return
+				}
+				old = records[winner]
+				mustBeStored(t, db, n, old)
+			}
+		})
+	}
+	group.Wait()
 }
 
 // A caller who gave up before the transaction began was told "no effect", for good.

@@ -32,6 +32,7 @@ var mysqlErrors = map[uint16]mysqlError{
 	1044: {noEffect, "the user may not use the database"},
 	1045: {noEffect, "the user or the password is wrong"},
 	1047: {noEffect | notUp, "the Galera node has no quorum or is not in sync"},
+	1048: {lostRace, "a version has changed"}, // see updateMany
 	1049: {noEffect, "the database does not exist"},
 	1053: {notUp, "the server shuts down"}, // perhaps in the middle of the statement
 	1054: {noEffect, "a column is missing"},
@@ -82,11 +83,30 @@ func openMySQL(dsn string) (*DB, error) {
 	if err != nil {
 		return nil, errDSN
 	}
-	pool := sql.OpenDB(connector{inner})
+	pool := sql.OpenDB(connector{impatient{inner}})
 	pool.SetMaxOpenConns(mysqlConnections)
 	pool.SetMaxIdleConns(mysqlConnections)
 	pool.SetConnMaxLifetime(mysqlConnLifetime)
 	return &DB{engine: mysqlEngine{cfg.DBName}, pool: pool}, nil
+}
+
+// impatient sessions wait for a lock for a second at most: less than a caller does, who
+// then knows that nothing was done. An engine that does not know the variable is
+// taken as it is.
+type impatient struct{ driver.Connector }
+
+func (c impatient) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, err = conn.(driver.ExecerContext).ExecContext(ctx, "SET innodb_lock_wait_timeout = 1", nil)
+	var server *mysql.MySQLError
+	if err != nil && !errors.As(err, &server) {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 var errDSN = errors.New("the data source name cannot be read; want " + dsnForms +
@@ -129,8 +149,11 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	return cfg, nil
 }
 
-func (mysqlEngine) provide() error    { return nil }
-func (mysqlEngine) form(db *DB)       { db.loads = newCrowd(loaders, loadsAtOnce, db.serveLoads) }
+func (mysqlEngine) provide() error { return nil }
+func (mysqlEngine) form(db *DB) {
+	db.loads = newCrowd(loaders, manyRows, db.serveLoads)
+	db.swaps = newCrowd(updaters, manyRows, db.serveUpdates)
+}
 func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
 
 func (mysqlEngine) judge(err error) verdict {

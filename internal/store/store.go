@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -27,11 +28,13 @@ type DB struct {
 	engine engine
 	pool   *sql.DB
 
-	load, loadMany, insert, update *sql.Stmt
+	load, loadFew, loadMany, insert, update, updateFew, updateMany *sql.Stmt
 
 	// Where an engine does better with many at once; nil where it does not.
 	loads *crowd[loading]
 	swaps *crowd[*swapping]
+
+	scattered atomic.Int64 // until when all go alone, in nanoseconds since 1970
 }
 
 // An engine is what differs between the databases.
@@ -114,8 +117,11 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 		text string
 	}{
 		{&db.load, "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"},
-		{&db.loadMany, "SELECT version, begun_at, state, phone_number FROM phone_numbers WHERE phone_number IN (?" + strings.Repeat(", ?", loadsAtOnce-1) + ")"},
+		{&db.loadFew, loadMany(fewRows)},
+		{&db.loadMany, loadMany(manyRows)},
 		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.engine.doNothing()},
+		{&db.updateFew, updateMany(fewRows)},
+		{&db.updateMany, updateMany(manyRows)},
 		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
 	} {
 		if *s.stmt != nil {
@@ -132,7 +138,7 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 // Load implements verify.Store.
 func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
 	read := db.read
-	if db.loads != nil {
+	if db.loads != nil && !db.isScattered() {
 		read = db.loadInCrowd
 	}
 	r, err := read(ctx, n)
@@ -173,7 +179,7 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	}
 	var done bool
 	var err error
-	if db.swaps != nil {
+	if db.swaps != nil && !db.isScattered() {
 		done, err = db.swapInCrowd(ctx, n, old, next)
 	} else {
 		done, err = swap(ctx, db.insert, db.update, n, old, next)

@@ -48,6 +48,7 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 		{number(1044), noEffect, "no access to the database"},
 		{number(1045), noEffect, "user or password"},
 		{number(1047), noEffect | notUp, "Galera node is not primary"},
+		{number(1048), lostRace, "a version has changed, among updates that are done together"},
 		{number(1049), noEffect, "unknown database"},
 		{number(1053), notUp, "shutdown in progress"},
 		{number(1054), noEffect, "unknown column"},

@@ -360,10 +360,10 @@ const maxYoung = 1 << 15 // with as many old ones some 15 MB
 func (r *recalled) take(n Number) (record Record, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, records := range []map[Number]Record{r.old, r.young} {
-		if newer, found := records[n]; found {
-			record, ok = newer, true
+	for _, records := range []map[Number]Record{r.young, r.old} {
+		if record, ok = records[n]; ok {
 			delete(records, n)
+			break
 		}
 	}
 	return record, ok
