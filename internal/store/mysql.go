@@ -154,6 +154,15 @@ func (mysqlEngine) form(db *DB) {
 	db.loads = newCrowd(loaders, manyRows, db.serveLoads)
 	db.swaps = newCrowd(updaters, manyRows, db.serveUpdates)
 }
+func (mysqlEngine) ofMany(db *DB) []statement {
+	return []statement{
+		{&db.loadFew, loadMany(fewRows)},
+		{&db.loadMany, loadMany(manyRows)},
+		{&db.updateFew, updateMany(fewRows)},
+		{&db.updateMany, updateMany(manyRows)},
+	}
+}
+
 func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
 
 func (mysqlEngine) judge(err error) verdict {

@@ -74,6 +74,8 @@ func (e sqliteEngine) provide() error {
 	return err
 }
 
+func (sqliteEngine) ofMany(*DB) []statement { return nil }
+
 func (sqliteEngine) form(db *DB) { db.swaps = newCrowd(1, swapsAtOnce, db.serveSwaps) }
 
 func (sqliteEngine) doNothing() string { return " ON CONFLICT (phone_number) DO NOTHING" }

@@ -28,7 +28,8 @@ type DB struct {
 	engine engine
 	pool   *sql.DB
 
-	load, loadFew, loadMany, insert, update, updateFew, updateMany *sql.Stmt
+	load, insert, update                     *sql.Stmt
+	loadFew, loadMany, updateFew, updateMany *sql.Stmt // see crowd.go
 
 	// Where an engine does better with many at once; nil where it does not.
 	loads *crowd[loading]
@@ -50,8 +51,9 @@ type engine interface {
 	// advice says what cures an error of Prepare, "" where nothing is known.
 	advice(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
-	// form makes the crowds that pay with this engine.
+	// form makes the crowds that pay with this engine, ofMany says what they need.
 	form(db *DB)
+	ofMany(db *DB) []statement
 }
 
 // A verdict is what an error says of the statement that met it. Zero, that of
@@ -111,19 +113,17 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 	return err
 }
 
+type statement struct {
+	stmt **sql.Stmt
+	text string
+}
+
 func (db *DB) prepareStatements(ctx context.Context) error {
-	for _, s := range []struct {
-		stmt **sql.Stmt
-		text string
-	}{
+	for _, s := range append([]statement{
 		{&db.load, "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"},
-		{&db.loadFew, loadMany(fewRows)},
-		{&db.loadMany, loadMany(manyRows)},
 		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.engine.doNothing()},
-		{&db.updateFew, updateMany(fewRows)},
-		{&db.updateMany, updateMany(manyRows)},
 		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
-	} {
+	}, db.engine.ofMany(db)...) {
 		if *s.stmt != nil {
 			continue // an earlier attempt got this far
 		}
