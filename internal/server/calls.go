@@ -93,11 +93,10 @@ func logCall(log *slog.Logger, method string, code codes.Code, n *notes, start t
 	if errors.Is(err, verify.ErrCallerGone) {
 		level = slog.LevelInfo
 	}
-	attrs := []slog.Attr{
+	attrs := append(make([]slog.Attr, 0, 7),
 		slog.String("method", method[strings.LastIndexByte(method, '/')+1:]),
 		slog.String("status", code.String()),
-		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000),
-	}
+		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000))
 	if n.number != "" {
 		attrs = append(attrs, slog.String("number", n.number))
 	}

@@ -41,7 +41,7 @@ func onBothStores(t *testing.T, test func(t *testing.T, replicas []*store.DB)) {
 	})
 }
 
-func openStore(t *testing.T, dsn string) *store.DB {
+func openStore(t testing.TB, dsn string) *store.DB {
 	t.Helper()
 	schema, err := os.ReadFile("../../phonenumberservice.sql")
 	if err != nil {
@@ -70,7 +70,7 @@ type replica struct {
 
 // start runs the service; a test changes what it needs in config, whose Verifier
 // is complete but for the Sender.
-func start(t *testing.T, db *store.DB, sender verify.Sender, change ...func(*server.Config)) *replica {
+func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*server.Config)) *replica {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -134,7 +134,7 @@ func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
 }
 
 // send sends a code to number and fails the test unless that succeeds.
-func (r *replica) send(t *testing.T, number string) {
+func (r *replica) send(t testing.TB, number string) {
 	t.Helper()
 	if _, err := r.SendSMS(t.Context(), request(number)); err != nil {
 		t.Fatalf("SendSMS: %v", err)

@@ -90,9 +90,7 @@ func (k Keys) candidates(n Number, code string) []MAC {
 
 func mac(key []byte, n Number, code string) (sum MAC) {
 	h := hmac.New(sha256.New, key)
-	io.WriteString(h, string(n)) // E.164: the zero byte cannot be part of it
-	h.Write([]byte{0})
-	io.WriteString(h, code)
+	h.Write([]byte(string(n) + "\x00" + code)) // a zero byte cannot be part of E.164
 	h.Sum(sum[:0])
 	return sum
 }

@@ -1,0 +1,75 @@
+package server_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// empty answers at once.
+type empty struct {
+	pb.UnimplementedPhoneNumberServiceServer
+}
+
+func (empty) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse, error) {
+	return &pb.ValidResponse{}, nil
+}
+
+// BenchmarkCall compares Valid, on a replica that remembers the number, with a call of
+// a server that does nothing. Both count their client too.
+func BenchmarkCall(b *testing.B) {
+	const looks = verify.MaxAttemptLimit
+	number := freshNumber()
+	guess := &pb.ValidRequest{PhoneNumber: number, Code: "000000"}
+
+	b.Run("empty", func(b *testing.B) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		s := grpc.NewServer()
+		pb.RegisterPhoneNumberServiceServer(s, empty{})
+		go s.Serve(listener)
+		defer s.Stop()
+		conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		client := pb.NewPhoneNumberServiceClient(conn)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := client.Valid(b.Context(), guess); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("Valid", func(b *testing.B) {
+		sender := senderFunc(func(verify.Message) (verify.Receipt, error) { return verify.Receipt{}, nil })
+		r := start(b, openStore(b, mariadbtest.DSN(b)), sender, func(c *server.Config) {
+			c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+			c.Verifier.Rules.AttemptLimit = looks
+		})
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if i%looks == 0 {
+				b.StopTimer()
+				r.send(b, number)
+				b.StartTimer()
+			}
+			if _, err := r.Valid(b.Context(), guess); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
