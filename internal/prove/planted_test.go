@@ -40,6 +40,12 @@ var plantedBugs = []plantedBug{
 		as: "is Illegal",
 	},
 	{
+		name:  "swaps of many without their versions",
+		edits: []edit{{"internal/store/crowd.go", " WHEN phone_number = ? AND version = ? THEN ?", " WHEN phone_number = ? AND (version = ? OR 1) THEN ?"}},
+		proof: undisturbed, caught: "TestCallsAreLinearizable",
+		as: "is Illegal",
+	},
+	{
 		name: "swap repeated with a new version after an unknown outcome",
 		edits: []edit{
 			{verifier, `pending, lastErr = next, err //`, `lastErr = err //`},

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,22 +21,32 @@ var errClosed = errors.New("the store is closed")
 // A crowd hands what many callers ask for to few workers, each of whom takes all
 // that waits when it is free, up to a bound: the busier, the cheaper each is. A
 // caller who is alone waits for nobody.
-type crowd[T any] struct {
+type crowd[T interface{ fail(error) }] struct {
 	asked   chan T
 	closed  chan struct{}
 	close   sync.Once
 	workers sync.WaitGroup
 }
 
-func newCrowd[T any](workers, most int, serve func([]T)) *crowd[T] {
+func newCrowd[T interface{ fail(error) }](workers, most int, serve func([]T)) *crowd[T] {
 	c := &crowd[T]{asked: make(chan T, most), closed: make(chan struct{})}
+	surviving := func(all []T) {
+		defer func() {
+			if p := recover(); p != nil { // its value could hold a number
+				for _, one := range all {
+					one.fail(fmt.Errorf("panic with a %T", p))
+				}
+			}
+		}()
+		serve(all)
+	}
 	for range workers {
 		c.workers.Go(func() {
 			for {
 				select {
 				case first := <-c.asked:
 					runtime.Gosched() // those who are about to ask come along
-					serve(c.with(first, most))
+					surviving(c.with(first, most))
 				case <-c.closed:
 					return
 				}
@@ -89,7 +100,8 @@ const (
 	updaters = 4 // more, since a commit can take longer than a read
 	fewRows  = 16
 	manyRows = 64
-	patience = 3 * time.Second // as a caller's
+	// Shorter than a caller's, who can then still find out alone what was done.
+	patience = 1500 * time.Millisecond
 )
 
 // scatter has everybody go alone for a while: a connection that hangs, or a row that
@@ -109,6 +121,14 @@ type loaded struct {
 	err    error
 }
 
+// fail answers who was not answered yet.
+func (l loading) fail(err error) {
+	select {
+	case l.answer <- loaded{err: err}:
+	default:
+	}
+}
+
 func (db *DB) loadInCrowd(ctx context.Context, n verify.Number) (verify.Record, error) {
 	l := loading{ctx, n, make(chan loaded, 1)}
 	if err := db.loads.ask(ctx, l); err != nil {
@@ -116,6 +136,9 @@ func (db *DB) loadInCrowd(ctx context.Context, n verify.Number) (verify.Record, 
 	}
 	select {
 	case a := <-l.answer:
+		if a.err == errAlone { //nolint:errorlint // never wrapped
+			return db.read(ctx, n)
+		}
 		return a.record, a.err
 	case <-ctx.Done():
 		return verify.Record{}, ctx.Err()
@@ -131,9 +154,13 @@ func (db *DB) serveLoads(all []loading) {
 	var one verify.Record
 	var each map[verify.Number]verify.Record
 	var err error
-	switch len(all) {
-	case 0:
-	case 1:
+	switch {
+	case len(all) == 0:
+	case db.isScattered():
+		for _, l := range all {
+			l.answer <- loaded{err: errAlone}
+		}
+	case len(all) == 1:
 		one, err = db.read(ctx, all[0].number)
 		all[0].answer <- loaded{one, err}
 	default:
@@ -185,8 +212,18 @@ type swapping struct {
 	answer  chan error
 }
 
-// errAlone is the answer to a swap that was surely not done and is to be a statement
-// of its own.
+// fail answers who was not answered yet. s is nil for who had given up.
+func (s *swapping) fail(err error) {
+	if s != nil {
+		select {
+		case s.answer <- err:
+		default:
+		}
+	}
+}
+
+// errAlone is the answer to who was surely not served and is to be a statement of his
+// own, which no other can hold up.
 var errAlone = errors.New("to be swapped alone")
 
 func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
@@ -259,47 +296,55 @@ func updateMany(rows int) string {
 		" END WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ") AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
 }
 
-// serveUpdates does all in one statement. Where one of them loses its race none is
-// done, and each goes alone.
+// serveUpdates does all in one statement, but for numbers that are there twice.
 func (db *DB) serveUpdates(all []*swapping) {
 	together := all[:0]
+	scattered := db.isScattered()
 	for _, s := range stillAwaited(all) {
-		isNew := s.old == verify.Version{}
-		if isNew || slices.ContainsFunc(together, func(t *swapping) bool { return t.number == s.number }) {
+		if scattered || slices.ContainsFunc(together, func(t *swapping) bool { return t.number == s.number }) {
 			s.answer <- errAlone
 			continue
 		}
 		together = append(together, s)
 	}
-	if len(together) == 0 {
-		return
+	if len(together) > 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		db.updateOrHalve(ctx, together)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
+}
+
+// updateOrHalve does all in one statement. Where one of them lost its race none was done:
+// then each half is one, and so on.
+func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
 	var done bool
 	var err error
-	if len(together) == 1 {
-		s := together[0]
-		done, err = swap(ctx, db.insert, db.update, s.number, s.old, s.next)
+	if len(all) == 1 {
+		done, err = swap(ctx, db.insert, db.update, all[0].number, all[0].old, all[0].next)
 	} else {
-		err = db.updateTogether(ctx, together)
+		err = db.updateTogether(ctx, all)
 		done = err == nil
 	}
 	verdict := db.judge(err)
+	if verdict&lostRace != 0 && len(all) > 1 {
+		db.updateOrHalve(ctx, all[:len(all)/2])
+		db.updateOrHalve(ctx, all[len(all)/2:])
+		return
+	}
 	if err != nil && verdict&lostRace == 0 {
 		db.scatter()
 	}
-	if verdict&(noEffect|lostRace) != 0 && len(together) > 1 {
+	if verdict&noEffect != 0 && len(all) > 1 {
 		err = errAlone
 	}
-	for _, s := range together {
+	for _, s := range all {
 		s.done = done
 		s.answer <- err
 	}
 }
 
-// updateTogether swaps all or none. A row that is gone, which only a purge can do,
-// leaves it unknown whose it was.
+// updateTogether swaps all or none. A row that is gone, as after a purge, leaves it
+// unknown whose it was.
 func (db *DB) updateTogether(ctx context.Context, all []*swapping) error {
 	update, rows := db.updateFew, fewRows
 	if len(all) > fewRows {
@@ -308,14 +353,16 @@ func (db *DB) updateTogether(ctx context.Context, all []*swapping) error {
 	args := make([]any, 8*rows)
 	begun, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
 	for i := range rows {
-		number, old, next := string(all[0].number), verify.Version{}, verify.Record{State: []byte{}}
+		var number string
+		var old []byte // NULL, which equals nothing
+		next := verify.Record{State: []byte{}}
 		if i < len(all) {
-			number, old, next = string(all[i].number), all[i].old, all[i].next
+			number, old, next = string(all[i].number), all[i].old[:], all[i].next
 		}
-		numbers[i] = number
+		numbers[i] = cmp.Or(number, string(all[0].number))
 		begun[2*i], begun[2*i+1] = number, next.BegunAt
 		state[2*i], state[2*i+1] = number, next.State
-		version[3*i], version[3*i+1], version[3*i+2] = number, old[:], next.Version[:]
+		version[3*i], version[3*i+1], version[3*i+2] = number, old, next.Version[:]
 	}
 	result, err := update.ExecContext(ctx, args...)
 	if err != nil {

@@ -81,16 +81,28 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 		trouble              func(t *testing.T, db *DB, all []*swapping) (undo func())
 		done, alone, scatter bool // neither done nor to be done alone is unknown
 		unchanged            bool // though unknown
+		losers               []int
 	}{
 		"two":                {rows: 2, done: true},
 		"as many as are few": {rows: fewRows, done: true},
 		"one more":           {rows: fewRows + 1, done: true},
 		"as many as can be":  {rows: manyRows, done: true},
-		"one lost its race": {rows: 20, alone: true, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
+		"two lost their race": {rows: 21, done: true, losers: []int{7, 20}, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
 			all[7].old[0]++
+			all[20].old = verify.Version{1}
 			return nothing
 		}},
-		"a version of another number": {rows: 2, alone: true, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
+		"the first lost its race": {rows: 3, done: true, losers: []int{0}, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+			all[0].old[0]++
+			exec(t, db, "UPDATE phone_numbers SET version = REPEAT(x'00', 16) WHERE phone_number = '"+string(all[0].number)+"'")
+			return func() {
+				all[0].old[0]--
+				if _, err := db.pool.Exec("UPDATE phone_numbers SET version = ? WHERE version = REPEAT(x'00', 16)", all[0].old[:]); err != nil {
+					t.Error(err)
+				}
+			}
+		}},
+		"a version of another number": {rows: 2, done: true, losers: []int{0, 1}, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
 			all[0].old, all[1].old = all[1].old, all[0].old
 			return nothing
 		}},
@@ -139,17 +151,20 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			if c.trouble != nil {
 				undo = c.trouble(t, db, all)
 			}
-			again, fresh, gone := asked(all[0].number, all[0].old), asked("+new", verify.Version{}), asked(all[1].number, all[1].old)
+			again, gone := asked(all[0].number, all[0].old), asked(all[1].number, all[1].old)
 			gone.claimed.Store(true)
-			db.serveUpdates(append(append([]*swapping{gone}, all...), again, fresh))
+			db.serveUpdates(append(append([]*swapping{gone}, all...), again))
 			undo()
 
-			for _, s := range all {
+			for i, s := range all {
 				err := <-s.answer
-				if s.done != c.done || (err == nil) != c.done || (err == errAlone) != c.alone {
+				lost := slices.Contains(c.losers, i)
+				if s.done != (c.done && !lost) || (err == nil) != c.done || (err == errAlone) != c.alone {
 					t.Errorf("%s: got %v, %v", s.number, s.done, err)
 				}
 				switch {
+				case lost:
+					mustBeStored(t, db, s.number, before[s.number])
 				case c.done:
 					mustBeStored(t, db, s.number, s.next)
 				case c.alone, c.unchanged:
@@ -159,10 +174,8 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 					t.Errorf("%s: got verdict %04b of %v, want unknown", s.number, db.judge(err), err)
 				}
 			}
-			for _, s := range []*swapping{again, fresh} {
-				if err := <-s.answer; err != errAlone {
-					t.Errorf("%s: got %v, want it told to go alone", s.number, err)
-				}
+			if err := <-again.answer; err != errAlone {
+				t.Errorf("the same number again: got %v, want it told to go alone", err)
 			}
 			if len(gone.answer) != 0 {
 				t.Error("who had gone was answered")
@@ -171,6 +184,25 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 				t.Errorf("scattered: got %v, want %v", got, c.scatter)
 			}
 		})
+	}
+}
+
+func TestAPanicIsTheErrorOfThoseWhoAreServed(t *testing.T) {
+	c := newCrowd(1, 8, func(all []*swapping) {
+		if all[0].number == "+1" {
+			panic("a statement with +8618612345678")
+		}
+		all[0].answer <- nil
+	})
+	defer c.end()
+	for _, n := range []verify.Number{"+1", "+2"} { // who comes after it is served
+		s := &swapping{number: n, answer: make(chan error, 1)}
+		if err := c.ask(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-s.answer; (err != nil) != (n == "+1") || err != nil && err.Error() != "panic with a string" {
+			t.Errorf("%s: got %v", n, err)
+		}
 	}
 }
 

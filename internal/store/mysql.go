@@ -83,7 +83,10 @@ func openMySQL(dsn string) (*DB, error) {
 	if err != nil {
 		return nil, errDSN
 	}
-	pool := sql.OpenDB(connector{impatient{inner}})
+	if cfg.Params["innodb_lock_wait_timeout"] == "" {
+		inner = impatient{inner}
+	}
+	pool := sql.OpenDB(connector{inner})
 	pool.SetMaxOpenConns(mysqlConnections)
 	pool.SetMaxIdleConns(mysqlConnections)
 	pool.SetConnMaxLifetime(mysqlConnLifetime)

@@ -76,7 +76,9 @@ func (e sqliteEngine) provide() error {
 
 func (sqliteEngine) ofMany(*DB) []statement { return nil }
 
-func (sqliteEngine) form(db *DB) { db.swaps = newCrowd(1, swapsAtOnce, db.serveSwaps) }
+func (sqliteEngine) form(db *DB) {
+	db.swaps, db.inserts = newCrowd(1, swapsAtOnce, db.serveSwaps), true
+}
 
 func (sqliteEngine) doNothing() string { return " ON CONFLICT (phone_number) DO NOTHING" }
 

@@ -32,8 +32,9 @@ type DB struct {
 	loadFew, loadMany, updateFew, updateMany *sql.Stmt // see crowd.go
 
 	// Where an engine does better with many at once; nil where it does not.
-	loads *crowd[loading]
-	swaps *crowd[*swapping]
+	loads   *crowd[loading]
+	swaps   *crowd[*swapping]
+	inserts bool // the swaps take those of new numbers too
 
 	scattered atomic.Int64 // until when all go alone, in nanoseconds since 1970
 }
@@ -179,7 +180,7 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	}
 	var done bool
 	var err error
-	if db.swaps != nil && !db.isScattered() {
+	if db.swaps != nil && (db.inserts || old != verify.Version{}) && !db.isScattered() {
 		done, err = db.swapInCrowd(ctx, n, old, next)
 	} else {
 		done, err = swap(ctx, db.insert, db.update, n, old, next)

@@ -43,7 +43,8 @@ func (m *memory) state() State {
 func (m *memory) write(change func(State) State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.record = Record{State: change(mustDecode(m.record)).encode()}
+	s := change(mustDecode(m.record))
+	m.record = Record{State: s.encode(), BegunAt: s.Last}
 	rand.Read(m.record.Version[:])
 	m.history = append(m.history, m.record)
 }

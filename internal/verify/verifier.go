@@ -281,6 +281,9 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 		lastErr  error
 	)
 	current, fromMemory := v.recalled.take(n)
+	if v.Now().UnixMicro()-current.BegunAt >= v.Rules.CodeTTL.Microseconds() {
+		fromMemory = false // a lot can have happened elsewhere
+	}
 	// The cause as text only: an error that is both answers would mean the one
 	// that is asked for first.
 	giveUp := func(cause error) error {

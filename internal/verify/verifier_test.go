@@ -1030,6 +1030,15 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 			checked(&w.store.memory, "000001")
 			check(t, w, "000001", false)
 		}, 1},
+		{"all that is remembered has expired: the next send loads, and swaps once", func(t *testing.T, w *world) {
+			time.Sleep(testRules.CodeTTL)
+			swaps := 0
+			w.store.swap = func(context.Context) error { swaps++; return nil }
+			checked(&w.store.memory, "") // another replica wrote
+			if _, err := w.v.Send(t.Context(), someone, "", ""); err != nil || swaps != 2 {
+				t.Errorf("send: got %v and %d swaps, want nil and 2, a begin and a confirm", err, swaps)
+			}
+		}, 1},
 		{"all that is remembered has expired, and another replica sent since", func(t *testing.T, w *world) {
 			time.Sleep(testRules.CodeTTL)
 			sent(t, &w.store.memory, "888888")
@@ -1040,7 +1049,7 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 			for range maxCodes - 1 {
 				full, _, _ = testRules.Begin(full, stored("777777"), now())
 			}
-			w.v.recalled.put(someone, Record{Version: w.store.record.Version, State: full.encode()})
+			w.v.recalled.put(someone, Record{Version: w.store.record.Version, State: full.encode(), BegunAt: full.Last})
 			if _, err := w.v.Send(t.Context(), someone, "", ""); err != nil {
 				t.Errorf("send: got %v, want nil", err)
 			}
