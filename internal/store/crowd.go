@@ -314,8 +314,8 @@ func (db *DB) serveUpdates(all []*swapping) {
 	}
 }
 
-// updateOrHalve does all in one statement. Where one of them lost its race none was done:
-// then each half is one, and so on.
+// updateOrHalve does all in one statement. Where one of them lost its race none was
+// done: then each half is one, and a few go alone.
 func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
 	var done bool
 	var err error
@@ -326,7 +326,7 @@ func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
 		done = err == nil
 	}
 	verdict := db.judge(err)
-	if verdict&lostRace != 0 && len(all) > 1 {
+	if verdict&lostRace != 0 && len(all) > fewRows/2 {
 		db.updateOrHalve(ctx, all[:len(all)/2])
 		db.updateOrHalve(ctx, all[len(all)/2:])
 		return
@@ -334,7 +334,7 @@ func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
 	if err != nil && verdict&lostRace == 0 {
 		db.scatter()
 	}
-	if verdict&noEffect != 0 && len(all) > 1 {
+	if verdict&(noEffect|lostRace) != 0 && len(all) > 1 {
 		err = errAlone
 	}
 	for _, s := range all {
@@ -353,9 +353,7 @@ func (db *DB) updateTogether(ctx context.Context, all []*swapping) error {
 	args := make([]any, 8*rows)
 	begun, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
 	for i := range rows {
-		var number string
-		var old []byte // NULL, which equals nothing
-		next := verify.Record{State: []byte{}}
+		number, old, next := "", []byte{}, verify.Record{State: []byte{}} // of a place that is over: no number's
 		if i < len(all) {
 			number, old, next = string(all[i].number), all[i].old[:], all[i].next
 		}
