@@ -273,6 +273,7 @@ func (db *DB) swapTogether(all *[]*swapping) error {
 	if err != nil {
 		return &withoutEffect{err}
 	}
+	defer tx.Rollback() // where something panics
 	insert, update := tx.StmtContext(ctx, db.insert), tx.StmtContext(ctx, db.update)
 	for _, s := range *all {
 		if s.done, err = swap(ctx, insert, update, s.number, s.old, s.next); err != nil {
