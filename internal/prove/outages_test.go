@@ -37,7 +37,8 @@ func TestWhileTheDatabaseIsDownNothingIsSentAndCallsAreAnswered(t *testing.T) {
 		{
 			// A replica that remembers the number sends its swap, which may be done when
 			// the server goes on.
-			"standing still", []codes.Code{codes.Unavailable, codes.Unknown},
+			"standing still",
+			[]codes.Code{codes.Unavailable, codes.Unknown},
 			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGSTOP) },
 			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGCONT) },
 		},

@@ -136,7 +136,7 @@ func (db *DB) loadInCrowd(ctx context.Context, n verify.Number) (verify.Record, 
 	}
 	select {
 	case a := <-l.answer:
-		if a.err == errAlone { //nolint:errorlint // never wrapped
+		if errors.Is(a.err, errAlone) {
 			return db.read(ctx, n)
 		}
 		return a.record, a.err
@@ -232,7 +232,7 @@ func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Versi
 	if err == nil {
 		select {
 		case err = <-s.answer:
-			if err == errAlone { //nolint:errorlint // never wrapped
+			if errors.Is(err, errAlone) {
 				return swap(ctx, db.insert, db.update, n, old, next)
 			}
 			return s.done && err == nil, err

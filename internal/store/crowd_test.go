@@ -151,10 +151,10 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 				err := <-s.answer
 				done, goesAlone := c.done, c.alone
 				if c.losers != nil {
-					goesAlone = err == errAlone || slices.Contains(c.losers, i)
+					goesAlone = errors.Is(err, errAlone) || slices.Contains(c.losers, i)
 					done = !goesAlone
 				}
-				if s.done != done || (err == nil) != done || (err == errAlone) != goesAlone {
+				if s.done != done || (err == nil) != done || errors.Is(err, errAlone) != goesAlone {
 					t.Errorf("%s: got %v, %v", s.number, s.done, err)
 				}
 				switch {
@@ -173,7 +173,7 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			if c.losers != nil && alone > len(c.losers)*fewRows/2 {
 				t.Errorf("%d go alone for %d who lost their race", alone, len(c.losers))
 			}
-			if err := <-again.answer; err != errAlone {
+			if err := <-again.answer; !errors.Is(err, errAlone) {
 				t.Errorf("the same number again: got %v, want it told to go alone", err)
 			}
 			if len(gone.answer) != 0 {

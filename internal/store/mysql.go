@@ -157,6 +157,7 @@ func (mysqlEngine) form(db *DB) {
 	db.loads = newCrowd(loaders, manyRows, db.serveLoads)
 	db.swaps = newCrowd(updaters, manyRows, db.serveUpdates)
 }
+
 func (mysqlEngine) ofMany(db *DB) []statement {
 	return []statement{
 		{&db.loadFew, loadMany(fewRows)},
