@@ -224,7 +224,7 @@ func (s *swapping) fail(err error) {
 
 // errAlone is the answer to who was surely not served and is to be a statement of his
 // own, which no other can hold up.
-var errAlone = errors.New("to be swapped alone")
+var errAlone = errors.New("to be served alone")
 
 func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	s := &swapping{number: n, old: old, next: next, answer: make(chan error, 1)}
