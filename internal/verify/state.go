@@ -118,6 +118,25 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 	return State{Last: s.Last, Codes: codes}, false, true
 }
 
+// A CodeStatus is what may be told of a stored code: nothing of its digits.
+type CodeStatus struct {
+	Ticket       int64
+	Expires      time.Time
+	AttemptsLeft int
+	Confirmed    bool // the provider accepted it
+}
+
+// Alive tells which codes can still be verified, oldest first.
+func (r Rules) Alive(s State, now int64) []CodeStatus {
+	var alive []CodeStatus
+	for _, c := range r.unexpired(s.Codes, now) {
+		if left := r.AttemptLimit - int(c.Looks); left > 0 {
+			alive = append(alive, CodeStatus{c.Ticket, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), left, c.Confirmed})
+		}
+	}
+	return alive
+}
+
 // unexpired returns a copy of the codes that are not past their life.
 func (r Rules) unexpired(codes []Code, now int64) []Code {
 	kept := make([]Code, 0, len(codes)+1)

@@ -51,6 +51,7 @@ type Message struct {
 	SignName     string // Aliyun's name for who sends: the text in 【】
 	TemplateCode string
 	Code         string // six decimal digits
+	Ticket       int64  // names the send within its number, as CodeStatus does
 }
 
 // A Receipt is what the provider said of an accepted SMS.
@@ -118,7 +119,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
 	defer cancel()
-	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})
+	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, Ticket: ticket})
 	if err == nil {
 		if !v.settle(n, func(s State, now int64) State { return v.Rules.Confirm(s, ticket, now) }) {
 			return receipt, ErrSentNotConfirmed
@@ -236,6 +237,20 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (bool, erro
 		return next, changed, nil
 	})
 	return valid && err == nil, err
+}
+
+// Inspect tells which codes of the number are alive, oldest first. It counts
+// nothing, and errors only where the store does or holds what is unreadable.
+func (v *Verifier) Inspect(ctx context.Context, n Number) ([]CodeStatus, error) {
+	record, err := v.Store.Load(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	state, err := decodeState(record.State)
+	if err != nil {
+		return nil, err
+	}
+	return v.Rules.Alive(state, v.Now().UnixMicro()), nil
 }
 
 // LongestSend is the longest that Send takes.

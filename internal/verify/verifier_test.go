@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -100,11 +101,44 @@ func TestSendStoresTheCodeBeforeItAsksAndConfirmsAfter(t *testing.T) {
 		if err != nil || receipt != (Receipt{"biz", "req"}) {
 			t.Errorf("got %v, %v, want the provider's receipt", receipt, err)
 		}
-		if want := (Message{someone, "sign", "template", "000001"}); asked != want {
+		if want := (Message{someone, "sign", "template", "000001", m.state().Last}); asked != want {
 			t.Errorf("got message %v, want %v", asked, want)
 		}
 		if s := m.state(); len(s.Codes) != 1 || !s.Codes[0].Confirmed || m.record.BegunAt != now() {
 			t.Errorf("got state %v, begun at %d, want the code confirmed, %d", s, m.record.BegunAt, now())
+		}
+	})
+}
+
+func TestInspectTellsOfLiveCodesAndCountsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(&m, accept)
+		inspect := func(want ...CodeStatus) {
+			t.Helper()
+			before := m.record
+			got, err := v.Inspect(t.Context(), someone)
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("got %v, %v, want %v", got, err, want)
+			}
+			if !reflect.DeepEqual(m.record, before) {
+				t.Error("it wrote")
+			}
+		}
+		inspect()
+		confirmed := sent(t, &m, "111111")
+		expires := time.UnixMicro(now()).Add(testRules.CodeTTL)
+		inspect(CodeStatus{confirmed, expires, testRules.AttemptLimit, true})
+		checked(&m, wrongGuess)
+		begun := began(t, &m, "222222")
+		inspect(CodeStatus{confirmed, expires, testRules.AttemptLimit - 1, true}, CodeStatus{begun, expires, testRules.AttemptLimit, false})
+		v.Rules.AttemptLimit = 1 // an operator lowered it: what is spent by it is not alive
+		inspect(CodeStatus{begun, expires, 1, false})
+		time.Sleep(testRules.CodeTTL)
+		inspect()
+		m.record.State = []byte{99}
+		if _, err := v.Inspect(t.Context(), someone); !errors.Is(err, ErrStateUnreadable) {
+			t.Errorf("a state of a later version: got %v, want ErrStateUnreadable", err)
 		}
 	})
 }
