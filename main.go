@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -42,7 +43,7 @@ const (
 
 type commands struct {
 	Serve       serveCommand       `cmd:"" default:"withargs" help:"Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET."`
-	Dev         devCommand         `cmd:"" help:"Run for development: nothing installed, nothing stored, no SMS; codes are shown in the terminal and at /inbox.json."`
+	Dev         devCommand         `cmd:"" help:"Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json."`
 	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME, where it is missing, and exit. serve does that by itself."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Exit 0 when the service on this machine is serving, 1 when not."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`
@@ -66,7 +67,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	command := kong.Parse(&commands{},
 		kong.Name("phone-number-service"), kong.Description(description), kong.ShortUsageOnError(),
-		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint},
+		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(sms.FailureKinds(), ", ")},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if err := command.Run(); err != nil {
@@ -88,6 +89,9 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if s.dsn == "sqlite::memory:" {
 		f.add("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", s.dsn)
 	}
+	if os.Getenv(failSends) != "" {
+		f.add("%s is for dev alone", failSends)
+	}
 	aliyun, err := sms.NewAliyun(s.aliyun)
 	if err != nil && s.aliyun.AccessKeyID != "" && s.aliyun.AccessKeySecret != "" {
 		f.add("%v", err)
@@ -107,7 +111,8 @@ func (c *serveCommand) Run(ctx context.Context) error {
 
 type devCommand struct {
 	settings
-	IgnoreCredentials bool `help:"Start although Aliyun credentials are in the environment; they are not used."`
+	FailSends         string `env:"PHONENUMBER_FAIL_SENDS" placeholder:"KIND[:TIMES]" help:"Make all sends fail, or the next TIMES, as at Aliyun: ${failure_kinds}."`
+	IgnoreCredentials bool   `help:"Start although Aliyun credentials are in the environment; they are not used."`
 }
 
 func (c *devCommand) Run(ctx context.Context) error {
@@ -118,6 +123,14 @@ func (c *devCommand) Run(ctx context.Context) error {
 			f.add("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name)
 		}
 	}
+	inbox := &sms.Inbox{Rules: r.rules, Arrived: func(d sms.Delivered) {
+		fmt.Printf("  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
+	}}
+	if c.FailSends != "" {
+		if err := inbox.Fail(sms.ParseFailure(c.FailSends)); err != nil {
+			f.add("--fail-sends (PHONENUMBER_FAIL_SENDS) is %q; it must be KIND or KIND:TIMES: %v", c.FailSends, err)
+		}
+	}
 	db := openStore(&f, "sqlite::memory:")
 	if err := f.err(); err != nil {
 		return err
@@ -126,9 +139,6 @@ func (c *devCommand) Run(ctx context.Context) error {
 	if up, err := prepareStore(ctx, db, r.log); !up {
 		return err
 	}
-	inbox := &sms.Inbox{Arrived: func(d sms.Delivered) {
-		fmt.Printf("  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
-	}}
 	return serve(ctx, r, db, verify.RandomKeys(), inbox, inbox)
 }
 
@@ -170,6 +180,7 @@ func printBanner(w io.Writer, a net.Addr) {
 	}
 	fmt.Fprintf(w, `phone-number-service for development: codes are shown here, no SMS is sent, nothing is kept.
 
+  open this page           http://%[1]s/
   gRPC, JSON and gRPC-Web  %[1]s
   inbox                    http://%[1]s/inbox.json
 

@@ -329,6 +329,8 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 		{"keys with a space", []string{"ALIYUN_ACCESS_KEY_ID=hunter 2", "ALIYUN_ACCESS_KEY_SECRET=hunter 3"}, nil, []string{"access key ID must be printable", "access key secret must be printable", "DATA_SOURCE_NAME is missing"}},
 		{"two data source names", []string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"}, nil, []string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"}},
 		{"credentials beside dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
+		{"a failure that is none", []string{"PHONENUMBER_FAIL_SENDS=limit:3", "PHONENUMBER_REGION=XX"}, []string{"dev"}, []string{"PHONENUMBER_FAIL_SENDS", "limit_minute, limit_hour", "PHONENUMBER_REGION"}},
+		{"failures in production", []string{"PHONENUMBER_FAIL_SENDS=timeout"}, nil, []string{"PHONENUMBER_FAIL_SENDS is for dev alone", "DATA_SOURCE_NAME is missing"}},
 		{"an unknown command", nil, []string{"serv"}, []string{"unexpected argument serv"}},
 		{"an unknown flag", nil, []string{"--prot", "1"}, []string{"unknown flag --prot"}},
 	} {
@@ -347,6 +349,67 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Of all that dev serves, as its description lists it, production has the two calls.
+func TestServeHasNoInboxNoFailuresAndNoPage(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	production := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
+	dev := run(t, nil, "dev").serving(t)
+	var described struct{ Paths map[string]map[string]any }
+	if err := json.Unmarshal([]byte(get(t, dev.Addr, "/openapi.json", 200)), &described); err != nil {
+		t.Fatal(err)
+	}
+	paths := []string{"/page.js", "/page.css", "/words.js", "/openapi.json", "/index.html", "/page/index.html"}
+	for path := range described.Paths {
+		if !strings.HasPrefix(path, "/phonenumberservice.") {
+			paths = append(paths, path)
+		}
+	}
+	if len(paths) < 10 {
+		t.Fatalf("dev describes too little: %v", paths)
+	}
+	for _, path := range paths {
+		for _, method := range []string{"GET", "POST", "PUT", "DELETE"} {
+			q, _ := http.NewRequest(method, "http://"+production.Addr+path, strings.NewReader(`{"kind":"timeout"}`))
+			res, err := http.DefaultClient.Do(q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if res.StatusCode != 404 {
+				t.Errorf("%s %s: got %d; want 404", method, path, res.StatusCode)
+			}
+		}
+	}
+	production.send(t, "18612345678")
+	plain := get(t, production.Addr, "/", 200)
+	version, err := program(nil, "version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"phone-number-service " + strings.TrimSpace(string(version)), "/phonenumberservice.PhoneNumberService/SendSMS", "https://github.com/liulinhuai/phone-number-service"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("/ lacks %q:\n%s", want, plain)
+		}
+	}
+	if strings.Contains(plain, "<") || len(plain) > 500 {
+		t.Errorf("/ is no short plain page:\n%s", plain)
+	}
+}
+
+func get(t *testing.T, addr, path string, want int) string {
+	t.Helper()
+	res, err := http.Get("http://" + addr + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != want {
+		t.Fatalf("GET %s: got %d, %v; want %d", path, res.StatusCode, err, want)
+	}
+	return string(body)
 }
 
 func TestWhatKubernetesInjectsIsNoFaultAndEmptyMeansUnset(t *testing.T) {

@@ -189,13 +189,16 @@ func address(f *faults, name, text string) {
 	}
 }
 
-const ownPrefix = "PHONENUMBER_"
+const (
+	ownPrefix = "PHONENUMBER_"
+	failSends = "PHONENUMBER_FAIL_SENDS"
+)
 
 // ownVariables are the names with our prefix that mean something.
 var ownVariables = []string{
 	"PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 	"PHONENUMBER_CODE_KEY", "PHONENUMBER_CODE_KEY_FILE", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY",
-	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN",
+	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN", failSends,
 }
 
 // Kubernetes puts such names into every container beside a Service whose name

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -22,14 +21,15 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
+const documentation = "https://github.com/liulinhuai/phone-number-service"
+
 // newHTTPServer serves what arrives as HTTP/1.1 on the port: the two calls as
-// JSON and gRPC-Web, and in development the inbox.
-func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, deadline time.Duration, c Config) *http.Server {
+// JSON and gRPC-Web, and what dev, where it is not nil, has beside them.
+func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, deadline time.Duration, c Config) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, deadline, svc.SendSMS))
 	mux.Handle(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, deadline, svc.Valid))
@@ -38,17 +38,13 @@ func newHTTPServer(svc *service, around grpc.UnaryServerInterceptor, deadline ti
 		if r.URL.Path != "/" {
 			w.WriteHeader(http.StatusNotFound)
 		}
-		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port.\n", c.Version,
-			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName)
+		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n", c.Version,
+			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName, documentation)
 	})
 	handler := jsonByDefault(mux)
-	if svc.inbox != nil {
-		mux.Handle("GET /inbox.json", inboxHandler(svc.inbox, svc.numbers))
-		if a, ok := c.Listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
-			handler = fromThisMachine(handler)
-		} else {
-			c.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
-		}
+	if dev != nil {
+		dev.register(mux)
+		handler = dev.guard(handler, c)
 	}
 	return &http.Server{
 		Handler:           handler,
@@ -186,22 +182,6 @@ func jsonByDefault(next http.Handler) http.Handler {
 	})
 }
 
-// fromThisMachine refuses other names of a loopback address: a web page whose
-// name was pointed there would be of the same origin as the inbox.
-func fromThisMachine(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
-		if host != "localhost" && net.ParseIP(strings.Trim(host, "[]")) == nil {
-			http.Error(w, "development answers to localhost and IP addresses only", http.StatusMisdirectedRequest)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
 func fromForeignPage(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true
@@ -212,32 +192,4 @@ func fromForeignPage(r *http.Request) bool {
 	}
 	u, err := url.Parse(origin)
 	return err != nil || u.Host != r.Host
-}
-
-// inboxHandler answers /inbox.json, see the README.
-func inboxHandler(inbox *sms.Inbox, numbers verify.NumberParser) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var number verify.Number
-		for name := range r.URL.Query() {
-			if name != "phone_number" {
-				http.Error(w, "the only parameter is phone_number", http.StatusBadRequest)
-				return
-			}
-		}
-		// An unescaped + in a query arrives as a space, and means +.
-		if raw := r.URL.Query().Get("phone_number"); raw != "" {
-			if strings.HasPrefix(raw, " ") {
-				raw = "+" + raw[1:]
-			}
-			n, fault := numbers.Parse(raw)
-			if fault != nil {
-				http.Error(w, fault.Error(), http.StatusBadRequest)
-				return
-			}
-			number = n
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		json.NewEncoder(w).Encode(inbox.Messages(number))
-	})
 }

@@ -33,12 +33,6 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// startDev runs the service as development does.
-func startDev(t *testing.T) (*replica, *sms.Inbox) {
-	inbox := &sms.Inbox{}
-	return start(t, openStore(t, "sqlite::memory:"), inbox, func(c *server.Config) { c.Inbox = inbox }), inbox
-}
-
 // post sends body over HTTP/1.1, as a plain "curl -d" does unless headers say
 // otherwise, and returns status code and body.
 func (r *replica) post(t *testing.T, method, body string, headers ...string) (int, string) {
@@ -196,55 +190,6 @@ func TestGRPCWebAndConnectClientsWork(t *testing.T) {
 				t.Errorf("detail: got %v, %v; want a BadRequest for phone_number", d, err)
 			}
 		})
-	}
-}
-
-func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
-	r, _ := startDev(t)
-	r.send(t, "18600000001")
-	r.send(t, "18600000002")
-	r.send(t, "18600000001")
-	r.send(t, "+85291234567")
-	get := func(query string) (numbers []string) {
-		t.Helper()
-		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json"+query, nil)
-		code, body := do(t, q)
-		var messages []map[string]string
-		if err := json.Unmarshal([]byte(body), &messages); code != 200 || err != nil {
-			t.Fatalf("%s: got %d %s", query, code, body)
-		}
-		for _, m := range messages {
-			numbers = append(numbers, m["phone_number"])
-			at, err := time.Parse(time.RFC3339, m["sent_at"])
-			if len(m) != 5 || m["signature"] != "阿里云" || m["template_code"] != "SMS_123456789" || len(m["code"]) != 6 || err != nil || time.Since(at) > time.Hour {
-				t.Errorf("message: got %v", m)
-			}
-		}
-		return numbers
-	}
-	one, two, abroad := "+8618600000001", "+8618600000002", "+85291234567"
-	for query, want := range map[string][]string{
-		"":                               {abroad, one, two, one},
-		"?phone_number=+85291234567":     {abroad}, // the + arrives as a space
-		"?phone_number=%2B8618600000002": {two},
-		"?phone_number=186-0000-0002":    {two},
-		"?phone_number=18600000003":      nil,
-	} {
-		if got := get(query); !slices.Equal(got, want) {
-			t.Errorf("%s: got %v; want %v", query, got, want)
-		}
-	}
-	q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json?phone_number=10086", nil)
-	if code, body := do(t, q); code != 400 || !strings.Contains(body, "phone_number") {
-		t.Errorf("a bad number: got %d %s; want 400 naming phone_number", code, body)
-	}
-}
-
-func TestProductionHasNoInbox(t *testing.T) {
-	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{})
-	q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json", nil)
-	if code, _ := do(t, q); code != 404 {
-		t.Errorf("/inbox.json: got %d; want 404", code)
 	}
 }
 
@@ -529,18 +474,6 @@ func TestAPeerIsToldItsBounds(t *testing.T) {
 	// The server may hang up before it has read everything.
 	if res, err := http.DefaultClient.Do(q); err == nil && res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("a header of 13 KiB over HTTP/1.1: got %d; want 431", res.StatusCode)
-	}
-}
-
-func TestDevelopmentOnLoopbackAnswersToNoOtherName(t *testing.T) {
-	r, _ := startDev(t)
-	_, port, _ := net.SplitHostPort(r.addr)
-	for host, want := range map[string]int{"evil.example": 421, "evil.example:" + port: 421, "localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200} {
-		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json", nil)
-		q.Host = host
-		if code, body := do(t, q); code != want {
-			t.Errorf("%s: got %d %s; want %d", host, code, body, want)
-		}
 	}
 }
 

@@ -51,7 +51,7 @@ type Config struct {
 	Numbers    verify.NumberParser
 	Ready      func(context.Context) error // whether the store answers
 	DrainDelay time.Duration               // between "not serving" and no longer accepting
-	Inbox      *sms.Inbox                  // development only: what /inbox.json shows
+	Inbox      *sms.Inbox                  // development only: what the page and /inbox.json show
 	Version    string
 	Log        *slog.Logger
 }
@@ -64,10 +64,16 @@ func Serve(ctx context.Context, c Config) error {
 	// margins are for what is not waiting.
 	longest := c.Verifier.LongestSend() + time.Second
 	deadline := longest + 3*time.Second
-	svc := &service{verifier: c.Verifier, numbers: c.Numbers, inbox: c.Inbox}
-	around := aroundCall(c.Log)
 	streaming, endStreams := context.WithCancel(context.Background())
 	defer endStreams()
+	checked := &service{verifier: c.Verifier, numbers: c.Numbers, lenient: c.Inbox != nil}
+	var svc pb.PhoneNumberServiceServer = checked
+	var dev *development
+	if c.Inbox != nil {
+		dev = &development{service: checked, inbox: c.Inbox, version: c.Version, ending: streaming}
+		svc = dev
+	}
+	around := aroundCall(c.Log)
 	grpcServer := grpc.NewServer(
 		grpc.UnaryInterceptor(around),
 		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
@@ -84,7 +90,7 @@ func Serve(ctx context.Context, c Config) error {
 	healthServer := health.NewServer()
 	healthpb.RegisterHealthServer(grpcServer, healthServer)
 	reflection.Register(grpcServer)
-	httpServer := newHTTPServer(svc, around, deadline, c)
+	httpServer := newHTTPServer(svc, dev, around, deadline, c)
 
 	grpcSide, httpSide := newSide(c.Listener.Addr()), newSide(c.Listener.Addr())
 	failed := make(chan error, 3)

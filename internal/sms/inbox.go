@@ -2,7 +2,11 @@ package sms
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,40 +22,315 @@ type Delivered struct {
 	SentAt       time.Time     `json:"sent_at"`
 }
 
+// A Watched message is one with what became of its code, as the page shows it.
+type Watched struct {
+	ID int64 `json:"id"`
+	Delivered
+	Expires      time.Time `json:"expires_at"`
+	AttemptsLeft int       `json:"attempts_left"`
+	State        CodeState `json:"state"`
+
+	ticket  int64
+	changed int64 // the inbox's revision when it last did
+}
+
+// CodeState is what became of a delivered code. That its life is over is told by
+// Expires.
+type CodeState string
+
+// The states of a code. Only the first is ever left.
+const (
+	CodeLive     CodeState = "live"
+	CodeUsed     CodeState = "used"     // a Valid succeeded with it
+	CodeReplaced CodeState = "replaced" // by a later success
+	CodeSpent    CodeState = "spent"    // no attempts are left
+)
+
+// A Failure makes sends fail as they fail at Aliyun.
+type Failure struct {
+	PhoneNumber verify.Number `json:"phone_number,omitempty"` // whose; "" is every number's
+	Kind        string        `json:"kind"`                   // of FailureKinds
+	Times       int           `json:"times,omitempty"`        // sends that it is still for; 0 is every one until it is taken away
+}
+
+// failures are Aliyun's answers, or for those without a code its silence.
+var failures = []struct {
+	kind, code, message string
+	arrives             bool // the SMS does
+}{
+	{"limit_minute", "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1", false},
+	{"limit_hour", "isv.BUSINESS_LIMIT_CONTROL", "触发小时级流控Permits:5", false},
+	{"limit_day", "isv.BUSINESS_LIMIT_CONTROL", "触发天级流控Permits:10", false},
+	{"illegal_number", "isv.MOBILE_NUMBER_ILLEGAL", "", false},
+	{"no_balance", "isv.AMOUNT_NOT_ENOUGH", "", false},
+	{"timeout", "", "", false},
+	{"timeout_delivered", "", "", true},
+}
+
+// FailureKinds names every way to fail.
+func FailureKinds() []string {
+	var kinds []string
+	for _, f := range failures {
+		kinds = append(kinds, f.kind)
+	}
+	return kinds
+}
+
+// ParseFailure reads KIND or KIND:TIMES. Whether such a failure can be is for Fail to
+// say.
+func ParseFailure(s string) Failure {
+	kind, times, counted := strings.Cut(s, ":")
+	f := Failure{Kind: kind}
+	if counted {
+		var err error
+		if f.Times, err = strconv.Atoi(times); err != nil || f.Times == 0 {
+			f.Times = -1
+		}
+	}
+	return f
+}
+
+func (f Failure) fault() error {
+	if !slices.Contains(FailureKinds(), f.Kind) {
+		return fmt.Errorf("kind must be one of %s", strings.Join(FailureKinds(), ", "))
+	}
+	if f.Times < 0 || f.Times > inboxSize {
+		return fmt.Errorf("times must be a whole number from 1 to %d, or left out", inboxSize)
+	}
+	return nil
+}
+
+// inboxSize is how many messages are kept, and at most how many failures.
 const inboxSize = 1000
 
 // Inbox is the Sender of development: it keeps the last messages, codes and all,
-// and sends nothing. Arrived, where set, is called with each.
+// and sends nothing.
 type Inbox struct {
-	Arrived func(Delivered)
+	Rules   verify.Rules    // by which codes live
+	Arrived func(Delivered) // where set, called with each message
 
 	mu       sync.Mutex
-	messages []Delivered // newest first
+	messages []Watched // newest first
+	failures []Failure // one a number
+	ids      int64
+	revision int64
+	cleared  int64         // the revision at which messages were last taken out
+	changed  chan struct{} // closed with the next change, where somebody waits
 }
 
-// Send puts m into the inbox.
-func (b *Inbox) Send(_ context.Context, m verify.Message) (verify.Receipt, error) {
+// Send puts m into the inbox, or fails as it was told to.
+func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	kind := b.takeFailure(m.Number)
+	for _, f := range failures {
+		if f.kind != kind {
+			continue
+		}
+		if f.code != "" {
+			reply, err := json.Marshal(map[string]string{"Code": f.code, "Message": f.message, "RequestId": "DEVELOPMENT-" + strconv.FormatInt(m.Ticket, 36)})
+			if err != nil {
+				return verify.Receipt{}, err
+			}
+			return readReply(m, 200, reply)
+		}
+		if f.arrives {
+			b.deliver(m)
+		}
+		<-ctx.Done()
+		return verify.Receipt{}, lostReply(ctx, 0)
+	}
+	b.deliver(m)
+	return verify.Receipt{}, nil
+}
+
+func (b *Inbox) deliver(m verify.Message) {
 	d := Delivered{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
+	b.change(func() {
+		b.ids++
+		b.messages = slices.Insert(b.messages, 0, Watched{b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit, CodeLive, m.Ticket, b.revision})
+		b.messages = b.messages[:min(len(b.messages), inboxSize)]
+		if b.Arrived != nil {
+			b.Arrived(d)
+		}
+	})
+}
+
+// takeFailure returns the kind in which a send to n has to fail, "" where it has not.
+func (b *Inbox) takeFailure(n verify.Number) (kind string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.messages = slices.Insert(b.messages, 0, d)
-	b.messages = b.messages[:min(len(b.messages), inboxSize)]
-	if b.Arrived != nil {
-		b.Arrived(d)
+	i := b.failureOf(n)
+	if i < 0 {
+		i = b.failureOf("")
 	}
-	return verify.Receipt{}, nil
+	if i < 0 {
+		return ""
+	}
+	f := &b.failures[i]
+	kind = f.Kind
+	if f.Times > 0 {
+		if f.Times--; f.Times == 0 {
+			b.failures = slices.Delete(b.failures, i, i+1)
+		}
+		b.tell()
+	}
+	return kind
+}
+
+func (b *Inbox) failureOf(n verify.Number) int {
+	return slices.IndexFunc(b.failures, func(f Failure) bool { return f.PhoneNumber == n })
+}
+
+// change makes a change and wakes who waits for one.
+func (b *Inbox) change(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tell()
+	f()
+}
+
+func (b *Inbox) tell() {
+	b.revision++
+	if b.changed != nil {
+		close(b.changed)
+		b.changed = nil
+	}
+}
+
+// Fail makes sends fail, in place of what was told of the same number before.
+func (b *Inbox) Fail(f Failure) error {
+	if err := f.fault(); err != nil {
+		return err
+	}
+	var err error
+	b.change(func() {
+		if i := b.failureOf(f.PhoneNumber); i >= 0 {
+			b.failures[i] = f
+		} else if len(b.failures) < inboxSize {
+			b.failures = append(b.failures, f)
+		} else {
+			err = fmt.Errorf("there are failures for %d numbers already; delete some", inboxSize)
+		}
+	})
+	return err
+}
+
+// Succeed takes the failure of n away, or every one where n is empty.
+func (b *Inbox) Succeed(n verify.Number) {
+	b.change(func() {
+		b.failures = slices.DeleteFunc(b.failures, func(f Failure) bool { return n == "" || f.PhoneNumber == n })
+	})
+}
+
+// Failures returns how sends fail now.
+func (b *Inbox) Failures() []Failure {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]Failure{}, b.failures...) // never nil: JSON shows [], not null
 }
 
 // Messages returns the kept messages, newest first: those to n, or all where n
 // is empty.
 func (b *Inbox) Messages(n verify.Number) []Delivered {
+	found, _ := b.messagesAndChange(n)
+	return found
+}
+
+func (b *Inbox) messagesAndChange(n verify.Number) ([]Delivered, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	found := make([]Delivered, 0, len(b.messages)) // never nil: JSON shows [], not null
 	for _, d := range b.messages {
 		if n == "" || d.PhoneNumber == n {
-			found = append(found, d)
+			found = append(found, d.Delivered)
 		}
 	}
-	return found
+	return found, b.nextChange()
+}
+
+func (b *Inbox) nextChange() <-chan struct{} {
+	if b.changed == nil {
+		b.changed = make(chan struct{})
+	}
+	return b.changed
+}
+
+// AwaitMessages is Messages once there is one, or when ctx ends.
+func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Delivered {
+	for {
+		found, changed := b.messagesAndChange(n)
+		if len(found) > 0 {
+			return found
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return found
+		}
+	}
+}
+
+// Delete takes the messages to n out, or all where n is empty. Their codes live on.
+func (b *Inbox) Delete(n verify.Number) {
+	b.change(func() {
+		b.messages = slices.DeleteFunc(b.messages, func(m Watched) bool { return n == "" || m.PhoneNumber == n })
+		b.cleared = b.revision
+	})
+}
+
+// Settle notes what became of the codes that were sent to n: alive are those that
+// live, and used is one with which a Valid has just succeeded, or "".
+func (b *Inbox) Settle(n verify.Number, used string, alive []verify.CodeStatus) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var usedTicket int64 // of the newest, should two have drawn the same digits
+	var changed bool
+	for i := range b.messages {
+		m := &b.messages[i]
+		if m.PhoneNumber != n || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
+			continue
+		}
+		before := *m
+		at := slices.IndexFunc(alive, func(c verify.CodeStatus) bool { return c.Ticket == m.ticket })
+		switch {
+		case at >= 0:
+			m.Expires, m.AttemptsLeft = alive[at].Expires, alive[at].AttemptsLeft
+		case m.Code == used && usedTicket == 0:
+			m.State, usedTicket = CodeUsed, m.ticket
+		case usedTicket > m.ticket || slices.ContainsFunc(alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.Ticket > m.ticket }):
+			m.State = CodeReplaced
+		case time.Now().Before(m.Expires):
+			m.State = CodeSpent
+		}
+		if m.State != CodeLive {
+			m.AttemptsLeft = 0
+		}
+		if *m != before {
+			m.changed, changed = b.revision+1, true
+		}
+	}
+	if changed {
+		b.tell()
+	}
+}
+
+// An Update is what changed in an inbox.
+type Update struct {
+	Revision int64     `json:"-"`        // to ask from the next time
+	Whole    bool      `json:"whole"`    // Messages are all that there are
+	Messages []Watched `json:"messages"` // newest first
+	Failures []Failure `json:"failures"` // all
+}
+
+// Since returns what changed after a revision, -1 for everything, and a channel
+// that is closed with the next change.
+func (b *Inbox) Since(revision int64) (Update, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	u := Update{Revision: b.revision, Whole: revision < b.cleared || revision < 0, Messages: []Watched{}, Failures: append([]Failure{}, b.failures...)}
+	for _, m := range b.messages {
+		if u.Whole || m.changed > revision {
+			u.Messages = append(u.Messages, m)
+		}
+	}
+	return u, b.nextChange()
 }

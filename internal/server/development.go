@@ -1,0 +1,313 @@
+package server
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// The page of development and the description of all that is served over HTTP.
+//
+//go:embed page
+var pageFiles embed.FS
+
+// development is the service as dev runs it: it notes in the inbox what becomes of
+// codes, and serves the page and what automated tests need.
+type development struct {
+	*service
+	inbox   *sms.Inbox
+	version string
+	ending  context.Context // when it does, so do requests that wait
+
+	settling sync.Mutex // over a look at the store and its note, so that notes come in order
+}
+
+func (d *development) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
+	defer d.settle(ctx, r.GetPhoneNumber(), "")
+	return d.service.SendSMS(ctx, r)
+}
+
+func (d *development) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+	res, err := d.service.Valid(ctx, r)
+	used := ""
+	if res.GetValid() {
+		used = r.GetCode()
+	}
+	d.settle(ctx, r.GetPhoneNumber(), used)
+	return res, err
+}
+
+func (d *development) settle(ctx context.Context, phoneNumber, used string) {
+	n, fault := d.numbers.Parse(phoneNumber)
+	if fault != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	d.settling.Lock()
+	defer d.settling.Unlock()
+	if alive, err := d.verifier.Inspect(ctx, n); err == nil {
+		d.inbox.Settle(n, used, alive)
+	}
+}
+
+// register adds development's paths; page/openapi.json describes them.
+func (d *development) register(mux *http.ServeMux) {
+	mux.HandleFunc("GET /{$}", servePage("index.html"))
+	for _, name := range []string{"page.css", "page.js", "words.js", "openapi.json"} {
+		mux.HandleFunc("GET /"+name, servePage(name))
+	}
+	mux.HandleFunc("GET /inbox.json", d.getInbox)
+	mux.HandleFunc("DELETE /inbox.json", d.forNumber(d.inbox.Delete))
+	mux.HandleFunc("GET /inbox/events", d.events)
+	mux.HandleFunc("GET /failures.json", func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := d.query(w, r); ok {
+			writeJSON(w, d.inbox.Failures())
+		}
+	})
+	mux.HandleFunc("PUT /failures.json", d.putFailure)
+	mux.HandleFunc("DELETE /failures.json", d.forNumber(d.inbox.Succeed))
+	mux.HandleFunc("GET /number.json", d.getNumber)
+}
+
+// guard keeps foreign names of this machine out.
+func (d *development) guard(handler http.Handler, c Config) http.Handler {
+	if a, ok := c.Listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+		return fromThisMachine(handler)
+	}
+	c.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
+	return handler
+}
+
+// fromThisMachine refuses other names of a loopback address: a web page whose
+// name was pointed there would be of the same origin as the inbox.
+func fromThisMachine(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if host != "localhost" && net.ParseIP(strings.Trim(host, "[]")) == nil {
+			http.Error(w, "development answers to localhost and IP addresses only", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// The page loads nothing but its own files, runs no text as a script, and is shown
+// in no other page.
+const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+
+func servePage(name string) http.HandlerFunc {
+	content, err := pageFiles.ReadFile("page/" + name)
+	if err != nil {
+		panic(err) // the file is missing in the source
+	}
+	contentType := mime.TypeByExtension(path.Ext(name))
+	return func(w http.ResponseWriter, _ *http.Request) {
+		h := w.Header()
+		h.Set("Content-Type", contentType)
+		h.Set("Content-Security-Policy", pagePolicy)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-store")
+		w.Write(content)
+	}
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	json.NewEncoder(w).Encode(v)
+}
+
+// parameters of a query that development's paths take.
+type parameters struct {
+	number verify.Number // "" is every number
+	wait   time.Duration
+}
+
+const longestWait = time.Minute
+
+// query reads the parameters that a path takes, or answers what is wrong with them.
+func (d *development) query(w http.ResponseWriter, r *http.Request, takes ...string) (parameters, bool) {
+	var p parameters
+	refuse := func(format string, args ...any) (parameters, bool) {
+		http.Error(w, fmt.Sprintf(format, args...), http.StatusBadRequest)
+		return parameters{}, false
+	}
+	for name, values := range r.URL.Query() {
+		value := values[0]
+		switch {
+		case !slices.Contains(takes, name):
+			if len(takes) == 0 {
+				return refuse("there are no parameters")
+			}
+			return refuse("the only parameters are %s", strings.Join(takes, ", "))
+		case len(values) > 1:
+			return refuse("%s is given twice", name)
+		case name == "phone_number" && value != "":
+			n, fault := d.numbers.Parse(withPlus(value))
+			if fault != nil {
+				return refuse("%v", fault)
+			}
+			p.number = n
+		case name == "wait" && value != "":
+			var err error
+			if p.wait, err = time.ParseDuration(value); err != nil || p.wait < 0 || p.wait > longestWait {
+				return refuse("wait must be a duration from 0s to %v, such as 5s", longestWait)
+			}
+		}
+	}
+	return p, true
+}
+
+// withPlus reads the space as which an unescaped + in a query arrives.
+func withPlus(number string) string {
+	if rest, ok := strings.CutPrefix(number, " "); ok {
+		return "+" + rest
+	}
+	return number
+}
+
+func (d *development) forNumber(f func(verify.Number)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if q, ok := d.query(w, r, "phone_number"); ok {
+			f(q.number)
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}
+}
+
+func (d *development) getInbox(w http.ResponseWriter, r *http.Request) {
+	q, ok := d.query(w, r, "phone_number", "wait")
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.asLongAs(w, r), q.wait)
+	defer cancel()
+	writeJSON(w, d.inbox.AwaitMessages(ctx, q.number))
+}
+
+// asLongAs lifts the time limits of a request that waits, and returns a context that
+// ends when its client goes away or the service stops.
+func (d *development) asLongAs(w http.ResponseWriter, r *http.Request) context.Context {
+	c := http.NewResponseController(w)
+	c.SetReadDeadline(time.Time{})
+	c.SetWriteDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(r.Context())
+	stop := context.AfterFunc(d.ending, cancel)
+	context.AfterFunc(ctx, func() { stop() })
+	return ctx
+}
+
+func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
+	if _, ok := d.query(w, r); !ok {
+		return
+	}
+	var body struct {
+		PhoneNumber string `json:"phone_number"`
+		Kind        string `json:"kind"`
+		Times       int    `json:"times"`
+	}
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxMessageBytes))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&body); err != nil {
+		http.Error(w, "the body must be one JSON object with kind (one of "+strings.Join(sms.FailureKinds(), ", ")+"), and where wanted times (a whole number) and phone_number", http.StatusBadRequest)
+		return
+	}
+	failure := sms.Failure{Kind: body.Kind, Times: body.Times}
+	if body.PhoneNumber != "" {
+		n, fault := d.numbers.Parse(body.PhoneNumber)
+		if fault != nil {
+			http.Error(w, fault.Error(), http.StatusBadRequest)
+			return
+		}
+		failure.PhoneNumber = n
+	}
+	if err := d.inbox.Fail(failure); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	writeJSON(w, d.inbox.Failures())
+}
+
+// getNumber answers how the service reads a number, for a person who still types it.
+func (d *development) getNumber(w http.ResponseWriter, r *http.Request) {
+	raw := r.URL.Query()["phone_number"]
+	if len(raw) != 1 || len(r.URL.Query()) != 1 {
+		http.Error(w, "the only parameter, phone_number, is required", http.StatusBadRequest)
+		return
+	}
+	n, fault := d.numbers.Parse(withPlus(raw[0]))
+	if fault != nil {
+		writeJSON(w, map[string]string{"fault": fault.Want})
+		return
+	}
+	writeJSON(w, map[string]verify.Number{"phone_number": n})
+}
+
+const (
+	eventsAtMostEvery = 20 * time.Millisecond // a burst is one event
+	aliveEvery        = 15 * time.Second
+	eventWrittenIn    = 10 * time.Second
+)
+
+// events tells the page of changes in the inbox: first all that is there, then
+// what is new. A browser that is slow to read gets fewer and larger events.
+func (d *development) events(w http.ResponseWriter, r *http.Request) {
+	if _, ok := d.query(w, r); !ok {
+		return
+	}
+	ctx := d.asLongAs(w, r)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	c := http.NewResponseController(w)
+	send := func(event string, data any) bool {
+		text, err := json.Marshal(data)
+		if err != nil {
+			return false
+		}
+		c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
+		fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text)
+		return c.Flush() == nil
+	}
+	rules := d.verifier.Rules
+	io.WriteString(w, "retry: 1000\n")
+	open := send("settings", map[string]any{
+		"version": d.version, "now": time.Now(), "attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
+	})
+	for revision := int64(-1); open; {
+		update, changed := d.inbox.Since(revision)
+		if update.Revision > revision {
+			open = send("inbox", update)
+			revision = update.Revision
+		}
+		select {
+		case <-changed:
+			time.Sleep(eventsAtMostEvery)
+		case <-time.After(aliveEvery):
+			c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
+			io.WriteString(w, ": alive\n\n")
+			open = open && c.Flush() == nil
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,441 @@
+package server_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// startDev runs the service as development does.
+func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *sms.Inbox) {
+	inbox := &sms.Inbox{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}}
+	config := append(change, func(c *server.Config) { c.Inbox = inbox })
+	return start(t, openStore(t, "sqlite::memory:"), inbox, config...), inbox
+}
+
+func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
+	r, _ := startDev(t)
+	r.send(t, "18600000001")
+	r.send(t, "18600000002")
+	r.send(t, "18600000001")
+	r.send(t, "+85291234567")
+	get := func(query string) (numbers []string) {
+		t.Helper()
+		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json"+query, nil)
+		code, body := do(t, q)
+		var messages []map[string]string
+		if err := json.Unmarshal([]byte(body), &messages); code != 200 || err != nil {
+			t.Fatalf("%s: got %d %s", query, code, body)
+		}
+		for _, m := range messages {
+			numbers = append(numbers, m["phone_number"])
+			at, err := time.Parse(time.RFC3339, m["sent_at"])
+			if len(m) != 5 || m["signature"] != "阿里云" || m["template_code"] != "SMS_123456789" || len(m["code"]) != 6 || err != nil || time.Since(at) > time.Hour {
+				t.Errorf("message: got %v", m)
+			}
+		}
+		return numbers
+	}
+	one, two, abroad := "+8618600000001", "+8618600000002", "+85291234567"
+	for query, want := range map[string][]string{
+		"":                               {abroad, one, two, one},
+		"?phone_number=+85291234567":     {abroad}, // the + arrives as a space
+		"?phone_number=%2B8618600000002": {two},
+		"?phone_number=186-0000-0002":    {two},
+		"?phone_number=18600000003":      nil,
+	} {
+		if got := get(query); !slices.Equal(got, want) {
+			t.Errorf("%s: got %v; want %v", query, got, want)
+		}
+	}
+	q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json?phone_number=10086", nil)
+	if code, body := do(t, q); code != 400 || !strings.Contains(body, "phone_number") {
+		t.Errorf("a bad number: got %d %s; want 400 naming phone_number", code, body)
+	}
+}
+
+func TestDevelopmentOnLoopbackAnswersToNoOtherName(t *testing.T) {
+	r, _ := startDev(t)
+	_, port, _ := net.SplitHostPort(r.addr)
+	for host, want := range map[string]int{"evil.example": 421, "evil.example:" + port: 421, "localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200} {
+		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json", nil)
+		q.Host = host
+		if code, body := do(t, q); code != want {
+			t.Errorf("%s: got %d %s; want %d", host, code, body, want)
+		}
+	}
+}
+
+// ask makes a request and returns status code and body.
+func (r *replica) ask(t *testing.T, method, path, body string, headers ...string) (int, string) {
+	t.Helper()
+	q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		q.Header.Set(headers[i], headers[i+1])
+	}
+	return do(t, q)
+}
+
+func TestTheInboxWaitsForAMessageAndForNoLongerThanItIsAskedTo(t *testing.T) {
+	r, _ := startDev(t)
+	type answer struct {
+		code int
+		body string
+	}
+	waited := make(chan answer, 1)
+	go func() {
+		code, body := r.ask(t, "GET", "/inbox.json?phone_number=+8618600000001&wait=1m", "")
+		waited <- answer{code, body}
+	}()
+	r.send(t, "18600000002") // another number's is no answer
+	r.send(t, "18600000001")
+	if a := <-waited; a.code != 200 || strings.Count(a.body, "phone_number") != 1 || !strings.Contains(a.body, "+8618600000001") {
+		t.Errorf("got %d %s; want the one message", a.code, a.body)
+	}
+	began := time.Now()
+	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=18600000003&wait=150ms", ""); code != 200 || strings.TrimSpace(body) != "[]" || time.Since(began) < 150*time.Millisecond {
+		t.Errorf("a wait in vain: got %d %s after %v; want 200 [] after 150ms", code, body, time.Since(began))
+	}
+}
+
+// The time limits of ordinary requests end none that waits.
+func TestAWaitMayOutlastEveryTimeLimit(t *testing.T) {
+	t.Parallel()
+	r, _ := startDev(t)
+	const wait = 6 * time.Second // what may be read takes 5 s at most
+	began := time.Now()
+	if code, body := r.ask(t, "GET", "/inbox.json?wait="+wait.String(), ""); code != 200 || time.Since(began) < wait {
+		t.Errorf("got %d %s after %v; want 200 after %v", code, body, time.Since(began), wait)
+	}
+}
+
+func TestDeletedMessagesAreGoneAndTheirCodesLiveOn(t *testing.T) {
+	r, inbox := startDev(t)
+	r.send(t, "18600000001")
+	r.send(t, "18600000002")
+	code := inbox.Messages("+8618600000001")[0].Code
+	if status, body := r.ask(t, "DELETE", "/inbox.json?phone_number=+86 186 0000 0001", ""); status != 400 {
+		t.Errorf("a query with spaces: got %d %s", status, body) // net/http refuses the line itself
+	}
+	if status, body := r.ask(t, "DELETE", "/inbox.json?phone_number=+8618600000001", ""); status != 204 {
+		t.Errorf("got %d %s; want 204", status, body)
+	}
+	if m := inbox.Messages(""); len(m) != 1 || m[0].PhoneNumber != "+8618600000002" {
+		t.Errorf("left: %v; want the other number's", m)
+	}
+	if !r.valid(t, "18600000001", code) {
+		t.Error("the code is refused")
+	}
+	if status, _ := r.ask(t, "DELETE", "/inbox.json", ""); status != 204 || len(inbox.Messages("")) != 0 {
+		t.Errorf("DELETE of all: got %d, %v left; want 204, none", status, inbox.Messages(""))
+	}
+}
+
+func TestSendsFailOnDemandAsAtAliyun(t *testing.T) {
+	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.SMSTimeout = 100 * time.Millisecond })
+	for _, f := range []struct {
+		kind    string
+		code    codes.Code
+		reason  string
+		retry   time.Duration
+		field   string
+		arrives int
+	}{
+		{"limit_minute", codes.ResourceExhausted, "isv.BUSINESS_LIMIT_CONTROL", time.Minute, "", 0},
+		{"limit_hour", codes.ResourceExhausted, "isv.BUSINESS_LIMIT_CONTROL", time.Hour, "", 0},
+		{"limit_day", codes.ResourceExhausted, "isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, "", 0},
+		{"illegal_number", codes.InvalidArgument, "isv.MOBILE_NUMBER_ILLEGAL", 0, "phone_number", 0},
+		{"no_balance", codes.FailedPrecondition, "isv.AMOUNT_NOT_ENOUGH", 0, "", 0},
+		{"timeout", codes.DeadlineExceeded, "SMS_TIMEOUT", 0, "", 0},
+		{"timeout_delivered", codes.DeadlineExceeded, "SMS_TIMEOUT", 0, "", 1},
+	} {
+		number := freshNumber()
+		r.send(t, number)
+		earlier := inbox.Messages("")[0].Code
+		if status, body := r.ask(t, "PUT", "/failures.json", `{"kind":"`+f.kind+`","times":1}`); status != 200 || !strings.Contains(body, f.kind) {
+			t.Fatalf("PUT %s: got %d %s", f.kind, status, body)
+		}
+		before := len(inbox.Messages(""))
+		_, err := r.SendSMS(t.Context(), request(number))
+		s := status.Convert(err)
+		info, retry, bad := details(t, s)
+		if s.Code() != f.code || info.GetReason() != f.reason || retry.GetRetryDelay().AsDuration() != f.retry || fieldOf(bad) != f.field {
+			t.Errorf("%s: got %v, reason %s, retry %v, field %q", f.kind, s, info.GetReason(), retry, fieldOf(bad))
+		}
+		if info.GetDomain() == "aliyun.com" && info.GetMetadata()["request_id"] == "" {
+			t.Errorf("%s: no request id", f.kind)
+		}
+		arrived := inbox.Messages("")
+		if len(arrived)-before != f.arrives {
+			t.Errorf("%s: %d messages arrived; want %d", f.kind, len(arrived)-before, f.arrives)
+		}
+		if code := arrived[0].Code; f.arrives == 1 && !r.valid(t, number, code) {
+			t.Errorf("%s: the code that arrived is refused", f.kind)
+		} else if f.arrives == 0 && !r.valid(t, number, earlier) {
+			t.Errorf("%s: the earlier code is refused", f.kind)
+		}
+		if n := freshNumber(); len(inbox.Failures()) != 0 {
+			t.Errorf("%s: it still fails", f.kind)
+		} else {
+			r.send(t, n)
+		}
+	}
+}
+
+func fieldOf(bad *errdetails.BadRequest) string {
+	if len(bad.GetFieldViolations()) == 0 {
+		return ""
+	}
+	return bad.FieldViolations[0].Field
+}
+
+func TestANumbersOwnFailureComesFirstAndTouchesNoOther(t *testing.T) {
+	r, inbox := startDev(t)
+	fails := func(number string, want codes.Code) {
+		t.Helper()
+		if _, err := r.SendSMS(t.Context(), request(number)); status.Code(err) != want {
+			t.Errorf("%s: got %v; want %v", number, err, want)
+		}
+	}
+	put := func(body string) {
+		t.Helper()
+		if status, answer := r.ask(t, "PUT", "/failures.json", body); status != 200 {
+			t.Fatalf("%s: got %d %s", body, status, answer)
+		}
+	}
+	put(`{"kind":"no_balance","phone_number":"186-0000-0001","times":2}`)
+	fails("18600000002", codes.OK)
+	fails("18600000001", codes.FailedPrecondition)
+	put(`{"kind":"limit_hour"}`)
+	fails("18600000001", codes.FailedPrecondition)
+	fails("18600000001", codes.ResourceExhausted)
+	for range 3 {
+		fails("18600000002", codes.ResourceExhausted)
+	}
+	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
+	want := []sms.Failure{{Kind: "limit_hour"}, {PhoneNumber: "+8618600000002", Kind: "illegal_number"}}
+	if got := inbox.Failures(); !slices.Equal(got, want) {
+		t.Errorf("failures: got %v; want %v", got, want)
+	}
+	if status, _ := r.ask(t, "DELETE", "/failures.json?phone_number=18600000002", ""); status != 204 {
+		t.Errorf("DELETE of one: got %d", status)
+	}
+	fails("18600000002", codes.ResourceExhausted)
+	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
+	if status, _ := r.ask(t, "DELETE", "/failures.json", ""); status != 204 {
+		t.Errorf("DELETE of all: got %d", status)
+	}
+	fails("18600000002", codes.OK)
+	fails("18600000001", codes.OK)
+}
+
+func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
+	r, inbox := startDev(t)
+	kinds := "limit_minute, limit_hour, limit_day, illegal_number, no_balance, timeout, timeout_delivered"
+	for _, c := range []struct{ method, path, body, want string }{
+		{"GET", "/inbox.json?phone_number=10086", "", "phone_number must be one mobile number"},
+		{"GET", "/inbox.json?wait=61s", "", "wait must be a duration from 0s to 1m0s, such as 5s"},
+		{"GET", "/inbox.json?wait=5", "", "wait must be a duration"},
+		{"GET", "/inbox.json?wait=-1s", "", "wait must be a duration"},
+		{"GET", "/inbox.json?number=1", "", "the only parameters are phone_number, wait"},
+		{"GET", "/inbox.json?one=1", "", "the only parameters are phone_number, wait"},
+		{"GET", "/inbox.json?phone_number=18600000001&phone_number=18600000002", "", "phone_number is given twice"},
+		{"DELETE", "/inbox.json?phone_number=10086", "", "phone_number must be one mobile number"},
+		{"DELETE", "/inbox.json?wait=1s", "", "the only parameters are phone_number"},
+		{"GET", "/inbox/events?phone_number=18600000001", "", "there are no parameters"},
+		{"GET", "/failures.json?x=1", "", "there are no parameters"},
+		{"DELETE", "/failures.json?x=1", "", "the only parameters are phone_number"},
+		{"PUT", "/failures.json?x=1", `{"kind":"timeout"}`, "there are no parameters"},
+		{"PUT", "/failures.json", ``, "the body must be one JSON object with kind (one of " + kinds},
+		{"PUT", "/failures.json", `{"kind":"timeout","time":1}`, "the body must be one JSON object"},
+		{"PUT", "/failures.json", `{"kind":"timeout","times":"1"}`, "the body must be one JSON object"},
+		{"PUT", "/failures.json", `{"kind":"timeout","x":"` + strings.Repeat("1", 5000) + `"}`, "the body must be one JSON object"},
+		{"PUT", "/failures.json", `{}`, "kind must be one of " + kinds},
+		{"PUT", "/failures.json", `{"kind":"timeout","times":-1}`, "times must be a whole number from 1 to 1000"},
+		{"PUT", "/failures.json", `{"kind":"timeout","times":1001}`, "times must be a whole number from 1 to 1000"},
+		{"PUT", "/failures.json", `{"kind":"timeout","phone_number":"10086"}`, "phone_number must be one mobile number"},
+		{"GET", "/number.json", "", "phone_number, is required"},
+		{"GET", "/number.json?phone_number=1&x=1", "", "phone_number, is required"},
+	} {
+		if code, body := r.ask(t, c.method, c.path, c.body); code != 400 || !strings.Contains(body, c.want) {
+			t.Errorf("%s %s %.60s: got %d %s; want 400 and %s", c.method, c.path, c.body, code, body, c.want)
+		}
+	}
+	if f := inbox.Failures(); len(f) != 0 {
+		t.Errorf("failures: %v; want none", f)
+	}
+	for path, want := range map[string]string{
+		"/number.json?phone_number=+852 9123 4567": `400`,
+		"/number.json?phone_number=+85291234567":   `{"phone_number":"+85291234567"}`,
+		"/number.json?phone_number=186-0000-0001":  `{"phone_number":"+8618600000001"}`,
+		"/number.json?phone_number=":               `{"fault":"is required: one mobile number`,
+		"/number.json?phone_number=10086":          `{"fault":"must be one mobile number`,
+	} {
+		if _, body := r.ask(t, "GET", path, ""); !strings.Contains(body, want) {
+			t.Errorf("%s: got %s; want %s", path, body, want)
+		}
+	}
+}
+
+// listen returns the data of the events that come, by their kind.
+func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	q, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.addr+"/inbox/events", nil)
+	res, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { res.Body.Close() })
+	if ct := res.Header.Get("Content-Type"); res.StatusCode != 200 || ct != "text/event-stream" {
+		t.Fatalf("got %d %s; want 200 text/event-stream", res.StatusCode, ct)
+	}
+	lines := bufio.NewScanner(res.Body)
+	lines.Buffer(nil, 1<<20)
+	return func(event string, into any) {
+		t.Helper()
+		for lines.Scan() {
+			if lines.Text() != "event: "+event {
+				continue
+			}
+			lines.Scan()
+			if err := json.Unmarshal([]byte(strings.TrimPrefix(lines.Text(), "data: ")), into); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		t.Fatalf("no event %s came: %v", event, lines.Err())
+	}
+}
+
+func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
+	r, _ := startDev(t)
+	r.send(t, "18600000001")
+	next := r.listen(t)
+	var settings struct {
+		AttemptLimit   int     `json:"attempt_limit"`
+		CodeTTLSeconds float64 `json:"code_ttl_seconds"`
+		Version        string
+		Now            time.Time
+	}
+	next("settings", &settings)
+	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > time.Minute {
+		t.Errorf("settings: got %+v", settings)
+	}
+	known := map[int64]sms.Watched{}
+	var whole bool
+	update := func() {
+		t.Helper()
+		var u sms.Update
+		next("inbox", &u)
+		if whole = u.Whole; whole {
+			clear(known)
+		}
+		for _, m := range u.Messages {
+			known[m.ID] = m
+		}
+	}
+	until := func(what string, id int64, state sms.CodeState, attempts int) {
+		t.Helper()
+		for m := known[id]; m.State != state || m.AttemptsLeft != attempts; m = known[id] {
+			update()
+		}
+		if left := time.Until(known[id].Expires); left < 9*time.Minute || left > 10*time.Minute {
+			t.Errorf("%s: it expires in %v; want 10 min from the send", what, left)
+		}
+	}
+	update()
+	if !whole || len(known) != 1 {
+		t.Fatalf("first: got whole %v, %v; want all that is there", whole, known)
+	}
+	until("sent before", 1, sms.CodeLive, 3)
+	r.valid(t, "18600000001", "x")
+	until("a wrong code", 1, sms.CodeLive, 2)
+	r.send(t, "18600000001")
+	until("a newer code", 1, sms.CodeReplaced, 0)
+	until("the newer code", 2, sms.CodeLive, 3)
+	if whole {
+		t.Error("a change brought everything again")
+	}
+	if !r.valid(t, "18600000001", known[2].Code) {
+		t.Error("the code that the event told is refused")
+	}
+	until("the right code", 2, sms.CodeUsed, 0)
+	r.send(t, "18600000002")
+	until("another number", 3, sms.CodeLive, 3)
+	for range 3 {
+		r.valid(t, "18600000002", "x")
+	}
+	until("three wrong codes", 3, sms.CodeSpent, 0)
+	r.ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
+	for !whole {
+		update()
+	}
+	if len(known) != 1 || known[3].State != sms.CodeSpent {
+		t.Errorf("after DELETE: got %v; want the other number's message", known)
+	}
+}
+
+func TestTheWayDownDoesNotWaitForWhoWatches(t *testing.T) {
+	r, _ := startDev(t)
+	r.listen(t)("settings", &struct{}{})
+	r.stop()
+	select {
+	case <-r.done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("it still drains after 5 s")
+	}
+}
+
+func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {
+	r, _ := startDev(t)
+	total := 0
+	for path, contentType := range map[string]string{
+		"/": "text/html; charset=utf-8", "/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8",
+		"/words.js": "text/javascript; charset=utf-8", "/openapi.json": "application/json",
+	} {
+		res, err := http.Get("http://" + r.addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		h := res.Header
+		if res.StatusCode != 200 || h.Get("Content-Type") != contentType {
+			t.Errorf("%s: got %d %s; want 200 %s", path, res.StatusCode, h.Get("Content-Type"), contentType)
+		}
+		policy := h.Get("Content-Security-Policy")
+		if !strings.HasPrefix(policy, "default-src 'none';") || strings.Contains(policy, "unsafe") || strings.Contains(policy, "http") || h.Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s: headers %v", path, h)
+		}
+	}
+	err := fs.WalkDir(os.DirFS("page"), ".", func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			info, _ := d.Info()
+			total += int(info.Size())
+		}
+		return err
+	})
+	if err != nil || total > 60<<10 {
+		t.Errorf("the page's files: got %d bytes, %v; want 60 KB at most", total, err)
+	}
+}

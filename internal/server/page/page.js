@@ -1,0 +1,409 @@
+// The page of development: a phone that shows what arrives in the inbox, and the
+// two calls. It keeps no state that the service does not tell it.
+import { around, locale, sample, say, translate } from './words.js';
+
+const $ = id => document.getElementById(id);
+const kept = 1000; // messages, as the service keeps
+
+translate(document);
+$('signature').value = sample;
+
+// --- what the service tells
+
+let settings = { attempt_limit: 3, code_ttl_seconds: 600 };
+let behind = 0; // our clock behind the service's, in ms
+const messages = new Map(); // by id, oldest first
+let failures = [];
+let shown = ''; // the number whose messages are shown
+let chosen = false; // by hand: other numbers' messages do not take its place
+
+const now = () => Date.now() + behind;
+
+function listen() {
+  const events = new EventSource('inbox/events');
+  events.addEventListener('settings', e => {
+    settings = JSON.parse(e.data);
+    behind = Date.parse(settings.now) - Date.now();
+    $('version').textContent = settings.version;
+    connected(true);
+  });
+  events.addEventListener('inbox', e => take(JSON.parse(e.data)));
+  events.onerror = () => connected(false);
+  return events;
+}
+
+function connected(yes) {
+  $('signal').dataset.on = yes;
+  $('signal').textContent = say(yes ? 'connected' : 'reconnecting');
+}
+
+function take(update) {
+  if (update.whole) {
+    messages.clear();
+    if (!update.messages.some(m => m.phone_number === shown)) shown = '', chosen = false;
+  }
+  const arrived = update.messages.filter(m => !messages.has(m.id));
+  for (const m of update.messages.reverse()) messages.set(m.id, m);
+  for (const id of messages.keys()) {
+    if (messages.size <= kept) break;
+    messages.delete(id);
+  }
+  failures = update.failures;
+  const newest = arrived[0];
+  if (newest && (!chosen || !shown)) shown = newest.phone_number;
+  if (newest && !update.whole) {
+    $('heard').textContent = say('heard', spaced(newest.phone_number), newest.signature, [...newest.code].join(' '));
+    if (newest.phone_number !== shown) tellOf(newest.phone_number);
+  }
+  draw();
+}
+
+function tellOf(number) {
+  $('other').hidden = false;
+  $('other').value = number;
+  $('other').textContent = say('other', spaced(number));
+}
+
+// --- the phone
+
+let drawing = false;
+function draw() { // once a frame, however much arrives
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    drawNumbers();
+    drawThread();
+    drawFailures();
+    tick();
+  });
+}
+
+function drawNumbers() {
+  const numbers = new Set([...messages.values()].reverse().map(m => m.phone_number)); // newest first
+  const list = $('numbers');
+  // A list that is being looked at stays as it is.
+  if (document.activeElement !== list || list.value !== shown) {
+    const options = [...numbers].map(n => new Option(say('to', spaced(n)), n, false, n === shown));
+    list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
+  }
+  list.disabled = $('clear').disabled = numbers.size === 0;
+  $('none').hidden = numbers.size > 0;
+  if ($('other').value === shown || !numbers.has($('other').value)) $('other').hidden = true;
+}
+
+const bubbles = new Map(); // by the message's id, of the number that is shown
+let drawnFor = '';
+
+function drawThread() {
+  const thread = $('thread');
+  const list = thread.firstElementChild;
+  const follow = drawnFor !== shown || thread.scrollHeight - thread.scrollTop - thread.clientHeight < 60;
+  if (drawnFor !== shown) {
+    bubbles.clear();
+    list.replaceChildren();
+    drawnFor = shown;
+  }
+  for (const [id, bubble] of bubbles) {
+    if (messages.has(id)) continue;
+    bubble.remove();
+    bubbles.delete(id);
+  }
+  let added = false;
+  for (const m of messages.values()) {
+    if (m.phone_number !== shown) continue;
+    const bubble = bubbles.get(m.id);
+    if (bubble) bubble.message = m;
+    else {
+      bubbles.set(m.id, list.appendChild(bubbleOf(m)));
+      added = true;
+    }
+  }
+  if (added && follow) thread.scrollTop = thread.scrollHeight;
+}
+
+function bubbleOf(m) {
+  const li = $('message').content.firstElementChild.cloneNode(true);
+  const [sign, before, code, after] = li.querySelector('.bubble').children;
+  const texts = around(duration(settings.code_ttl_seconds));
+  sign.textContent = m.signature && `【${m.signature}】`;
+  before.textContent = texts[0];
+  after.textContent = texts[1];
+  code.textContent = m.code;
+  code.setAttribute('aria-label', say('copyCode', m.code));
+  code.onclick = () => copy(m.code, code);
+  const time = li.querySelector('time');
+  time.dateTime = m.sent_at;
+  time.textContent = new Date(m.sent_at).toLocaleTimeString(locale, { timeStyle: 'short' });
+  if (m.template_code) li.querySelector('.meta').title = m.template_code;
+  li.message = m;
+  return li;
+}
+
+const stateOf = m => m.state === 'live' && now() >= Date.parse(m.expires_at) ? 'expired' : m.state;
+const left = m => Math.max(0, Math.ceil((Date.parse(m.expires_at) - now()) / 1000));
+const lifeOf = m => say('life', m.attempts_left, clock(left(m)));
+
+// Once a second, and after every change: what depends on the time.
+function tick() {
+  $('clock').textContent = new Date().toLocaleTimeString(locale, { hour: 'numeric', minute: '2-digit' }).replace(/\s?[AP]M$/i, '');
+  for (const li of bubbles.values()) {
+    const m = li.message;
+    const state = stateOf(m);
+    if (state !== 'live' && li.dataset.state === state) continue;
+    li.dataset.state = state;
+    const text = li.querySelector('.state');
+    if (state !== 'live') {
+      text.textContent = say(state);
+      continue;
+    }
+    const dots = document.createElement('span');
+    dots.className = 'dots';
+    dots.ariaHidden = 'true';
+    if (settings.attempt_limit <= 10) dots.textContent = '●'.repeat(m.attempts_left) + '○'.repeat(settings.attempt_limit - m.attempts_left);
+    text.replaceChildren(dots, ' ' + lifeOf(m));
+    li.querySelector('.life i').style.width = 100 * left(m) / settings.code_ttl_seconds + '%';
+  }
+  drawAlive();
+  for (const wait of document.querySelectorAll('.wait')) {
+    const seconds = Math.ceil((wait.over - Date.now()) / 1000);
+    wait.textContent = seconds > 0 ? say('wait', clock(seconds)) : say('waited');
+  }
+}
+
+// drawAlive tells beside the form of Valid which code the phone has for its number.
+function drawAlive() {
+  const number = $('valid-number').e164;
+  const alive = [...messages.values()].filter(m => m.phone_number === number && stateOf(m) === 'live');
+  const newest = alive.at(-1);
+  let text = number ? say('noneAlive') : '';
+  if (newest) text = alive.length === 1 ? say('aliveNow', lifeOf(newest)) : say('moreAlive', alive.length, lifeOf(newest));
+  if ($('alive').textContent !== text) $('alive').textContent = text;
+  const suggestion = $('suggestion');
+  suggestion.hidden = !newest;
+  if (newest && suggestion.value !== newest.code) {
+    suggestion.value = newest.code;
+    suggestion.textContent = say('from', newest.code);
+  }
+}
+
+function drawFailures() {
+  const nameOf = kind => $('failure').querySelector(`[value="${kind}"]`).textContent;
+  const all = failures.find(f => !f.phone_number);
+  const texts = failures.map(f => {
+    if (f.phone_number) return say('failingNumber', spaced(f.phone_number), nameOf(f.kind));
+    return f.times ? say('failingSome', f.times, nameOf(f.kind)) : say('failingAll', nameOf(f.kind));
+  });
+  $('failure').value = all ? all.kind : '';
+  $('times').disabled = !all;
+  $('failing').textContent = texts.slice(0, 5).join(' ');
+}
+
+$('numbers').onchange = e => show(e.target.value);
+$('other').onclick = e => show(e.target.value);
+function show(number) {
+  shown = number;
+  chosen = true;
+  draw();
+}
+
+// What these change comes back as an event.
+const ask = (path, request) => fetch(path, request).catch(() => connected(false));
+
+$('clear').onclick = () => ask('inbox.json?phone_number=' + encodeURIComponent(shown), { method: 'DELETE' });
+
+$('failure').onchange = $('times').onchange = () => {
+  const kind = $('failure').value;
+  if (!kind) ask('failures.json', { method: 'DELETE' });
+  else ask('failures.json', { method: 'PUT', body: JSON.stringify({ kind, times: Number($('times').value) || undefined }) });
+};
+
+// --- numbers and times as people read them
+
+const spaced = number => number.replace(/^\+86(\d{3})(\d{4})(\d{4})$/, '+86 $1 $2 $3');
+const clock = s => s >= 3600 ? `${Math.floor(s / 3600)}:${two(s / 60 % 60)}:${two(s % 60)}` : `${Math.floor(s / 60)}:${two(s % 60)}`;
+const two = n => String(Math.floor(n)).padStart(2, '0');
+const duration = s => s >= 60 ? say('minutes', Math.round(s / 60)) : say('seconds', s);
+
+// --- the forms
+
+const fieldsOf = form => Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ''));
+
+// The number as the service reads it, or what is wrong with it.
+async function checkNumber(input) {
+  const raw = input.value;
+  const hint = $(input.id + '-is');
+  let text = '', fault = false, e164 = '';
+  try {
+    const answer = await (await fetch('number.json?phone_number=' + encodeURIComponent(raw))).json();
+    e164 = answer.phone_number ?? '';
+    fault = !e164;
+    text = fault ? answer.fault : spaced(e164);
+  } catch {
+    fault = true;
+    text = say('unreachable');
+  }
+  if (input.value !== raw) return; // typed on since
+  input.e164 = e164;
+  input.ariaInvalid = String(fault);
+  hint.textContent = text;
+  drawAlive();
+}
+
+async function call(method, form, answer, explain) {
+  const began = performance.now();
+  let response, body;
+  try {
+    response = await fetch('/phonenumberservice.PhoneNumberService/' + method, {
+      method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(fieldsOf(form)),
+    });
+    body = await response.json();
+  } catch {
+    answer.replaceChildren(line('p', 'verdict', say('unreachable')));
+    return;
+  }
+  const took = Math.round(performance.now() - began);
+  const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : body.code.toUpperCase();
+  const lines = [line('p', 'verdict', response.ok ? explain(body) : body.message), line('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
+  for (const { debug } of body.details ?? []) {
+    if (debug?.reason) lines.push(line('p', 'detail', `${say('reason')}: ${[debug.reason, debug.domain, debug.metadata?.request_id].filter(Boolean).join(' · ')}`));
+    if (debug?.retryDelay) {
+      const wait = line('p', 'detail wait', '');
+      wait.over = Date.now() + 1000 * parseFloat(debug.retryDelay);
+      lines.push(wait);
+    }
+    for (const v of debug?.fieldViolations ?? []) lines.push(line('p', 'detail', `${say('field')}: ${v.field} ${v.description}`));
+  }
+  const raw = document.createElement('details');
+  raw.open = response.ok;
+  raw.append(line('summary', '', 'JSON'), line('pre', '', JSON.stringify(body, null, response.ok ? 0 : 2)));
+  answer.replaceChildren(...lines, raw);
+  answer.dataset.ok = response.ok && body.valid !== false;
+  tick();
+}
+
+function line(tag, className, text) {
+  const e = document.createElement(tag);
+  e.className = className;
+  e.textContent = text;
+  return e;
+}
+
+function onSubmit(form, f) {
+  form.onsubmit = async e => {
+    e.preventDefault();
+    const button = form.querySelector('.primary');
+    if (button.ariaDisabled === 'true') return; // still under way
+    button.ariaDisabled = 'true';
+    await f();
+    button.ariaDisabled = 'false';
+  };
+}
+
+onSubmit($('send-form'), () => {
+  chosen = false; // what is sent here is shown
+  return call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
+});
+onSubmit($('valid-form'), () => call('Valid', $('valid-form'), $('valid-answer'), body => say(body.valid ? 'right' : 'wrong')));
+
+$('suggestion').onclick = e => {
+  $('code').value = e.target.value;
+  drawSnippets();
+  $('valid-form').querySelector('.primary').focus();
+};
+
+let ownNumber = false; // Valid's number was typed, and does not follow SendSMS's
+$('send-number').oninput = e => {
+  checkNumber(e.target);
+  if (!ownNumber) {
+    $('valid-number').value = e.target.value;
+    checkNumber($('valid-number'));
+  }
+};
+$('valid-number').oninput = e => {
+  ownNumber = true;
+  checkNumber(e.target);
+};
+
+// --- the same call in a terminal and in Go
+
+const shell = text => `'${text.replaceAll("'", `'\\''`)}'`;
+
+function goLines(method, fields) {
+  const names = { phone_number: 'PhoneNumber', signature: 'Signature', template_code: 'TemplateCode', code: 'Code' };
+  const members = Object.entries(fields).map(([name, value]) => `${names[name]}: ${JSON.stringify(value)}`).join(', ');
+  return `conn, err := grpc.NewClient(${JSON.stringify(location.host)}, grpc.WithTransportCredentials(insecure.NewCredentials()))
+if err != nil {
+	return err
+}
+defer conn.Close()
+client := phonenumberservice.NewPhoneNumberServiceClient(conn)
+${method === 'Valid' ? 'res' : '_'}, err ${method === 'Valid' ? ':=' : '='} client.${method}(ctx, &phonenumberservice.${method === 'Valid' ? 'Valid' : 'SendSMS'}Request{${members}})
+if err != nil {
+	return err
+}${method === 'Valid' ? '\nfmt.Println(res.Valid)' : ''}`;
+}
+
+const languages = {
+  curl: (method, fields) => `curl -d ${shell(JSON.stringify(fields))} ${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
+  grpcurl: (method, fields) => `grpcurl -plaintext ${method === 'Valid' ? '-emit-defaults ' : ''}-d ${shell(JSON.stringify(fields))} ${location.host} phonenumberservice.PhoneNumberService/${method}`,
+  Go: goLines,
+};
+
+for (const method of ['send', 'valid']) {
+  const place = $(method + '-snippets');
+  place.append($('snippet').content.cloneNode(true));
+  translate(place);
+  const tabs = place.querySelector('.tabs');
+  tabs.ariaLabel = say('language');
+  for (const name of Object.keys(languages)) {
+    const label = document.createElement('label');
+    const radio = Object.assign(document.createElement('input'), { type: 'radio', name: method + '-language', value: name, checked: name === 'curl', onchange: drawSnippets });
+    label.append(radio, line('span', '', name));
+    tabs.append(label);
+  }
+  const button = place.querySelector('.copy');
+  button.onclick = () => copy(place.querySelector('code').textContent, button);
+}
+
+function drawSnippets() {
+  for (const [id, method] of [['send', 'SendSMS'], ['valid', 'Valid']]) {
+    const name = document.querySelector(`[name=${id}-language]:checked`).value;
+    const pre = $(id + '-snippets').querySelector('pre');
+    pre.ariaLabel = say('inLanguage', name);
+    pre.firstChild.textContent = languages[name](method, fieldsOf($(id + '-form')));
+  }
+}
+addEventListener('input', drawSnippets);
+
+async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // the clipboard is for https and localhost alone
+    const area = Object.assign(document.createElement('textarea'), { value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand('copy');
+    area.remove();
+    button.focus();
+  }
+  button.dataset.copied = say('copied');
+  $('heard').textContent = say('copied');
+  setTimeout(() => delete button.dataset.copied, 1200);
+}
+
+// --- begin
+
+// A browser has six connections to a host: a page that nobody sees gives its own back.
+let events;
+function listenWhileSeen() {
+  events?.close();
+  events = document.hidden ? undefined : listen();
+}
+document.addEventListener('visibilitychange', listenWhileSeen);
+listenWhileSeen();
+draw();
+drawSnippets();
+checkNumber($('send-number'));
+checkNumber($('valid-number'));
+setInterval(tick, 1000);

@@ -1,0 +1,190 @@
+package sms
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+func newInbox() *Inbox {
+	return &Inbox{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}}
+}
+
+// arrive puts a message with ticket and code into the inbox.
+func arrive(t *testing.T, b *Inbox, n verify.Number, ticket int64, code string) {
+	t.Helper()
+	if _, err := b.Send(t.Context(), verify.Message{Number: n, Code: code, Ticket: ticket}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWhoWaitsForANumberIsWokenByItsMessageAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newInbox()
+		got := make(chan []Delivered, 1)
+		go func() { got <- b.AwaitMessages(t.Context(), "+8618600000001") }()
+		synctest.Wait()
+		arrive(t, b, "+8618600000002", 1, "111111")
+		synctest.Wait()
+		select {
+		case m := <-got:
+			t.Fatalf("another number's message: got %v; want it to wait", m)
+		default:
+		}
+		arrive(t, b, "+8618600000001", 1, "222222")
+		if m := <-got; len(m) != 1 || m[0].Code != "222222" {
+			t.Errorf("got %v; want the message", m)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if m := b.AwaitMessages(ctx, "+8618600000003"); m == nil || len(m) != 0 {
+			t.Errorf("in vain: got %v; want an empty list", m)
+		}
+	})
+}
+
+func TestTheLastThousandMessagesAreKept(t *testing.T) {
+	b := newInbox()
+	for i := range int64(inboxSize + 5) {
+		arrive(t, b, "+8618600000001", i, fmt.Sprintf("%06d", i))
+	}
+	m := b.Messages("")
+	if len(m) != inboxSize || m[0].Code != "001004" || m[inboxSize-1].Code != "000005" {
+		t.Errorf("got %d, from %s to %s; want 1000, from 001004 to 000005", len(m), m[0].Code, m[len(m)-1].Code)
+	}
+}
+
+func TestAnUpdateHoldsWhatChangedSince(t *testing.T) {
+	b := newInbox()
+	arrive(t, b, "+8618600000001", 1, "111111")
+	arrive(t, b, "+8618600000002", 1, "222222")
+	at, _ := b.Since(-1)
+	ids := func(u Update) (ids []int64) {
+		for _, m := range u.Messages {
+			ids = append(ids, m.ID)
+		}
+		return ids
+	}
+	if !at.Whole || !slices.Equal(ids(at), []int64{2, 1}) {
+		t.Fatalf("first: got %+v; want the whole inbox", at)
+	}
+	step := func(what string, change func(), whole bool, want ...int64) {
+		t.Helper()
+		_, changed := b.Since(at.Revision)
+		change()
+		select {
+		case <-changed:
+		default:
+			t.Errorf("%s: nobody is woken", what)
+		}
+		at, _ = b.Since(at.Revision)
+		if at.Whole != whole || !slices.Equal(ids(at), want) {
+			t.Errorf("%s: got whole %v, %v; want %v, %v", what, at.Whole, ids(at), whole, want)
+		}
+	}
+	alive := []verify.CodeStatus{{Ticket: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}
+	step("a look", func() { b.Settle("+8618600000001", "", alive) }, false, 1)
+	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
+	step("a failure", func() { b.Fail(Failure{Kind: "timeout"}) }, false)
+	if !slices.Equal(at.Failures, []Failure{{Kind: "timeout"}}) {
+		t.Errorf("failures: got %v", at.Failures)
+	}
+	step("its end", func() { b.Succeed("") }, false)
+	step("a deletion", func() { b.Delete("+8618600000002") }, true, 3, 1)
+	_, changed := b.Since(at.Revision)
+	b.Settle("+8618600000001", "", alive)
+	select {
+	case <-changed:
+		t.Error("a look that changed nothing woke somebody")
+	default:
+	}
+}
+
+func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
+	const number = "+8618600000001"
+	expires := time.Now().Add(time.Minute)
+	live := func(ticket int64, left int) verify.CodeStatus {
+		return verify.CodeStatus{Ticket: ticket, Expires: expires, AttemptsLeft: left, Confirmed: true}
+	}
+	unconfirmed := verify.CodeStatus{Ticket: 3, Expires: expires, AttemptsLeft: 1}
+	for _, c := range []struct {
+		name  string
+		used  string
+		alive []verify.CodeStatus
+		want  []CodeState // of the three, oldest first
+	}{
+		{"all live", "", []verify.CodeStatus{live(1, 3), live(2, 3), live(3, 3)}, []CodeState{CodeLive, CodeLive, CodeLive}},
+		{"a newer one is confirmed", "", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeReplaced, CodeLive}},
+		{"one was used", "000002", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeUsed, CodeLive}},
+		{"the newest was used", "000003", nil, []CodeState{CodeReplaced, CodeReplaced, CodeUsed}},
+		{"none is left", "", nil, []CodeState{CodeSpent, CodeSpent, CodeSpent}},
+		{"older ones are spent beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []CodeState{CodeSpent, CodeSpent, CodeLive}},
+	} {
+		b := newInbox()
+		for i := range int64(3) {
+			arrive(t, b, number, i+1, fmt.Sprintf("%06d", i+1))
+		}
+		arrive(t, b, "+8618600000002", 1, "000002") // another number's never changes
+		b.Settle(number, c.used, c.alive)
+		check := func(when string) {
+			t.Helper()
+			u, _ := b.Since(-1)
+			var got []CodeState
+			for _, m := range slices.Backward(u.Messages[1:]) {
+				got = append(got, m.State)
+			}
+			if !slices.Equal(got, c.want) || u.Messages[0].State != CodeLive {
+				t.Errorf("%s, %s: got %v and %v; want %v and live", c.name, when, got, u.Messages[0].State, c.want)
+			}
+		}
+		check("at once")
+		b.Settle(number, "", nil)
+		for i, s := range c.want {
+			if s == CodeLive {
+				c.want[i] = CodeSpent
+			}
+		}
+		check("and what it was once it stays")
+	}
+}
+
+func TestAUsedCodeIsToldEvenWhenItsEndWasSeenBefore(t *testing.T) {
+	b := newInbox()
+	arrive(t, b, "+8618600000001", 1, "111111")
+	b.Settle("+8618600000001", "", nil) // another call looked between the swap and its answer
+	b.Settle("+8618600000001", "111111", nil)
+	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed {
+		t.Errorf("got %v; want used", u.Messages[0].State)
+	}
+}
+
+func TestAFailureIsReadAsKindAndTimes(t *testing.T) {
+	for text, want := range map[string]Failure{
+		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {Kind: "no_balance", Times: 1000},
+	} {
+		b := newInbox()
+		if err := b.Fail(ParseFailure(text)); err != nil || !slices.Equal(b.Failures(), []Failure{want}) {
+			t.Errorf("%s: got %v, %v; want %v", text, b.Failures(), err, want)
+		}
+	}
+	for _, text := range []string{"", "limit", "timeout:", "timeout:0", "timeout:-1", "timeout:1001", "timeout:x", "timeout:1:2"} {
+		b := newInbox()
+		if err := b.Fail(ParseFailure(text)); err == nil {
+			t.Errorf("%q: got %v; want an error", text, b.Failures())
+		}
+	}
+	b := newInbox()
+	for i := range inboxSize {
+		if err := b.Fail(Failure{Kind: "timeout", PhoneNumber: verify.Number(fmt.Sprint(i))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.Fail(Failure{Kind: "timeout"}) == nil || len(b.Failures()) != inboxSize {
+		t.Error("the number of failures is not bounded")
+	}
+}
