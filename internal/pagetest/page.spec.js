@@ -1,0 +1,339 @@
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { root } from './build.js';
+import { expect, test } from './service.js';
+
+const run = promisify(execFile);
+const wrong = code => String((Number(code) + 1) % 1_000_000).padStart(6, '0');
+
+test('a newcomer sends a code, sees it arrive and verifies it', async ({ phone }) => {
+  await phone.open();
+  const code = await phone.sendCode();
+  await expect(phone.messages).toContainText(`【Acme】Your code is ${code}`);
+  await expect(phone.messages).toContainText('3 attempts');
+  await expect(phone.sendAnswer).toContainText('OK · HTTP 200');
+  await expect(phone.valid).toContainText('A code is alive: 3 attempts');
+  await phone.page.getByRole('button', { name: `From Messages: ${code}` }).click();
+  await expect(phone.page.getByLabel('Code', { exact: true })).toHaveValue(code);
+  await phone.page.keyboard.press('Enter'); // Verify has the focus
+  await expect(phone.validAnswer).toContainText('{"valid":true}');
+  await expect(phone.messages).toContainText('used');
+  await expect(phone.valid).toContainText('No code of this number is alive.');
+  await phone.page.getByRole('button', { name: 'Verify' }).click();
+  await expect(phone.validAnswer).toContainText('{"valid":false}');
+});
+
+test('three wrong codes spend the attempts', async ({ phone }) => {
+  await phone.open();
+  const code = await phone.sendCode();
+  for (const left of ['2 attempts', '1 attempt,', 'no attempts left']) {
+    await phone.verify(wrong(code));
+    await expect(phone.messages).toContainText(left);
+    await expect(phone.validAnswer).toContainText('{"valid":false}');
+  }
+  await phone.verify(code);
+  await expect(phone.validAnswer).toContainText('{"valid":false}');
+  await expect(phone.messages).toContainText('no attempts left');
+});
+
+test('a newer code replaces the older one, and what other programs do is seen too', async ({ phone, service }) => {
+  await phone.open();
+  await phone.sendCode();
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
+  await expect(phone.messages).toHaveCount(2);
+  await expect(phone.messages.nth(0)).toContainText('replaced by a newer code');
+  await expect(phone.messages.nth(1)).toContainText('【Shop】');
+  await service.call('Valid', { phone_number: '18600000000', code: await phone.code(1) });
+  await expect(phone.messages.nth(1)).toContainText('used');
+});
+
+test.describe('with a short life', () => {
+  test.use({ settings: { PHONENUMBER_CODE_TTL: '2s' } });
+  test('a code is seen to expire', async ({ phone }) => {
+    await phone.open();
+    await phone.sendCode();
+    await expect(phone.messages).toContainText('valid for 2 s');
+    await expect(phone.messages).toContainText(/0:0[12] left/);
+    await expect(phone.messages).toContainText('expired');
+    await expect(phone.valid).toContainText('No code of this number is alive.');
+  });
+});
+
+test('sends fail as at Aliyun, once or until they shall succeed again', async ({ phone }) => {
+  await phone.open();
+  const button = phone.page.getByRole('button', { name: 'Send code' });
+  for (const [kind, status, reason, wait] of [
+    ['Limit by minute', 'RESOURCE_EXHAUSTED · HTTP 429', 'isv.BUSINESS_LIMIT_CONTROL', /Wait (1:00|0:59)/],
+    ['Limit by hour', 'RESOURCE_EXHAUSTED · HTTP 429', 'isv.BUSINESS_LIMIT_CONTROL', /Wait (1:00:00|59:59)/],
+    ['Limit by day', 'RESOURCE_EXHAUSTED · HTTP 429', 'isv.BUSINESS_LIMIT_CONTROL', /Wait (24:00:00|23:59:59)/],
+    ['Illegal number', 'INVALID_ARGUMENT · HTTP 400', 'isv.MOBILE_NUMBER_ILLEGAL', /Field: phone_number/],
+    ['No balance', 'FAILED_PRECONDITION · HTTP 400', 'isv.AMOUNT_NOT_ENOUGH', /nothing was sent/],
+  ]) {
+    await phone.failure.selectOption(kind);
+    await expect(phone.send).toContainText(`Every send fails: ${kind}.`);
+    for (let i = 0; i < 2; i++) {
+      await button.click();
+      await expect(phone.sendAnswer).toContainText(status);
+      await expect(phone.sendAnswer).toContainText(`Reason: ${reason} · aliyun.com`);
+      await expect(phone.sendAnswer).toContainText(wait);
+    }
+  }
+  await phone.page.getByLabel('How often').selectOption('The next send');
+  await expect(phone.send).toContainText('The next send fails: No balance.');
+  await button.click();
+  await expect(phone.failure).toHaveValue('');
+  await expect(phone.messages).toHaveCount(0);
+  await phone.sendCode();
+  await expect(phone.sendAnswer).toContainText('OK · HTTP 200');
+});
+
+test.describe('with an impatient service', () => {
+  test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '300ms', PHONENUMBER_FAIL_SENDS: 'timeout_delivered:1' } });
+  test('a time-out may hide an SMS that arrives, and its code works', async ({ phone }) => {
+    await phone.open();
+    await expect(phone.send).toContainText('The next send fails: Time-out, late SMS.');
+    const code = await phone.sendCode();
+    await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED · HTTP 504');
+    await expect(phone.sendAnswer).toContainText('SMS_TIMEOUT');
+    await phone.verify(code);
+    await expect(phone.validAnswer).toContainText('{"valid":true}');
+    await phone.failure.selectOption('Time-out, no SMS');
+    await phone.page.getByRole('button', { name: 'Send code' }).click();
+    await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED');
+    await expect(phone.messages).toHaveCount(1);
+  });
+});
+
+test('numbers are checked while they are typed', async ({ phone }) => {
+  await phone.open();
+  const number = phone.send.getByLabel('Phone number');
+  await number.fill('+852 9123-4567');
+  await expect(phone.send).toContainText('+85291234567');
+  await expect(number).toHaveAttribute('aria-invalid', 'false');
+  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('+852 9123-4567'); // follows
+  await number.fill('01012345678');
+  await expect(phone.send).toContainText('must be one mobile number, for example "+8618612345678"');
+  await expect(number).toHaveAttribute('aria-invalid', 'true');
+  await phone.page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phone.sendAnswer).toContainText('INVALID_ARGUMENT · HTTP 400');
+  await expect(phone.sendAnswer).toContainText('Field: phone_number must be one mobile number');
+  await phone.valid.getByLabel('Phone number').fill('10086');
+  await expect(phone.valid).toContainText('must be one mobile number');
+  await number.fill('18600000000');
+  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('10086'); // no longer follows
+});
+
+test('several numbers are listed newest first and can be switched', async ({ phone, service }) => {
+  await phone.open();
+  for (const n of ['18600000001', '18600000002', '+85291234567']) await service.call('SendSMS', { phone_number: n, signature: n });
+  const numbers = phone.page.getByLabel('Messages to');
+  await expect(numbers.getByRole('option')).toHaveText(['To +85291234567', 'To +86 186 0000 0002', 'To +86 186 0000 0001']);
+  await expect(phone.messages).toContainText('【+85291234567】');
+  await numbers.selectOption('+8618600000001');
+  await expect(phone.messages).toContainText('【18600000001】');
+  await service.call('SendSMS', { phone_number: '18600000002', signature: 'again' });
+  await phone.page.getByRole('button', { name: 'New message to +86 186 0000 0002' }).click();
+  await expect(phone.messages).toHaveCount(2);
+  await expect(phone.messages.last()).toContainText('【again】');
+  await phone.page.getByRole('button', { name: 'Clear' }).click();
+  await expect(phone.messages).toHaveCount(1); // another number's
+  expect(await service.inbox('?phone_number=18600000002')).toEqual([]);
+  expect(await service.inbox()).toHaveLength(2);
+});
+
+test('a code is copied by one click', async ({ phone, context }) => {
+  await context.grantPermissions(['clipboard-read', 'clipboard-write']);
+  await phone.open();
+  const code = await phone.sendCode();
+  await phone.page.getByRole('button', { name: `Copy the code ${code}` }).click();
+  await expect(phone.messages.getByRole('button')).toHaveAttribute('data-copied', 'Copied');
+  expect(await phone.page.evaluate(() => navigator.clipboard.readText())).toBe(code);
+});
+
+test('a code is copied where the browser gives no clipboard', async ({ phone, context }) => {
+  await context.grantPermissions(['clipboard-read', 'clipboard-write']);
+  await phone.page.addInitScript(() => { navigator.clipboard.writeText = () => Promise.reject(new Error('none')); });
+  await phone.open();
+  const code = await phone.sendCode();
+  await phone.messages.getByRole('button').click();
+  await expect(phone.messages.getByRole('button')).toBeFocused();
+  expect(await phone.page.evaluate(() => navigator.clipboard.readText())).toBe(code);
+});
+
+// What can be typed comes through a shell, JSON and Go as it is.
+const signature = `Ö'Neil & "Co" $(x) \\ 阿里云`;
+
+test('the lines to copy do what the forms do', async ({ phone, service, context }) => {
+  test.slow(); // compiles
+  await context.grantPermissions(['clipboard-read', 'clipboard-write']);
+  await phone.open();
+  await phone.page.getByLabel('Sign name').fill(signature);
+  const directory = await mkdtemp(join(tmpdir(), 'lines'));
+  const lines = async (card, language) => {
+    await card.getByLabel(language, { exact: true }).check();
+    await card.getByRole('button', { name: 'Copy' }).click();
+    return phone.page.evaluate(() => navigator.clipboard.readText());
+  };
+  const execute = async (language, text) => {
+    if (language !== 'Go') return (await run('bash', ['-c', text], { env: { PATH: `${root}.bin:${process.env.PATH}` } })).stdout;
+    const file = join(directory, 'main.go');
+    const uses = text.includes('fmt.') ? '"fmt"' : '';
+    await writeFile(file, `package main
+import (
+	"context"
+	${uses}
+	"log"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+func do(ctx context.Context) error {
+${text}
+return nil
+}
+func main() { if err := do(context.Background()); err != nil { log.Fatal(err) } }`);
+    return (await run('go', ['run', file], { cwd: root })).stdout;
+  };
+  for (const language of ['curl', 'grpcurl', 'Go']) {
+    const before = await phone.messages.count();
+    await execute(language, await lines(phone.send, language));
+    await expect(phone.messages).toHaveCount(before + 1);
+    await expect(phone.messages.last()).toContainText(`【${signature}】`);
+    const code = await phone.code(before);
+    await phone.page.getByLabel('Code', { exact: true }).fill(code);
+    expect(await execute(language, await lines(phone.valid, language))).toContain('true');
+    await expect(phone.messages.last()).toContainText('used');
+    expect(await execute(language, await lines(phone.valid, language))).toContain('false');
+  }
+  await rm(directory, { recursive: true });
+});
+
+test('what callers send is shown as text', async ({ phone, service }) => {
+  await phone.open();
+  const hostile = '<img src=x onerror=alert(1)><b>hi</b>';
+  await service.call('SendSMS', { phone_number: '18600000000', signature: hostile });
+  await expect(phone.messages).toContainText(`【${hostile}】`);
+});
+
+test('it comes back by itself after the service was away', async ({ phone, service }) => {
+  await phone.open();
+  await phone.sendCode();
+  await service.stop();
+  await expect(phone.page.getByText('No connection to the service')).toBeVisible();
+  await phone.page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phone.sendAnswer).toContainText('The service does not answer');
+  await service.start();
+  await expect(phone.page.getByText('Connected')).toBeVisible();
+  await expect(phone.messages).toHaveCount(0); // it forgot
+  await phone.sendCode();
+});
+
+test('the keyboard alone is enough', async ({ phone }) => {
+  await phone.open();
+  const { keyboard } = phone.page;
+  const focused = () => phone.page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.textContent);
+  const order = [];
+  for (let i = 0; i < 20; i++) {
+    await keyboard.press('Tab');
+    order.push(await focused());
+    if (order.at(-1) === 'primary' && order.length < 10) {
+      await keyboard.press('Enter');
+      await expect(phone.messages).toHaveCount(1);
+    }
+    if (order.at(-1) === 'suggestion') break;
+  }
+  expect(order.slice(0, 6)).toEqual(['send-number', 'signature', 'template', 'failure', 'primary', expect.anything()]);
+  expect(order).toContain('numbers');
+  expect(order).toContain('code');
+  await keyboard.press('Enter'); // takes the suggestion
+  await keyboard.press('Enter'); // verifies
+  await expect(phone.validAnswer).toContainText('{"valid":true}');
+  for (const id of ['send-number', 'numbers', 'clear']) {
+    await phone.page.locator('#' + id).focus();
+    await keyboard.press('Shift+Tab');
+    await keyboard.press('Tab');
+    expect(await phone.page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle), id).toBe('solid');
+  }
+});
+
+test.describe('in Chinese', () => {
+  test.use({ locale: 'zh-CN' });
+  test('all that the page says is Chinese', async ({ page, service }) => {
+    await page.goto(service.url);
+    await expect(page.getByText('已连接')).toBeVisible();
+    await page.getByRole('button', { name: '发送验证码' }).click();
+    const message = page.getByRole('region', { name: '短信' }).getByRole('listitem');
+    await expect(message).toContainText('【阿里云】您的验证码是');
+    await expect(message).toContainText('还可试 3 次');
+    await page.getByRole('button', { name: /来自短信/ }).click();
+    await page.getByRole('button', { name: '验证', exact: true }).click();
+    await expect(page.locator('#valid-answer')).toContainText('正确，验证码已被使用。');
+    await expect(message).toContainText('已使用');
+    expect(await page.locator('html').getAttribute('lang')).toBe('zh-CN');
+    // No English is left but names of the API, and the lines to copy.
+    const words = await page.evaluate(() => {
+      for (const e of document.querySelectorAll('pre, code, h1, .tabs, .status, #version, summary')) e.remove();
+      return document.body.innerText.match(/[A-Za-z]{3,}/g);
+    });
+    expect(words.filter(w => !['inbox', 'json', 'openapi'].includes(w))).toEqual([]);
+  });
+});
+
+test.describe('another language', () => {
+  test.use({ locale: 'de-DE' });
+  test('falls back to English', async ({ phone }) => {
+    await phone.open();
+    await phone.sendCode();
+  });
+});
+
+const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+
+for (const colorScheme of ['light', 'dark']) {
+  for (const [width, height] of [[1440, 900], [1000, 800], [360, 740]]) {
+    for (const locale of ['en-US', 'zh-CN']) {
+      test.describe(`${colorScheme}, ${width} wide, ${locale}`, () => {
+        test.use({ colorScheme, locale, viewport: { width, height } });
+        test('everybody can read and use it', async ({ page, service }) => {
+          await page.goto(service.url);
+          await expect(page.locator('#signal')).toHaveAttribute('data-on', 'true');
+          const answers = async () => {
+            await page.locator('#send .primary').click();
+            await expect(page.locator('#send-answer')).not.toBeEmpty();
+          };
+          await answers();
+          await page.locator('#code').fill('1');
+          await page.locator('#valid .primary').click();
+          await expect(page.locator('#valid-answer')).not.toBeEmpty();
+          await answers();
+          await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
+          await page.locator('#numbers').selectOption('+8618600000000');
+          await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
+          await expect(page.locator('#other')).toBeVisible();
+          await page.locator('#failure').selectOption('limit_hour');
+          await expect(page.locator('#failing')).not.toBeEmpty();
+          await answers();
+          await expect(page.locator('#send-answer')).toContainText('429');
+          await page.locator('#send-number').fill('1');
+          await expect(page.locator('#send-number')).toHaveAttribute('aria-invalid', 'true');
+          await page.locator('#send-number').fill('18600000000');
+
+          await page.evaluate(axe);
+          const { violations, passes } = await page.evaluate(() => window.axe.run(document, {
+            runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'],
+          }));
+          expect(violations.map(v => `${v.id}: ${v.nodes.map(n => n.html + n.failureSummary).join('\n')}`)).toEqual([]);
+          expect(passes.map(p => p.id)).toEqual(expect.arrayContaining(['color-contrast', 'label', 'button-name', 'select-name']));
+          // Nothing is cut off or makes the page scroll sideways.
+          expect(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)).toBe(0);
+          const dark = await page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor.match(/\d+/g).every(c => c < 64));
+          expect(dark).toBe(colorScheme === 'dark');
+        });
+      });
+    }
+  }
+}

@@ -1,0 +1,20 @@
+import { defineConfig } from '@playwright/test';
+
+// Debian's chromium, as root in a container may run it, and without what it would
+// ask of the internet.
+export default defineConfig({
+  testDir: '.',
+  globalSetup: './build.js',
+  forbidOnly: true,
+  fullyParallel: true,
+  workers: 2,
+  timeout: 60_000,
+  reporter: 'list',
+  use: {
+    actionTimeout: 15_000,
+    launchOptions: {
+      executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+      args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+    },
+  },
+});

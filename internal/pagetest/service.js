@@ -1,0 +1,122 @@
+// The built program in development, one process a test, and a browser that is held
+// to the page's promises.
+import { spawn } from 'node:child_process';
+import { createServer } from 'node:net';
+import { once } from 'node:events';
+import { test as base, expect } from '@playwright/test';
+
+export { expect };
+
+const calls = '/phonenumberservice.PhoneNumberService/';
+
+async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+class Service {
+  constructor(port, settings) {
+    this.host = `localhost:${port}`;
+    this.url = `http://${this.host}`;
+    this.environment = { PHONENUMBER_LISTEN: `127.0.0.1:${port}`, ...settings };
+    this.output = '';
+  }
+
+  async start() {
+    this.process = spawn(process.env.PROGRAM, ['dev'], { env: this.environment });
+    for (const stream of [this.process.stdout, this.process.stderr]) stream.on('data', text => { this.output += text; });
+    while (true) {
+      if (this.process.exitCode !== null) throw new Error(`exited: ${this.output}`);
+      if (await fetch(this.url + '/number.json?phone_number=1').then(r => r.ok, () => false)) return this;
+      await new Promise(resolve => setTimeout(resolve, 5));
+    }
+  }
+
+  async stop() {
+    this.process.kill('SIGKILL');
+    if (this.process.exitCode === null && this.process.signalCode === null) await once(this.process, 'exit');
+  }
+
+  // call makes one of the two calls as another program would.
+  async call(method, request) {
+    const response = await fetch(this.url + calls + method, { method: 'POST', body: JSON.stringify(request) });
+    return response.json();
+  }
+
+  async inbox(query = '') {
+    return (await fetch(this.url + '/inbox.json' + query)).json();
+  }
+}
+
+export const test = base.extend({
+  settings: [{}, { option: true }],
+
+  service: async ({ settings }, use) => {
+    const service = await new Service(await freePort(), settings).start();
+    await use(service);
+    await service.stop();
+  },
+
+  // Every page of every test: no error, no violation of the policy, no other host.
+  page: async ({ page, service }, use) => {
+    const wrong = [];
+    let refused = 0; // calls that the service refused, which Chromium tells as errors
+    page.on('response', r => { if (r.status() >= 400 && r.url().startsWith(service.url + calls)) refused++; });
+    page.on('console', m => {
+      if (m.type() !== 'error' && m.type() !== 'warning') return;
+      if (m.text().startsWith('Failed to load resource') && m.location().url.startsWith(service.url + calls) && refused-- > 0) return;
+      if (service.process.killed && m.text().includes('net::ERR_')) return; // the test took the service away
+      wrong.push(`console: ${m.text()} ${m.location().url}`);
+    });
+    page.on('pageerror', e => wrong.push(`error: ${e.message}`));
+    page.on('request', r => {
+      const url = new URL(r.url());
+      if (url.protocol !== 'data:' && url.host !== service.host) wrong.push(`request to ${url}`);
+    });
+    await page.addInitScript(() => addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`)));
+    await use(page);
+    expect(wrong).toEqual([]);
+  },
+
+  phone: async ({ page, service }, use) => use(new Phone(page, service)),
+});
+
+// Phone is the page as a person sees it, in English.
+class Phone {
+  constructor(page, service) {
+    this.page = page;
+    this.service = service;
+    this.messages = page.getByRole('region', { name: 'Messages' }).getByRole('listitem');
+    this.send = page.locator('#send');
+    this.valid = page.locator('#valid');
+    this.sendAnswer = page.locator('#send-answer');
+    this.validAnswer = page.locator('#valid-answer');
+    this.failure = page.getByLabel("Aliyun's answer");
+  }
+
+  async open() {
+    await this.page.goto(this.service.url);
+    await expect(this.page.getByText('Connected')).toBeVisible();
+    return this;
+  }
+
+  async sendCode() {
+    const before = await this.messages.count();
+    await this.page.getByRole('button', { name: 'Send code' }).click();
+    await expect(this.messages).toHaveCount(before + 1);
+    return this.code(before);
+  }
+
+  async code(index) {
+    return this.messages.nth(index).getByRole('button').textContent();
+  }
+
+  async verify(code) {
+    await this.page.getByLabel('Code', { exact: true }).fill(code);
+    await this.page.getByRole('button', { name: 'Verify' }).click();
+  }
+}
