@@ -1,15 +1,37 @@
 # One command does everything: make test. See CONTRIBUTING.md.
 BUF      := npx --yes @bufbuild/buf@1.75.0
 LINT     := .bin/golangci-lint-2.15.0
+GRPCURL  := .bin/grpcurl-1.9.4
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
-.PHONY: test prove prove-cluster bench soak tools lint generate generated-is-current proto image fuzz
+.PHONY: test page screenshots page-figures prove prove-cluster bench soak tools browser lint generate generated-is-current proto image fuzz
 
 # All checks and all tests, installing what they need on Debian.
 test: tools lint
 	go test -race -timeout 20m ./...
 	cd internal/sms/oracle && go vet ./... && go test ./...
+	$(MAKE) page
+
+# The page of development in a real browser, and the example that is tested by it.
+page: browser $(GRPCURL)
+	cd internal/pagetest && npx playwright test --project tests && CHROMIUM=/usr/bin/chromium npx playwright test -c ../../examples/login
+
+# The images of the page in docs/.
+screenshots: browser
+	@ls /usr/share/fonts/opentype/inter /usr/share/fonts/truetype/jetbrains-mono /usr/share/fonts/opentype/noto >/dev/null 2>&1 || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends fonts-inter fonts-jetbrains-mono fonts-noto-cjk; }
+	cd internal/pagetest && FONTCONFIG_FILE=$(CURDIR)/internal/pagetest/fonts.conf npx playwright test --project screenshots --workers 1
+
+# How fast the page is here.
+page-figures: browser
+	cd internal/pagetest && npx playwright test --project figures --workers 1
+
+browser: tools
+	@ls /usr/bin/chromium /usr/bin/curl >/dev/null 2>&1 || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium curl; }
+	cd internal/pagetest && npm ci
+	ln -sfn ../../internal/pagetest/node_modules examples/login/node_modules
 
 # The proofs of the guarantees on the built program: docs/guarantees.md. As root, who may
 # mount disks that lose power or fill up.
@@ -55,6 +77,10 @@ lint: $(LINT) proto
 $(LINT):
 	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(subst .bin/golangci-lint-,,$@)
 	mv .bin/golangci-lint $@
+
+$(GRPCURL):
+	GOBIN=$(CURDIR)/.bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v$(subst .bin/grpcurl-,,$@)
+	cp .bin/grpcurl $@ # page tests call it by its name
 
 # The wire contract is well-formed, and nothing that a client relies on changed.
 proto:

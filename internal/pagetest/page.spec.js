@@ -219,6 +219,23 @@ test('what callers send is shown as text', async ({ phone, service }) => {
   await expect(phone.messages).toContainText(`【${hostile}】`);
 });
 
+test('the last thousand messages are kept and shown', async ({ phone, service }) => {
+  await service.fill(995);
+  await phone.open();
+  await expect(phone.messages).toHaveCount(995);
+  await expect(phone.messages.last()).toBeInViewport();
+  const kept = await phone.code(5);
+  await service.fill(10);
+  await expect(phone.messages).toHaveCount(1000);
+  expect(await phone.code(0)).toBe(kept);
+  await expect(phone.messages.last()).toBeInViewport(); // it follows
+  await phone.messages.first().scrollIntoViewIfNeeded();
+  await service.fill(5);
+  await expect(phone.messages.first()).toContainText('【Acme】');
+  await expect(phone.messages.last()).not.toBeInViewport(); // whoever looks back is left alone
+  expect(await service.inbox()).toHaveLength(1000);
+});
+
 test('it comes back by itself after the service was away', async ({ phone, service }) => {
   await phone.open();
   await phone.sendCode();

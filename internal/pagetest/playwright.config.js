@@ -10,6 +10,11 @@ export default defineConfig({
   workers: 2,
   timeout: 60_000,
   reporter: 'list',
+  projects: [
+    { name: 'tests', testMatch: '*.spec.js' },
+    { name: 'figures', testMatch: 'figures.js' },
+    { name: 'screenshots', testMatch: 'screenshots.js' },
+  ],
   use: {
     actionTimeout: 15_000,
     launchOptions: {

@@ -47,6 +47,13 @@ class Service {
     return response.json();
   }
 
+  // fill sends count messages to one number.
+  async fill(count) {
+    for (let i = 0; i < count; i += 5) { // of more at once some are refused
+      await Promise.all(Array.from({ length: 5 }, () => this.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' })));
+    }
+  }
+
   async inbox(query = '') {
     return (await fetch(this.url + '/inbox.json' + query)).json();
   }
@@ -54,9 +61,10 @@ class Service {
 
 export const test = base.extend({
   settings: [{}, { option: true }],
+  port: [0, { option: true }], // 0: any
 
-  service: async ({ settings }, use) => {
-    const service = await new Service(await freePort(), settings).start();
+  service: async ({ settings, port }, use) => {
+    const service = await new Service(port || await freePort(), settings).start();
     await use(service);
     await service.stop();
   },

@@ -5,7 +5,6 @@ import { around, locale, sample, say, translate } from './words.js';
 const $ = id => document.getElementById(id);
 const kept = 1000; // messages, as the service keeps
 
-translate(document);
 $('signature').value = sample;
 
 // --- what the service tells
@@ -124,11 +123,10 @@ function drawThread() {
 
 function bubbleOf(m) {
   const li = $('message').content.firstElementChild.cloneNode(true);
-  const [sign, before, code, after] = li.querySelector('.bubble').children;
-  const texts = around(duration(settings.code_ttl_seconds));
+  const [sign, before, whole, after] = li.querySelector('.bubble').children;
+  const [code, at] = whole.children;
   sign.textContent = m.signature && `【${m.signature}】`;
-  before.textContent = texts[0];
-  after.textContent = texts[1];
+  [before.textContent, at.textContent, after.textContent] = around(duration(settings.code_ttl_seconds));
   code.textContent = m.code;
   code.setAttribute('aria-label', say('copyCode', m.code));
   code.onclick = () => copy(m.code, code);

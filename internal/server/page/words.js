@@ -5,7 +5,7 @@ const chinese = /^zh/i.test(navigator.language);
 
 const words = {
   en: {
-    text: ['Your code is ', ', valid for $1. Do not pass it on.'],
+    text: ['Your code is ', ',', ' valid for $1. Do not pass it on.'],
     minutes: '$1 min', seconds: '$1 s',
     copyCode: 'Copy the code $1', copied: 'Copied',
     life: ['$1 attempt, $2 left', '$1 attempts, $2 left'],
@@ -24,7 +24,7 @@ const words = {
     language: 'Language of the lines', inLanguage: 'Lines for $1',
   },
   zh: {
-    text: ['您的验证码是 ', '，$1内有效，请勿告知他人。'],
+    text: ['您的验证码是 ', '，', '$1内有效，请勿告知他人。'],
     minutes: '$1 分钟', seconds: '$1 秒',
     copyCode: '复制验证码 $1', copied: '已复制',
     life: ['还可试 $1 次，剩余 $2', '还可试 $1 次，剩余 $2'],
@@ -63,8 +63,9 @@ export function say(key, ...values) {
   return text.replace(/\$(\d)/g, (_, n) => values[n - 1]);
 }
 
-// around returns the two parts of a message's text, before and after the code.
-export const around = life => [words.text[0], words.text[1].replace('$1', life)];
+// around returns a message's text before the code, the sign that stands at the
+// code, and the rest.
+export const around = life => words.text.map(part => part.replace('$1', life));
 
 export function translate(root) {
   if (!chinese) return;
@@ -74,3 +75,4 @@ export function translate(root) {
 
 export const sample = chinese ? '阿里云' : 'Acme';
 if (chinese) document.documentElement.lang = 'zh-CN';
+translate(document); // before anything is painted

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+)
+
+var sms string // where phone-number-service dev is
+
+// TestMain starts phone-number-service for the tests. Elsewhere, that may be
+// exec.Command("phone-number-service", "dev").
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	address := free.Addr().String()
+	free.Close()
+	dir, err := os.MkdirTemp("", "login")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	program := dir + "/phone-number-service"
+	if out, err := exec.Command("go", "build", "-o", program, "github.com/liulinhuai/phone-number-service").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("%v: %s", err, out))
+	}
+	service := exec.Command(program, "dev", "--listen", address)
+	service.Env = []string{} // or credentials that are set here would make it refuse
+	if err := service.Start(); err != nil {
+		panic(err)
+	}
+	defer service.Process.Kill()
+	sms = "http://" + address
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if res, err := http.Get(sms + "/inbox.json"); err == nil {
+			res.Body.Close()
+			break
+		} else if time.Now().After(deadline) {
+			panic(err)
+		}
+	}
+	return m.Run()
+}

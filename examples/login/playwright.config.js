@@ -1,0 +1,12 @@
+import { defineConfig } from '@playwright/test';
+
+export default defineConfig({
+  use: {
+    baseURL: 'http://localhost:8080',
+    launchOptions: { executablePath: process.env.CHROMIUM }, // unset: Playwright's own
+  },
+  webServer: [
+    { command: 'go run github.com/liulinhuai/phone-number-service dev', url: 'http://localhost:50511/inbox.json', reuseExistingServer: !process.env.CI },
+    { command: 'go run .', url: 'http://localhost:8080/', reuseExistingServer: !process.env.CI },
+  ],
+});
