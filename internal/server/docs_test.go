@@ -1,10 +1,67 @@
 package server
 
 import (
+	"encoding/json"
+	"maps"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 )
+
+func TestEveryPathAndFailureOfDevelopmentIsDescribed(t *testing.T) {
+	var description struct {
+		Paths      map[string]map[string]any
+		Components struct {
+			Schemas struct {
+				Failure struct {
+					Properties struct{ Kind struct{ Enum []string } }
+				}
+			}
+		}
+	}
+	text, err := pageFiles.ReadFile("page/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &description); err != nil {
+		t.Fatal(err)
+	}
+	if got := description.Components.Schemas.Failure.Properties.Kind.Enum; !slices.Equal(got, sms.FailureKinds()) {
+		t.Errorf("openapi.json has the kinds %v; want %v", got, sms.FailureKinds())
+	}
+	source, err := os.ReadFile("development.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../docs/testing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	registered := map[string]bool{}
+	for _, m := range regexp.MustCompile(`mux\.HandleFunc\("([A-Z]+) (/[a-z./]+)"`).FindAllStringSubmatch(string(source), -1) {
+		registered[m[1]+" "+m[2]] = true
+	}
+	described := map[string]bool{}
+	for path, methods := range description.Paths {
+		for method := range methods {
+			if !strings.HasPrefix(path, "/phonenumberservice.") {
+				described[strings.ToUpper(method)+" "+path] = true
+			}
+		}
+	}
+	if len(registered) < 7 || !maps.Equal(registered, described) {
+		t.Errorf("openapi.json describes %v; registered are %v", described, registered)
+	}
+	for _, what := range append(slices.Collect(maps.Keys(registered)), sms.FailureKinds()...) {
+		if !strings.Contains(string(page), "`"+what) {
+			t.Errorf("docs/testing.md lacks %s", what)
+		}
+	}
+}
 
 func TestEveryReasonIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/errors.md")
