@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"mime"
 	"net"
 	"net/http"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -67,9 +65,8 @@ func (d *development) settle(ctx context.Context, phoneNumber, used string) {
 
 // register adds development's paths; page/openapi.json describes them.
 func (d *development) register(mux *http.ServeMux) {
-	mux.HandleFunc("GET /{$}", servePage("index.html"))
-	for _, name := range []string{"page.css", "page.js", "words.js", "openapi.json"} {
-		mux.HandleFunc("GET /"+name, servePage(name))
+	for path, file := range pageContents() {
+		mux.HandleFunc("GET "+path, file)
 	}
 	mux.HandleFunc("GET /inbox.json", d.getInbox)
 	mux.HandleFunc("DELETE /inbox.json", d.forNumber(d.inbox.Delete))
@@ -114,26 +111,41 @@ func fromThisMachine(next http.Handler) http.Handler {
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-func servePage(name string) http.HandlerFunc {
-	content, err := pageFiles.ReadFile("page/" + name)
-	if err != nil {
-		panic(err) // the file is missing in the source
+// pageContents are the page's files by their paths. Their types are written here:
+// a machine's own table may have others, with which browsers run no module.
+func pageContents() map[string]http.HandlerFunc {
+	const html, css, script, jsonType = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8", "application/json"
+	files := map[string]http.HandlerFunc{}
+	for path, f := range map[string]struct{ name, contentType string }{
+		"/{$}": {"index.html", html}, "/page.css": {"page.css", css}, "/page.js": {"page.js", script},
+		"/words.js": {"words.js", script}, "/openapi.json": {"openapi.json", jsonType},
+	} {
+		content, err := pageFiles.ReadFile("page/" + f.name)
+		if err != nil {
+			panic(err) // the file is missing in the source
+		}
+		files[path] = func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Security-Policy", pagePolicy)
+			w.Header().Set("Referrer-Policy", "no-referrer")
+			setType(w, f.contentType)
+			w.Write(content)
+		}
 	}
-	contentType := mime.TypeByExtension(path.Ext(name))
-	return func(w http.ResponseWriter, _ *http.Request) {
-		h := w.Header()
-		h.Set("Content-Type", contentType)
-		h.Set("Content-Security-Policy", pagePolicy)
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cache-Control", "no-store")
-		w.Write(content)
-	}
+	return files
+}
+
+// setType sets what every answer has: its type, which is meant, and that it is for
+// nobody else and never old.
+func setType(w http.ResponseWriter, contentType string) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
 }
 
 func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
+	setType(w, "application/json")
 	json.NewEncoder(w).Encode(v)
 }
 
@@ -276,8 +288,7 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx := d.asLongAs(w, r)
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
+	setType(w, "text/event-stream")
 	c := http.NewResponseController(w)
 	send := func(event string, data any) bool {
 		text, err := json.Marshal(data)

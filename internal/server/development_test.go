@@ -424,7 +424,7 @@ func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {
 			t.Errorf("%s: got %d %s; want 200 %s", path, res.StatusCode, h.Get("Content-Type"), contentType)
 		}
 		policy := h.Get("Content-Security-Policy")
-		if !strings.HasPrefix(policy, "default-src 'none';") || strings.Contains(policy, "unsafe") || strings.Contains(policy, "http") || h.Get("X-Content-Type-Options") != "nosniff" {
+		if !strings.HasPrefix(policy, "default-src 'none';") || strings.Contains(policy, "unsafe") || strings.Contains(policy, "http") || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cross-Origin-Resource-Policy") != "same-origin" {
 			t.Errorf("%s: headers %v", path, h)
 		}
 	}
