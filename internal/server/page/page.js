@@ -25,6 +25,8 @@ function listen() {
     behind = Date.parse(settings.now) - Date.now();
     $('version').textContent = settings.version;
     connected(true);
+    checkNumber($('send-number'));
+    checkNumber($('valid-number'));
   });
   events.addEventListener('inbox', e => take(JSON.parse(e.data)));
   events.onerror = () => connected(false);
@@ -86,7 +88,7 @@ function drawNumbers() {
     const options = [...numbers].map(n => new Option(say('to', spaced(n)), n, false, n === shown));
     list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
   }
-  list.disabled = $('clear').disabled = numbers.size === 0;
+  list.disabled = numbers.size === 0;
   $('none').hidden = numbers.size > 0;
   if ($('other').value === shown || !numbers.has($('other').value)) $('other').hidden = true;
 }
@@ -198,7 +200,10 @@ function drawFailures() {
 }
 
 $('numbers').onchange = e => show(e.target.value);
-$('other').onclick = e => show(e.target.value);
+$('other').onclick = e => {
+  show(e.target.value);
+  $('thread').focus(); // the button goes
+};
 function show(number) {
   shown = number;
   chosen = true;
@@ -402,6 +407,4 @@ document.addEventListener('visibilitychange', listenWhileSeen);
 listenWhileSeen();
 draw();
 drawSnippets();
-checkNumber($('send-number'));
-checkNumber($('valid-number'));
 setInterval(tick, 1000);
