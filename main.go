@@ -182,7 +182,7 @@ func printBanner(w io.Writer, a net.Addr) {
 
   open this page           http://%[1]s/
   gRPC, JSON and gRPC-Web  %[1]s
-  inbox                    http://%[1]s/inbox.json
+  for tests                http://%[1]s/openapi.json, docs/testing.md
 
   curl -d '{"phone_number":"18600000000"}' http://%[1]s/phonenumberservice.PhoneNumberService/SendSMS
   grpcurl -plaintext -d '{"phone_number":"18600000000"}' %[1]s phonenumberservice.PhoneNumberService/SendSMS

@@ -16,13 +16,13 @@ test('a newcomer sends a code, sees it arrive and verifies it', async ({ phone }
   await expect(phone.messages).toContainText(`【Acme】Your code is ${code}`);
   await expect(phone.messages).toContainText('3 attempts');
   await expect(phone.sendAnswer).toContainText('OK · HTTP 200');
-  await expect(phone.valid).toContainText('A code is alive: 3 attempts');
+  await expect(phone.valid).toContainText('A code is valid: 3 attempts');
   await phone.page.getByRole('button', { name: `From Messages: ${code}` }).click();
   await expect(phone.page.getByLabel('Code', { exact: true })).toHaveValue(code);
   await phone.page.keyboard.press('Enter'); // Verify has the focus
   await expect(phone.validAnswer).toContainText('{"valid":true}');
   await expect(phone.messages).toContainText('used');
-  await expect(phone.valid).toContainText('No code of this number is alive.');
+  await expect(phone.valid).toContainText('The phone has no valid code for this number.');
   await phone.page.getByRole('button', { name: 'Verify' }).click();
   await expect(phone.validAnswer).toContainText('{"valid":false}');
 });
@@ -59,7 +59,7 @@ test.describe('with a short life', () => {
     await expect(phone.messages).toContainText('valid for 2 s');
     await expect(phone.messages).toContainText(/0:0[12] left/);
     await expect(phone.messages).toContainText('expired');
-    await expect(phone.valid).toContainText('No code of this number is alive.');
+    await expect(phone.valid).toContainText('The phone has no valid code for this number.');
   });
 });
 
@@ -82,10 +82,11 @@ test('sends fail as at Aliyun, once or until they shall succeed again', async ({
       await expect(phone.sendAnswer).toContainText(wait);
     }
   }
-  await phone.page.getByLabel('How often').selectOption('The next send');
+  await phone.page.getByLabel('For sends').fill('1');
+  await phone.page.keyboard.press('Tab');
   await expect(phone.send).toContainText('The next send fails: No balance.');
   await button.click();
-  await expect(phone.failure).toHaveValue('');
+  await expect(phone.failure).toHaveValue('none');
   await expect(phone.messages).toHaveCount(0);
   await phone.sendCode();
   await expect(phone.sendAnswer).toContainText('OK · HTTP 200');
@@ -95,13 +96,13 @@ test.describe('with an impatient service', () => {
   test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '300ms', PHONENUMBER_FAIL_SENDS: 'timeout_delivered:1' } });
   test('a time-out may hide an SMS that arrives, and its code works', async ({ phone }) => {
     await phone.open();
-    await expect(phone.send).toContainText('The next send fails: Time-out, late SMS.');
+    await expect(phone.send).toContainText('The next send fails: Time-out, arrives.');
     const code = await phone.sendCode();
     await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED · HTTP 504');
     await expect(phone.sendAnswer).toContainText('SMS_TIMEOUT');
     await phone.verify(code);
     await expect(phone.validAnswer).toContainText('{"valid":true}');
-    await phone.failure.selectOption('Time-out, no SMS');
+    await phone.failure.selectOption('Time-out');
     await phone.page.getByRole('button', { name: 'Send code' }).click();
     await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED');
     await expect(phone.messages).toHaveCount(1);
@@ -120,7 +121,7 @@ test('numbers are checked while they are typed', async ({ phone }) => {
   await expect(number).toHaveAttribute('aria-invalid', 'true');
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.sendAnswer).toContainText('INVALID_ARGUMENT · HTTP 400');
-  await expect(phone.sendAnswer).toContainText('Field: phone_number must be one mobile number');
+  await expect(phone.sendAnswer).toContainText('phone_number must be one mobile number');
   await phone.valid.getByLabel('Phone number').fill('10086');
   await expect(phone.valid).toContainText('must be one mobile number');
   await number.fill('18600000000');
@@ -130,19 +131,64 @@ test('numbers are checked while they are typed', async ({ phone }) => {
 test('several numbers are listed newest first and can be switched', async ({ phone, service }) => {
   await phone.open();
   for (const n of ['18600000001', '18600000002', '+85291234567']) await service.call('SendSMS', { phone_number: n, signature: n });
-  const numbers = phone.page.getByLabel('Messages to');
-  await expect(numbers.getByRole('option')).toHaveText(['To +85291234567', 'To +86 186 0000 0002', 'To +86 186 0000 0001']);
+  const numbers = phone.page.getByLabel('Messages to', { exact: true });
+  await expect(numbers.getByRole('option')).toHaveText(['+85291234567', '+86 186 0000 0002', '+86 186 0000 0001']);
   await expect(phone.messages).toContainText('【+85291234567】');
   await numbers.selectOption('+8618600000001');
   await expect(phone.messages).toContainText('【18600000001】');
   await service.call('SendSMS', { phone_number: '18600000002', signature: 'again' });
-  await phone.page.getByRole('button', { name: 'New message to +86 186 0000 0002' }).click();
+  await phone.page.getByRole('button', { name: 'New: +86 186 0000 0002' }).click();
   await expect(phone.messages).toHaveCount(2);
   await expect(phone.messages.last()).toContainText('【again】');
-  await phone.page.getByRole('button', { name: 'Clear' }).click();
+  await phone.page.getByRole('button', { name: 'Clear the messages to +86 186 0000 0002' }).click();
   await expect(phone.messages).toHaveCount(1); // another number's
   expect(await service.inbox('?phone_number=18600000002')).toEqual([]);
   expect(await service.inbox()).toHaveLength(2);
+});
+
+test('the phone stays with the number that was sent to from here', async ({ phone, service }) => {
+  await phone.open();
+  await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
+  await expect(phone.messages).toContainText('【Shop】'); // nothing was sent from here yet
+  await phone.page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phone.messages).toContainText('【Acme】');
+  await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
+  await expect(phone.page.getByRole('button', { name: 'New: +86 186 0000 0001' })).toBeVisible();
+  await expect(phone.messages).toContainText('【Acme】');
+});
+
+test('a tab that nobody sees listens no more, and tells what it missed when it is seen', async ({ phone, service }) => {
+  await phone.open();
+  await phone.sendCode();
+  const see = hidden => phone.page.evaluate(hidden => {
+    Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+    document.dispatchEvent(new Event('visibilitychange'));
+  }, hidden);
+  const given = phone.page.waitForEvent('requestfailed', r => r.url().endsWith('/inbox/events')); // its connection is free
+  await see(true);
+  await given;
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
+  await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
+  await expect(phone.messages).toHaveCount(1);
+  await see(false);
+  await expect(phone.messages).toHaveCount(2);
+  await expect(phone.page.getByRole('button', { name: 'New: +86 186 0000 0001' })).toBeVisible();
+});
+
+test('what the page lets fail or succeed leaves other numbers alone', async ({ phone, service }) => {
+  const put = body => fetch(service.url + '/failures.json', { method: 'PUT', body: JSON.stringify(body) });
+  for (const n of [1, 2, 3, 4]) await put({ phone_number: `1860000000${n}`, kind: 'limit_day' });
+  await put({ kind: 'no_balance', times: 3 });
+  await phone.open();
+  await expect(phone.failure).toHaveValue('no_balance');
+  await expect(phone.page.getByLabel('For sends')).toHaveValue('3');
+  await expect(phone.send).toContainText('The next 3 sends fail: No balance. Those to +86 186 0000 0001: Limit by day.');
+  await expect(phone.send).toContainText('And those to 1 more.');
+  await phone.failure.selectOption('OK, SMS arrives');
+  await expect(phone.send).not.toContainText('The next 3 sends');
+  await expect(phone.send).toContainText('Those to +86 186 0000 0001: Limit by day.');
+  await phone.sendCode();
+  expect((await service.call('SendSMS', { phone_number: '18600000001' })).code).toBe('resource_exhausted');
 });
 
 test('a code is copied by one click', async ({ phone, context }) => {
@@ -244,7 +290,7 @@ test('it comes back by itself after the service was away', async ({ phone, servi
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.sendAnswer).toContainText('The service does not answer');
   await service.start();
-  await expect(phone.page.getByText('Connected')).toBeVisible();
+  await expect(phone.page.getByText('Connected')).toBeAttached();
   await expect(phone.messages).toHaveCount(0); // it forgot
   await phone.sendCode();
 });
@@ -263,7 +309,7 @@ test('the keyboard alone is enough', async ({ phone }) => {
     }
     if (order.at(-1) === 'suggestion') break;
   }
-  expect(order.slice(0, 6)).toEqual(['send-number', 'signature', 'template', 'failure', 'primary', expect.anything()]);
+  expect(order.slice(0, 6)).toEqual(['send-number', 'signature', 'template', 'failure', 'times', 'primary']);
   expect(order).toContain('numbers');
   expect(order).toContain('code');
   await keyboard.press('Enter'); // takes the suggestion
@@ -281,22 +327,27 @@ test.describe('in Chinese', () => {
   test.use({ locale: 'zh-CN' });
   test('all that the page says is Chinese', async ({ page, service }) => {
     await page.goto(service.url);
-    await expect(page.getByText('已连接')).toBeVisible();
+    await expect(page.getByText('已连接')).toBeAttached();
     await page.getByRole('button', { name: '发送验证码' }).click();
     const message = page.getByRole('region', { name: '短信' }).getByRole('listitem');
     await expect(message).toContainText('【阿里云】您的验证码是');
-    await expect(message).toContainText('还可试 3 次');
-    await page.getByRole('button', { name: /来自短信/ }).click();
+    await expect(message).toContainText('还可尝试 3 次');
+    await page.getByRole('button', { name: /填入短信验证码/ }).click();
     await page.getByRole('button', { name: '验证', exact: true }).click();
     await expect(page.locator('#valid-answer')).toContainText('正确，验证码已被使用。');
     await expect(message).toContainText('已使用');
     expect(await page.locator('html').getAttribute('lang')).toBe('zh-CN');
+    await page.locator('#failure').selectOption('小时级流控');
+    await page.getByRole('button', { name: '发送验证码' }).click();
+    await expect(page.locator('#send-answer .verdict')).toHaveText('已达到阿里云对此签名和号码的发送上限，未发送。');
+    await page.getByLabel('手机号码').first().fill('1');
+    await expect(page.locator('#send-number-is')).toHaveText('须为一个手机号码，例如 +8618612345678。');
     // No English is left but names of the API, and the lines to copy.
     const words = await page.evaluate(() => {
-      for (const e of document.querySelectorAll('pre, code, h1, .tabs, .status, #version, summary')) e.remove();
+      for (const e of document.querySelectorAll('pre, code, h1, .tabs, .status, .detail, #version, summary')) e.remove();
       return document.body.innerText.match(/[A-Za-z]{3,}/g);
     });
-    expect(words.filter(w => !['inbox', 'json', 'openapi'].includes(w))).toEqual([]);
+    expect(words.filter(w => !['inbox', 'json', 'openapi', 'Code'].includes(w))).toEqual([]);
   });
 });
 

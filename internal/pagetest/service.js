@@ -108,7 +108,7 @@ class Phone {
 
   async open() {
     await this.page.goto(this.service.url);
-    await expect(this.page.getByText('Connected')).toBeVisible();
+    await expect(this.page.locator('#signal')).toHaveText('Connected');
     return this;
   }
 

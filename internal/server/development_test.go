@@ -240,7 +240,13 @@ func TestANumbersOwnFailureComesFirstAndTouchesNoOther(t *testing.T) {
 		t.Errorf("DELETE of one: got %d", status)
 	}
 	fails("18600000002", codes.ResourceExhausted)
+	put(`{"kind":"none","phone_number":"18600000002","times":1}`)
+	fails("18600000002", codes.OK)
+	fails("18600000002", codes.ResourceExhausted)
+	put(`{"kind":"none"}`)
+	fails("18600000001", codes.OK)
 	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
+	fails("18600000002", codes.InvalidArgument)
 	if status, _ := r.ask(t, "DELETE", "/failures.json", ""); status != 204 {
 		t.Errorf("DELETE of all: got %d", status)
 	}
@@ -250,7 +256,7 @@ func TestANumbersOwnFailureComesFirstAndTouchesNoOther(t *testing.T) {
 
 func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
 	r, inbox := startDev(t)
-	kinds := "limit_minute, limit_hour, limit_day, illegal_number, no_balance, timeout, timeout_delivered"
+	kinds := "none, limit_minute, limit_hour, limit_day, illegal_number, no_balance, timeout, timeout_delivered"
 	for _, c := range []struct{ method, path, body, want string }{
 		{"GET", "/inbox.json?phone_number=10086", "", "phone_number must be one mobile number"},
 		{"GET", "/inbox.json?wait=61s", "", "wait must be a duration from 0s to 1m0s, such as 5s"},

@@ -53,6 +53,9 @@ type Failure struct {
 	Times       int           `json:"times,omitempty"`        // sends that it is still for; 0 is every one until it is taken away
 }
 
+// noFailure is a kind too: a number's own is stronger than every number's failure.
+const noFailure = "none"
+
 // failures are Aliyun's answers, or for those without a code its silence.
 var failures = []struct {
 	kind, code, message string
@@ -67,9 +70,9 @@ var failures = []struct {
 	{"timeout_delivered", "", "", true},
 }
 
-// FailureKinds names every way to fail.
+// FailureKinds names every way to fail, and the one not to.
 func FailureKinds() []string {
-	var kinds []string
+	kinds := []string{noFailure}
 	for _, f := range failures {
 		kinds = append(kinds, f.kind)
 	}

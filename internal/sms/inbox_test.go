@@ -165,7 +165,7 @@ func TestAUsedCodeIsToldEvenWhenItsEndWasSeenBefore(t *testing.T) {
 
 func TestAFailureIsReadAsKindAndTimes(t *testing.T) {
 	for text, want := range map[string]Failure{
-		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {Kind: "no_balance", Times: 1000},
+		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {Kind: "no_balance", Times: 1000}, "none": {Kind: "none"},
 	} {
 		b := newInbox()
 		if err := b.Fail(ParseFailure(text)); err != nil || !slices.Equal(b.Failures(), []Failure{want}) {

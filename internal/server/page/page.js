@@ -1,6 +1,6 @@
 // The page of development: a phone that shows what arrives in the inbox, and the
 // two calls. It keeps no state that the service does not tell it.
-import { around, locale, sample, say, translate } from './words.js';
+import { around, errorText, locale, sample, say, translate } from './words.js';
 
 const $ = id => document.getElementById(id);
 const kept = 1000; // messages, as the service keeps
@@ -14,7 +14,9 @@ let behind = 0; // our clock behind the service's, in ms
 const messages = new Map(); // by id, oldest first
 let failures = [];
 let shown = ''; // the number whose messages are shown
-let chosen = false; // by hand: other numbers' messages do not take its place
+let chosen = false; // by hand, or by a send from here: other numbers' messages do not take its place
+let expected = ''; // the number that was sent to from here
+let last = 0; // the highest id that was seen
 
 const now = () => Date.now() + behind;
 
@@ -34,27 +36,37 @@ function listen() {
 }
 
 function connected(yes) {
-  $('signal').dataset.on = yes;
-  $('signal').textContent = say(yes ? 'connected' : 'reconnecting');
+  const signal = $('signal');
+  if (signal.dataset.on === String(yes)) return;
+  signal.dataset.on = yes;
+  signal.textContent = say(yes ? 'connected' : 'reconnecting');
 }
 
 function take(update) {
+  const newest = update.messages[0];
+  const arrived = update.messages.filter(m => m.id > last);
+  const first = last === 0;
   if (update.whole) {
     messages.clear();
     if (!update.messages.some(m => m.phone_number === shown)) shown = '', chosen = false;
   }
-  const arrived = update.messages.filter(m => !messages.has(m.id));
   for (const m of update.messages.reverse()) messages.set(m.id, m);
+  last = Math.max(0, ...messages.keys());
   for (const id of messages.keys()) {
     if (messages.size <= kept) break;
     messages.delete(id);
   }
   failures = update.failures;
-  const newest = arrived[0];
-  if (newest && (!chosen || !shown)) shown = newest.phone_number;
-  if (newest && !update.whole) {
-    $('heard').textContent = say('heard', spaced(newest.phone_number), newest.signature, [...newest.code].join(' '));
-    if (newest.phone_number !== shown) tellOf(newest.phone_number);
+  if (arrived.some(m => m.phone_number === expected)) {
+    shown = expected;
+    chosen = true;
+    expected = '';
+    if (matchMedia('(max-width: 800px)').matches) $('phone').scrollIntoView({ block: 'nearest' }); // it is below the form
+  } else if (newest && (!chosen || !shown)) shown = newest.phone_number;
+  if (arrived.length && !first) {
+    const [m] = arrived;
+    $('heard').textContent = say('heard', spaced(m.phone_number), m.signature, [...m.code].join(' '));
+    if (m.phone_number !== shown) tellOf(m.phone_number);
   }
   draw();
 }
@@ -85,11 +97,12 @@ function drawNumbers() {
   const list = $('numbers');
   // A list that is being looked at stays as it is.
   if (document.activeElement !== list || list.value !== shown) {
-    const options = [...numbers].map(n => new Option(say('to', spaced(n)), n, false, n === shown));
+    const options = [...numbers].map(n => new Option(spaced(n), n, false, n === shown));
     list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
   }
   list.disabled = numbers.size === 0;
-  $('none').hidden = numbers.size > 0;
+  $('nothing').hidden = numbers.size > 0;
+  $('clear').ariaLabel = shown && say('clearOf', spaced(shown));
   if ($('other').value === shown || !numbers.has($('other').value)) $('other').hidden = true;
 }
 
@@ -141,7 +154,7 @@ function bubbleOf(m) {
 }
 
 const stateOf = m => m.state === 'live' && now() >= Date.parse(m.expires_at) ? 'expired' : m.state;
-const left = m => Math.max(0, Math.ceil((Date.parse(m.expires_at) - now()) / 1000));
+const left = m => Math.min(settings.code_ttl_seconds, Math.max(0, Math.ceil((Date.parse(m.expires_at) - now()) / 1000)));
 const lifeOf = m => say('life', m.attempts_left, clock(left(m)));
 
 // Once a second, and after every change: what depends on the time.
@@ -152,6 +165,7 @@ function tick() {
     const state = stateOf(m);
     if (state !== 'live' && li.dataset.state === state) continue;
     li.dataset.state = state;
+    li.querySelector('.code').tabIndex = state === 'live' ? 0 : -1; // a thousand dead ones are no way to Valid
     const text = li.querySelector('.state');
     if (state !== 'live') {
       text.textContent = say(state);
@@ -189,14 +203,14 @@ function drawAlive() {
 
 function drawFailures() {
   const nameOf = kind => $('failure').querySelector(`[value="${kind}"]`).textContent;
-  const all = failures.find(f => !f.phone_number);
-  const texts = failures.map(f => {
-    if (f.phone_number) return say('failingNumber', spaced(f.phone_number), nameOf(f.kind));
-    return f.times ? say('failingSome', f.times, nameOf(f.kind)) : say('failingAll', nameOf(f.kind));
-  });
-  $('failure').value = all ? all.kind : '';
-  $('times').disabled = !all;
-  $('failing').textContent = texts.slice(0, 5).join(' ');
+  const general = failures.find(f => !f.phone_number);
+  const own = failures.filter(f => f.phone_number);
+  const texts = own.slice(0, 3).map(f => say('failingNumber', f.times, nameOf(f.kind), spaced(f.phone_number)));
+  if (general && general.kind !== 'none') texts.unshift(say(general.times ? 'failingSome' : 'failingAll', general.times, nameOf(general.kind)));
+  if (own.length > 3) texts.push(say('failingMore', own.length - 3));
+  $('failure').value = general ? general.kind : 'none';
+  if (general && document.activeElement !== $('times')) $('times').value = general.times ?? '';
+  if ($('failing').textContent !== texts.join(' ')) $('failing').textContent = texts.join(' ');
 }
 
 $('numbers').onchange = e => show(e.target.value);
@@ -217,8 +231,9 @@ $('clear').onclick = () => ask('inbox.json?phone_number=' + encodeURIComponent(s
 
 $('failure').onchange = $('times').onchange = () => {
   const kind = $('failure').value;
-  if (!kind) ask('failures.json', { method: 'DELETE' });
-  else ask('failures.json', { method: 'PUT', body: JSON.stringify({ kind, times: Number($('times').value) || undefined }) });
+  const times = Number($('times').value) || undefined;
+  if (kind === 'none' && !failures.some(f => !f.phone_number)) return;
+  ask('failures.json', { method: 'PUT', body: JSON.stringify(kind === 'none' ? { kind } : { kind, times }) });
 };
 
 // --- numbers and times as people read them
@@ -234,19 +249,19 @@ const fieldsOf = form => Object.fromEntries([...new FormData(form)].filter(([, v
 
 // The number as the service reads it, or what is wrong with it.
 async function checkNumber(input) {
-  const raw = input.value;
+  const raw = input.value.trim(); // a space at the start of a query's number is a plus
   const hint = $(input.id + '-is');
   let text = '', fault = false, e164 = '';
   try {
     const answer = await (await fetch('number.json?phone_number=' + encodeURIComponent(raw))).json();
     e164 = answer.phone_number ?? '';
     fault = !e164;
-    text = fault ? answer.fault : spaced(e164);
+    text = fault ? errorText('number', answer.fault) : spaced(e164);
   } catch {
     fault = true;
     text = say('unreachable');
   }
-  if (input.value !== raw) return; // typed on since
+  if (input.value.trim() !== raw) return; // typed on since
   input.e164 = e164;
   input.ariaInvalid = String(fault);
   hint.textContent = text;
@@ -255,6 +270,10 @@ async function checkNumber(input) {
 
 async function call(method, form, answer, explain) {
   const began = performance.now();
+  const underWay = setTimeout(() => {
+    answer.replaceChildren(line('p', 'verdict', say('underWay')));
+    answer.dataset.ok = false;
+  }, 200);
   let response, body;
   try {
     response = await fetch('/phonenumberservice.PhoneNumberService/' + method, {
@@ -263,19 +282,28 @@ async function call(method, form, answer, explain) {
     body = await response.json();
   } catch {
     answer.replaceChildren(line('p', 'verdict', say('unreachable')));
-    return;
+    answer.dataset.ok = false;
+    return false;
+  } finally {
+    clearTimeout(underWay);
   }
   const took = Math.round(performance.now() - began);
   const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : body.code.toUpperCase();
-  const lines = [line('p', 'verdict', response.ok ? explain(body) : body.message), line('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
-  for (const { debug } of body.details ?? []) {
-    if (debug?.reason) lines.push(line('p', 'detail', `${say('reason')}: ${[debug.reason, debug.domain, debug.metadata?.request_id].filter(Boolean).join(' · ')}`));
-    if (debug?.retryDelay) {
+  const details = (body.details ?? []).map(d => d.debug ?? {});
+  const reason = details.find(d => d.reason)?.reason;
+  const lines = [line('p', 'verdict', response.ok ? explain(body) : errorText(reason, body.message)), line('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
+  for (const d of details) {
+    if (d.reason) lines.push(line('p', 'detail', say('reason') + [d.reason, d.domain, d.metadata?.request_id].filter(Boolean).join(' · ')));
+    if (d.retryDelay) {
       const wait = line('p', 'detail wait', '');
-      wait.over = Date.now() + 1000 * parseFloat(debug.retryDelay);
+      wait.role = 'timer'; // which nobody reads out every second
+      wait.over = Date.now() + 1000 * parseFloat(d.retryDelay);
       lines.push(wait);
     }
-    for (const v of debug?.fieldViolations ?? []) lines.push(line('p', 'detail', `${say('field')}: ${v.field} ${v.description}`));
+    for (const v of d.fieldViolations ?? []) {
+      if (form.elements[v.field]) form.elements[v.field].ariaInvalid = 'true';
+      if (!lines[0].textContent.includes(v.description)) lines.push(line('p', 'detail', `${say('field')}${v.field} ${v.description}`));
+    }
   }
   const raw = document.createElement('details');
   raw.open = response.ok;
@@ -283,6 +311,7 @@ async function call(method, form, answer, explain) {
   answer.replaceChildren(...lines, raw);
   answer.dataset.ok = response.ok && body.valid !== false;
   tick();
+  return response.ok;
 }
 
 function line(tag, className, text) {
@@ -303,9 +332,10 @@ function onSubmit(form, f) {
   };
 }
 
-onSubmit($('send-form'), () => {
-  chosen = false; // what is sent here is shown
-  return call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
+onSubmit($('send-form'), async () => {
+  expected = $('send-number').e164;
+  const ok = await call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
+  if (ok) $('valid-answer').replaceChildren(); // it was about an older code
 });
 onSubmit($('valid-form'), () => call('Valid', $('valid-form'), $('valid-answer'), body => say(body.valid ? 'right' : 'wrong')));
 
@@ -327,6 +357,12 @@ $('valid-number').oninput = e => {
   ownNumber = true;
   checkNumber(e.target);
 };
+$('signature').oninput = $('template').oninput = e => { e.target.ariaInvalid = null; };
+for (const id of ['send-number', 'valid-number']) {
+  $(id).onchange = e => { // once it is typed, what is wrong is said
+    if (e.target.ariaInvalid === 'true') $('heard').textContent = $(id + '-is').textContent;
+  };
+}
 
 // --- the same call in a terminal and in Go
 
@@ -347,9 +383,13 @@ if err != nil {
 }${method === 'Valid' ? '\nfmt.Println(res.Valid)' : ''}`;
 }
 
+const json = fields => JSON.stringify(fields, null, 1).replace(/\n */g, ' '); // with places to break a line at
 const languages = {
-  curl: (method, fields) => `curl -d ${shell(JSON.stringify(fields))} ${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
-  grpcurl: (method, fields) => `grpcurl -plaintext ${method === 'Valid' ? '-emit-defaults ' : ''}-d ${shell(JSON.stringify(fields))} ${location.host} phonenumberservice.PhoneNumberService/${method}`,
+  curl: (method, fields) => `curl -d ${shell(json(fields))} \\
+  ${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
+  grpcurl: (method, fields) => `grpcurl -plaintext ${method === 'Valid' ? '-emit-defaults ' : ''}\\
+  -d ${shell(json(fields))} \\
+  ${location.host} phonenumberservice.PhoneNumberService/${method}`,
   Go: goLines,
 };
 

@@ -7,50 +7,60 @@ const words = {
   en: {
     text: ['Your code is ', ',', ' valid for $1. Do not pass it on.'],
     minutes: '$1 min', seconds: '$1 s',
-    copyCode: 'Copy the code $1', copied: 'Copied',
+    copyCode: 'Copy the code $1', copied: 'Copied', clearOf: 'Clear the messages to $1',
     life: ['$1 attempt, $2 left', '$1 attempts, $2 left'],
     used: 'used', replaced: 'replaced by a newer code', spent: 'no attempts left', expired: 'expired',
-    to: 'To $1', nobody: 'No messages yet', other: 'New message to $1',
+    nobody: 'No messages yet', other: 'New: $1',
     connected: 'Connected', reconnecting: 'No connection to the service',
     heard: 'Message to $1 from $2: code $3',
-    from: 'From Messages: $1', noneAlive: 'No code of this number is alive.',
-    aliveNow: 'A code is alive: $1.', moreAlive: '$1 codes are alive; the newest: $2.',
+    from: 'From Messages: $1', noneAlive: 'The phone has no valid code for this number.',
+    aliveNow: 'A code is valid: $1.', moreAlive: '$1 codes are valid; the newest: $2.',
     right: 'Right. The code is used now.',
     wrong: 'Not valid. Wrong, expired, used, replaced and no attempts left are one answer.',
-    sent: 'Sent.', wait: 'Wait $1', waited: 'The wait is over', field: 'Field', reason: 'Reason', retry: 'Retry',
+    sent: 'Sent.', underWay: 'Under way…', wait: 'Wait $1', waited: 'The wait is over', field: 'Field: ', reason: 'Reason: ',
     unreachable: 'The service does not answer. Is it still running?',
-    failingAll: 'Every send fails: $1.', failingSome: ['The next send fails: $2.', 'The next $1 sends fail: $2.'],
-    failingNumber: 'Sends to $1 fail: $2.',
+    failingAll: 'Every send fails: $2.', failingSome: ['The next send fails: $2.', 'The next $1 sends fail: $2.'],
+    failingNumber: 'Those to $3: $2.', failingMore: 'And those to $1 more.',
     language: 'Language of the lines', inLanguage: 'Lines for $1',
+    errors: {},
   },
   zh: {
     text: ['您的验证码是 ', '，', '$1内有效，请勿告知他人。'],
     minutes: '$1 分钟', seconds: '$1 秒',
-    copyCode: '复制验证码 $1', copied: '已复制',
-    life: ['还可试 $1 次，剩余 $2', '还可试 $1 次，剩余 $2'],
+    copyCode: '复制验证码 $1', copied: '已复制', clearOf: '清空发往 $1 的短信',
+    life: ['还可尝试 $1 次，剩余 $2', '还可尝试 $1 次，剩余 $2'],
     used: '已使用', replaced: '已被新验证码取代', spent: '尝试次数已用完', expired: '已过期',
-    to: '发往 $1', nobody: '暂无短信', other: '$1 有新短信',
+    nobody: '暂无短信', other: '新短信：$1',
     connected: '已连接', reconnecting: '与服务的连接已断开',
     heard: '$2 发给 $1 的短信，验证码 $3',
-    from: '来自短信：$1', noneAlive: '此号码没有有效的验证码。',
-    aliveNow: '有一个有效的验证码：$1。', moreAlive: '有 $1 个有效的验证码，最新的：$2。',
+    from: '填入短信验证码 $1', noneAlive: '手机上没有此号码的有效验证码。',
+    aliveNow: '当前验证码有效：$1。', moreAlive: '有 $1 个有效的验证码，最新的：$2。',
     right: '正确，验证码已被使用。',
-    wrong: '无效。错误、过期、已使用、被取代、次数用完，答复都一样。',
-    sent: '已发送。', wait: '请等待 $1', waited: '等待已结束', field: '字段', reason: '原因', retry: '重试',
-    unreachable: '服务没有应答，它还在运行吗？',
-    failingAll: '所有发送都会失败：$1。', failingSome: ['下一次发送会失败：$2。', '接下来 $1 次发送会失败：$2。'],
-    failingNumber: '发往 $1 的短信会失败：$2。',
+    wrong: '无效。错误、过期、已使用、被取代、次数用完，返回结果都相同。',
+    sent: '已发送。', underWay: '处理中…', wait: '请等待 $1', waited: '等待已结束', field: '字段：', reason: '原因：',
+    unreachable: '服务无响应，请确认是否在运行。',
+    failingAll: '所有发送都会失败：$2。', failingSome: ['下一次发送会失败：$2。', '接下来 $1 次发送会失败：$2。'],
+    failingNumber: '发往 $3 的：$2。', failingMore: '还有 $1 个号码。',
     language: '代码语言', inLanguage: '$1 代码',
 
-    tagline: '发送验证码，看它到达，验证它。不发送真实短信，不产生费用。',
-    sendIs: '发送六位验证码', validIs: '验证码是否正确，只认一次',
-    number: '手机号码', signature: '短信签名', template: '模板代码', code: '验证码',
-    aliyun: '阿里云的答复', times: '次数', always: '每次发送', once: '下一次发送',
-    succeeds: 'OK，短信到达', limit_minute: '分钟级限流', limit_hour: '小时级限流', limit_day: '天级限流',
-    illegal_number: '号码非法', no_balance: '余额不足', timeout: '超时，无短信', timeout_delivered: '超时，短信仍到',
+    tagline: '发送验证码、查看短信、完成验证。不发送真实短信，不产生费用。',
+    sendIs: '发送六位验证码', validIs: '校验验证码，仅能成功一次',
+    number: '手机号码', signature: '短信签名', template: '模板 Code', code: '验证码',
+    aliyun: '模拟阿里云返回', times: '生效次数', all: '全部',
+    none: '发送成功', limit_minute: '分钟级流控', limit_hour: '小时级流控', limit_day: '天级流控',
+    illegal_number: '非法手机号', no_balance: '余额不足', timeout: '超时，未送达', timeout_delivered: '超时，但送达',
     send: '发送验证码', verify: '验证', clear: '清空', copy: '复制', docs: '文档',
-    phone: '手机', showing: '收件号码', messages: '短信', none: '短信会出现在这里，无论来自本页还是您自己的应用。',
-    sendAnswer: 'SendSMS 的答复', validAnswer: 'Valid 的答复',
+    phone: '手机', showing: '收件号码', messages: '短信', nothing: '短信会出现在这里，无论来自本页还是您自己的应用。',
+    sendAnswer: 'SendSMS 的响应', validAnswer: 'Valid 的响应',
+    errors: { // by their reasons; the rest are as the service says them
+      INVALID_FIELD: '请求中的字段不正确。',
+      SEND_IN_PROGRESS: '此号码正在进行的发送过多，未发送。',
+      SMS_TIMEOUT: '阿里云未及时响应；如果短信送达，其验证码有效。',
+      'isv.BUSINESS_LIMIT_CONTROL': '已达到阿里云对此签名和号码的发送上限，未发送。',
+      'isv.MOBILE_NUMBER_ILLEGAL': '阿里云拒绝了此手机号，未发送。',
+      'isv.AMOUNT_NOT_ENOUGH': '阿里云账户余额不足，未发送。',
+      number: '须为一个手机号码，例如 +8618612345678。',
+    },
   },
 }[chinese ? 'zh' : 'en'];
 
@@ -63,6 +73,9 @@ export function say(key, ...values) {
   return text.replace(/\$(\d)/g, (_, n) => values[n - 1]);
 }
 
+// errorText returns what an error of this reason means, by default as the service says it.
+export const errorText = (reason, message) => words.errors[reason] ?? message;
+
 // around returns a message's text before the code, the sign that stands at the
 // code, and the rest.
 export const around = life => words.text.map(part => part.replace('$1', life));
@@ -71,6 +84,7 @@ export function translate(root) {
   if (!chinese) return;
   for (const e of root.querySelectorAll('[data-t]')) e.textContent = words[e.dataset.t];
   for (const e of root.querySelectorAll('[data-t-label]')) e.setAttribute('aria-label', words[e.dataset.tLabel]);
+  for (const e of root.querySelectorAll('[data-t-placeholder]')) e.placeholder = words[e.dataset.tPlaceholder];
 }
 
 export const sample = chinese ? '阿里云' : 'Acme';
