@@ -57,6 +57,14 @@ func TestSendsThatFail(t *testing.T) {
 	}
 }
 
+func TestANumberHasOneForm(t *testing.T) {
+	app := startApp(t)
+	for _, number := range []string{"", "10086", "+8618600000000", "186 0000 0000"} {
+		post(t, app+"/code", url.Values{"number": {number}}, 400)
+		post(t, app+"/login", url.Values{"number": {number}}, 400)
+	}
+}
+
 func startApp(t *testing.T) string {
 	t.Helper()
 	handler, err := newLogin(strings.TrimPrefix(sms, "http://"))

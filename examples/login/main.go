@@ -10,6 +10,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"regexp"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -28,7 +29,7 @@ func main() {
 		log.Fatal(err)
 	}
 	log.Printf("open http://%s/", address) //nolint:gosec // the operator's own
-	server := &http.Server{Addr: address, Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Addr: address, Handler: handler, ReadTimeout: 5 * time.Second}
 	log.Fatal(server.ListenAndServe())
 }
 
@@ -38,6 +39,12 @@ const (
 	templateCode = "SMS_123456789"
 )
 
+// An account is known by its number, so a number is taken in one form only, though
+// the service reads many: here, mainland China's eleven digits.
+var numberForm = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
+
+// newLogin serves the login. In production, limit sends per visitor too: whoever may
+// send without end can guess without end, and the SMS are paid for.
 func newLogin(service string) (http.Handler, error) {
 	// One connection, made once, serves all calls.
 	conn, err := grpc.NewClient(service, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -52,6 +59,10 @@ func newLogin(service string) (http.Handler, error) {
 
 	mux.HandleFunc("POST /code", func(w http.ResponseWriter, r *http.Request) {
 		number := r.PostFormValue("number")
+		if !numberForm.MatchString(number) {
+			show(w, http.StatusBadRequest, page{Number: number, Problem: "Please enter a mobile number of eleven digits."})
+			return
+		}
 		// Longer than the service gives Aliyun, so that its answer is heard.
 		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 		defer cancel()
@@ -59,9 +70,9 @@ func newLogin(service string) (http.Handler, error) {
 		switch status.Code(err) {
 		case codes.OK:
 			show(w, http.StatusOK, page{Number: number, Sent: true})
-		case codes.InvalidArgument:
+		case codes.InvalidArgument: // Aliyun says so
 			show(w, http.StatusBadRequest, page{Number: number, Problem: "That is no mobile number."})
-		case codes.ResourceExhausted:
+		case codes.ResourceExhausted, codes.Aborted:
 			show(w, http.StatusTooManyRequests, page{Number: number, Problem: "Too many codes. Try again in " + waitOf(err).String() + "."})
 		case codes.DeadlineExceeded, codes.Unknown: // it may have gone out, and its code works then
 			show(w, http.StatusOK, page{Number: number, Sent: true, Problem: "This takes longer than usual. If no code arrives, send another."})
@@ -72,6 +83,10 @@ func newLogin(service string) (http.Handler, error) {
 
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		number := r.PostFormValue("number")
+		if !numberForm.MatchString(number) { // the form never sends one
+			show(w, http.StatusBadRequest, page{})
+			return
+		}
 		res, err := client.Valid(r.Context(), &phonenumberservice.ValidRequest{PhoneNumber: number, Code: r.PostFormValue("code")})
 		switch {
 		case err != nil:
@@ -82,7 +97,7 @@ func newLogin(service string) (http.Handler, error) {
 			show(w, http.StatusOK, page{Number: number, Welcome: true})
 		}
 	})
-	return mux, nil
+	return http.NewCrossOriginProtection().Handler(mux), nil // no other site's page sends for its visitors
 }
 
 // waitOf is how long the service says to wait.

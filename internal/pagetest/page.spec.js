@@ -77,11 +77,17 @@ test('sends fail as at Aliyun, once or until they shall succeed again', async ({
     await expect(phone.send).toContainText(`Every send fails: ${kind}.`);
     for (let i = 0; i < 2; i++) {
       await button.click();
+      await expect(button).toHaveAttribute('aria-disabled', 'false');
       await expect(phone.sendAnswer).toContainText(status);
       await expect(phone.sendAnswer).toContainText(`Reason: ${reason} · aliyun.com`);
       await expect(phone.sendAnswer).toContainText(wait);
     }
   }
+  await expect(phone.sendAnswer).not.toContainText('Wait');
+  await phone.failure.selectOption('Limit by minute');
+  await button.click();
+  await expect(phone.sendAnswer).toContainText('Wait 0:5'); // it counts
+  await phone.failure.selectOption('No balance');
   await phone.page.getByLabel('For sends').fill('1');
   await phone.page.keyboard.press('Tab');
   await expect(phone.send).toContainText('The next send fails: No balance.');
@@ -97,8 +103,12 @@ test.describe('with an impatient service', () => {
   test('a time-out may hide an SMS that arrives, and its code works', async ({ phone }) => {
     await phone.open();
     await expect(phone.send).toContainText('The next send fails: Time-out, arrives.');
-    const code = await phone.sendCode();
+    await phone.page.getByRole('button', { name: 'Send code' }).dblclick(); // is one send
+    await expect(phone.messages).toContainText('3 attempts');
+    await expect(phone.sendAnswer).toHaveText('Under way…');
+    const code = await phone.code(0);
     await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED · HTTP 504');
+    expect(await phone.service.inbox()).toHaveLength(1);
     await expect(phone.sendAnswer).toContainText('SMS_TIMEOUT');
     await phone.verify(code);
     await expect(phone.validAnswer).toContainText('{"valid":true}');
@@ -250,12 +260,28 @@ func main() { if err := do(context.Background()); err != nil { log.Fatal(err) } 
     await expect(phone.messages).toHaveCount(before + 1);
     await expect(phone.messages.last()).toContainText(`【${signature}】`);
     const code = await phone.code(before);
-    await phone.page.getByLabel('Code', { exact: true }).fill(code);
+    await phone.page.getByRole('button', { name: `From Messages: ${code}` }).click();
     expect(await execute(language, await lines(phone.valid, language))).toContain('true');
     await expect(phone.messages.last()).toContainText('used');
     expect(await execute(language, await lines(phone.valid, language))).toContain('false');
   }
   await rm(directory, { recursive: true });
+});
+
+test('of several valid codes the newest is offered', async ({ phone, service }) => {
+  await fetch(service.url + '/failures.json', { method: 'PUT', body: '{"kind":"timeout_delivered"}' }); // replaces no earlier code
+  await phone.open();
+  for (const _ of [1, 2]) service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' }).catch(() => {}); // outlasts the test
+  await expect(phone.valid).toContainText('2 codes are valid; the newest: 3 attempts');
+  await phone.page.getByRole('button', { name: `From Messages: ${await phone.code(1)}` }).click();
+});
+
+test('times are the service\'s, whatever the clock here says', async ({ phone }) => {
+  await phone.page.clock.install({ time: Date.now() - 3_600_000 });
+  await phone.open();
+  const code = await phone.sendCode();
+  await expect(phone.messages).toContainText(/(10:00|9:5\d) left/);
+  await expect(phone.page.locator('#heard')).toHaveText(`Message to +86 186 0000 0000 from Acme: code ${[...code].join(' ')}`);
 });
 
 test('what callers send is shown as text', async ({ phone, service }) => {
@@ -284,14 +310,21 @@ test('the last thousand messages are kept and shown', async ({ phone, service })
 
 test('it comes back by itself after the service was away', async ({ phone, service }) => {
   await phone.open();
-  await phone.sendCode();
+  const old = await phone.sendCode();
   await service.stop();
   await expect(phone.page.getByText('No connection to the service')).toBeVisible();
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.sendAnswer).toContainText('The service does not answer');
+  await phone.send.getByLabel('Phone number').fill('18600000000 '); // cannot be checked now
+  await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'true');
+  await phone.page.route('**/inbox/events', route => route.fulfill({ status: 502, contentType: 'text/html', body: 'a proxy' }), { times: 1 });
   await service.start();
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' }); // with the id of the old one
   await expect(phone.page.getByText('Connected')).toBeAttached();
-  await expect(phone.messages).toHaveCount(0); // it forgot
+  await expect(phone.messages).toContainText('【Shop】');
+  await expect(phone.messages).toHaveCount(1);
+  await expect(phone.messages).not.toContainText(old);
+  await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'false');
   await phone.sendCode();
 });
 

@@ -37,6 +37,7 @@ class Service {
   }
 
   async stop() {
+    this.wasAway = true;
     this.process.kill('SIGKILL');
     if (this.process.exitCode === null && this.process.signalCode === null) await once(this.process, 'exit');
   }
@@ -77,7 +78,7 @@ export const test = base.extend({
     page.on('console', m => {
       if (m.type() !== 'error' && m.type() !== 'warning') return;
       if (m.text().startsWith('Failed to load resource') && m.location().url.startsWith(service.url + calls) && refused-- > 0) return;
-      if (service.process.killed && m.text().includes('net::ERR_')) return; // the test took the service away
+      if (service.wasAway && /net::ERR_|status of 502/.test(m.text())) return; // the test took it away
       wrong.push(`console: ${m.text()} ${m.location().url}`);
     });
     page.on('pageerror', e => wrong.push(`error: ${e.message}`));

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -8,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -35,7 +38,7 @@ type development struct {
 }
 
 func (d *development) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
-	defer d.settle(ctx, r.GetPhoneNumber(), "")
+	defer d.settle(r.GetPhoneNumber(), "")
 	return d.service.SendSMS(ctx, r)
 }
 
@@ -45,22 +48,26 @@ func (d *development) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidR
 	if res.GetValid() {
 		used = r.GetCode()
 	}
-	d.settle(ctx, r.GetPhoneNumber(), used)
+	d.settle(r.GetPhoneNumber(), used)
 	return res, err
 }
 
-func (d *development) settle(ctx context.Context, phoneNumber, used string) {
+// settle goes on when the caller has gone.
+func (d *development) settle(phoneNumber, used string) {
 	n, fault := d.numbers.Parse(phoneNumber)
 	if fault != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
 	d.settling.Lock()
 	defer d.settling.Unlock()
-	if alive, err := d.verifier.Inspect(ctx, n); err == nil {
-		d.inbox.Settle(n, used, alive)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	seen, err := d.verifier.Inspect(ctx, n)
+	if err != nil {
+		d.verifier.Log.Warn("the page may show an old state", "number", n.Masked(), "error", err)
+		return
 	}
+	d.inbox.Settle(n, used, seen)
 }
 
 // register adds development's paths; page/openapi.json describes them.
@@ -68,38 +75,42 @@ func (d *development) register(mux *http.ServeMux) {
 	for path, file := range pageContents() {
 		mux.HandleFunc("GET "+path, file)
 	}
-	mux.HandleFunc("GET /inbox.json", d.getInbox)
-	mux.HandleFunc("DELETE /inbox.json", d.forNumber(d.inbox.Delete))
-	mux.HandleFunc("GET /inbox/events", d.events)
-	mux.HandleFunc("GET /failures.json", func(w http.ResponseWriter, r *http.Request) {
+	data := func(pattern string, handler http.HandlerFunc) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if fromForeignPage(r) { // which could not read the answer, but frame or time it
+				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
+				return
+			}
+			handler(w, r)
+		})
+	}
+	data("GET /inbox.json", d.getInbox)
+	data("DELETE /inbox.json", d.forNumber(d.inbox.Delete))
+	data("GET /inbox/events", d.events)
+	data("GET /failures.json", func(w http.ResponseWriter, r *http.Request) {
 		if _, ok := d.query(w, r); ok {
 			writeJSON(w, d.inbox.Failures())
 		}
 	})
-	mux.HandleFunc("PUT /failures.json", d.putFailure)
-	mux.HandleFunc("DELETE /failures.json", d.forNumber(d.inbox.Succeed))
-	mux.HandleFunc("GET /number.json", d.getNumber)
+	data("PUT /failures.json", d.putFailure)
+	data("DELETE /failures.json", d.forNumber(d.inbox.Succeed))
+	data("GET /number.json", d.getNumber)
 }
 
-// guard keeps foreign names of this machine out.
-func (d *development) guard(handler http.Handler, c Config) http.Handler {
-	if a, ok := c.Listener.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
-		return fromThisMachine(handler)
-	}
-	c.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
-	return handler
-}
+// Names that nobody can buy, beside those without a dot.
+var privateNames = regexp.MustCompile(`\.(internal|local|localhost|test)$`)
 
-// fromThisMachine refuses other names of a loopback address: a web page whose
-// name was pointed there would be of the same origin as the inbox.
-func fromThisMachine(next http.Handler) http.Handler {
+// fromPrivateNames refuses names that can be had in the public DNS: a web page
+// whose name was pointed at this address would be of the same origin as the inbox.
+func fromPrivateNames(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
 		}
-		if host != "localhost" && net.ParseIP(strings.Trim(host, "[]")) == nil {
-			http.Error(w, "development answers to localhost and IP addresses only", http.StatusMisdirectedRequest)
+		public := host == "" || strings.Contains(host, ".") && !privateNames.MatchString(host)
+		if public && net.ParseIP(host) == nil {
+			http.Error(w, "development answers to IP addresses, names without a dot, and names in .internal, .local, .localhost and .test", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -125,8 +136,6 @@ func pageContents() map[string]http.HandlerFunc {
 			panic(err) // the file is missing in the source
 		}
 		files[path] = func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Security-Policy", pagePolicy)
-			w.Header().Set("Referrer-Policy", "no-referrer")
 			setType(w, f.contentType)
 			w.Write(content)
 		}
@@ -135,9 +144,11 @@ func pageContents() map[string]http.HandlerFunc {
 }
 
 // setType sets what every answer has: its type, which is meant, and that it is for
-// nobody else and never old.
+// no other page and never old.
 func setType(w http.ResponseWriter, contentType string) {
 	h := w.Header()
+	h.Set("Content-Security-Policy", pagePolicy)
+	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Content-Type", contentType)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
@@ -164,7 +175,11 @@ func (d *development) query(w http.ResponseWriter, r *http.Request, takes ...str
 		http.Error(w, fmt.Sprintf(format, args...), http.StatusBadRequest)
 		return parameters{}, false
 	}
-	for name, values := range r.URL.Query() {
+	given, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // a part that cannot be read is not there, and no number is every number
+		return refuse("the query cannot be read: escape what is in it")
+	}
+	for name, values := range given {
 		value := values[0]
 		switch {
 		case !slices.Contains(takes, name):
@@ -174,14 +189,15 @@ func (d *development) query(w http.ResponseWriter, r *http.Request, takes ...str
 			return refuse("the only parameters are %s", strings.Join(takes, ", "))
 		case len(values) > 1:
 			return refuse("%s is given twice", name)
-		case name == "phone_number" && value != "":
+		case value == "":
+			return refuse("%s is empty: give one, or leave it out", name)
+		case name == "phone_number":
 			n, fault := d.numbers.Parse(withPlus(value))
 			if fault != nil {
 				return refuse("%v", fault)
 			}
 			p.number = n
-		case name == "wait" && value != "":
-			var err error
+		case name == "wait":
 			if p.wait, err = time.ParseDuration(value); err != nil || p.wait < 0 || p.wait > longestWait {
 				return refuse("wait must be a duration from 0s to %v, such as 5s", longestWait)
 			}
@@ -212,21 +228,11 @@ func (d *development) getInbox(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	ctx, cancel := context.WithTimeout(d.asLongAs(w, r), q.wait)
+	ctx, cancel := context.WithTimeout(r.Context(), q.wait)
 	defer cancel()
+	defer context.AfterFunc(d.ending, cancel)()
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(q.wait + eventWrittenIn))
 	writeJSON(w, d.inbox.AwaitMessages(ctx, q.number))
-}
-
-// asLongAs lifts the time limits of a request that waits, and returns a context that
-// ends when its client goes away or the service stops.
-func (d *development) asLongAs(w http.ResponseWriter, r *http.Request) context.Context {
-	c := http.NewResponseController(w)
-	c.SetReadDeadline(time.Time{})
-	c.SetWriteDeadline(time.Time{})
-	ctx, cancel := context.WithCancel(r.Context())
-	stop := context.AfterFunc(d.ending, cancel)
-	context.AfterFunc(ctx, func() { stop() })
-	return ctx
 }
 
 func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
@@ -236,15 +242,18 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 	var body struct {
 		PhoneNumber string `json:"phone_number"`
 		Kind        string `json:"kind"`
-		Times       int    `json:"times"`
+		Times       *int   `json:"times"`
 	}
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxMessageBytes))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&body); err != nil {
+	if decoder.Decode(&body) != nil || decoder.Decode(&struct{}{}) != io.EOF {
 		http.Error(w, "the body must be one JSON object with kind (one of "+strings.Join(sms.FailureKinds(), ", ")+"), and where wanted times (a whole number) and phone_number", http.StatusBadRequest)
 		return
 	}
-	failure := sms.Failure{Kind: body.Kind, Times: body.Times}
+	failure := sms.Failure{Kind: body.Kind}
+	if body.Times != nil {
+		failure.Times = cmp.Or(*body.Times, -1) // 0 is no number of sends
+	}
 	if body.PhoneNumber != "" {
 		n, fault := d.numbers.Parse(body.PhoneNumber)
 		if fault != nil {
@@ -287,7 +296,9 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 	if _, ok := d.query(w, r); !ok {
 		return
 	}
-	ctx := d.asLongAs(w, r)
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(d.ending, cancel)()
 	setType(w, "text/event-stream")
 	c := http.NewResponseController(w)
 	send := func(event string, data any) bool {
@@ -302,7 +313,7 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 	rules := d.verifier.Rules
 	io.WriteString(w, "retry: 1000\n")
 	open := send("settings", map[string]any{
-		"version": d.version, "now": time.Now(), "attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
+		"version": d.version, "now": d.verifier.Now(), "attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
 	})
 	for revision := int64(-1); open; {
 		update, changed := d.inbox.Since(revision)

@@ -4,12 +4,15 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +23,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 // startDev runs the service as development does.
@@ -70,15 +74,58 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 	}
 }
 
-func TestDevelopmentOnLoopbackAnswersToNoOtherName(t *testing.T) {
-	r, _ := startDev(t)
-	_, port, _ := net.SplitHostPort(r.addr)
-	for host, want := range map[string]int{"evil.example": 421, "evil.example:" + port: 421, "localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200} {
-		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json", nil)
-		q.Host = host
-		if code, body := do(t, q); code != want {
-			t.Errorf("%s: got %d %s; want %d", host, code, body, want)
+// A name in the public DNS could be pointed here by whoever owns it.
+func TestDevelopmentAnswersToNoPublicName(t *testing.T) {
+	everywhere := func(c *server.Config) {
+		_, port, _ := net.SplitHostPort(c.Listener.Addr().String())
+		c.Listener.Close()
+		var err error
+		if c.Listener, err = net.Listen("tcp", "0.0.0.0:"+port); err != nil {
+			t.Fatal(err)
 		}
+	}
+	for where, change := range map[string]func(*server.Config){"on loopback": func(*server.Config) {}, "on every address": everywhere} {
+		r, _ := startDev(t, change)
+		_, port, _ := net.SplitHostPort(r.addr)
+		for host, want := range map[string]int{
+			"evil.example": 421, "evil.example:" + port: 421, "localhost.evil.example": 421, "127.0.0.1.nip.io": 421, "localhost.": 421, "local": 200,
+			"localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200, "sms:50511": 200, "sms.internal": 200, "phone.localhost": 200,
+		} {
+			for _, path := range []string{"/inbox.json", "/"} {
+				q, _ := http.NewRequest("GET", "http://"+r.addr+path, nil)
+				q.Host = host
+				if code, body := do(t, q); code != want {
+					t.Errorf("%s, %s: got %d %s; want %d", where, host, code, body, want)
+				}
+			}
+		}
+		if warned := strings.Contains(r.log.String(), "shows every code to whoever reaches this address"); warned != (where == "on every address") {
+			t.Errorf("%s: warned is %v", where, warned)
+		}
+	}
+}
+
+func TestAForeignWebPageCannotEvenAskDevelopment(t *testing.T) {
+	r, inbox := startDev(t)
+	r.send(t, "18600000001")
+	for _, headers := range [][]string{
+		{"Origin", "http://evil.example"}, {"Origin", "null"}, {"Origin", "http://localhost:3000"},
+		{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"},
+	} {
+		for _, what := range []string{
+			"GET /inbox.json", "DELETE /inbox.json", "GET /inbox/events", "GET /failures.json", "PUT /failures.json", "DELETE /failures.json", "GET /number.json?phone_number=1",
+		} {
+			method, path, _ := strings.Cut(what, " ")
+			if code, body := r.ask(t, method, path, `{"kind":"timeout"}`, headers...); code != 403 {
+				t.Errorf("%s with %v: got %d %s; want 403", what, headers, code, body)
+			}
+		}
+		if code, _ := r.ask(t, "GET", "/", "", headers...); code != 200 {
+			t.Errorf("a link to the page, with %v: got %d; want 200", headers, code)
+		}
+	}
+	if code, _ := r.ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.addr, "Sec-Fetch-Site", "same-origin"); code != 200 || len(inbox.Messages("")) != 1 {
+		t.Errorf("our own page: got %d, %v", code, inbox.Messages(""))
 	}
 }
 
@@ -274,7 +321,14 @@ func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
 		{"PUT", "/failures.json", ``, "the body must be one JSON object with kind (one of " + kinds},
 		{"PUT", "/failures.json", `{"kind":"timeout","time":1}`, "the body must be one JSON object"},
 		{"PUT", "/failures.json", `{"kind":"timeout","times":"1"}`, "the body must be one JSON object"},
-		{"PUT", "/failures.json", `{"kind":"timeout","x":"` + strings.Repeat("1", 5000) + `"}`, "the body must be one JSON object"},
+		{"PUT", "/failures.json", `{"kind":"timeout"` + strings.Repeat(" ", 5000) + `}`, "the body must be one JSON object"},
+		{"PUT", "/failures.json", `{"kind":"timeout"}{}`, "the body must be one JSON object"},
+		{"PUT", "/failures.json", `{"kind":"timeout","times":0}`, "times must be a whole number from 1 to 1000"},
+		{"DELETE", "/inbox.json?phone_number=%zz", "", "the query cannot be read"},
+		{"DELETE", "/inbox.json?phone_number=18600000001;x=1", "", "the query cannot be read"},
+		{"DELETE", "/inbox.json?phone_number=", "", "phone_number is empty"},
+		{"DELETE", "/failures.json?phone_number=", "", "phone_number is empty"},
+		{"GET", "/inbox.json?wait=", "", "wait is empty"},
 		{"PUT", "/failures.json", `{}`, "kind must be one of " + kinds},
 		{"PUT", "/failures.json", `{"kind":"timeout","times":-1}`, "times must be a whole number from 1 to 1000"},
 		{"PUT", "/failures.json", `{"kind":"timeout","times":1001}`, "times must be a whole number from 1 to 1000"},
@@ -318,6 +372,9 @@ func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
 	}
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(nil, 1<<20)
+	if lines.Scan(); lines.Text() != "retry: 1000" {
+		t.Errorf("the first line is %q; want the wait before a new connection", lines.Text())
+	}
 	return func(event string, into any) {
 		t.Helper()
 		for lines.Scan() {
@@ -345,7 +402,7 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 		Now            time.Time
 	}
 	next("settings", &settings)
-	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > time.Minute {
+	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second {
 		t.Errorf("settings: got %+v", settings)
 	}
 	known := map[int64]sms.Watched{}
@@ -365,6 +422,9 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 		t.Helper()
 		for m := known[id]; m.State != state || m.AttemptsLeft != attempts; m = known[id] {
 			update()
+			if known[1].State == sms.CodeUsed {
+				t.Fatalf("%s: the replaced code is told to be used", what)
+			}
 		}
 		if left := time.Until(known[id].Expires); left < 9*time.Minute || left > 10*time.Minute {
 			t.Errorf("%s: it expires in %v; want 10 min from the send", what, left)
@@ -387,6 +447,9 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 		t.Error("the code that the event told is refused")
 	}
 	until("the right code", 2, sms.CodeUsed, 0)
+	if r.valid(t, "18600000001", known[1].Code) {
+		t.Error("the replaced code is accepted")
+	}
 	r.send(t, "18600000002")
 	until("another number", 3, sms.CodeLive, 3)
 	for range 3 {
@@ -400,6 +463,92 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 	if len(known) != 1 || known[3].State != sms.CodeSpent {
 		t.Errorf("after DELETE: got %v; want the other number's message", known)
 	}
+}
+
+func TestABurstIsFewEvents(t *testing.T) {
+	r, inbox := startDev(t)
+	next := r.listen(t)
+	var u sms.Update
+	next("inbox", &u)
+	for i := range 1000 {
+		inbox.Send(t.Context(), verify.Message{Number: "+8618600000001", Code: "123456", Ticket: int64(i + 1)})
+	}
+	events, messages := 0, 0
+	for ; messages < 1000; events++ {
+		next("inbox", &u)
+		messages += len(u.Messages)
+	}
+	t.Logf("%d events", events)
+	if events > 100 || messages != 1000 {
+		t.Errorf("%d messages came in %d events; want 1000 in few", messages, events)
+	}
+}
+
+// After everything is quiet, what the page was told last is what is stored.
+func TestWhatThePageIsToldIsTrueUnderContention(t *testing.T) {
+	r, inbox := startDev(t)
+	for range 20 {
+		number := freshNumber()
+		n := verify.Number("+86" + number)
+		var calls sync.WaitGroup
+		for worker := range 6 {
+			calls.Go(func() {
+				for i := range 15 {
+					if (worker+i)%3 == 0 {
+						r.SendSMS(t.Context(), request(number)) // some are refused: eight are under way
+						continue
+					}
+					code := "x"
+					if m := inbox.Messages(n); len(m) > 0 && i%2 == 0 {
+						code = m[0].Code
+					}
+					r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
+				}
+			})
+		}
+		calls.Wait()
+		told, _ := inbox.Since(-1)
+		for _, m := range told.Messages { // newest first; where it is dead, so are all
+			if m.PhoneNumber != n {
+				break
+			}
+			if m.State != sms.CodeLive {
+				if r.valid(t, number, m.Code) {
+					t.Fatalf("a code that is told to be %s is accepted", m.State)
+				}
+				continue
+			}
+			for range m.AttemptsLeft - 1 {
+				r.valid(t, number, "x")
+			}
+			if !r.valid(t, number, m.Code) {
+				t.Fatalf("a code that is told to live for %d attempts is refused", m.AttemptsLeft)
+			}
+			break
+		}
+	}
+}
+
+func TestABodyThatNeverComesHoldsNothing(t *testing.T) {
+	t.Parallel()
+	r, _ := startDev(t)
+	var connections sync.WaitGroup
+	for _, path := range []string{"/inbox.json?wait=1s", "/inbox/events"} {
+		connections.Go(func() {
+			c, err := net.Dial("tcp", r.addr)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n")
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: the connection is still open", path)
+			}
+		})
+	}
+	connections.Wait()
 }
 
 func TestTheWayDownDoesNotWaitForWhoWatches(t *testing.T) {
@@ -419,6 +568,7 @@ func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {
 	for path, contentType := range map[string]string{
 		"/": "text/html; charset=utf-8", "/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8",
 		"/words.js": "text/javascript; charset=utf-8", "/openapi.json": "application/json",
+		"/inbox.json": "application/json", "/failures.json": "application/json",
 	} {
 		res, err := http.Get("http://" + r.addr + path)
 		if err != nil {
@@ -429,9 +579,14 @@ func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {
 		if res.StatusCode != 200 || h.Get("Content-Type") != contentType {
 			t.Errorf("%s: got %d %s; want 200 %s", path, res.StatusCode, h.Get("Content-Type"), contentType)
 		}
-		policy := h.Get("Content-Security-Policy")
-		if !strings.HasPrefix(policy, "default-src 'none';") || strings.Contains(policy, "unsafe") || strings.Contains(policy, "http") || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cross-Origin-Resource-Policy") != "same-origin" {
-			t.Errorf("%s: headers %v", path, h)
+		for name, want := range map[string]string{
+			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
+				"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+			"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
+		} {
+			if got := h.Get(name); got != want {
+				t.Errorf("%s: %s is %q; want %q", path, name, got, want)
+			}
 		}
 	}
 	err := fs.WalkDir(os.DirFS("page"), ".", func(_ string, d fs.DirEntry, err error) error {

@@ -42,7 +42,7 @@ func TestEveryPathAndFailureOfDevelopmentIsDescribed(t *testing.T) {
 		t.Fatal(err)
 	}
 	registered := map[string]bool{}
-	for _, m := range regexp.MustCompile(`mux\.HandleFunc\("([A-Z]+) (/[a-z./]+)"`).FindAllStringSubmatch(string(source), -1) {
+	for _, m := range regexp.MustCompile(`data\("([A-Z]+) (/[a-z./]+)"`).FindAllStringSubmatch(string(source), -1) {
 		registered[m[1]+" "+m[2]] = true
 	}
 	described := map[string]bool{}

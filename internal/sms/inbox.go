@@ -151,10 +151,10 @@ func (b *Inbox) deliver(m verify.Message) {
 		b.ids++
 		b.messages = slices.Insert(b.messages, 0, Watched{b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit, CodeLive, m.Ticket, b.revision})
 		b.messages = b.messages[:min(len(b.messages), inboxSize)]
-		if b.Arrived != nil {
-			b.Arrived(d)
-		}
 	})
+	if b.Arrived != nil {
+		b.Arrived(d)
+	}
 }
 
 // takeFailure returns the kind in which a send to n has to fail, "" where it has not.
@@ -241,7 +241,7 @@ func (b *Inbox) Messages(n verify.Number) []Delivered {
 func (b *Inbox) messagesAndChange(n verify.Number) ([]Delivered, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	found := make([]Delivered, 0, len(b.messages)) // never nil: JSON shows [], not null
+	found := []Delivered{} // never nil: JSON shows [], not null
 	for _, d := range b.messages {
 		if n == "" || d.PhoneNumber == n {
 			found = append(found, d.Delivered)
@@ -280,26 +280,26 @@ func (b *Inbox) Delete(n verify.Number) {
 	})
 }
 
-// Settle notes what became of the codes that were sent to n: alive are those that
-// live, and used is one with which a Valid has just succeeded, or "".
-func (b *Inbox) Settle(n verify.Number, used string, alive []verify.CodeStatus) {
+// Settle notes what became of the codes that were sent to n, as seen; used is one
+// with which a Valid has just succeeded, or "".
+func (b *Inbox) Settle(n verify.Number, used string, seen verify.Inspection) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var usedTicket int64 // of the newest, should two have drawn the same digits
 	var changed bool
 	for i := range b.messages {
 		m := &b.messages[i]
-		if m.PhoneNumber != n || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
+		if m.PhoneNumber != n || m.ticket > seen.Last || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
 			continue
 		}
 		before := *m
-		at := slices.IndexFunc(alive, func(c verify.CodeStatus) bool { return c.Ticket == m.ticket })
+		at := slices.IndexFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Ticket == m.ticket })
 		switch {
 		case at >= 0:
-			m.Expires, m.AttemptsLeft = alive[at].Expires, alive[at].AttemptsLeft
+			m.Expires, m.AttemptsLeft = seen.Alive[at].Expires, seen.Alive[at].AttemptsLeft
 		case m.Code == used && usedTicket == 0:
 			m.State, usedTicket = CodeUsed, m.ticket
-		case usedTicket > m.ticket || slices.ContainsFunc(alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.Ticket > m.ticket }):
+		case usedTicket > m.ticket || slices.ContainsFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.Ticket > m.ticket }):
 			m.State = CodeReplaced
 		case time.Now().Before(m.Expires):
 			m.State = CodeSpent

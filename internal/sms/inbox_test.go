@@ -87,8 +87,8 @@ func TestAnUpdateHoldsWhatChangedSince(t *testing.T) {
 			t.Errorf("%s: got whole %v, %v; want %v, %v", what, at.Whole, ids(at), whole, want)
 		}
 	}
-	alive := []verify.CodeStatus{{Ticket: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}
-	step("a look", func() { b.Settle("+8618600000001", "", alive) }, false, 1)
+	seen := verify.Inspection{Last: 1, Alive: []verify.CodeStatus{{Ticket: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}}
+	step("a look", func() { b.Settle("+8618600000001", "", seen) }, false, 1)
 	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
 	step("a failure", func() { b.Fail(Failure{Kind: "timeout"}) }, false)
 	if !slices.Equal(at.Failures, []Failure{{Kind: "timeout"}}) {
@@ -96,8 +96,9 @@ func TestAnUpdateHoldsWhatChangedSince(t *testing.T) {
 	}
 	step("its end", func() { b.Succeed("") }, false)
 	step("a deletion", func() { b.Delete("+8618600000002") }, true, 3, 1)
+	step("a message after it", func() { arrive(t, b, "+8618600000004", 1, "444444") }, false, 4)
 	_, changed := b.Since(at.Revision)
-	b.Settle("+8618600000001", "", alive)
+	b.Settle("+8618600000001", "", seen)
 	select {
 	case <-changed:
 		t.Error("a look that changed nothing woke somebody")
@@ -130,7 +131,7 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 			arrive(t, b, number, i+1, fmt.Sprintf("%06d", i+1))
 		}
 		arrive(t, b, "+8618600000002", 1, "000002") // another number's never changes
-		b.Settle(number, c.used, c.alive)
+		b.Settle(number, c.used, verify.Inspection{Last: 3, Alive: c.alive})
 		check := func(when string) {
 			t.Helper()
 			u, _ := b.Since(-1)
@@ -143,7 +144,7 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 			}
 		}
 		check("at once")
-		b.Settle(number, "", nil)
+		b.Settle(number, "", verify.Inspection{Last: 3})
 		for i, s := range c.want {
 			if s == CodeLive {
 				c.want[i] = CodeSpent
@@ -153,11 +154,47 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 	}
 }
 
+func TestAMessageIsLiveFromItsArrivalAndUntilMoreIsKnown(t *testing.T) {
+	const number = "+8618600000001"
+	b := newInbox()
+	arrive(t, b, number, 7, "111111")
+	watched := func() Watched {
+		u, _ := b.Since(-1)
+		return u.Messages[0]
+	}
+	if m := watched(); m.State != CodeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
+		t.Errorf("at arrival: got %+v; want live, 3 attempts, 10 minutes", m)
+	}
+	b.Settle(number, "", verify.Inspection{Last: 6}) // seen before this one had begun
+	if m := watched(); m.State != CodeLive || m.AttemptsLeft != 3 {
+		t.Errorf("what was seen before it: got %+v; want it live still", m)
+	}
+	expires := time.Now().Add(-time.Second)
+	b.Settle(number, "", verify.Inspection{Last: 7, Alive: []verify.CodeStatus{{Ticket: 7, Expires: expires, AttemptsLeft: 2}}})
+	if m := watched(); m.AttemptsLeft != 2 || !m.Expires.Equal(expires) {
+		t.Errorf("seen alive: got %+v; want what was seen", m)
+	}
+	b.Settle(number, "", verify.Inspection{Last: 7})
+	if m := watched(); m.State != CodeLive {
+		t.Errorf("gone after its life: got %v; want live, which with its expiry is expired", m.State)
+	}
+}
+
+func TestOfTwoEqualCodesTheNewestIsUsed(t *testing.T) {
+	b := newInbox()
+	arrive(t, b, "+8618600000001", 1, "111111")
+	arrive(t, b, "+8618600000001", 2, "111111")
+	b.Settle("+8618600000001", "111111", verify.Inspection{Last: 2})
+	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed || u.Messages[1].State != CodeReplaced {
+		t.Errorf("got %v, %v; want used, replaced", u.Messages[0].State, u.Messages[1].State)
+	}
+}
+
 func TestAUsedCodeIsToldEvenWhenItsEndWasSeenBefore(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
-	b.Settle("+8618600000001", "", nil) // another call looked between the swap and its answer
-	b.Settle("+8618600000001", "111111", nil)
+	b.Settle("+8618600000001", "", verify.Inspection{Last: 1}) // another call looked between the swap and its answer
+	b.Settle("+8618600000001", "111111", verify.Inspection{Last: 1})
 	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed {
 		t.Errorf("got %v; want used", u.Messages[0].State)
 	}

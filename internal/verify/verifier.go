@@ -239,18 +239,24 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (bool, erro
 	return valid && err == nil, err
 }
 
-// Inspect tells which codes of the number are alive, oldest first. It counts
-// nothing, and errors only where the store does or holds what is unreadable.
-func (v *Verifier) Inspect(ctx context.Context, n Number) ([]CodeStatus, error) {
+// An Inspection is what may be told of a number.
+type Inspection struct {
+	Last  int64        // the ticket of the last send that had begun
+	Alive []CodeStatus // codes that can still be verified, oldest first
+}
+
+// Inspect tells what is stored of the number. It counts nothing, and errors only
+// where the store does or holds what is unreadable.
+func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	record, err := v.Store.Load(ctx, n)
 	if err != nil {
-		return nil, err
+		return Inspection{}, err
 	}
 	state, err := decodeState(record.State)
 	if err != nil {
-		return nil, err
+		return Inspection{}, err
 	}
-	return v.Rules.Alive(state, v.Now().UnixMicro()), nil
+	return Inspection{state.Last, v.Rules.Alive(state, v.Now().UnixMicro())}, nil
 }
 
 // LongestSend is the longest that Send takes.

@@ -118,8 +118,8 @@ func TestInspectTellsOfLiveCodesAndCountsNothing(t *testing.T) {
 			t.Helper()
 			before := m.record
 			got, err := v.Inspect(t.Context(), someone)
-			if err != nil || !slices.Equal(got, want) {
-				t.Errorf("got %v, %v, want %v", got, err, want)
+			if last := m.state().Last; err != nil || !slices.Equal(got.Alive, want) || got.Last != last {
+				t.Errorf("got %v, %v, want %v, the last %d", got, err, want, last)
 			}
 			if !reflect.DeepEqual(m.record, before) {
 				t.Error("it wrote")

@@ -16,7 +16,7 @@ let failures = [];
 let shown = ''; // the number whose messages are shown
 let chosen = false; // by hand, or by a send from here: other numbers' messages do not take its place
 let expected = ''; // the number that was sent to from here
-let last = 0; // the highest id that was seen
+let last = -1; // the highest id that was seen
 
 const now = () => Date.now() + behind;
 
@@ -31,7 +31,11 @@ function listen() {
     checkNumber($('valid-number'));
   });
   events.addEventListener('inbox', e => take(JSON.parse(e.data)));
-  events.onerror = () => connected(false);
+  events.onerror = () => {
+    connected(false);
+    // After an answer that is no stream, of a proxy say, a browser asks no more.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listenWhileSeen, 1000);
+  };
   return events;
 }
 
@@ -45,9 +49,10 @@ function connected(yes) {
 function take(update) {
   const newest = update.messages[0];
   const arrived = update.messages.filter(m => m.id > last);
-  const first = last === 0;
+  const first = last < 0;
   if (update.whole) {
     messages.clear();
+    drawnFor = ''; // after a restart other messages have the same ids
     if (!update.messages.some(m => m.phone_number === shown)) shown = '', chosen = false;
   }
   for (const m of update.messages.reverse()) messages.set(m.id, m);
@@ -92,11 +97,11 @@ function draw() { // once a frame, however much arrives
   });
 }
 
-function drawNumbers() {
+function drawNumbers(anyway) {
   const numbers = new Set([...messages.values()].reverse().map(m => m.phone_number)); // newest first
   const list = $('numbers');
   // A list that is being looked at stays as it is.
-  if (document.activeElement !== list || list.value !== shown) {
+  if (anyway || document.activeElement !== list || list.value !== shown) {
     const options = [...numbers].map(n => new Option(spaced(n), n, false, n === shown));
     list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
   }
@@ -174,7 +179,7 @@ function tick() {
     const dots = document.createElement('span');
     dots.className = 'dots';
     dots.ariaHidden = 'true';
-    if (settings.attempt_limit <= 10) dots.textContent = '●'.repeat(m.attempts_left) + '○'.repeat(settings.attempt_limit - m.attempts_left);
+    if (settings.attempt_limit <= 10) dots.textContent = '●'.repeat(m.attempts_left) + '○'.repeat(Math.max(0, settings.attempt_limit - m.attempts_left));
     text.replaceChildren(dots, ' ' + lifeOf(m));
     li.querySelector('.life i').style.width = 100 * left(m) / settings.code_ttl_seconds + '%';
   }
@@ -214,6 +219,7 @@ function drawFailures() {
 }
 
 $('numbers').onchange = e => show(e.target.value);
+$('numbers').onpointerdown = $('numbers').onblur = () => drawNumbers(true);
 $('other').onclick = e => {
   show(e.target.value);
   $('thread').focus(); // the button goes
@@ -224,8 +230,14 @@ function show(number) {
   draw();
 }
 
-// What these change comes back as an event.
-const ask = (path, request) => fetch(path, request).catch(() => connected(false));
+// What these change comes back as an event. One after the other, or an older one
+// could be the last.
+let asked = Promise.resolve();
+function ask(path, request) {
+  asked = asked.then(() => fetch(path, request)).then(async answer => {
+    if (!answer.ok) $('failing').textContent = await answer.text();
+  }).catch(() => connected(false));
+}
 
 $('clear').onclick = () => ask('inbox.json?phone_number=' + encodeURIComponent(shown), { method: 'DELETE' });
 
@@ -288,7 +300,7 @@ async function call(method, form, answer, explain) {
     clearTimeout(underWay);
   }
   const took = Math.round(performance.now() - began);
-  const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : body.code.toUpperCase();
+  const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : String(body.code).toUpperCase();
   const details = (body.details ?? []).map(d => d.debug ?? {});
   const reason = details.find(d => d.reason)?.reason;
   const lines = [line('p', 'verdict', response.ok ? explain(body) : errorText(reason, body.message)), line('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
@@ -327,8 +339,7 @@ function onSubmit(form, f) {
     const button = form.querySelector('.primary');
     if (button.ariaDisabled === 'true') return; // still under way
     button.ariaDisabled = 'true';
-    await f();
-    button.ariaDisabled = 'false';
+    await f().finally(() => { button.ariaDisabled = 'false'; });
   };
 }
 
