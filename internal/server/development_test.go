@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -109,8 +110,11 @@ func TestAForeignWebPageCannotEvenAskDevelopment(t *testing.T) {
 	r, inbox := startDev(t)
 	r.send(t, "18600000001")
 	for _, headers := range [][]string{
-		{"Origin", "http://evil.example"}, {"Origin", "null"}, {"Origin", "http://localhost:3000"},
-		{"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"},
+		{"Origin", "http://evil.example"},
+		{"Origin", "null"},
+		{"Origin", "http://localhost:3000"},
+		{"Sec-Fetch-Site", "cross-site"},
+		{"Sec-Fetch-Site", "same-site"},
 	} {
 		for _, what := range []string{
 			"GET /inbox.json", "DELETE /inbox.json", "GET /inbox/events", "GET /failures.json", "PUT /failures.json", "DELETE /failures.json", "GET /number.json?phone_number=1",
@@ -470,23 +474,36 @@ func TestABurstIsFewEvents(t *testing.T) {
 	next := r.listen(t)
 	var u sms.Update
 	next("inbox", &u)
-	for i := range 1000 {
-		inbox.Send(t.Context(), verify.Message{Number: "+8618600000001", Code: "123456", Ticket: int64(i + 1)})
-	}
+	const sent = 200
+	go func() {
+		for i := range int64(sent) {
+			inbox.Send(t.Context(), verify.Message{Number: "+8618600000001", Code: "123456", Ticket: i + 1})
+			time.Sleep(200 * time.Microsecond) // time to write an event for each
+		}
+	}()
 	events, messages := 0, 0
-	for ; messages < 1000; events++ {
+	for ; messages < sent; events++ {
 		next("inbox", &u)
 		messages += len(u.Messages)
 	}
 	t.Logf("%d events", events)
-	if events > 100 || messages != 1000 {
-		t.Errorf("%d messages came in %d events; want 1000 in few", messages, events)
+	if events > sent/2 || messages != sent {
+		t.Errorf("%d messages came in %d events; want %d in few", messages, events, sent)
 	}
+}
+
+// A lateStore answers late, so that what it answers may be old.
+type lateStore struct{ verify.Store }
+
+func (s lateStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	record, err := s.Store.Load(ctx, n)
+	time.Sleep(rand.N(2 * time.Millisecond))
+	return record, err
 }
 
 // After everything is quiet, what the page was told last is what is stored.
 func TestWhatThePageIsToldIsTrueUnderContention(t *testing.T) {
-	r, inbox := startDev(t)
+	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.Store = lateStore{c.Verifier.Store} })
 	for range 20 {
 		number := freshNumber()
 		n := verify.Number("+86" + number)
