@@ -50,7 +50,9 @@ func (r *replica) post(t *testing.T, method, body string, headers ...string) (in
 
 func do(t *testing.T, q *http.Request) (int, string) {
 	t.Helper()
-	res, err := http.DefaultClient.Do(q)
+	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for an answer that never ends
+	defer cancel()
+	res, err := http.DefaultClient.Do(q.WithContext(ctx))
 	if err != nil {
 		t.Fatal(err)
 	}
