@@ -347,6 +347,7 @@ onSubmit($('send-form'), async () => {
   expected = $('send-number').e164;
   const ok = await call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
   if (ok) $('valid-answer').replaceChildren(); // it was about an older code
+  else expected = '';
 });
 onSubmit($('valid-form'), () => call('Valid', $('valid-form'), $('valid-answer'), body => say(body.valid ? 'right' : 'wrong')));
 
