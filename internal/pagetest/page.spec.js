@@ -151,7 +151,8 @@ test('several numbers are listed newest first and can be switched', async ({ pho
   await expect(phone.messages).toHaveCount(2);
   await expect(phone.messages.last()).toContainText('【again】');
   await phone.page.getByRole('button', { name: 'Clear the messages to +86 186 0000 0002' }).click();
-  await expect(phone.messages).toHaveCount(1); // another number's
+  await expect(phone.messages).toHaveCount(0); // and no other number's in their place
+  await expect(numbers).toHaveValue('+8618600000002');
   expect(await service.inbox('?phone_number=18600000002')).toEqual([]);
   expect(await service.inbox()).toHaveLength(2);
 });
@@ -192,13 +193,56 @@ test('what the page lets fail or succeed leaves other numbers alone', async ({ p
   await phone.open();
   await expect(phone.failure).toHaveValue('no_balance');
   await expect(phone.page.getByLabel('For sends')).toHaveValue('3');
-  await expect(phone.send).toContainText('The next 3 sends fail: No balance. Those to +86 186 0000 0001: Limit by day.');
-  await expect(phone.send).toContainText('And those to 1 more.');
+  await expect(phone.send).toContainText('The next 3 sends fail: No balance. Sends to +86 186 0000 0001 fail: Limit by day.');
+  await expect(phone.send).toContainText('So for 1 more numbers.');
   await phone.failure.selectOption('OK, SMS arrives');
   await expect(phone.send).not.toContainText('The next 3 sends');
-  await expect(phone.send).toContainText('Those to +86 186 0000 0001: Limit by day.');
+  await expect(phone.send).toContainText('Sends to +86 186 0000 0001 fail: Limit by day.');
   await phone.sendCode();
   expect((await service.call('SendSMS', { phone_number: '18600000001' })).code).toBe('resource_exhausted');
+});
+
+test('what is chosen last is what happens, however fast', async ({ phone, service }) => {
+  await phone.open();
+  for (let round = 0; round < 5; round++) {
+    await phone.failure.focus();
+    for (let i = 0; i < 7; i++) await phone.page.keyboard.press('ArrowDown', { delay: 5 });
+    await expect(phone.send).toContainText('Every send fails: Time-out, arrives.');
+    await expect(phone.failure).toHaveValue('timeout_delivered');
+    await phone.failure.selectOption('OK, SMS arrives');
+    await expect(phone.page.locator('#failing')).toBeEmpty();
+  }
+  const times = phone.page.getByLabel('For sends');
+  await times.fill('3');
+  await phone.failure.selectOption('Limit by day');
+  await expect(phone.send).toContainText('The next 3 sends fail: Limit by day.');
+  await times.fill('1');
+  await times.press('Enter'); // sends, after what it changed
+  await expect(phone.sendAnswer).toContainText('HTTP 429');
+  await expect(phone.failure).toHaveValue('none');
+  await expect(times).toHaveValue('1'); // has the focus; is empty without it
+  await phone.failure.focus();
+  await expect(times).toHaveValue('');
+  for (const wrong of ['0', '1001', '1.5']) {
+    await times.fill(wrong);
+    await phone.failure.selectOption('Limit by day');
+    await expect(phone.send).toContainText('A whole number from 1 to 1,000; empty for all.');
+    await expect(times).toHaveAttribute('aria-invalid', 'true');
+    expect(await (await fetch(service.url + '/failures.json')).json()).not.toContainEqual(expect.objectContaining({ kind: 'limit_day' }));
+  }
+});
+
+test('the phone follows long messages too', async ({ phone, service }) => {
+  await service.fill(5);
+  for (let i = 0; i < 3; i++) await service.call('SendSMS', { phone_number: '18600000000', signature: '签'.repeat(64) });
+  await phone.open();
+  await expect(phone.messages).toHaveCount(8);
+  for (let i = 0; i < 3; i++) {
+    await expect(phone.messages.last()).toBeInViewport({ ratio: 1 });
+    await service.call('SendSMS', { phone_number: '18600000000', signature: '签'.repeat(64) });
+    await expect(phone.messages).toHaveCount(9 + i);
+  }
+  await expect(phone.messages.last()).toBeInViewport({ ratio: 1 });
 });
 
 test('a code is copied by one click', async ({ phone, context }) => {
@@ -281,7 +325,7 @@ test('times are the service\'s, whatever the clock here says', async ({ phone })
   await phone.open();
   const code = await phone.sendCode();
   await expect(phone.messages).toContainText(/(10:00|9:5\d) left/);
-  await expect(phone.page.locator('#heard')).toHaveText(`Message to +86 186 0000 0000 from Acme: code ${[...code].join(' ')}`);
+  await expect(phone.page.locator('#heard')).toHaveText(`Message to +86 186 0000 0000: code ${[...code].join(' ')}. Acme`);
 });
 
 test('what callers send is shown as text', async ({ phone, service }) => {
@@ -315,8 +359,11 @@ test('it comes back by itself after the service was away', async ({ phone, servi
   await expect(phone.page.getByText('No connection to the service')).toBeVisible();
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.sendAnswer).toContainText('The service does not answer');
-  await phone.send.getByLabel('Phone number').fill('18600000000 '); // cannot be checked now
-  await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'true');
+  await phone.send.getByLabel('Phone number').fill('10086'); // cannot be checked now
+  await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'false');
+  await phone.failure.selectOption('Limit by hour');
+  await expect(phone.send.locator('#failing')).toHaveText('The service does not answer. Is it still running?');
+  await expect(phone.failure).toHaveValue('none');
   await phone.page.route('**/inbox/events', route => route.fulfill({ status: 502, contentType: 'text/html', body: 'a proxy' }), { times: 1 });
   await service.start();
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' }); // with the id of the old one
@@ -324,7 +371,9 @@ test('it comes back by itself after the service was away', async ({ phone, servi
   await expect(phone.messages).toContainText('【Shop】');
   await expect(phone.messages).toHaveCount(1);
   await expect(phone.messages).not.toContainText(old);
-  await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'false');
+  await expect(phone.page.locator('#heard')).toContainText('Message to +86 186 0000 0000'); // though its id is not new
+  await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'true');
+  await phone.send.getByLabel('Phone number').fill('18600000000');
   await phone.sendCode();
 });
 

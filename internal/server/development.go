@@ -32,6 +32,7 @@ type development struct {
 	*service
 	inbox   *sms.Inbox
 	version string
+	started time.Time
 	ending  context.Context // when it does, so do requests that wait
 
 	settling sync.Mutex // over a look at the store and its note, so that notes come in order
@@ -240,9 +241,9 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var body struct {
-		PhoneNumber string `json:"phone_number"`
-		Kind        string `json:"kind"`
-		Times       *int   `json:"times"`
+		PhoneNumber *string `json:"phone_number"`
+		Kind        string  `json:"kind"`
+		Times       *int    `json:"times"`
 	}
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxMessageBytes))
 	decoder.DisallowUnknownFields()
@@ -254,8 +255,8 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 	if body.Times != nil {
 		failure.Times = cmp.Or(*body.Times, -1) // 0 is no number of sends
 	}
-	if body.PhoneNumber != "" {
-		n, fault := d.numbers.Parse(body.PhoneNumber)
+	if body.PhoneNumber != nil {
+		n, fault := d.numbers.Parse(*body.PhoneNumber)
 		if fault != nil {
 			http.Error(w, fault.Error(), http.StatusBadRequest)
 			return
@@ -312,13 +313,17 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 	}
 	rules := d.verifier.Rules
 	io.WriteString(w, "retry: 1000\n")
-	open := send("settings", map[string]any{
-		"version": d.version, "now": d.verifier.Now(), "attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
-	})
-	for revision := int64(-1); open; {
+	if !send("settings", map[string]any{
+		"version": d.version, "started": d.started, "now": d.verifier.Now(), "attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
+	}) {
+		return
+	}
+	for revision := int64(-1); ; {
 		update, changed := d.inbox.Since(revision)
 		if update.Revision > revision {
-			open = send("inbox", update)
+			if !send("inbox", update) {
+				return
+			}
 			revision = update.Revision
 		}
 		select {
@@ -327,7 +332,9 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 		case <-time.After(aliveEvery):
 			c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
 			io.WriteString(w, ": alive\n\n")
-			open = open && c.Flush() == nil
+			if c.Flush() != nil {
+				return
+			}
 		case <-ctx.Done():
 			return
 		}

@@ -337,6 +337,7 @@ func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
 		{"PUT", "/failures.json", `{"kind":"timeout","times":-1}`, "times must be a whole number from 1 to 1000"},
 		{"PUT", "/failures.json", `{"kind":"timeout","times":1001}`, "times must be a whole number from 1 to 1000"},
 		{"PUT", "/failures.json", `{"kind":"timeout","phone_number":"10086"}`, "phone_number must be one mobile number"},
+		{"PUT", "/failures.json", `{"kind":"timeout","phone_number":""}`, "phone_number is required"},
 		{"GET", "/number.json", "", "phone_number, is required"},
 		{"GET", "/number.json?phone_number=1&x=1", "", "phone_number, is required"},
 	} {
@@ -403,10 +404,10 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 		AttemptLimit   int     `json:"attempt_limit"`
 		CodeTTLSeconds float64 `json:"code_ttl_seconds"`
 		Version        string
-		Now            time.Time
+		Now, Started   time.Time
 	}
 	next("settings", &settings)
-	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second {
+	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second || time.Since(settings.Started) > time.Minute {
 		t.Errorf("settings: got %+v", settings)
 	}
 	known := map[int64]sms.Watched{}

@@ -70,7 +70,7 @@ func Serve(ctx context.Context, c Config) error {
 	var svc pb.PhoneNumberServiceServer = checked
 	var dev *development
 	if c.Inbox != nil {
-		dev = &development{service: checked, inbox: c.Inbox, version: c.Version, ending: streaming}
+		dev = &development{service: checked, inbox: c.Inbox, version: c.Version, started: time.Now(), ending: streaming}
 		svc = dev
 	}
 	around := aroundCall(c.Log)

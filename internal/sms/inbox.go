@@ -38,7 +38,7 @@ type Watched struct {
 // Expires.
 type CodeState string
 
-// The states of a code. Only the first is ever left.
+// The states of a code. One that was seen to be gone may yet turn out to be used.
 const (
 	CodeLive     CodeState = "live"
 	CodeUsed     CodeState = "used"     // a Valid succeeded with it
@@ -275,8 +275,11 @@ func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Delivered 
 // Delete takes the messages to n out, or all where n is empty. Their codes live on.
 func (b *Inbox) Delete(n verify.Number) {
 	b.change(func() {
+		before := len(b.messages)
 		b.messages = slices.DeleteFunc(b.messages, func(m Watched) bool { return n == "" || m.PhoneNumber == n })
-		b.cleared = b.revision
+		if len(b.messages) < before {
+			b.cleared = b.revision
+		}
 	})
 }
 

@@ -1,5 +1,5 @@
 // The page of development: a phone that shows what arrives in the inbox, and the
-// two calls. It keeps no state that the service does not tell it.
+// two calls. What becomes of codes the service tells; the page counts nothing.
 import { around, errorText, locale, sample, say, translate } from './words.js';
 
 const $ = id => document.getElementById(id);
@@ -23,7 +23,9 @@ const now = () => Date.now() + behind;
 function listen() {
   const events = new EventSource('inbox/events');
   events.addEventListener('settings', e => {
+    const { started } = settings;
     settings = JSON.parse(e.data);
+    if (started && started !== settings.started) last = 0; // a new process numbers its messages anew
     behind = Date.parse(settings.now) - Date.now();
     $('version').textContent = settings.version;
     connected(true);
@@ -52,8 +54,8 @@ function take(update) {
   const first = last < 0;
   if (update.whole) {
     messages.clear();
-    drawnFor = ''; // after a restart other messages have the same ids
-    if (!update.messages.some(m => m.phone_number === shown)) shown = '', chosen = false;
+    drawnFor = undefined; // after a restart other messages have the same ids
+    if (!update.messages.some(m => m.phone_number === shown)) chosen = false;
   }
   for (const m of update.messages.reverse()) messages.set(m.id, m);
   last = Math.max(0, ...messages.keys());
@@ -67,10 +69,10 @@ function take(update) {
     chosen = true;
     expected = '';
     if (matchMedia('(max-width: 800px)').matches) $('phone').scrollIntoView({ block: 'nearest' }); // it is below the form
-  } else if (newest && (!chosen || !shown)) shown = newest.phone_number;
+  } else if (newest && (!shown || arrived.length && !chosen)) shown = newest.phone_number;
   if (arrived.length && !first) {
     const [m] = arrived;
-    $('heard').textContent = say('heard', spaced(m.phone_number), m.signature, [...m.code].join(' '));
+    $('heard').textContent = say('heard', spaced(m.phone_number), [...m.code].join(' '), m.signature);
     if (m.phone_number !== shown) tellOf(m.phone_number);
   }
   draw();
@@ -99,6 +101,8 @@ function draw() { // once a frame, however much arrives
 
 function drawNumbers(anyway) {
   const numbers = new Set([...messages.values()].reverse().map(m => m.phone_number)); // newest first
+  const empty = !numbers.has(shown);
+  if (shown) numbers.add(shown); // cleared, and still looked at
   const list = $('numbers');
   // A list that is being looked at stays as it is.
   if (anyway || document.activeElement !== list || list.value !== shown) {
@@ -106,7 +110,7 @@ function drawNumbers(anyway) {
     list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
   }
   list.disabled = numbers.size === 0;
-  $('nothing').hidden = numbers.size > 0;
+  $('nothing').hidden = !empty;
   $('clear').ariaLabel = shown && say('clearOf', spaced(shown));
   if ($('other').value === shown || !numbers.has($('other').value)) $('other').hidden = true;
 }
@@ -135,6 +139,7 @@ function drawThread() {
     if (bubble) bubble.message = m;
     else {
       bubbles.set(m.id, list.appendChild(bubbleOf(m)));
+      list.children[list.children.length - 20]?.classList.add('far');
       added = true;
     }
   }
@@ -179,14 +184,14 @@ function tick() {
     const dots = document.createElement('span');
     dots.className = 'dots';
     dots.ariaHidden = 'true';
-    if (settings.attempt_limit <= 10) dots.textContent = '●'.repeat(m.attempts_left) + '○'.repeat(Math.max(0, settings.attempt_limit - m.attempts_left));
+    if (settings.attempt_limit <= 5) dots.textContent = '●'.repeat(m.attempts_left) + '○'.repeat(Math.max(0, settings.attempt_limit - m.attempts_left));
     text.replaceChildren(dots, ' ' + lifeOf(m));
     li.querySelector('.life i').style.width = 100 * left(m) / settings.code_ttl_seconds + '%';
   }
   drawAlive();
   for (const wait of document.querySelectorAll('.wait')) {
     const seconds = Math.ceil((wait.over - Date.now()) / 1000);
-    wait.textContent = seconds > 0 ? say('wait', clock(seconds)) : say('waited');
+    tell(wait, seconds > 0 ? say('wait', clock(seconds)) : say('waited'));
   }
 }
 
@@ -197,8 +202,9 @@ function drawAlive() {
   const newest = alive.at(-1);
   let text = number ? say('noneAlive') : '';
   if (newest) text = alive.length === 1 ? say('aliveNow', lifeOf(newest)) : say('moreAlive', alive.length, lifeOf(newest));
-  if ($('alive').textContent !== text) $('alive').textContent = text;
+  tell($('alive'), text);
   const suggestion = $('suggestion');
+  if (!newest && suggestion === document.activeElement) $('code').focus(); // or nothing has it
   suggestion.hidden = !newest;
   if (newest && suggestion.value !== newest.code) {
     suggestion.value = newest.code;
@@ -206,16 +212,33 @@ function drawAlive() {
   }
 }
 
+let general; // the failure of every number
+let told = true; // whether #times shows its count, or that it is gone
+let trouble = ''; // what came of the last change that was asked for
+
 function drawFailures() {
   const nameOf = kind => $('failure').querySelector(`[value="${kind}"]`).textContent;
-  const general = failures.find(f => !f.phone_number);
+  if (general) told = false;
+  general = failures.find(f => !f.phone_number && f.kind !== 'none');
   const own = failures.filter(f => f.phone_number);
-  const texts = own.slice(0, 3).map(f => say('failingNumber', f.times, nameOf(f.kind), spaced(f.phone_number)));
-  if (general && general.kind !== 'none') texts.unshift(say(general.times ? 'failingSome' : 'failingAll', general.times, nameOf(general.kind)));
+  const texts = own.slice(0, 3).map(f => {
+    if (f.kind === 'none') return say('succeedingNumber', spaced(f.phone_number));
+    return say(f.times ? 'failingNumberSome' : 'failingNumber', f.times, nameOf(f.kind), spaced(f.phone_number));
+  });
+  if (general) texts.unshift(say(general.times ? 'failingSome' : 'failingAll', general.times, nameOf(general.kind)));
   if (own.length > 3) texts.push(say('failingMore', own.length - 3));
+  tell($('failing'), trouble || texts.join(' '));
+  if (asking) return; // the fields are ahead of what was told
   $('failure').value = general ? general.kind : 'none';
-  if (general && document.activeElement !== $('times')) $('times').value = general.times ?? '';
-  if ($('failing').textContent !== texts.join(' ')) $('failing').textContent = texts.join(' ');
+  if ((general || !told) && document.activeElement !== $('times')) {
+    $('times').value = general?.times ?? '';
+    told = true;
+  }
+}
+
+// tell changes a text only where it differs: a screen reader reads every change.
+function tell(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 $('numbers').onchange = e => show(e.target.value);
@@ -233,27 +256,44 @@ function show(number) {
 // What these change comes back as an event. One after the other, or an older one
 // could be the last.
 let asked = Promise.resolve();
+let asking = 0;
 function ask(path, request) {
+  asking++;
   asked = asked.then(() => fetch(path, request)).then(async answer => {
-    if (!answer.ok) $('failing').textContent = await answer.text();
-  }).catch(() => connected(false));
+    trouble = answer.ok ? '' : await answer.text();
+  }).catch(() => {
+    trouble = say('unreachable');
+    connected(false);
+  });
+  asked.then(() => setTimeout(() => { // until it has come back as an event
+    asking--;
+    draw();
+  }, 200));
 }
 
-$('clear').onclick = () => ask('inbox.json?phone_number=' + encodeURIComponent(shown), { method: 'DELETE' });
+$('clear').onclick = () => {
+  if (!shown) return;
+  ask('inbox.json?phone_number=' + encodeURIComponent(shown), { method: 'DELETE' });
+  $('heard').textContent = say('nobody');
+};
 
 $('failure').onchange = $('times').onchange = () => {
   const kind = $('failure').value;
-  const times = Number($('times').value) || undefined;
-  if (kind === 'none' && !failures.some(f => !f.phone_number)) return;
-  ask('failures.json', { method: 'PUT', body: JSON.stringify(kind === 'none' ? { kind } : { kind, times }) });
+  const times = $('times');
+  const fault = !times.checkValidity();
+  times.ariaInvalid = String(fault);
+  tell($('times-is'), fault ? say('timesFault') : '');
+  if (fault || kind === 'none' && !general) return;
+  ask('failures.json', { method: 'PUT', body: JSON.stringify(kind === 'none' || times.value === '' ? { kind } : { kind, times: Number(times.value) }) });
 };
+$('times').onblur = draw;
 
 // --- numbers and times as people read them
 
 const spaced = number => number.replace(/^\+86(\d{3})(\d{4})(\d{4})$/, '+86 $1 $2 $3');
 const clock = s => s >= 3600 ? `${Math.floor(s / 3600)}:${two(s / 60 % 60)}:${two(s % 60)}` : `${Math.floor(s / 60)}:${two(s % 60)}`;
 const two = n => String(Math.floor(n)).padStart(2, '0');
-const duration = s => s >= 60 ? say('minutes', Math.round(s / 60)) : say('seconds', s);
+const duration = s => s % 60 ? say('seconds', s) : say('minutes', s / 60);
 
 // --- the forms
 
@@ -269,10 +309,7 @@ async function checkNumber(input) {
     e164 = answer.phone_number ?? '';
     fault = !e164;
     text = fault ? errorText('number', answer.fault) : spaced(e164);
-  } catch {
-    fault = true;
-    text = say('unreachable');
-  }
+  } catch { } // the phone says that there is no connection
   if (input.value.trim() !== raw) return; // typed on since
   input.e164 = e164;
   input.ariaInvalid = String(fault);
@@ -314,7 +351,8 @@ async function call(method, form, answer, explain) {
     }
     for (const v of d.fieldViolations ?? []) {
       if (form.elements[v.field]) form.elements[v.field].ariaInvalid = 'true';
-      if (!lines[0].textContent.includes(v.description)) lines.push(line('p', 'detail', `${say('field')}${v.field} ${v.description}`));
+      const want = v.field === 'phone_number' ? errorText('number', v.description) : v.description;
+      if (!lines[0].textContent.includes(want)) lines.push(line('p', 'detail', `${say('field')}${v.field} ${want}`));
     }
   }
   const raw = document.createElement('details');
@@ -344,6 +382,7 @@ function onSubmit(form, f) {
 }
 
 onSubmit($('send-form'), async () => {
+  await asked; // with what was just chosen
   expected = $('send-number').e164;
   const ok = await call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
   if (ok) $('valid-answer').replaceChildren(); // it was about an older code
@@ -366,7 +405,7 @@ $('send-number').oninput = e => {
   }
 };
 $('valid-number').oninput = e => {
-  ownNumber = true;
+  ownNumber = e.target.value !== '' && e.target.value !== $('send-number').value;
   checkNumber(e.target);
 };
 $('signature').oninput = $('template').oninput = e => { e.target.ariaInvalid = null; };
@@ -398,7 +437,7 @@ if err != nil {
 const json = fields => JSON.stringify(fields, null, 1).replace(/\n */g, ' '); // with places to break a line at
 const languages = {
   curl: (method, fields) => `curl -d ${shell(json(fields))} \\
-  ${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
+${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
   grpcurl: (method, fields) => `grpcurl -plaintext ${method === 'Valid' ? '-emit-defaults ' : ''}\\
   -d ${shell(json(fields))} \\
   ${location.host} phonenumberservice.PhoneNumberService/${method}`,
@@ -425,7 +464,6 @@ function drawSnippets() {
   for (const [id, method] of [['send', 'SendSMS'], ['valid', 'Valid']]) {
     const name = document.querySelector(`[name=${id}-language]:checked`).value;
     const pre = $(id + '-snippets').querySelector('pre');
-    pre.ariaLabel = say('inLanguage', name);
     pre.firstChild.textContent = languages[name](method, fieldsOf($(id + '-form')));
   }
 }
