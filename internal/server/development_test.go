@@ -614,7 +614,7 @@ func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {
 		}
 		return err
 	})
-	if err != nil || total > 60<<10 {
+	if err != nil || total > 60_000 {
 		t.Errorf("the page's files: got %d bytes, %v; want 60 KB at most", total, err)
 	}
 }
