@@ -91,7 +91,7 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 	looked := false
 	for i := range codes {
 		c := &codes[i]
-		if c.BegunAt-clockTolerance.Microseconds() > now || int(c.Looks) >= r.AttemptLimit {
+		if r.unusable(*c, now) {
 			continue
 		}
 		looked = true
@@ -130,11 +130,17 @@ type CodeStatus struct {
 func (r Rules) Alive(s State, now int64) []CodeStatus {
 	var alive []CodeStatus
 	for _, c := range r.unexpired(s.Codes, now) {
-		if left := r.AttemptLimit - int(c.Looks); left > 0 {
-			alive = append(alive, CodeStatus{c.Ticket, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), left, c.Confirmed})
+		if !r.unusable(c, now) {
+			alive = append(alive, CodeStatus{c.Ticket, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), r.AttemptLimit - int(c.Looks), c.Confirmed})
 		}
 	}
 	return alive
+}
+
+// unusable reports whether a code that is not past its life is compared with nothing:
+// its looks are spent, or a replica far ahead of our clock began it.
+func (r Rules) unusable(c Code, now int64) bool {
+	return c.BegunAt-clockTolerance.Microseconds() > now || int(c.Looks) >= r.AttemptLimit
 }
 
 // unexpired returns a copy of the codes that are not past their life.

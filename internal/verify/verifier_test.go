@@ -134,6 +134,9 @@ func TestInspectTellsOfLiveCodesAndCountsNothing(t *testing.T) {
 		inspect(CodeStatus{confirmed, expires, testRules.AttemptLimit - 1, true}, CodeStatus{begun, expires, testRules.AttemptLimit, false})
 		v.Rules.AttemptLimit = 1 // an operator lowered it: what is spent by it is not alive
 		inspect(CodeStatus{begun, expires, 1, false})
+		v.Now = func() time.Time { return time.Now().Add(-clockTolerance - time.Second) }
+		inspect() // to a replica whose clock is that far behind
+		v.Now = time.Now
 		time.Sleep(testRules.CodeTTL)
 		inspect()
 		m.record.State = []byte{99}
