@@ -73,9 +73,7 @@ func (d *development) settle(phoneNumber, used string) {
 
 // register adds development's paths; page/openapi.json describes them.
 func (d *development) register(mux *http.ServeMux) {
-	for path, file := range pageContents() {
-		mux.HandleFunc("GET "+path, file)
-	}
+	registerPage(mux)
 	data := func(pattern string, handler http.HandlerFunc) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if fromForeignPage(r) { // which could not read the answer, but frame or time it
@@ -123,11 +121,10 @@ func fromPrivateNames(next http.Handler) http.Handler {
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// pageContents are the page's files by their paths. Their types are written here:
-// a machine's own table may have others, with which browsers run no module.
-func pageContents() map[string]http.HandlerFunc {
+// registerPage adds the page's files. Their types are written here: a machine's own
+// table may have others, with which browsers run no module.
+func registerPage(mux *http.ServeMux) {
 	const html, css, script, jsonType = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8", "application/json"
-	files := map[string]http.HandlerFunc{}
 	for path, f := range map[string]struct{ name, contentType string }{
 		"/{$}": {"index.html", html}, "/page.css": {"page.css", css}, "/page.js": {"page.js", script},
 		"/words.js": {"words.js", script}, "/openapi.json": {"openapi.json", jsonType},
@@ -136,12 +133,11 @@ func pageContents() map[string]http.HandlerFunc {
 		if err != nil {
 			panic(err) // the file is missing in the source
 		}
-		files[path] = func(w http.ResponseWriter, _ *http.Request) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			setType(w, f.contentType)
 			w.Write(content)
-		}
+		})
 	}
-	return files
 }
 
 // setType sets what every answer has: its type, which is meant, and that it is for
@@ -272,8 +268,9 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 
 // getNumber answers how the service reads a number, for a person who still types it.
 func (d *development) getNumber(w http.ResponseWriter, r *http.Request) {
-	raw := r.URL.Query()["phone_number"]
-	if len(raw) != 1 || len(r.URL.Query()) != 1 {
+	given := r.URL.Query()
+	raw := given["phone_number"]
+	if len(raw) != 1 || len(given) != 1 {
 		http.Error(w, "the only parameter, phone_number, is required", http.StatusBadRequest)
 		return
 	}
@@ -302,14 +299,14 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(d.ending, cancel)()
 	setType(w, "text/event-stream")
 	c := http.NewResponseController(w)
+	write := func(text string) bool {
+		c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
+		io.WriteString(w, text)
+		return c.Flush() == nil
+	}
 	send := func(event string, data any) bool {
 		text, err := json.Marshal(data)
-		if err != nil {
-			return false
-		}
-		c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
-		fmt.Fprintf(w, "event: %s\ndata: %s\n\n", event, text)
-		return c.Flush() == nil
+		return err == nil && write(fmt.Sprintf("event: %s\ndata: %s\n\n", event, text))
 	}
 	rules := d.verifier.Rules
 	io.WriteString(w, "retry: 1000\n")
@@ -330,9 +327,7 @@ func (d *development) events(w http.ResponseWriter, r *http.Request) {
 		case <-changed:
 			time.Sleep(eventsAtMostEvery)
 		case <-time.After(aliveEvery):
-			c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
-			io.WriteString(w, ": alive\n\n")
-			if c.Flush() != nil {
+			if !write(": alive\n\n") {
 				return
 			}
 		case <-ctx.Done():

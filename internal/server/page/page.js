@@ -9,7 +9,7 @@ $('signature').value = sample;
 
 // --- what the service tells
 
-let settings = { attempt_limit: 3, code_ttl_seconds: 600 };
+let settings = {};
 let behind = 0; // our clock behind the service's, in ms
 const messages = new Map(); // by id, oldest first
 let failures = [];
@@ -319,10 +319,11 @@ async function checkNumber(input) {
 
 async function call(method, form, answer, explain) {
   const began = performance.now();
-  const underWay = setTimeout(() => {
-    answer.replaceChildren(line('p', 'verdict', say('underWay')));
+  const only = text => {
+    answer.replaceChildren(line('p', 'verdict', text));
     answer.dataset.ok = false;
-  }, 200);
+  };
+  const underWay = setTimeout(() => only(say('underWay')), 200);
   let response, body;
   try {
     response = await fetch('/phonenumberservice.PhoneNumberService/' + method, {
@@ -330,8 +331,7 @@ async function call(method, form, answer, explain) {
     });
     body = await response.json();
   } catch {
-    answer.replaceChildren(line('p', 'verdict', say('unreachable')));
-    answer.dataset.ok = false;
+    only(say('unreachable'));
     return false;
   } finally {
     clearTimeout(underWay);
@@ -420,6 +420,7 @@ for (const id of ['send-number', 'valid-number']) {
 const shell = text => `'${text.replaceAll("'", `'\\''`)}'`;
 
 function goLines(method, fields) {
+  const valid = method === 'Valid'; // whose answer says something
   const names = { phone_number: 'PhoneNumber', signature: 'Signature', template_code: 'TemplateCode', code: 'Code' };
   const members = Object.entries(fields).map(([name, value]) => `${names[name]}: ${JSON.stringify(value)}`).join(', ');
   return `conn, err := grpc.NewClient(${JSON.stringify(location.host)}, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -428,10 +429,10 @@ if err != nil {
 }
 defer conn.Close()
 client := phonenumberservice.NewPhoneNumberServiceClient(conn)
-${method === 'Valid' ? 'res' : '_'}, err ${method === 'Valid' ? ':=' : '='} client.${method}(ctx, &phonenumberservice.${method === 'Valid' ? 'Valid' : 'SendSMS'}Request{${members}})
+${valid ? 'res, err :=' : '_, err ='} client.${method}(ctx, &phonenumberservice.${method}Request{${members}})
 if err != nil {
 	return err
-}${method === 'Valid' ? '\nfmt.Println(res.Valid)' : ''}`;
+}${valid ? '\nfmt.Println(res.Valid)' : ''}`;
 }
 
 const json = fields => JSON.stringify(fields, null, 1).replace(/\n */g, ' '); // with places to break a line at
@@ -452,7 +453,7 @@ for (const method of ['send', 'valid']) {
   tabs.ariaLabel = say('language');
   for (const name of Object.keys(languages)) {
     const label = document.createElement('label');
-    const radio = Object.assign(document.createElement('input'), { type: 'radio', name: method + '-language', value: name, checked: name === 'curl', onchange: drawSnippets });
+    const radio = Object.assign(document.createElement('input'), { type: 'radio', name: method + '-language', value: name, checked: name === 'curl' });
     label.append(radio, line('span', '', name));
     tabs.append(label);
   }
