@@ -142,13 +142,8 @@ func TestDevNeedsNothingButTheProgram(t *testing.T) {
 	if got := call("SendSMS", `{"phone_number":"18600000000"}`); got != "{}" {
 		t.Fatalf("SendSMS: got %s; want {}", got)
 	}
-	res, err := http.Get("http://" + p.Addr + "/inbox.json?phone_number=+8618600000000")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
 	var messages []struct{ Code string }
-	if err := json.NewDecoder(res.Body).Decode(&messages); err != nil || len(messages) != 1 {
+	if err := json.Unmarshal([]byte(get(t, p.Addr, "/inbox.json?phone_number=+8618600000000", 200)), &messages); err != nil || len(messages) != 1 {
 		t.Fatalf("inbox: got %v, %v; want one message", messages, err)
 	}
 	code := messages[0].Code

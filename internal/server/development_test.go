@@ -1,13 +1,10 @@
 package server_test
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -24,7 +21,6 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
-	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 // startDev runs the service as development does.
@@ -42,8 +38,7 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 	r.send(t, "+85291234567")
 	get := func(query string) (numbers []string) {
 		t.Helper()
-		q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json"+query, nil)
-		code, body := do(t, q)
+		code, body := r.ask(t, "GET", "/inbox.json"+query, "")
 		var messages []map[string]string
 		if err := json.Unmarshal([]byte(body), &messages); code != 200 || err != nil {
 			t.Fatalf("%s: got %d %s", query, code, body)
@@ -69,8 +64,7 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 			t.Errorf("%s: got %v; want %v", query, got, want)
 		}
 	}
-	q, _ := http.NewRequest("GET", "http://"+r.addr+"/inbox.json?phone_number=10086", nil)
-	if code, body := do(t, q); code != 400 || !strings.Contains(body, "phone_number") {
+	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=10086", ""); code != 400 || !strings.Contains(body, "phone_number") {
 		t.Errorf("a bad number: got %d %s; want 400 naming phone_number", code, body)
 	}
 }
@@ -131,19 +125,6 @@ func TestAForeignWebPageCannotEvenAskDevelopment(t *testing.T) {
 	if code, _ := r.ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.addr, "Sec-Fetch-Site", "same-origin"); code != 200 || len(inbox.Messages("")) != 1 {
 		t.Errorf("our own page: got %d, %v", code, inbox.Messages(""))
 	}
-}
-
-// ask makes a request and returns status code and body.
-func (r *replica) ask(t *testing.T, method, path, body string, headers ...string) (int, string) {
-	t.Helper()
-	q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < len(headers); i += 2 {
-		q.Header.Set(headers[i], headers[i+1])
-	}
-	return do(t, q)
 }
 
 func TestTheInboxWaitsForAMessageAndForNoLongerThanItIsAskedTo(t *testing.T) {
@@ -361,192 +342,6 @@ func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
 	}
 }
 
-// listen returns the data of the events that come, by their kind.
-func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	t.Cleanup(cancel)
-	q, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.addr+"/inbox/events", nil)
-	res, err := http.DefaultClient.Do(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { res.Body.Close() })
-	if ct := res.Header.Get("Content-Type"); res.StatusCode != 200 || ct != "text/event-stream" {
-		t.Fatalf("got %d %s; want 200 text/event-stream", res.StatusCode, ct)
-	}
-	lines := bufio.NewScanner(res.Body)
-	lines.Buffer(nil, 1<<20)
-	if lines.Scan(); lines.Text() != "retry: 1000" {
-		t.Errorf("the first line is %q; want the wait before a new connection", lines.Text())
-	}
-	return func(event string, into any) {
-		t.Helper()
-		for lines.Scan() {
-			if lines.Text() != "event: "+event {
-				continue
-			}
-			lines.Scan()
-			if err := json.Unmarshal([]byte(strings.TrimPrefix(lines.Text(), "data: ")), into); err != nil {
-				t.Fatal(err)
-			}
-			return
-		}
-		t.Fatalf("no event %s came: %v", event, lines.Err())
-	}
-}
-
-func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
-	r, _ := startDev(t)
-	r.send(t, "18600000001")
-	next := r.listen(t)
-	var settings struct {
-		AttemptLimit   int     `json:"attempt_limit"`
-		CodeTTLSeconds float64 `json:"code_ttl_seconds"`
-		Version        string
-		Now, Started   time.Time
-	}
-	next("settings", &settings)
-	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second || time.Since(settings.Started) > time.Minute {
-		t.Errorf("settings: got %+v", settings)
-	}
-	known := map[int64]sms.Watched{}
-	var whole bool
-	update := func() {
-		t.Helper()
-		var u sms.Update
-		next("inbox", &u)
-		if whole = u.Whole; whole {
-			clear(known)
-		}
-		for _, m := range u.Messages {
-			known[m.ID] = m
-		}
-	}
-	until := func(what string, id int64, state sms.CodeState, attempts int) {
-		t.Helper()
-		for m := known[id]; m.State != state || m.AttemptsLeft != attempts; m = known[id] {
-			update()
-			if known[1].State == sms.CodeUsed {
-				t.Fatalf("%s: the replaced code is told to be used", what)
-			}
-		}
-		if left := time.Until(known[id].Expires); left < 9*time.Minute || left > 10*time.Minute {
-			t.Errorf("%s: it expires in %v; want 10 min from the send", what, left)
-		}
-	}
-	update()
-	if !whole || len(known) != 1 {
-		t.Fatalf("first: got whole %v, %v; want all that is there", whole, known)
-	}
-	until("sent before", 1, sms.CodeLive, 3)
-	r.valid(t, "18600000001", "x")
-	until("a wrong code", 1, sms.CodeLive, 2)
-	r.send(t, "18600000001")
-	until("a newer code", 1, sms.CodeReplaced, 0)
-	until("the newer code", 2, sms.CodeLive, 3)
-	if whole {
-		t.Error("a change brought everything again")
-	}
-	if !r.valid(t, "18600000001", known[2].Code) {
-		t.Error("the code that the event told is refused")
-	}
-	until("the right code", 2, sms.CodeUsed, 0)
-	if r.valid(t, "18600000001", known[1].Code) {
-		t.Error("the replaced code is accepted")
-	}
-	r.send(t, "18600000002")
-	until("another number", 3, sms.CodeLive, 3)
-	for range 3 {
-		r.valid(t, "18600000002", "x")
-	}
-	until("three wrong codes", 3, sms.CodeSpent, 0)
-	r.ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
-	for !whole {
-		update()
-	}
-	if len(known) != 1 || known[3].State != sms.CodeSpent {
-		t.Errorf("after DELETE: got %v; want the other number's message", known)
-	}
-}
-
-func TestABurstIsFewEvents(t *testing.T) {
-	r, inbox := startDev(t)
-	next := r.listen(t)
-	var u sms.Update
-	next("inbox", &u)
-	const sent = 200
-	go func() {
-		for i := range int64(sent) {
-			inbox.Send(t.Context(), verify.Message{Number: "+8618600000001", Code: "123456", Ticket: i + 1})
-			time.Sleep(200 * time.Microsecond) // time to write an event for each
-		}
-	}()
-	events, messages := 0, 0
-	for ; messages < sent; events++ {
-		next("inbox", &u)
-		messages += len(u.Messages)
-	}
-	t.Logf("%d events", events)
-	if events > sent/2 || messages != sent {
-		t.Errorf("%d messages came in %d events; want %d in few", messages, events, sent)
-	}
-}
-
-// A lateStore answers late, so that what it answers may be old.
-type lateStore struct{ verify.Store }
-
-func (s lateStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	record, err := s.Store.Load(ctx, n)
-	time.Sleep(rand.N(2 * time.Millisecond))
-	return record, err
-}
-
-// After everything is quiet, what the page was told last is what is stored.
-func TestWhatThePageIsToldIsTrueUnderContention(t *testing.T) {
-	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.Store = lateStore{c.Verifier.Store} })
-	for range 20 {
-		number := freshNumber()
-		n := verify.Number("+86" + number)
-		var calls sync.WaitGroup
-		for worker := range 6 {
-			calls.Go(func() {
-				for i := range 15 {
-					if (worker+i)%3 == 0 {
-						r.SendSMS(t.Context(), request(number)) // some are refused: eight are under way
-						continue
-					}
-					code := "x"
-					if m := inbox.Messages(n); len(m) > 0 && i%2 == 0 {
-						code = m[0].Code
-					}
-					r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
-				}
-			})
-		}
-		calls.Wait()
-		told, _ := inbox.Since(-1)
-		for _, m := range told.Messages { // newest first; where it is dead, so are all
-			if m.PhoneNumber != n {
-				break
-			}
-			if m.State != sms.CodeLive {
-				if r.valid(t, number, m.Code) {
-					t.Fatalf("a code that is told to be %s is accepted", m.State)
-				}
-				continue
-			}
-			for range m.AttemptsLeft - 1 {
-				r.valid(t, number, "x")
-			}
-			if !r.valid(t, number, m.Code) {
-				t.Fatalf("a code that is told to live for %d attempts is refused", m.AttemptsLeft)
-			}
-			break
-		}
-	}
-}
-
 func TestABodyThatNeverComesHoldsNothing(t *testing.T) {
 	t.Parallel()
 	r, _ := startDev(t)
@@ -567,17 +362,6 @@ func TestABodyThatNeverComesHoldsNothing(t *testing.T) {
 		})
 	}
 	connections.Wait()
-}
-
-func TestTheWayDownDoesNotWaitForWhoWatches(t *testing.T) {
-	r, _ := startDev(t)
-	r.listen(t)("settings", &struct{}{})
-	r.stop()
-	select {
-	case <-r.done:
-	case <-time.After(5 * time.Second):
-		t.Fatal("it still drains after 5 s")
-	}
 }
 
 func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {

@@ -37,11 +37,17 @@ import (
 // otherwise, and returns status code and body.
 func (r *replica) post(t *testing.T, method, body string, headers ...string) (int, string) {
 	t.Helper()
-	q, err := http.NewRequest("POST", "http://"+r.addr+"/phonenumberservice.PhoneNumberService/"+method, strings.NewReader(body))
+	headers = append([]string{"Content-Type", "application/x-www-form-urlencoded"}, headers...)
+	return r.ask(t, "POST", "/phonenumberservice.PhoneNumberService/"+method, body, headers...)
+}
+
+// ask makes a request and returns status code and body.
+func (r *replica) ask(t *testing.T, method, path, body string, headers ...string) (int, string) {
+	t.Helper()
+	q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	q.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	for i := 0; i < len(headers); i += 2 {
 		q.Header.Set(headers[i], headers[i+1])
 	}
