@@ -99,7 +99,7 @@ test('sends fail as at Aliyun, once or until they shall succeed again', async ({
 });
 
 test.describe('with an impatient service', () => {
-  test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '300ms', PHONENUMBER_FAIL_SENDS: 'timeout_delivered:1' } });
+  test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '1s', PHONENUMBER_FAIL_SENDS: 'timeout_delivered:1' } });
   test('a time-out may hide an SMS that arrives, and its code works', async ({ phone }) => {
     await phone.open();
     await expect(phone.send).toContainText('The next send fails: Time-out, arrives.');
@@ -114,6 +114,7 @@ test.describe('with an impatient service', () => {
     await expect(phone.validAnswer).toContainText('{"valid":true}');
     await phone.failure.selectOption('Time-out');
     await phone.page.getByRole('button', { name: 'Send code' }).click();
+    await expect(phone.sendAnswer).toHaveText('Under way…'); // no longer the answer before
     await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED');
     await expect(phone.messages).toHaveCount(1);
   });
@@ -187,9 +188,8 @@ test('a tab that nobody sees listens no more, and tells what it missed when it i
 });
 
 test('what the page lets fail or succeed leaves other numbers alone', async ({ phone, service }) => {
-  const put = body => fetch(service.url + '/failures.json', { method: 'PUT', body: JSON.stringify(body) });
-  for (const n of [1, 2, 3, 4]) await put({ phone_number: `1860000000${n}`, kind: 'limit_day' });
-  await put({ kind: 'no_balance', times: 3 });
+  for (const n of [1, 2, 3, 4]) await service.fail({ phone_number: `1860000000${n}`, kind: 'limit_day' });
+  await service.fail({ kind: 'no_balance', times: 3 });
   await phone.open();
   await expect(phone.failure).toHaveValue('no_balance');
   await expect(phone.page.getByLabel('For sends')).toHaveValue('3');
@@ -313,7 +313,7 @@ func main() { if err := do(context.Background()); err != nil { log.Fatal(err) } 
 });
 
 test('of several valid codes the newest is offered', async ({ phone, service }) => {
-  await fetch(service.url + '/failures.json', { method: 'PUT', body: '{"kind":"timeout_delivered"}' }); // replaces no earlier code
+  await service.fail({ kind: 'timeout_delivered' }); // replaces no earlier code
   await phone.open();
   for (const _ of [1, 2]) service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' }).catch(() => {}); // outlasts the test
   await expect(phone.valid).toContainText('2 codes are valid; the newest: 3 attempts');

@@ -55,6 +55,11 @@ class Service {
     }
   }
 
+  // fail makes sends fail.
+  fail(failure) {
+    return fetch(this.url + '/failures.json', { method: 'PUT', body: JSON.stringify(failure) });
+  }
+
   async inbox(query = '') {
     return (await fetch(this.url + '/inbox.json' + query)).json();
   }
