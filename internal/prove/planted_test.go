@@ -88,12 +88,12 @@ var plantedBugs = []plantedBug{
 			{verifier, "\tvar valid bool\n", `	var valid bool
 	first, err := v.Store.Load(ctx, n)
 	if err != nil {
-		return false, ErrStoreUnavailable
+		return Verification{}, ErrStoreUnavailable
 	}
 	seen, _ := decodeState(first.State)
 	_, right, _ := v.Rules.Check(seen, macs, v.Now().UnixMicro())
 `},
-			{verifier, "\terr := v.whileCallerWaits(ctx, n, func(s State, now int64, inDoubt bool) (next State", "\terr = v.whileCallerWaits(ctx, n, func(s State, now int64, inDoubt bool) (next State"},
+			{verifier, "\terr := v.whileCallerWaits(ctx, n, func(s State, t *Trail, now int64, inDoubt bool) (next State", "\terr = v.whileCallerWaits(ctx, n, func(s State, t *Trail, now int64, inDoubt bool) (next State"},
 			{verifier, "\t\tnext, valid, changed = v.Rules.Check(s, macs, now)\n", `		if !right {
 			next, _, changed = v.Rules.Check(s, macs, now)
 			return next, changed, nil
@@ -116,7 +116,7 @@ var plantedBugs = []plantedBug{
 			{verifier, "\tvar valid bool\n", `	if state, ok := v.remembered.Load(n); ok {
 		s, _ := decodeState(state.([]byte))
 		if _, _, alive := v.Rules.Check(s, macs, v.Now().UnixMicro()); !alive {
-			return false, nil
+			return Verification{}, nil
 		}
 	}
 	var valid bool

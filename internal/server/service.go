@@ -62,11 +62,11 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 	if fault != nil {
 		return nil, fieldErrors{fault}
 	}
-	valid, err := s.verifier.Check(ctx, number, r.GetCode())
+	found, err := s.verifier.Check(ctx, number, r.GetCode())
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ValidResponse{Valid: valid}, nil
+	return &pb.ValidResponse{Valid: found.Valid()}, nil
 }
 
 func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {

@@ -44,7 +44,7 @@ type SendKind int
 
 // The first two leave the code alive, since the SMS may arrive; SendUnknown is the
 // zero value, so that what nobody classified does too. The others are sure: it was
-// not sent.
+// not sent. They are stored: a number never changes its meaning.
 const (
 	SendUnknown      SendKind = iota
 	SendTimedOut              // no answer within the deadline
@@ -54,6 +54,14 @@ const (
 	SendPrecondition          // recipient blocked, or account, sign name, template, key, clock
 	SendBadRequest            // our own request was wrong
 )
+
+func (k SendKind) String() string {
+	names := []string{"unknown", "timed_out", "not_asked", "limited", "bad_number", "refused", "bad_request"}
+	if k < 0 || int(k) >= len(names) {
+		return names[SendUnknown]
+	}
+	return names[k]
+}
 
 // Refused reports whether the SMS was surely not sent.
 func (k SendKind) Refused() bool { return k >= SendNotAsked }

@@ -232,6 +232,7 @@ func FuzzDecodeState(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{stateFormat, 0, 0, 0, 0, 0, 0, 0, 1, 255})
 	f.Fuzz(func(t *testing.T, stored []byte) {
+		decodeTrail(stored)
 		s, err := decodeState(stored)
 		if err != nil {
 			if !errors.Is(err, ErrStateUnreadable) {

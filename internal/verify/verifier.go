@@ -80,10 +80,21 @@ type Verifier struct {
 	Random     io.Reader
 	Log        *slog.Logger
 
+	rotated    atomic.Pointer[Keys]
 	recalled   recalled
 	background atomic.Int64 // outcomes that are still being stored
 	makePlaces sync.Once
 	places     chan struct{} // one for each begin and check that is at the store
+}
+
+// Rotate replaces the Keys, while calls go on.
+func (v *Verifier) Rotate(k Keys) { v.rotated.Store(&k) }
+
+func (v *Verifier) keys() Keys {
+	if k := v.rotated.Load(); k != nil {
+		return *k
+	}
+	return v.Keys
 }
 
 const (
@@ -111,9 +122,14 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	if err != nil {
 		return Receipt{}, err
 	}
-	withdraw := func(s State, now int64) State { return v.Rules.Withdraw(s, ticket, now) }
+	withdraw := func(why *SendError) {
+		v.settle(ctx, n, func(s State, t *Trail, now int64) State {
+			t.answered(refused(ticket, now, why))
+			return v.Rules.Withdraw(s, ticket, now)
+		})
+	}
 	if ctx.Err() != nil {
-		v.settle(n, withdraw)
+		withdraw(&SendError{Kind: SendNotAsked})
 		return Receipt{}, callerGone(ctx)
 	}
 
@@ -121,7 +137,10 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	defer cancel()
 	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, Ticket: ticket})
 	if err == nil {
-		if !v.settle(n, func(s State, now int64) State { return v.Rules.Confirm(s, ticket, now) }) {
+		if !v.settle(ctx, n, func(s State, t *Trail, now int64) State {
+			t.answered(accepted(ticket, now, receipt))
+			return v.Rules.Confirm(s, ticket, now)
+		}) {
 			return receipt, ErrSentNotConfirmed
 		}
 		return receipt, nil
@@ -129,7 +148,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	sendErr := &SendError{Kind: SendUnknown, Detail: "unclassified"}
 	errors.As(err, &sendErr)
 	if sendErr.Kind.Refused() {
-		v.settle(n, withdraw)
+		withdraw(sendErr)
 	}
 	return Receipt{}, sendErr
 }
@@ -137,7 +156,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 // begin stores a fresh code and returns it with its ticket.
 func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int64, err error) {
 	var mac MAC
-	err = v.whileCallerWaits(ctx, n, func(s State, now int64, inDoubt bool) (State, bool, error) {
+	err = v.whileCallerWaits(ctx, n, func(s State, _ *Trail, now int64, inDoubt bool) (State, bool, error) {
 		if inDoubt && s.has(ticket, mac) {
 			return s, false, nil
 		}
@@ -145,7 +164,7 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 		if code, err = drawCode(v.Random); err != nil {
 			return s, false, err
 		}
-		mac = v.Keys.sign(n, code)
+		mac = v.keys().sign(n, code)
 		s, ticket, err = v.Rules.Begin(s, mac, now)
 		return s, true, err
 	})
@@ -153,7 +172,7 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 		// The provider was not asked, and nobody knows the code: it must not take a
 		// place in the list. Another version is written in any case, so that a swap
 		// that is still on its way finds its old one gone.
-		v.store(n, func(s State, now int64) State {
+		v.store(ctx, n, func(s State, _ *Trail, now int64) State {
 			if s.has(ticket, mac) {
 				return v.Rules.Withdraw(s, ticket, now)
 			}
@@ -166,8 +185,8 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 
 // settle stores what became of a send. It goes on in the background when the
 // store is slow or away, and reports whether it was done while the caller waits.
-func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
-	stored := v.store(n, transition)
+func (v *Verifier) settle(ctx context.Context, n Number, transition func(State, *Trail, int64) State) bool {
+	stored := v.store(ctx, n, transition)
 	patience := time.NewTimer(storePatience)
 	defer patience.Stop()
 	select {
@@ -180,7 +199,7 @@ func (v *Verifier) settle(n Number, transition func(State, int64) State) bool {
 
 // store applies a transition in the background, whatever becomes of the caller,
 // and tells whether it was stored.
-func (v *Verifier) store(n Number, transition func(State, int64) State) <-chan bool {
+func (v *Verifier) store(ctx context.Context, n Number, transition func(State, *Trail, int64) State) <-chan bool {
 	stored := make(chan bool, 1)
 	v.background.Add(1)
 	go func() {
@@ -195,16 +214,19 @@ func (v *Verifier) store(n Number, transition func(State, int64) State) <-chan b
 			}
 			stored <- err == nil
 		}()
-		ctx, cancel := context.WithTimeout(context.Background(), settlePatience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settlePatience)
 		defer cancel()
 		// An unknown outcome that somebody moved on from is simply applied again:
 		// to confirm or withdraw twice is to do it once.
-		err = v.apply(ctx, ctx, n, 0, func(s State, now int64, _ bool) (State, bool, error) {
-			return transition(s, now), true, nil
+		err = v.apply(ctx, ctx, n, 0, func(s State, t *Trail, now int64, _ bool) (State, bool, error) {
+			return transition(s, t, now), true, nil
 		})
 	}()
 	return stored
 }
+
+// Pending is how many outcomes of sends are still being stored.
+func (v *Verifier) Pending() int64 { return v.background.Load() }
 
 // Wait waits for what Send still stores in the background, as long as ctx lives.
 // Calls that a forced stop left behind may go on sending meanwhile, for which a
@@ -221,28 +243,35 @@ func (v *Verifier) Wait(ctx context.Context) {
 	}
 }
 
-// Check reports whether code is a live code of the number, and uses it up. A
+// Check finds out whether code is a live code of the number, and uses it up. A
 // code of any other shape is a wrong code. The look is stored before the answer
 // is given. Its errors are ErrStoreUnavailable and ErrCallerGone (nothing was
 // counted), ErrOutcomeUnknown and ErrStateUnreadable.
-func (v *Verifier) Check(ctx context.Context, n Number, code string) (bool, error) {
-	macs := v.Keys.candidates(n, code)
+func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verification, error) {
+	macs := v.keys().candidates(n, code)
+	var found Verification
 	var valid bool
-	err := v.whileCallerWaits(ctx, n, func(s State, now int64, inDoubt bool) (next State, changed bool, err error) {
+	err := v.whileCallerWaits(ctx, n, func(s State, t *Trail, now int64, inDoubt bool) (next State, changed bool, err error) {
 		if inDoubt {
 			// Ours may have been the swap that used the code.
 			return s, false, ErrOutcomeUnknown
 		}
 		next, valid, changed = v.Rules.Check(s, macs, now)
+		found = t.checked(v.Rules, s, next, valid, changed, now)
 		return next, changed, nil
 	})
-	return valid && err == nil, err
+	if err != nil {
+		return Verification{}, err
+	}
+	return found, nil
 }
 
 // An Inspection is what may be told of a number.
 type Inspection struct {
-	Last  int64        // the ticket of the last send that had begun
-	Alive []CodeStatus // codes that can still be verified, oldest first
+	Last    int64        // the ticket of the last send that had begun, 0 for none
+	BegunAt time.Time    // when it had begun
+	Alive   []CodeStatus // codes that can still be verified, oldest first
+	Trail   Trail
 }
 
 // Inspect tells what is stored of the number. It counts nothing, and errors only
@@ -256,7 +285,7 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	return Inspection{state.Last, v.Rules.Alive(state, v.Now().UnixMicro())}, nil
+	return Inspection{state.Last, time.UnixMicro(record.BegunAt), v.Rules.Alive(state, v.Now().UnixMicro()), decodeTrail(record.State)}, nil
 }
 
 // LongestSend is the longest that Send takes.
@@ -285,7 +314,7 @@ func (v *Verifier) whileCallerWaits(caller context.Context, n Number, f transiti
 // transition computes the next state. changed = false stores nothing; inDoubt
 // says that an earlier result of this same transition may have been stored, and
 // that others wrote after it.
-type transition func(s State, now int64, inDoubt bool) (next State, changed bool, err error)
+type transition func(s State, t *Trail, now int64, inDoubt bool) (next State, changed bool, err error)
 
 // apply loads the number's state, computes the next one and swaps it in, until a
 // swap held. It gives up after tries failures without effect (0: never), when ctx
@@ -394,7 +423,7 @@ func (r *recalled) take(n Number) (record Record, ok bool) {
 }
 
 func (r *recalled) put(n Number, record Record) {
-	if len(record.State) <= headerBytes {
+	if record.State[headerBytes-1] == 0 {
 		return // no codes: the next to come is a send, whenever and wherever
 	}
 	r.mu.Lock()
@@ -412,12 +441,12 @@ func (v *Verifier) compute(current Record, inDoubt bool, f transition) (*Record,
 	if err != nil {
 		return nil, err
 	}
-	now := v.Now().UnixMicro()
-	next, changed, err := f(state, now, inDoubt)
+	now, trail := v.Now().UnixMicro(), decodeTrail(current.State)
+	next, changed, err := f(state, &trail, now, inDoubt)
 	if err != nil || !changed {
 		return nil, err
 	}
-	record := &Record{State: next.encode(), BegunAt: current.BegunAt}
+	record := &Record{State: trail.append(next.encode()), BegunAt: current.BegunAt}
 	if next.Last != state.Last {
 		record.BegunAt = now
 	}

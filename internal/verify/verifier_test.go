@@ -80,6 +80,12 @@ func checked(m *memory, code string) (valid bool) {
 	return valid
 }
 
+// isValid is Check for who wants to know what its caller is told.
+func isValid(ctx context.Context, v *Verifier, n Number, code string) (bool, error) {
+	found, err := v.Check(ctx, n, code)
+	return found.Valid(), err
+}
+
 // lives reports whether a code would be accepted now.
 func lives(m *memory, code string) bool {
 	_, valid, _ := testRules.Check(m.state(), []MAC{stored(code)}, now())
@@ -159,11 +165,11 @@ func TestCheckAcceptsTheCodeThatWasSentOnceAndNoOther(t *testing.T) {
 			code string
 			want bool
 		}{{"000001", false}, {wrongGuess, false}, {"000002", true}, {"000002", false}} {
-			if got, err := v.Check(t.Context(), someone, c.code); err != nil || got != c.want {
+			if got, err := isValid(t.Context(), v, someone, c.code); err != nil || got != c.want {
 				t.Errorf("check %s: got %v, %v, want %v", c.code, got, err, c.want)
 			}
 		}
-		if got, err := v.Check(t.Context(), "+8613900000000", "000002"); err != nil || got {
+		if got, err := isValid(t.Context(), v, "+8613900000000", "000002"); err != nil || got {
 			t.Errorf("a number that was never sent to: got %v, %v, want false", got, err)
 		}
 	})
@@ -175,11 +181,11 @@ func TestACodeThatCannotBeRightCountsAsALook(t *testing.T) {
 		sent(t, &m, "123456")
 		v := newVerifier(&m, accept)
 		for looks, code := range []string{"", "12345a", strings.Repeat("1", 2048)} {
-			if got, err := v.Check(t.Context(), someone, code); err != nil || got {
+			if got, err := isValid(t.Context(), v, someone, code); err != nil || got {
 				t.Errorf("look %d: got %v, %v, want false", looks+1, got, err)
 			}
 		}
-		if got, err := v.Check(t.Context(), someone, "123456"); err != nil || got {
+		if got, err := isValid(t.Context(), v, someone, "123456"); err != nil || got {
 			t.Errorf("the right code after three looks: got %v, %v, want false", got, err)
 		}
 	})
@@ -355,7 +361,7 @@ func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 				}
 				v := newVerifier(s, accept)
 				start := time.Now()
-				valid, err := v.Check(t.Context(), someone, c.code)
+				valid, err := isValid(t.Context(), v, someone, c.code)
 				took := time.Since(start)
 				atReturn := len(s.own)
 				s.wakeAll()
@@ -387,7 +393,7 @@ func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 				}
 				used := theyWon || c.code == right && len(s.own) == 1 && s.intruded != sentToo
 				s.left = 0 // the store is well again
-				again, err := v.Check(t.Context(), someone, right)
+				again, err := isValid(t.Context(), v, someone, right)
 				if want := !used && s.intruded != sentToo; err != nil || again != want {
 					t.Errorf("the right code afterwards: got %v, %v, want %v", again, err, want)
 				}
@@ -431,7 +437,7 @@ func TestWithTheStoreDownNothingIsSentAndNothingAnswered(t *testing.T) {
 					t.Errorf("Send: got %v after %v, want %v within %v", err, time.Since(start), ErrStoreUnavailable, c.atMost)
 				}
 				start = time.Now()
-				valid, err := v.Check(t.Context(), someone, "888888")
+				valid, err := isValid(t.Context(), v, someone, "888888")
 				if valid || !isOnly(t, err, c.forCheck) || time.Since(start) > c.atMost {
 					t.Errorf("Check: got %v, %v after %v, want false, %v within %v", valid, err, time.Since(start), c.forCheck, c.atMost)
 				}
@@ -496,7 +502,7 @@ func TestABeginOfUnknownOutcomeLeavesNoCodeBehind(t *testing.T) {
 				if done, _ := store.memory.Swap(t.Context(), someone, before.Version, before); done {
 					t.Error("a swap that stalled could still be done, want its old version gone")
 				}
-				if valid, err := v.Check(t.Context(), someone, "888888"); !valid || err != nil {
+				if valid, err := isValid(t.Context(), v, someone, "888888"); !valid || err != nil {
 					t.Errorf("the code that was sent before: got %v, %v, want true", valid, err)
 				}
 			})
@@ -519,7 +525,7 @@ func TestACallerWhoLeavesWhileTheStoreWorksBreaksNothingOff(t *testing.T) {
 		v := newVerifier(&store, accept)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
-		if valid, err := v.Check(ctx, someone, "000001"); valid || err != nil {
+		if valid, err := isValid(ctx, v, someone, "000001"); valid || err != nil {
 			t.Errorf("Check: got %v, %v, want false: the look was stored", valid, err)
 		}
 		if looks := store.state().Codes[0].Looks; looks != 1 {
@@ -548,7 +554,7 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 		v = newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 			crowded.Store(true)
 			for range placesAtStore + 10 {
-				go v.Check(t.Context(), someone, "000001")
+				go isValid(t.Context(), v, someone, "000001")
 			}
 			synctest.Wait()
 			crowded.Store(false) // for the outcome's load: the crowd stays where it is
@@ -595,7 +601,7 @@ func TestAnUnknownOutcomeIsNeverCalledUnavailable(t *testing.T) {
 					store.load = func(context.Context) error { return next }
 					return errUnknown
 				}
-				valid, err := newVerifier(&store, accept).Check(t.Context(), someone, "888888")
+				valid, err := isValid(t.Context(), newVerifier(&store, accept), someone, "888888")
 				if valid || !isOnly(t, err, ErrOutcomeUnknown) {
 					t.Errorf("got %v, %v, want false, %v", valid, err, ErrOutcomeUnknown)
 				}
@@ -616,7 +622,7 @@ func TestAnUnknownOutcomeIsAskedForAsLongAsTheCallHasPatience(t *testing.T) {
 			return nil
 		}
 		store.done = func() error { return errUnknown }
-		if valid, err := newVerifier(&store, accept).Check(t.Context(), someone, "888888"); !valid || err != nil {
+		if valid, err := isValid(t.Context(), newVerifier(&store, accept), someone, "888888"); !valid || err != nil {
 			t.Errorf("the store does it, loses the answer and is away for two seconds: got %v, %v, want true", valid, err)
 		}
 	})
@@ -629,7 +635,7 @@ func TestReplicasThatRaceNeverTakeAnothersSwapForTheirOwn(t *testing.T) {
 		// The same call on the same record, by two Verifiers alike in all.
 		first, second := memory{record: m.record}, memory{record: m.record}
 		for _, store := range []*memory{&first, &second} {
-			if valid, err := newVerifier(store, accept).Check(t.Context(), someone, "888888"); !valid || err != nil {
+			if valid, err := isValid(t.Context(), newVerifier(store, accept), someone, "888888"); !valid || err != nil {
 				t.Fatalf("got %v, %v, want true", valid, err)
 			}
 		}
@@ -654,10 +660,10 @@ func TestASwapThatAProxyRepeatsIsDoneOnce(t *testing.T) {
 		if _, err := v.Send(t.Context(), someone, "", ""); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := v.Check(t.Context(), someone, wrongGuess); got || err != nil || m.state().Codes[0].Looks != 1 {
+		if got, err := isValid(t.Context(), v, someone, wrongGuess); got || err != nil || m.state().Codes[0].Looks != 1 {
 			t.Errorf("a wrong code: got %v, %v and %v; want false and one look", got, err, m.state())
 		}
-		if got, err := v.Check(t.Context(), someone, "000001"); !got || err != nil {
+		if got, err := isValid(t.Context(), v, someone, "000001"); !got || err != nil {
 			t.Errorf("the right code: got %v, %v; want true", got, err)
 		}
 	})
@@ -695,7 +701,7 @@ func TestACallerWhoIsGoneFromTheStartCostsNothing(t *testing.T) {
 		if _, err := v.Send(ctx, someone, "", ""); !isOnly(t, err, ErrCallerGone) {
 			t.Errorf("Send: got %v, want %v", err, ErrCallerGone)
 		}
-		if valid, err := v.Check(ctx, someone, "000001"); valid || !isOnly(t, err, ErrCallerGone) {
+		if valid, err := isValid(ctx, v, someone, "000001"); valid || !isOnly(t, err, ErrCallerGone) {
 			t.Errorf("Check: got %v, %v, want false, %v", valid, err, ErrCallerGone)
 		}
 		if len(store.history) != 0 {
@@ -909,7 +915,7 @@ func TestAStateOfALaterVersionIsLeftAlone(t *testing.T) {
 		if _, err := v.Send(t.Context(), someone, "", ""); !isOnly(t, err, ErrStateUnreadable) {
 			t.Errorf("Send: got %v, want %v", err, ErrStateUnreadable)
 		}
-		if valid, err := v.Check(t.Context(), someone, "000001"); valid || !isOnly(t, err, ErrStateUnreadable) {
+		if valid, err := isValid(t.Context(), v, someone, "000001"); valid || !isOnly(t, err, ErrStateUnreadable) {
 			t.Errorf("Check: got %v, %v, want false, %v", valid, err, ErrStateUnreadable)
 		}
 		if m.record.Version != (Version{1}) {
@@ -945,7 +951,7 @@ func TestOfManyRightGuessesAtOnceExactlyOneWins(t *testing.T) {
 		var all sync.WaitGroup
 		for range 64 {
 			all.Go(func() {
-				valid, err := v.Check(t.Context(), someone, "123456")
+				valid, err := isValid(t.Context(), v, someone, "123456")
 				if err != nil {
 					t.Error(err)
 				}
@@ -969,7 +975,7 @@ func TestOfManyWrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
 	var all sync.WaitGroup
 	for range 64 {
 		all.Go(func() {
-			if valid, err := v.Check(t.Context(), someone, wrongGuess); valid || err != nil {
+			if valid, err := isValid(t.Context(), v, someone, wrongGuess); valid || err != nil {
 				t.Errorf("got %v, %v, want false", valid, err)
 			}
 		})
@@ -1037,7 +1043,7 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 	}
 	check := func(t *testing.T, w *world, code string, want bool) {
 		t.Helper()
-		if got, err := w.v.Check(t.Context(), someone, code); got != want || err != nil {
+		if got, err := isValid(t.Context(), w.v, someone, code); got != want || err != nil {
 			t.Errorf("check %s: got %v, %v, want %v", code, got, err, want)
 		}
 	}
@@ -1114,7 +1120,8 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
 	var r recalled
 	number := func(i int) Number { return Number(fmt.Sprint("+", i)) }
-	record := func(i int) Record { return Record{BegunAt: int64(i), State: make([]byte, headerBytes+codeBytes)} }
+	oneCode := State{Codes: make([]Code, 1)}.encode()
+	record := func(i int) Record { return Record{BegunAt: int64(i), State: oneCode} }
 	const last = 3*maxYoung - 1
 	for i := range last + 1 {
 		r.put(number(i), record(i))

@@ -1,0 +1,178 @@
+package verify
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestCheckTellsWhatItFound(t *testing.T) {
+	const right = "000001"
+	for _, c := range []struct {
+		name  string
+		plan  func(v *Verifier, m *memory)
+		typed string
+		want  Verification
+	}{
+		{"never sent", func(*Verifier, *memory) {}, right, Verification{}},
+		{"the right code", func(v *Verifier, _ *memory) { send(v); time.Sleep(7 * time.Second) }, right, Verification{Match, 7 * time.Second}},
+		{"another code", func(v *Verifier, _ *memory) { send(v) }, wrongGuess, Verification{Outcome: Mismatch}},
+		{"the code before", func(v *Verifier, _ *memory) { send(v); send(v) }, right, Verification{Outcome: Mismatch}},
+		{"the last look", func(v *Verifier, _ *memory) { send(v); guess(v, 2) }, wrongGuess, Verification{Outcome: Mismatch}},
+		{"used", func(v *Verifier, _ *memory) { send(v); v.Check(context.Background(), someone, right) }, right, Verification{}},
+		{"expired", func(v *Verifier, _ *memory) { send(v); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
+		{"spent", func(v *Verifier, _ *memory) { send(v); guess(v, 3) }, right, Verification{Outcome: Exhausted}},
+		{"spent, and its life would be over", func(v *Verifier, _ *memory) { send(v); guess(v, 3); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
+		{"spent by a limit that was lowered", func(v *Verifier, _ *memory) { send(v); guess(v, 2); v.Rules.AttemptLimit = 2 }, right, Verification{Outcome: Exhausted}},
+		{"spent, then a refused send", func(v *Verifier, _ *memory) {
+			send(v)
+			guess(v, 3)
+			v.Sender = answer(&SendError{Kind: SendLimited})
+			send(v)
+		}, right, Verification{Outcome: Exhausted}},
+		{"refused", func(v *Verifier, _ *memory) { v.Sender = answer(&SendError{Kind: SendLimited}); send(v) }, right, Verification{}},
+		{"an older one that is alive", func(v *Verifier, m *memory) { send(v); time.Sleep(time.Second); began(t, m, "777777") }, right, Verification{Match, time.Second}},
+		{"spent, and another version wrote since", func(v *Verifier, m *memory) {
+			send(v)
+			guess(v, 3)
+			m.write(func(s State) State { return s })
+		}, right, Verification{}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var m memory
+				v := newVerifier(&m, accept)
+				c.plan(v, &m)
+				if got, err := v.Check(t.Context(), someone, c.typed); got != c.want || err != nil {
+					t.Errorf("got %v after %v, %v, want %v after %v", got.Outcome, got.After, err, c.want.Outcome, c.want.After)
+				}
+			})
+		})
+	}
+}
+
+func send(v *Verifier) { v.Send(context.Background(), someone, "", "") }
+
+func guess(v *Verifier, times int) {
+	for range times {
+		v.Check(context.Background(), someone, wrongGuess)
+	}
+}
+
+func TestInspectTellsWhatTheProviderSaidAndHowTheCodeEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) { return Receipt{"biz-1", "request-1"}, nil })
+		inspect := func(step string, want Trail) {
+			t.Helper()
+			v.Wait(t.Context())
+			got, err := v.Inspect(t.Context(), someone)
+			if err != nil || got.Trail != want {
+				t.Errorf("%s: got %+v, %v, want %+v", step, got.Trail, err, want)
+			}
+			if got.Last != 0 && !got.BegunAt.Equal(time.UnixMicro(m.record.BegunAt)) {
+				t.Errorf("%s: got begun at %v, want the record's", step, got.BegunAt)
+			}
+		}
+		inspect("never sent", Trail{})
+		send(v)
+		first := Answer{Ticket: m.state().Last, At: now(), Accepted: true, BizID: "biz-1"}
+		inspect("accepted", Trail{Answer: first})
+		guess(v, 1)
+		inspect("a wrong code, which is told by the attempts that are left", Trail{Answer: first})
+		time.Sleep(time.Second)
+		v.Check(t.Context(), someone, "000001")
+		end := End{Ticket: first.Ticket, At: now(), Used: true, Looks: 2}
+		inspect("used", Trail{first, end})
+		v.Sender = answer(&SendError{Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
+		send(v)
+		second := Answer{Ticket: m.state().Last, At: now(), Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"}
+		inspect("limited", Trail{second, end})
+		v.Sender = answer(&SendError{Kind: SendTimedOut})
+		time.Sleep(time.Second)
+		send(v)
+		inspect("an answer that was lost is no answer", Trail{second, end})
+		guess(v, 3)
+		inspect("spent", Trail{second, End{Ticket: m.state().Last, At: now(), Looks: 3}})
+	})
+}
+
+func TestALateAnswerDoesNotHideTheAnswerToALaterSend(t *testing.T) {
+	t1, t2 := accepted(1, 5, Receipt{BizID: "first"}), accepted(2, 4, Receipt{BizID: "second"})
+	var trail Trail
+	trail.answered(t2)
+	trail.answered(t1)
+	if trail.Answer != t2 {
+		t.Errorf("got %+v, want %+v", trail.Answer, t2)
+	}
+}
+
+func TestATrailCostsNoOperationOfTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m memory
+		v := newVerifier(&m, accept)
+		send(v)
+		v.Check(t.Context(), someone, "000001")
+		if swaps := len(m.history); swaps != 3 {
+			t.Errorf("got %d swaps for a send and a check, want 3: begin, confirm, check", swaps)
+		}
+		v.Check(t.Context(), someone, "000001")
+		if swaps := len(m.history); swaps != 3 {
+			t.Errorf("got %d swaps after a check that found no code, want 3 still", swaps)
+		}
+	})
+}
+
+func anyTrail() *rapid.Generator[Trail] {
+	return rapid.Custom(func(t *rapid.T) Trail {
+		text := rapid.StringMatching(`[A-Za-z0-9._-]{0,64}`)
+		a := Answer{Ticket: rapid.Int64().Draw(t, "ticket"), At: rapid.Int64().Draw(t, "at"), Accepted: rapid.Bool().Draw(t, "accepted"), Code: text.Draw(t, "code"), BizID: text.Draw(t, "biz id"), RequestID: text.Draw(t, "request id")}
+		if !a.Accepted {
+			a.Kind = SendKind(rapid.IntRange(int(SendUnknown), int(SendBadRequest)).Draw(t, "kind"))
+		}
+		return Trail{a, End{rapid.Int64().Draw(t, "end"), rapid.Int64().Draw(t, "ended at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}}
+	})
+}
+
+func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, want := anyState().Draw(t, "state"), anyTrail().Draw(t, "trail")
+		stored := want.append(s.encode())
+		if len(stored) > MaxStateBytes {
+			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
+		}
+		if got := decodeTrail(append(stored, "of a later version"...)); got != want {
+			t.Fatalf("got %+v, want %+v", got, want)
+		}
+		if want == (Trail{}) {
+			return
+		}
+		cut := rapid.IntRange(len(s.encode()), len(stored)-1).Draw(t, "cut to")
+		if got := decodeTrail(stored[:cut]); got != (Trail{}) {
+			t.Fatalf("cut to %d of %d bytes: got %+v, want none", cut, len(stored), got)
+		}
+		if got, err := decodeState(stored[:cut]); err != nil || got.Last != s.Last {
+			t.Fatalf("the state before it: got %v, %v", got, err)
+		}
+	})
+}
+
+func TestWhatIsTooLongForATrailIsCut(t *testing.T) {
+	long := strings.Repeat("x", 300)
+	stored := Trail{Answer: Answer{Ticket: 1, Code: long, BizID: long, RequestID: long}}.append(State{Codes: make([]Code, maxCodes)}.encode())
+	if got := decodeTrail(stored); len(stored) > MaxStateBytes || got.Answer.BizID != long[:maxTokenLength] {
+		t.Errorf("got %d bytes with %q, want the first %d of each text", len(stored), got.Answer.BizID, maxTokenLength)
+	}
+}
+
+func TestOutcomesHaveNames(t *testing.T) {
+	for o, want := range map[Outcome]string{None: "none", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
+		if got := o.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
