@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -16,14 +17,17 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
@@ -38,6 +42,7 @@ var version string // set by the release build
 const (
 	productionListen  = ":50511"
 	developmentListen = "127.0.0.1:50511" // the inbox shows codes
+	metricsListen     = "127.0.0.1:9090"
 	databaseComesUpIn = 60 * time.Second
 )
 
@@ -45,6 +50,7 @@ type commands struct {
 	Serve       serveCommand       `cmd:"" default:"withargs" help:"Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET."`
 	Dev         devCommand         `cmd:"" help:"Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json."`
 	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME, where it is missing, and exit. serve does that by itself."`
+	Inspect     inspectCommand     `cmd:"" help:"Tell what happened to a number: its last send, Aliyun's answer, attempts, whether a code is alive. Needs DATA_SOURCE_NAME, and the right to read alone."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Exit 0 when the service on this machine is serving, 1 when not."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`
 }
@@ -84,7 +90,8 @@ type serveCommand struct {
 func (c *serveCommand) Run(ctx context.Context) error {
 	var f faults
 	r := c.resolve(&f, productionListen, "5s")
-	s := readSecrets(&f, c.AliyunEndpoint)
+	s := readSecrets(&f)
+	keys := s.keys(&f)
 	db := openStore(&f, s.dsn)
 	if s.dsn == "sqlite::memory:" {
 		f.add("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", s.dsn)
@@ -92,10 +99,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if os.Getenv(failSends) != "" {
 		f.add("%s is for dev alone", failSends)
 	}
-	aliyun, err := sms.NewAliyun(s.aliyun)
-	if err != nil && s.aliyun.AccessKeyID != "" && s.aliyun.AccessKeySecret != "" {
-		f.add("%v", err)
-	}
+	aliyun := c.aliyun(&f, s)
 	if err := f.err(); err != nil {
 		return err
 	}
@@ -106,7 +110,36 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	for _, w := range db.Warnings(ctx) {
 		r.log.Warn(w)
 	}
-	return serve(ctx, r, db, s.keys, aliyun, nil)
+	v := r.verifier(db, keys, aliyun)
+	go watchSecrets(ctx, r.log, s, func(before, now secrets) error {
+		if before.dsn != now.dsn {
+			if err := db.Rotate(now.dsn); err != nil {
+				return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
+			}
+		}
+		if err := aliyun.Rotate(now.keyID, now.keySecret); err != nil {
+			return err
+		}
+		next := now.keys(&faults{})
+		if now.codeKeys == "" {
+			next = append(next, keys...) // or codes that went out would be refused
+		}
+		v.Rotate(next)
+		return nil
+	})
+	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
+}
+
+func (c *serveCommand) aliyun(f *faults, s secrets) *sms.Aliyun {
+	if _, err := sms.ParseAliyunEndpoint(c.AliyunEndpoint); err != nil {
+		f.add("--aliyun-endpoint (ALIYUN_ENDPOINT): %v", err)
+		return nil
+	}
+	aliyun, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: s.keyID, AccessKeySecret: s.keySecret, Endpoint: c.AliyunEndpoint})
+	if err != nil && s.keyID != "" && s.keySecret != "" {
+		f.add("%v", err)
+	}
+	return aliyun
 }
 
 type devCommand struct {
@@ -139,38 +172,74 @@ func (c *devCommand) Run(ctx context.Context) error {
 	if up, err := prepareStore(ctx, db, r.log); !up {
 		return err
 	}
-	return serve(ctx, r, db, verify.RandomKeys(), inbox, inbox)
+	return serve(ctx, r, db, r.verifier(db, verify.RandomKeys(), inbox), inbox)
+}
+
+func (r resolved) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
+	return &verify.Verifier{
+		Rules: r.rules, Keys: keys, Store: db, Sender: sender, SMSTimeout: r.smsTimeout,
+		Now: verify.SteadyClock(), Random: rand.Reader, Log: r.log,
+	}
 }
 
 // serve runs the service; inbox is nil in production.
-func serve(ctx context.Context, r resolved, db *store.DB, keys verify.Keys, sender verify.Sender, inbox *sms.Inbox) error {
+func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, inbox *sms.Inbox, also ...prometheus.Collector) error {
+	defer r.sampled.Flush()
 	listener, err := net.Listen("tcp", r.listen)
 	if err != nil {
 		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
 	}
+	scraped, err := listenForScrapes(r)
+	if err != nil {
+		return err
+	}
+	tracer, stopTracing, err := observe.Tracing(ctx, versionText(), r.log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	watch := observe.Steps{Metrics: observe.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
+	watch.Metrics.Register(append(also, db.Collectors()...)...)
+	watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
+	}, func() float64 { return float64(v.Pending()) }))
+	v.Store, v.Sender = watch.Store(v.Store), watch.Sender(v.Sender)
+	var keeping sync.WaitGroup
+	defer keeping.Wait()
+	keeping.Go(func() { db.Housekeep(ctx, r.retention, r.log) })
 	if inbox != nil {
 		printBanner(os.Stdout, listener.Addr())
 	}
-	r.log.Info("listening", "address", listener.Addr().String(), "version", versionText(), "tls", "off", "callers", "anyone who reaches the port")
+	metricsAt := "nowhere"
+	if scraped != nil {
+		metricsAt = scraped.Addr().String()
+	}
+	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", "off", "callers", "anyone who reaches the port")
 	return server.Serve(ctx, server.Config{
-		Listener: listener,
-		Verifier: &verify.Verifier{
-			Rules:      r.rules,
-			Keys:       keys,
-			Store:      db,
-			Sender:     sender,
-			SMSTimeout: r.smsTimeout,
-			Now:        verify.SteadyClock(),
-			Random:     rand.Reader,
-			Log:        r.log,
-		},
+		Listener:   listener,
+		Verifier:   v,
 		Numbers:    r.numbers,
 		Ready:      db.Ready,
 		DrainDelay: r.drainDelay,
 		Inbox:      inbox,
 		Version:    versionText(),
-		Log:        r.log,
+		Watch:      watch,
+		Metrics:    scraped,
 	})
+}
+
+// listenForScrapes returns nil where nobody said where and the usual address is
+// taken: there may be other replicas on this machine.
+func listenForScrapes(r resolved) (net.Listener, error) {
+	listener, err := net.Listen("tcp", cmp.Or(r.metrics, metricsListen))
+	switch {
+	case err == nil:
+		return listener, nil
+	case r.metrics != "":
+		return nil, fmt.Errorf("--metrics-listen (PHONENUMBER_METRICS_LISTEN): %w", err)
+	}
+	r.log.Warn("metrics are not served; set PHONENUMBER_METRICS_LISTEN", "error", err)
+	return nil, nil
 }
 
 func printBanner(w io.Writer, a net.Addr) {
@@ -246,7 +315,8 @@ func (*migrateCommand) Run(ctx context.Context) error {
 }
 
 type healthcheckCommand struct {
-	Address string `env:"PHONENUMBER_LISTEN" default:":50511" placeholder:"HOST:PORT" help:"The service's listen address (${default})."`
+	Address  string `env:"PHONENUMBER_LISTEN" default:":50511" placeholder:"HOST:PORT" help:"The service's listen address (${default})."`
+	Liveness bool   `help:"Ask only whether the process works; the database may be away."`
 }
 
 func (c *healthcheckCommand) Run(ctx context.Context) error {
@@ -267,7 +337,11 @@ func (c *healthcheckCommand) Run(ctx context.Context) error {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	res, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+	service := ""
+	if c.Liveness {
+		service = server.Liveness
+	}
+	res, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -15,22 +14,30 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// settings are flags with an env name each. They are strings to kong, so that
+// Settings are flags with an env name each. They are strings to kong, so that
 // every fault can be told in one message, by resolve.
+
+// ruleSettings are those by which a number and its state are read.
+type ruleSettings struct {
+	AttemptLimit string `env:"PHONENUMBER_ATTEMPT_LIMIT" default:"3" placeholder:"N" help:"Valid calls that can succeed after one successful SendSMS, 1 to 100 (${default})."`
+	CodeTTL      string `env:"PHONENUMBER_CODE_TTL" name:"code-ttl" default:"10m" placeholder:"DURATION" help:"How long a code lives, 1s to 10m (${default})."`
+	Region       string `env:"PHONENUMBER_REGION" default:"CN" placeholder:"CC" help:"Region of numbers without a country code, ISO 3166 (${default})."`
+}
+
+// settings are those of serve and dev.
 type settings struct {
+	ruleSettings
 	Listen        string `env:"PHONENUMBER_LISTEN" placeholder:"HOST:PORT" help:"Address for gRPC, JSON and gRPC-Web (serve: :50511, dev: 127.0.0.1:50511)."`
-	AttemptLimit  string `env:"PHONENUMBER_ATTEMPT_LIMIT" default:"3" placeholder:"N" help:"Valid calls that can succeed after one successful SendSMS, 1 to 100 (${default})."`
-	CodeTTL       string `env:"PHONENUMBER_CODE_TTL" name:"code-ttl" default:"10m" placeholder:"DURATION" help:"How long a code lives, 1s to 10m (${default})."`
-	Region        string `env:"PHONENUMBER_REGION" default:"CN" placeholder:"CC" help:"Region of numbers without a country code, ISO 3166 (${default})."`
 	SMSTimeout    string `env:"PHONENUMBER_SMS_TIMEOUT" name:"sms-timeout" default:"5s" placeholder:"DURATION" help:"How long Aliyun may take for one SMS, 100ms to 20s (${default})."`
 	DrainDelay    string `env:"PHONENUMBER_DRAIN_DELAY" placeholder:"DURATION" help:"How long to go on accepting after SIGTERM, while load balancers notice, up to 5m (serve: 5s, dev: 0s)."`
 	LogLevel      string `env:"PHONENUMBER_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"debug, info, warn or error (${default})."`
 	LogFormat     string `env:"PHONENUMBER_LOG_FORMAT" default:"text" placeholder:"FORMAT" help:"text or json (${default})."`
-	MetricsListen string `env:"PHONENUMBER_METRICS_LISTEN" default:"127.0.0.1:9090" placeholder:"HOST:PORT" help:"Reserved for metrics; accepted and not yet served (${default})."`
+	MetricsListen string `env:"PHONENUMBER_METRICS_LISTEN" placeholder:"HOST:PORT" help:"Address for /metrics, /healthz and /readyz (127.0.0.1:9090, unless that is taken)."`
+	Retention     string `env:"PHONENUMBER_RETENTION" default:"72h" placeholder:"DURATION" help:"How long a number is kept after its last send, 24h or more (${default})."`
 }
 
 // resolved are settings as the service takes them.
@@ -40,7 +47,10 @@ type resolved struct {
 	numbers    verify.NumberParser
 	smsTimeout time.Duration
 	drainDelay time.Duration
+	metrics    string // address, "" where none was set
+	retention  time.Duration
 	log        *slog.Logger
+	sampled    observe.Sampled // what log writes to
 }
 
 // faults collects everything that is wrong with a configuration.
@@ -63,23 +73,32 @@ func (s settings) resolve(f *faults, listen, drainDelay string) resolved {
 		listen:     cmp.Or(s.Listen, listen),
 		smsTimeout: duration(f, "--sms-timeout (PHONENUMBER_SMS_TIMEOUT)", s.SMSTimeout, 100*time.Millisecond, 20*time.Second),
 		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", cmp.Or(s.DrainDelay, drainDelay), 0, 5*time.Minute),
-		numbers:    verify.NumberParser{Region: s.Region, Plan: numberplan.Mobile},
+		metrics:    s.MetricsListen,
+		retention:  duration(f, "--retention (PHONENUMBER_RETENTION)", s.Retention, 24*time.Hour, 10*365*24*time.Hour),
 	}
-	r.rules.CodeTTL = duration(f, "--code-ttl (PHONENUMBER_CODE_TTL)", s.CodeTTL, time.Second, verify.MaxCodeTTL)
+	r.rules, r.numbers = s.ruleSettings.resolve(f)
+	address(f, "--listen (PHONENUMBER_LISTEN)", r.listen)
+	if r.metrics != "" {
+		address(f, "--metrics-listen (PHONENUMBER_METRICS_LISTEN)", r.metrics)
+	}
+	r.sampled = observe.NewSampled(s.logHandler(f))
+	r.log = slog.New(r.sampled)
+	return r
+}
+
+func (s ruleSettings) resolve(f *faults) (rules verify.Rules, numbers verify.NumberParser) {
+	rules.CodeTTL = duration(f, "--code-ttl (PHONENUMBER_CODE_TTL)", s.CodeTTL, time.Second, verify.MaxCodeTTL)
 	var err error
-	if r.rules.AttemptLimit, err = strconv.Atoi(s.AttemptLimit); err != nil || r.rules.AttemptLimit < 1 || r.rules.AttemptLimit > verify.MaxAttemptLimit {
+	if rules.AttemptLimit, err = strconv.Atoi(s.AttemptLimit); err != nil || rules.AttemptLimit < 1 || rules.AttemptLimit > verify.MaxAttemptLimit {
 		f.add("--attempt-limit (PHONENUMBER_ATTEMPT_LIMIT) is %q; it must be a whole number from 1 to %d", s.AttemptLimit, verify.MaxAttemptLimit)
 	}
 	if !numberplan.KnownRegion(s.Region) {
 		f.add("--region (PHONENUMBER_REGION) is %q; it must be an ISO 3166 code in capitals, such as CN or SG", s.Region)
 	}
-	address(f, "--listen (PHONENUMBER_LISTEN)", r.listen)
-	address(f, "--metrics-listen (PHONENUMBER_METRICS_LISTEN)", s.MetricsListen)
-	r.log = s.logger(f)
-	return r
+	return rules, verify.NumberParser{Region: s.Region, Plan: numberplan.Mobile}
 }
 
-func (s settings) logger(f *faults) *slog.Logger {
+func (s settings) logHandler(f *faults) slog.Handler {
 	var level slog.Level
 	switch s.LogLevel {
 	case "debug", "info", "warn", "error":
@@ -90,88 +109,12 @@ func (s settings) logger(f *faults) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	switch s.LogFormat {
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.NewJSONHandler(os.Stderr, options)
 	case "text":
 	default:
 		f.add("--log-format (PHONENUMBER_LOG_FORMAT) is %q; it must be text or json", s.LogFormat)
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
-}
-
-// secrets come from the environment alone, or from the file that NAME_FILE
-// names: a flag would show them to everyone who can list processes.
-type secrets struct {
-	dsn    string
-	keys   verify.Keys
-	aliyun sms.AliyunConfig
-}
-
-func readSecrets(f *faults, endpoint string) secrets {
-	s := secrets{
-		dsn: dataSourceName(f),
-		aliyun: sms.AliyunConfig{
-			AccessKeyID:     required(f, "ALIYUN_ACCESS_KEY_ID"),
-			AccessKeySecret: required(f, "ALIYUN_ACCESS_KEY_SECRET"),
-			Endpoint:        endpoint,
-		},
-	}
-	if _, err := sms.ParseAliyunEndpoint(endpoint); err != nil {
-		f.add("--aliyun-endpoint (ALIYUN_ENDPOINT): %v", err)
-		s.aliyun.Endpoint = "" // told; NewAliyun need not tell it again
-	}
-	if list := secret(f, "PHONENUMBER_CODE_KEY"); list != "" {
-		var err error
-		if s.keys, err = verify.ParseKeys(list); err != nil {
-			f.add("PHONENUMBER_CODE_KEY: %v; it must be a comma-separated list of base64 keys, each made by: openssl rand -base64 32", err)
-		}
-	} else if s.aliyun.AccessKeySecret != "" {
-		var err error
-		if s.keys, err = verify.DeriveKeys(s.aliyun.AccessKeySecret); err != nil {
-			f.add("PHONENUMBER_CODE_KEY is not set and could not be derived: %v", err)
-		}
-	}
-	return s
-}
-
-// dataSourceName accepts both spellings that documents in the field use.
-func dataSourceName(f *faults) string {
-	const name, other = "DATA_SOURCE_NAME", "Data_SOURCE_NAME"
-	dsn, spelt := secret(f, name), secret(f, other)
-	switch {
-	case dsn == "" && spelt == "" && os.Getenv(name+"_FILE")+os.Getenv(other+"_FILE") == "":
-		f.add("%s is missing: user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db", name)
-	case dsn != "" && spelt != "" && dsn != spelt:
-		f.add("%s and %s are both set and differ; set one", name, other)
-	}
-	return cmp.Or(dsn, spelt)
-}
-
-func required(f *faults, name string) string {
-	value := secret(f, name)
-	if value == "" && os.Getenv(name+"_FILE") == "" {
-		f.add("%s is missing (it may also be in a file that %s_FILE names)", name, name)
-	}
-	return value
-}
-
-func secret(f *faults, name string) string {
-	value, file := os.Getenv(name), os.Getenv(name+"_FILE")
-	if file == "" {
-		return value
-	}
-	if value != "" {
-		f.add("%s and %s_FILE are both set; set one", name, name)
-	}
-	content, err := os.ReadFile(file)
-	// Not the path: where the secret itself was put there, this would show it.
-	var pathError *fs.PathError
-	switch value = strings.TrimSpace(string(content)); {
-	case errors.As(err, &pathError):
-		f.add("the file that %s_FILE names: %v", name, pathError.Err)
-	case err != nil || value == "":
-		f.add("the file that %s_FILE names is empty", name)
-	}
-	return value
+	return slog.NewTextHandler(os.Stderr, options)
 }
 
 func duration(f *faults, name, text string, least, most time.Duration) time.Duration {
@@ -198,7 +141,7 @@ const (
 var ownVariables = []string{
 	"PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 	"PHONENUMBER_CODE_KEY", "PHONENUMBER_CODE_KEY_FILE", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY",
-	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN", failSends,
+	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN", "PHONENUMBER_RETENTION", failSends,
 }
 
 // Kubernetes puts such names into every container beside a Service whose name

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
@@ -95,7 +96,7 @@ func startService() (address string, inbox *sms.Inbox, stop func()) {
 			Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 			Ready:   db.Ready,
 			Inbox:   inbox,
-			Log:     slog.New(slog.DiscardHandler),
+			Watch:   observe.Steps{Metrics: observe.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
 		})
 	}()
 	return listener.Addr().String(), inbox, func() { cancel(); <-stopped; db.Close() }

@@ -2,7 +2,13 @@
 // Google's libphonenumber.
 package numberplan
 
-import "github.com/nyaruka/phonenumbers"
+import (
+	"strconv"
+
+	"github.com/nyaruka/phonenumbers"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
 
 // Mobile returns the E.164 form of number as dialled in region (ISO 3166 alpha-2,
 // upper case); false where that is no number that can be a mobile. Some
@@ -22,3 +28,20 @@ func Mobile(number, region string) (e164 string, ok bool) {
 
 // KnownRegion reports whether region is one that numbers can be dialled in.
 func KnownRegion(region string) bool { return phonenumbers.GetSupportedRegions()[region] }
+
+// Country returns the ISO 3166 code of the main country of a number's country code:
+// US for all of +1, and 001 for the codes of no country.
+func Country(n verify.Number) string {
+	if n.Mainland() {
+		return "CN"
+	}
+	const longest = 3
+	for digits := 1; digits <= longest && digits < len(n); digits++ {
+		if code, err := strconv.Atoi(string(n[1 : 1+digits])); err == nil {
+			if region := phonenumbers.GetRegionCodeForCountryCode(code); region != phonenumbers.UNKNOWN_REGION {
+				return region
+			}
+		}
+	}
+	return phonenumbers.UNKNOWN_REGION
+}

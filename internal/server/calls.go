@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -12,8 +13,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -21,8 +26,9 @@ var errPanic = errors.New("panic")
 
 // notes are what a call's log line says beyond its outcome.
 type notes struct {
-	number  string // masked
+	number  verify.Number
 	receipt verify.Receipt
+	outcome string // of Valid
 }
 
 type notesKey struct{}
@@ -45,23 +51,30 @@ func withDeadline(ctx context.Context, standard time.Duration) context.Context {
 	return bounded
 }
 
-// aroundCall is what every call of every protocol passes through: a net under
-// panics, the status for its error, and its one log line.
-func aroundCall(log *slog.Logger) grpc.UnaryServerInterceptor {
+// aroundCall is what every call of every protocol passes through: its trace, a net
+// under panics, the status for its error, its count and its one log line.
+func aroundCall(watch observe.Steps) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
-		n := &notes{}
-		res, err := recovered(log, info.FullMethod, func() (any, error) {
-			return handler(context.WithValue(ctx, notesKey{}, n), req)
-		})
+		method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 		if strings.HasPrefix(info.FullMethod, "/grpc.health.") {
-			return res, err // the probes of every few seconds would drown the calls
+			// The probes of every few seconds would drown the calls.
+			return recovered(watch.Log, method, func() (any, error) { return handler(ctx, req) })
 		}
+		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
+			ctx = observe.WithCaller(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
+		}
+		n := &notes{}
+		ctx, span := watch.Call(context.WithValue(ctx, notesKey{}, n), info.FullMethod)
+		res, err := recovered(watch.Log, method, func() (any, error) { return handler(ctx, req) })
 		var s *status.Status // nil is OK
 		if err != nil {
 			res, s = nil, toStatus(err)
 		}
-		logCall(log, info.FullMethod, s.Code(), n, start, err)
+		took := time.Since(start)
+		span.End(s.Code().String(), n.number)
+		watch.Metrics.Called(method, s.Code().String(), took)
+		logCall(ctx, watch.Log, method, s.Code(), n, took, err)
 		return res, s.Err()
 	}
 }
@@ -84,7 +97,7 @@ func recovered(log *slog.Logger, method string, f func() (any, error)) (res any,
 	return f()
 }
 
-func logCall(log *slog.Logger, method string, code codes.Code, n *notes, start time.Time, err error) {
+func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Code, n *notes, took time.Duration, err error) {
 	level := slog.LevelWarn
 	switch code {
 	case codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Aborted:
@@ -93,18 +106,50 @@ func logCall(log *slog.Logger, method string, code codes.Code, n *notes, start t
 	if errors.Is(err, verify.ErrCallerGone) {
 		level = slog.LevelInfo
 	}
-	attrs := append(make([]slog.Attr, 0, 7),
-		slog.String("method", method[strings.LastIndexByte(method, '/')+1:]),
+	if !log.Enabled(ctx, level) {
+		return
+	}
+	attrs := append(make([]slog.Attr, 0, 14),
+		slog.String("method", method),
 		slog.String("status", code.String()),
-		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000))
+		slog.Float64("duration_ms", observe.Milliseconds(took)))
+	text := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	text("caller", callerOf(ctx))
 	if n.number != "" {
-		attrs = append(attrs, slog.String("number", n.number))
+		text("number", n.number.Masked())
+		text("country", numberplan.Country(n.number))
 	}
-	if n.receipt.BizID != "" {
-		attrs = append(attrs, slog.String("biz_id", n.receipt.BizID), slog.String("request_id", n.receipt.RequestID))
+	text("outcome", n.outcome)
+	var send *verify.SendError
+	switch {
+	case errors.As(err, &send):
+		text("aliyun_code", send.Code)
+		text("request_id", send.RequestID)
+	case n.receipt.BizID != "":
+		text("aliyun_code", "OK")
+		text("request_id", n.receipt.RequestID)
+		text("biz_id", n.receipt.BizID)
 	}
+	text("trace_id", observe.TraceID(ctx))
 	if err != nil {
-		attrs = append(attrs, slog.String("error", err.Error()))
+		text("error", err.Error())
 	}
-	log.LogAttrs(context.Background(), level, "call", attrs...)
+	log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+// callerOf is the address that a call came from, without its port.
+func callerOf(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(p.Addr.String())
+	if err != nil {
+		return p.Addr.String()
+	}
+	return host
 }

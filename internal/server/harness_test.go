@@ -19,6 +19,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
@@ -93,11 +94,13 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 		Ready:   db.Ready,
 		Version: "test",
-		Log:     log,
+		Watch:   observe.Steps{Metrics: observe.NewMetrics("test"), Log: log},
 	}
 	for _, f := range change {
 		f(&config)
 	}
+	config.Verifier.Store = config.Watch.Store(config.Verifier.Store)
+	config.Verifier.Sender = config.Watch.Sender(config.Verifier.Sender)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	go func() {

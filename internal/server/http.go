@@ -18,6 +18,8 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -47,7 +49,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 		dev.register(mux)
 		handler = fromPrivateNames(handler)
 		if a, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-			c.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
+			c.Watch.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
 		}
 	}
 	return &http.Server{
@@ -57,7 +59,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 		WriteTimeout:      deadline + 10*time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    maxHeaderBytes - 4<<10, // net/http adds 4 KiB, and another on a connection in use
-		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(c.Watch.Log.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -65,7 +67,8 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 // call over gRPC does.
 func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, deadline time.Duration, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, r *connect.Request[body]) (*connect.Response[Res], error) {
-		res, err := around(withDeadline(ctx, deadline), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+		ctx = withDeadline(asIncoming(ctx, r.Header(), r.Peer().Addr), deadline)
+		res, err := around(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
 			request := new(Req)
 			if err := r.Msg.decode(any(request).(proto.Message)); err != nil {
 				return nil, err
@@ -81,6 +84,23 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, dea
 		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
 		connect.WithCodec(codec{"proto", proto.Marshal, unmarshalProto}))
 }
+
+// asIncoming gives ctx what a call over gRPC has in it and aroundCall looks for.
+func asIncoming(ctx context.Context, h http.Header, from string) context.Context {
+	incoming := metadata.MD{}
+	for _, name := range []string{"traceparent", "tracestate"} {
+		if values := h.Values(name); values != nil {
+			incoming[name] = values
+		}
+	}
+	return peer.NewContext(metadata.NewIncomingContext(ctx, incoming), &peer.Peer{Addr: address(from)})
+}
+
+// address is a net.Addr as text.
+type address string
+
+func (address) Network() string  { return "tcp" }
+func (a address) String() string { return string(a) }
 
 // A body is a request as it came. It is decoded within around, so that what is
 // wrong with it is told and logged like every other fault.

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/tap"
 
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -41,8 +42,10 @@ const (
 	callsFinishIn    = 10 * time.Second // at least, once connections are no longer accepted
 	outcomesStoredIn = 5 * time.Second  // once the calls are finished
 	readinessEvery   = time.Second
-	livenessService  = "liveness"
 )
+
+// Liveness is the health service that stays SERVING while the database is away.
+const Liveness = "liveness"
 
 // Config is what Serve needs.
 type Config struct {
@@ -53,7 +56,8 @@ type Config struct {
 	DrainDelay time.Duration               // between "not serving" and no longer accepting
 	Inbox      *sms.Inbox                  // development only: what the page and /inbox.json show
 	Version    string
-	Log        *slog.Logger
+	Watch      observe.Steps
+	Metrics    net.Listener // for scrapes and probes, nil for none
 }
 
 // Serve serves until ctx ends. Then health says NOT_SERVING while connections are
@@ -66,14 +70,14 @@ func Serve(ctx context.Context, c Config) error {
 	deadline := longest + 3*time.Second
 	streaming, endStreams := context.WithCancel(context.Background())
 	defer endStreams()
-	checked := &service{verifier: c.Verifier, numbers: c.Numbers, lenient: c.Inbox != nil}
+	checked := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Watch.Metrics, lenient: c.Inbox != nil}
 	var svc pb.PhoneNumberServiceServer = checked
 	var dev *development
 	if c.Inbox != nil {
 		dev = &development{service: checked, inbox: c.Inbox, version: c.Version, started: time.Now(), ending: streaming}
 		svc = dev
 	}
-	around := aroundCall(c.Log)
+	around := aroundCall(c.Watch)
 	grpcServer := grpc.NewServer(
 		grpc.UnaryInterceptor(around),
 		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
@@ -98,19 +102,25 @@ func Serve(ctx context.Context, c Config) error {
 	go func() { failed <- httpServer.Serve(httpSide) }()
 	go func() { failed <- serveByFirstBytes(c.Listener, grpcSide, httpSide) }()
 
-	healthServer.SetServingStatus(livenessService, healthpb.HealthCheckResponse_SERVING)
-	setReadiness(healthServer, healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
+	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
+	ready := readiness{healthServer, c.Watch.Metrics}
+	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
+	if c.Metrics != nil {
+		scraped := newMetricsServer(c.Watch.Metrics, healthServer)
+		go scraped.Serve(c.Metrics)
+		defer scraped.Close() // last: it shows the way down
+	}
 	polling, stopPolling := context.WithCancel(ctx)
 	defer stopPolling()
 	var polled sync.WaitGroup
-	polled.Go(func() { watchReadiness(polling, healthServer, c.Ready, c.Log) })
+	polled.Go(func() { ready.watch(polling, c.Ready, c.Watch.Log) })
 
 	var failure error
 	select {
 	case <-ctx.Done():
 		polled.Wait() // or it could say SERVING once more
-		setReadiness(healthServer, healthpb.HealthCheckResponse_NOT_SERVING)
-		c.Log.Info("draining", "drain_delay", c.DrainDelay.String())
+		ready.set(healthpb.HealthCheckResponse_NOT_SERVING)
+		c.Watch.Log.Info("draining", "drain_delay", c.DrainDelay.String())
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
@@ -121,7 +131,7 @@ func Serve(ctx context.Context, c Config) error {
 	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
 	defer cancel()
 	c.Verifier.Wait(storing)
-	c.Log.Info("stopped")
+	c.Watch.Log.Info("stopped")
 	return failure
 }
 
@@ -170,10 +180,15 @@ func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, patience time.D
 	stopping.Wait()
 }
 
-// watchReadiness keeps the health of "" and of the service equal to the store's,
-// until ctx ends. That of "liveness" stays SERVING: a database that is away is no
+// readiness is the health of "" and of the service, and the metric.
+type readiness struct {
+	health  *health.Server
+	metrics *observe.Metrics
+}
+
+// watch keeps it equal to the store's, until ctx ends. That of "liveness" stays SERVING: a database that is away is no
 // reason to restart this process.
-func watchReadiness(ctx context.Context, h *health.Server, ready func(context.Context) error, log *slog.Logger) {
+func (r readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
 	tick := time.NewTicker(readinessEvery)
 	defer tick.Stop()
 	last := healthpb.HealthCheckResponse_UNKNOWN
@@ -186,7 +201,7 @@ func watchReadiness(ctx context.Context, h *health.Server, ready func(context.Co
 			now = healthpb.HealthCheckResponse_NOT_SERVING
 		}
 		if ctx.Err() == nil && now != last {
-			setReadiness(h, now)
+			r.set(now)
 			if err != nil {
 				log.Error("not serving: the database does not answer", "error", err)
 			} else {
@@ -202,7 +217,29 @@ func watchReadiness(ctx context.Context, h *health.Server, ready func(context.Co
 	}
 }
 
-func setReadiness(h *health.Server, s healthpb.HealthCheckResponse_ServingStatus) {
-	h.SetServingStatus("", s)
-	h.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)
+func (r readiness) set(s healthpb.HealthCheckResponse_ServingStatus) {
+	r.metrics.SetReady(s == healthpb.HealthCheckResponse_SERVING)
+	r.health.SetServingStatus("", s)
+	r.health.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)
+}
+
+// newMetricsServer serves what is for operators alone, apart from the port.
+func newMetricsServer(m *observe.Metrics, h *health.Server) *http.Server {
+	answer := func(service string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			res, err := h.Check(r.Context(), &healthpb.HealthCheckRequest{Service: service})
+			if err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			fmt.Fprintln(w, res.GetStatus())
+		}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", m.Handler())
+	mux.Handle("GET /healthz", answer(Liveness))
+	mux.Handle("GET /readyz", answer(""))
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: connectionTimeout, ReadTimeout: 5 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaderBytes,
+	}
 }

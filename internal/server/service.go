@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -18,6 +19,7 @@ type service struct {
 	pb.UnimplementedPhoneNumberServiceServer
 	verifier *verify.Verifier
 	numbers  verify.NumberParser
+	metrics  *observe.Metrics
 	lenient  bool // in development: sign name and template may be empty
 }
 
@@ -66,13 +68,15 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 	if err != nil {
 		return nil, err
 	}
+	s.metrics.Verified(number, found)
+	notesOf(ctx).outcome = found.Outcome.String()
 	return &pb.ValidResponse{Valid: found.Valid()}, nil
 }
 
 func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
 	n, fault := s.numbers.Parse(raw)
 	if fault == nil {
-		notesOf(ctx).number = n.Masked()
+		notesOf(ctx).number = n
 	}
 	return n, fault
 }

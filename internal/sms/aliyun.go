@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -38,10 +40,13 @@ type AliyunConfig struct {
 // its requests, and Aliyun's error texts quote them: its errors are made of
 // fixed words and checked tokens only, never of another error's text.
 type Aliyun struct {
-	keyID, keySecret string
-	endpoint         *url.URL
-	transport        *http.Transport
+	key         atomic.Pointer[accessKey]
+	endpoint    *url.URL
+	transport   *http.Transport
+	certificate *prometheus.GaugeVec
 }
+
+type accessKey struct{ id, secret string }
 
 const maxReplyBytes = 64 << 10
 
@@ -51,12 +56,12 @@ var keyShape = regexp.MustCompile(`^[!-~]+$`)
 // NewAliyun returns a Sender with connections of its own. It reports every fault
 // of its configuration at once and quotes none of it.
 func NewAliyun(c AliyunConfig) (*Aliyun, error) {
+	a := &Aliyun{certificate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: "When the certificate ends, as last seen.",
+	}, []string{"certificate"})}
 	var faults []error
-	if !keyShape.MatchString(c.AccessKeyID) {
-		faults = append(faults, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
-	}
-	if !keyShape.MatchString(c.AccessKeySecret) {
-		faults = append(faults, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
+	if err := a.Rotate(c.AccessKeyID, c.AccessKeySecret); err != nil {
+		faults = append(faults, err)
 	}
 	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
 	if err != nil {
@@ -69,22 +74,47 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	// over HTTP/1.1 a POST is repeated only where not a byte of it was written.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	return &Aliyun{
-		keyID: c.AccessKeyID, keySecret: c.AccessKeySecret, endpoint: endpoint,
-		transport: &http.Transport{
-			Proxy:               http.ProxyFromEnvironment, // never for a loopback address
-			DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 3 * time.Second,
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-			Protocols:           protocols,
-			MaxIdleConns:        256,
-			MaxIdleConnsPerHost: 256,
-			// A request on a connection that the gateway has just closed is a send
-			// with an unknown outcome: rather dial again than trust an old one.
-			IdleConnTimeout:        15 * time.Second,
-			MaxResponseHeaderBytes: maxReplyBytes,
-		},
-	}, nil
+	a.endpoint = endpoint
+	a.transport = &http.Transport{
+		Proxy:               http.ProxyFromEnvironment, // never for a loopback address
+		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 3 * time.Second,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: a.noteCertificate},
+		Protocols:           protocols,
+		MaxIdleConns:        256,
+		MaxIdleConnsPerHost: 256,
+		// A request on a connection that the gateway has just closed is a send
+		// with an unknown outcome: rather dial again than trust an old one.
+		IdleConnTimeout:        15 * time.Second,
+		MaxResponseHeaderBytes: maxReplyBytes,
+	}
+	return a, nil
+}
+
+// Rotate has the next requests signed with another access key. It reports every
+// fault at once and quotes nothing.
+func (a *Aliyun) Rotate(keyID, keySecret string) error {
+	var faults []error
+	if !keyShape.MatchString(keyID) {
+		faults = append(faults, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
+	}
+	if !keyShape.MatchString(keySecret) {
+		faults = append(faults, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
+	}
+	if faults == nil {
+		a.key.Store(&accessKey{keyID, keySecret})
+	}
+	return errors.Join(faults...)
+}
+
+// Collectors are the sender's metrics.
+func (a *Aliyun) Collectors() []prometheus.Collector { return []prometheus.Collector{a.certificate} }
+
+func (a *Aliyun) noteCertificate(c tls.ConnectionState) error {
+	if len(c.PeerCertificates) > 0 {
+		a.certificate.WithLabelValues("aliyun").Set(float64(c.PeerCertificates[0].NotAfter.Unix()))
+	}
+	return nil
 }
 
 // ParseAliyunEndpoint reads the address of the SMS gateway. Plain http would show
@@ -173,7 +203,8 @@ func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time
 		"X-Acs-Date":                 {now.UTC().Format("2006-01-02T15:04:05Z")},
 		"X-Acs-Signature-Nonce":      {nonce},
 	}}).WithContext(ctx)
-	r.Header["Authorization"] = []string{authorization(r, a.keyID, a.keySecret)}
+	key := a.key.Load()
+	r.Header["Authorization"] = []string{authorization(r, key.id, key.secret)}
 	return r
 }
 

@@ -55,7 +55,7 @@ func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 	if receipt != (verify.Receipt{}) {
 		t.Errorf("got receipt %+v beside an error; want none", receipt)
 	}
-	for _, secret := range []string{"18612345678", message.Code, message.SignName, a.keyID, a.keySecret, "x-acs", a.endpoint.Host} {
+	for _, secret := range []string{"18612345678", message.Code, message.SignName, a.key.Load().id, a.key.Load().secret, "x-acs", a.endpoint.Host} {
 		if text := fmt.Sprintf("%s %+v", err, *e); strings.Contains(text, secret) {
 			t.Errorf("the error gives %q away: %s", secret, text)
 		}
@@ -234,11 +234,11 @@ func TestTheGatewaysRefusalsAreNotQuoted(t *testing.T) {
 		want     verify.SendError
 	}{
 		{
-			"wrong secret", func(_ *dysmsapitest.Server, a *Aliyun) { a.keySecret = "wrong" }, 0,
+			"wrong secret", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().secret = "wrong" }, 0,
 			verify.SendError{Kind: verify.SendPrecondition, Code: "SignatureDoesNotMatch", HTTPStatus: 400},
 		},
 		{
-			"wrong key id", func(_ *dysmsapitest.Server, a *Aliyun) { a.keyID = "wrong" }, 0,
+			"wrong key id", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().id = "wrong" }, 0,
 			verify.SendError{Kind: verify.SendPrecondition, Code: "InvalidAccessKeyId.NotFound", HTTPStatus: 404},
 		},
 		{

@@ -106,7 +106,12 @@ const (
 
 // scatter has everybody go alone for a while: a connection that hangs, or a row that
 // somebody has locked, is to hold up as few as it can.
-func (db *DB) scatter() { db.scattered.Store(time.Now().Add(10 * time.Second).UnixNano()) }
+func (db *DB) scatter() {
+	if !db.isScattered() {
+		db.counters.scattered.Inc()
+	}
+	db.scattered.Store(time.Now().Add(10 * time.Second).UnixNano())
+}
 
 func (db *DB) isScattered() bool { return time.Now().UnixNano() < db.scattered.Load() }
 
@@ -165,6 +170,7 @@ func (db *DB) serveLoads(all []loading) {
 		all[0].answer <- loaded{one, err}
 	default:
 		each, err = db.readMany(ctx, all)
+		db.count(err)
 		for _, l := range all {
 			l.answer <- loaded{each[l.number], err}
 		}
@@ -233,7 +239,7 @@ func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Versi
 		select {
 		case err = <-s.answer:
 			if errors.Is(err, errAlone) {
-				return swap(ctx, db.insert, db.update, n, old, next)
+				return db.swapAlone(ctx, n, old, next)
 			}
 			return s.done && err == nil, err
 		case <-ctx.Done():
@@ -260,7 +266,7 @@ const swapsAtOnce = 256
 
 // serveSwaps does all in one transaction, or none.
 func (db *DB) serveSwaps(all []*swapping) {
-	err := db.swapTogether(&all)
+	err := db.count(db.swapTogether(&all))
 	for _, s := range all {
 		s.answer <- err
 	}
@@ -321,9 +327,9 @@ func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
 	var done bool
 	var err error
 	if len(all) == 1 {
-		done, err = swap(ctx, db.insert, db.update, all[0].number, all[0].old, all[0].next)
+		done, err = db.swapAlone(ctx, all[0].number, all[0].old, all[0].next)
 	} else {
-		err = db.updateTogether(ctx, all)
+		err = db.count(db.updateTogether(ctx, all))
 		done = err == nil
 	}
 	verdict := db.judge(err)

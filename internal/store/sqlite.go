@@ -32,7 +32,7 @@ func openSQLite(path string) (*DB, error) {
 	if path == "" {
 		return nil, errors.New("the data source name has no file; want sqlite:/path/to/file.db")
 	}
-	name := "file::memory:"
+	name, mode := "file::memory:", "memory"
 	if path == ":memory:" {
 		path = ""
 	} else {
@@ -42,10 +42,11 @@ func openSQLite(path string) (*DB, error) {
 		}
 		path = absolute
 		name = "file:" + (&url.URL{Path: path}).EscapedPath()
+		mode = "rw" // provide creates it, where that is wanted
 	}
 	// A wait for another process's lock ends before a call's patience does, since
 	// BUSY says more than a context that ended.
-	inner, err := sqlite.NewConnector(name + "?_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
+	inner, err := sqlite.NewConnector(name + "?mode=" + mode + "&_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
 	if err != nil {
 		return nil, err
 	}
@@ -54,8 +55,10 @@ func openSQLite(path string) (*DB, error) {
 	// lock, and a database in memory is its connection.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
-	return &DB{engine: sqliteEngine{path}, pool: pool}, nil
+	return &DB{engine: sqliteEngine{path}, pool: pool, counters: newCounters()}, nil
 }
+
+func (sqliteEngine) rotate(string) error { return errOtherDatabase }
 
 // provide creates the file for its owner alone; SQLite gives the files beside it
 // the same mode. One that exists is not opened: to close it would drop the locks
@@ -99,6 +102,15 @@ func (e sqliteEngine) advice(err error) string {
 		return ""
 	}
 	return "this user must be able to read and write " + e.path + " and its directory"
+}
+
+func (sqliteEngine) complete(ctx context.Context, pool *sql.DB) error {
+	_, err := pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
+	return err
+}
+
+func (sqliteEngine) asks() (clock, rows string) {
+	return "SELECT unixepoch()", "SELECT COUNT(*) FROM phone_numbers"
 }
 
 func (sqliteEngine) warnings(context.Context, *sql.DB) []string { return nil }

@@ -37,10 +37,13 @@ type DB struct {
 	inserts bool // the swaps take those of new numbers too
 
 	scattered atomic.Int64 // until when all go alone, in nanoseconds since 1970
+	counters  counters
 }
 
 // An engine is what differs between the databases.
 type engine interface {
+	// rotate takes the credentials of another data source name for new connections.
+	rotate(dsn string) error
 	// provide makes what must be there before the first connection.
 	provide() error
 	// doNothing ends an INSERT for engines that can be told to do nothing where
@@ -52,6 +55,11 @@ type engine interface {
 	// advice says what cures an error of Prepare, "" where nothing is known.
 	advice(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
+	// complete makes what the schema's file says to other engines alone.
+	complete(ctx context.Context, pool *sql.DB) error
+	// asks are the queries for the database's clock in seconds since 1970, and for
+	// about how many rows there are.
+	asks() (clock, rows string)
 	// form makes the crowds that pay with this engine, ofMany says what they need.
 	form(db *DB)
 	ofMany(db *DB) []statement
@@ -68,6 +76,8 @@ const (
 	tableMissing                     // at start: apply the schema
 )
 
+var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
+
 // Open reads and hardens dsn and touches neither network nor disk. Its errors
 // name what would be right and nothing of dsn.
 func Open(dsn string) (*DB, error) {
@@ -75,6 +85,22 @@ func Open(dsn string) (*DB, error) {
 		return openSQLite(path)
 	}
 	return openMySQL(dsn)
+}
+
+// Rotate has new connections use the user, password and parameters of dsn, which
+// must name the same database. Its errors quote nothing of dsn.
+func (db *DB) Rotate(dsn string) error { return db.engine.rotate(dsn) }
+
+// PrepareToRead makes Load ready and nothing else: it creates nothing, and needs the
+// right to read alone.
+func (db *DB) PrepareToRead(ctx context.Context) (err error) {
+	if db.load, err = db.pool.PrepareContext(ctx, loadOne); err == nil {
+		return nil
+	}
+	if advice := db.engine.advice(err); advice != "" {
+		return fmt.Errorf("%s: %w", advice, err)
+	}
+	return err
 }
 
 // Prepare makes one attempt to be ready: it applies schema where the table is
@@ -106,6 +132,9 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 		}
 	}
 	if err == nil {
+		err = db.engine.complete(ctx, db.pool)
+	}
+	if err == nil {
 		err = db.probe(ctx) // a Galera node without a quorum prepares, but does no more
 	}
 	if err == nil {
@@ -114,6 +143,8 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 	return err
 }
 
+const loadOne = "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"
+
 type statement struct {
 	stmt **sql.Stmt
 	text string
@@ -121,7 +152,7 @@ type statement struct {
 
 func (db *DB) prepareStatements(ctx context.Context) error {
 	for _, s := range append([]statement{
-		{&db.load, "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"},
+		{&db.load, loadOne},
 		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.engine.doNothing()},
 		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
 	}, db.engine.ofMany(db)...) {
@@ -154,7 +185,7 @@ func (db *DB) read(ctx context.Context, n verify.Number) (verify.Record, error) 
 	if errors.Is(err, sql.ErrNoRows) {
 		return verify.Record{}, nil
 	}
-	return r, err
+	return r, db.count(err)
 }
 
 func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
@@ -183,7 +214,7 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	if db.swaps != nil && (db.inserts || old != verify.Version{}) && !db.isScattered() {
 		done, err = db.swapInCrowd(ctx, n, old, next)
 	} else {
-		done, err = swap(ctx, db.insert, db.update, n, old, next)
+		done, err = db.swapAlone(ctx, n, old, next)
 	}
 	switch v := db.judge(err); {
 	case err == nil:
@@ -195,6 +226,11 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	default:
 		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.engine.loggable(err))
 	}
+}
+
+func (db *DB) swapAlone(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	done, err := swap(ctx, db.insert, db.update, n, old, next)
+	return done, db.count(err)
 }
 
 func swap(ctx context.Context, insert, update *sql.Stmt, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
@@ -227,7 +263,7 @@ func (db *DB) probe(ctx context.Context) error {
 		return err
 	}
 	_, err := db.update.ExecContext(ctx, []byte{}, 0, []byte{}, "", []byte{})
-	return err
+	return db.count(err)
 }
 
 // Warnings says, for the log, which settings of the database weaken the

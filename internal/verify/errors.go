@@ -67,7 +67,8 @@ func (k SendKind) String() string {
 func (k SendKind) Refused() bool { return k >= SendNotAsked }
 
 // A SendError is what a Sender returns for an SMS that was not plainly
-// accepted. It holds nothing of the message and no text of the provider's.
+// accepted. It holds nothing of the message and no text of the provider's. Its
+// Error leaves Code and RequestID to whoever has a field for them.
 type SendError struct {
 	Kind       SendKind
 	Code       string        // the provider's own code, "" where it gave none
@@ -77,10 +78,18 @@ type SendError struct {
 	Detail     string        // our own words for the log
 }
 
+// SendErrorOf is err as a SendError: of what nobody classified, which could quote the
+// message, nothing is kept.
+func SendErrorOf(err error) *SendError {
+	e := &SendError{Kind: SendUnknown, Detail: "unclassified"}
+	errors.As(err, &e)
+	return e
+}
+
 func (e *SendError) Error() string {
 	text := "sms: " + e.Detail
 	if e.HTTPStatus != 0 {
-		text += fmt.Sprintf(" (HTTP %d, code %q, request %q)", e.HTTPStatus, e.Code, e.RequestID)
+		text += fmt.Sprintf(" (HTTP %d)", e.HTTPStatus)
 	}
 	return text
 }

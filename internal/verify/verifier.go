@@ -145,8 +145,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 		}
 		return receipt, nil
 	}
-	sendErr := &SendError{Kind: SendUnknown, Detail: "unclassified"}
-	errors.As(err, &sendErr)
+	sendErr := SendErrorOf(err)
 	if sendErr.Kind.Refused() {
 		withdraw(sendErr)
 	}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+type inspectCommand struct {
+	ruleSettings
+	Number string `arg:"" help:"The phone number, as callers write it."`
+}
+
+func (c *inspectCommand) Run(ctx context.Context) error {
+	var f faults
+	unknownVariables(&f, os.Environ())
+	rules, numbers := c.resolve(&f)
+	db := openStore(&f, dataSourceName(&f))
+	if err := f.err(); err != nil {
+		return err
+	}
+	defer db.Close()
+	n, fault := numbers.Parse(c.Number)
+	if fault != nil {
+		return fault
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := db.PrepareToRead(ctx); err != nil {
+		return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
+	}
+	v := &verify.Verifier{Rules: rules, Store: db, Now: time.Now}
+	found, err := v.Inspect(ctx, n)
+	if err != nil {
+		return err
+	}
+	printInspection(os.Stdout, n, rules, found, time.Now())
+	return nil
+}
+
+// printInspection says nothing of a code but whether it is alive.
+func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found verify.Inspection, now time.Time) {
+	line := func(what, format string, args ...any) {
+		fmt.Fprintf(w, "%-10s %s\n", what, fmt.Sprintf(format, args...))
+	}
+	at := func(t time.Time) string {
+		if t.After(now) {
+			return fmt.Sprintf("%s (in %v)", t.Format(time.RFC3339), t.Sub(now).Round(time.Second))
+		}
+		return fmt.Sprintf("%s (%v ago)", t.Format(time.RFC3339), now.Sub(t).Round(time.Second))
+	}
+	line("number", "%s", n.Masked())
+	if found.Last == 0 {
+		line("last send", "none: nothing was ever sent to this number, or it was so long ago that it was purged")
+		return
+	}
+	line("last send", "%s, ticket %d", at(found.BegunAt), found.Last)
+	answer, end := found.Trail.Answer, found.Trail.End
+	of := func(ticket int64) string {
+		if ticket == found.Last {
+			return ""
+		}
+		return fmt.Sprintf(" (of an earlier send, ticket %d)", ticket)
+	}
+	if answer.Ticket != found.Last {
+		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, or another version of the service wrote since")
+	}
+	switch {
+	case answer.Ticket == 0:
+	case answer.Accepted:
+		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(answer.At)), orNone(answer.BizID), of(answer.Ticket))
+	default:
+		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", answer.Kind, at(time.UnixMicro(answer.At)), orNone(answer.Code), orNone(answer.RequestID), of(answer.Ticket))
+	}
+	for _, c := range found.Alive {
+		confirmed := "accepted by Aliyun"
+		if !c.Confirmed {
+			confirmed = "not confirmed by Aliyun"
+		}
+		line("code", "alive until %s, %d of %d attempts spent, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, of(c.Ticket))
+	}
+	if len(found.Alive) == 0 {
+		line("code", "none is alive")
+	}
+	switch {
+	case end.Ticket == 0:
+	case end.Used:
+		line("verified", "%s with attempt %d%s", at(time.UnixMicro(end.At)), end.Looks, of(end.Ticket))
+	default:
+		line("exhausted", "%s by %d wrong attempts%s", at(time.UnixMicro(end.At)), end.Looks, of(end.Ticket))
+	}
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}

@@ -1,0 +1,112 @@
+package observe
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Of equal warnings and errors, so many are written in such a time.
+const (
+	linesOfABurst = 10
+	burstWindow   = 10 * time.Second
+	kindsOfLines  = 1000 // in one window; what is beyond is one more kind
+)
+
+// What makes two lines equal, besides level and message.
+var tellingApart = []string{"method", "status", "aliyun_code"}
+
+// Sampled writes to next the first ten of equal warnings and errors in ten seconds,
+// then how many more there were. All else it passes on.
+type Sampled struct {
+	slog.Handler
+	burst *burst
+}
+
+// NewSampled returns a handler that writes to next.
+func NewSampled(next slog.Handler) Sampled {
+	return Sampled{next, &burst{handler: next, lines: map[string]*equals{}}}
+}
+
+type burst struct {
+	handler slog.Handler
+	mu      sync.Mutex
+	lines   map[string]*equals // of this window
+}
+
+type equals struct {
+	first slog.Record
+	count int
+}
+
+// Handle implements slog.Handler.
+func (s Sampled) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn && s.burst.leavesOut(r) {
+		return nil
+	}
+	return s.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (s Sampled) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return Sampled{s.Handler.WithAttrs(attrs), s.burst}
+}
+
+// WithGroup implements slog.Handler.
+func (s Sampled) WithGroup(name string) slog.Handler {
+	return Sampled{s.Handler.WithGroup(name), s.burst}
+}
+
+// Flush tells at once what was left out.
+func (s Sampled) Flush() { s.burst.tell() }
+
+func (b *burst) leavesOut(r slog.Record) bool {
+	key := r.Level.String() + r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		if tellsApart(a) {
+			key += "\x00" + a.Value.String()
+		}
+		return true
+	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.lines) == 0 {
+		time.AfterFunc(burstWindow, b.tell)
+	}
+	if b.lines[key] == nil && len(b.lines) >= kindsOfLines {
+		key = ""
+	}
+	line := b.lines[key]
+	if line == nil {
+		line = &equals{first: r}
+		b.lines[key] = line
+	}
+	line.count++
+	return line.count > linesOfABurst
+}
+
+func tellsApart(a slog.Attr) bool { return slices.Contains(tellingApart, a.Key) }
+
+// tell ends the window.
+func (b *burst) tell() {
+	b.mu.Lock()
+	lines := b.lines
+	b.lines = map[string]*equals{}
+	b.mu.Unlock()
+	for _, line := range lines {
+		if line.count <= linesOfABurst {
+			continue
+		}
+		r := slog.NewRecord(time.Now(), line.first.Level, "more lines like these were left out", 0)
+		r.AddAttrs(slog.String("like", line.first.Message), slog.Int("count", line.count-linesOfABurst))
+		line.first.Attrs(func(a slog.Attr) bool {
+			if tellsApart(a) {
+				r.AddAttrs(a)
+			}
+			return true
+		})
+		b.handler.Handle(context.Background(), r)
+	}
+}

@@ -1,0 +1,129 @@
+// Package observe is what an operator sees of the service: metrics, the steps of a
+// call as spans and debug lines, and logs that a burst does not flood. No label,
+// span or line holds a code or a whole number.
+package observe
+
+import (
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// Metrics are the process's, but for what internal/store and internal/sms count
+// themselves; docs/operations.md lists all.
+type Metrics struct {
+	registry      *prometheus.Registry
+	calls         *prometheus.HistogramVec
+	sends         *prometheus.CounterVec
+	aliyun        *prometheus.HistogramVec
+	verifications *prometheus.CounterVec
+	untilVerified prometheus.Histogram
+	database      *prometheus.HistogramVec
+	ready         prometheus.Gauge
+	aliyunCodes   boundedSet
+}
+
+// NewMetrics returns metrics of their own registry, with those of the Go runtime and
+// of the process.
+func NewMetrics(version string) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method and gRPC status.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"method", "status"}),
+		sends: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "phonenumber_sends_total", Help: "SMS that Aliyun was asked for, by what became of them.",
+		}, []string{"result", "aliyun_code", "country"}),
+		aliyun: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "phonenumber_aliyun_duration_seconds", Help: "How long Aliyun took to answer.",
+			Buckets: []float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20},
+		}, []string{"result"}),
+		verifications: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "phonenumber_verifications_total", Help: "What Valid found; its caller learns whether it is match.",
+		}, []string{"outcome", "country"}),
+		untilVerified: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "phonenumber_send_to_verification_seconds", Help: "From the begin of a send to the Valid that matched.",
+			Buckets: []float64{2, 5, 10, 20, 30, 60, 120, 300, 600},
+		}),
+		database: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "phonenumber_database_duration_seconds", Help: "Steps at the database as a call sees them, waiting included.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}, []string{"operation", "result"}),
+		ready: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "phonenumber_ready", Help: "1 while serving, 0 while the database does not answer or the service drains.",
+		}),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "phonenumber_build_info", Help: "1, with the version.",
+		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
+	})
+	build.Set(1)
+	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.untilVerified, m.database, m.ready, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Register adds what others count.
+func (m *Metrics) Register(c ...prometheus.Collector) { m.registry.MustRegister(c...) }
+
+// Handler answers scrapes.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Called counts a call that took its time and ended with a gRPC status.
+func (m *Metrics) Called(method, status string, took time.Duration) {
+	m.calls.WithLabelValues(method, status).Observe(took.Seconds())
+}
+
+// Verified counts what a Valid found.
+func (m *Metrics) Verified(n verify.Number, found verify.Verification) {
+	m.verifications.WithLabelValues(found.Outcome.String(), numberplan.Country(n)).Inc()
+	if found.Valid() {
+		m.untilVerified.Observe(found.After.Seconds())
+	}
+}
+
+// SetReady tells whether the service is serving.
+func (m *Metrics) SetReady(ready bool) {
+	m.ready.Set(0)
+	if ready {
+		m.ready.Set(1)
+	}
+}
+
+func (m *Metrics) sent(n verify.Number, result, aliyunCode string, took time.Duration) {
+	m.sends.WithLabelValues(result, m.aliyunCodes.bound(aliyunCode), numberplan.Country(n)).Inc()
+	m.aliyun.WithLabelValues(result).Observe(took.Seconds())
+}
+
+// A boundedSet keeps whoever answers in Aliyun's place from filling the memory of
+// this process and of Prometheus.
+type boundedSet struct {
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+const maxAliyunCodes = 64
+
+func (b *boundedSet) bound(value string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.seen == nil {
+		b.seen = map[string]bool{}
+	}
+	if !b.seen[value] && len(b.seen) >= maxAliyunCodes {
+		return "other"
+	}
+	b.seen[value] = true
+	return value
+}

@@ -1,0 +1,173 @@
+package observe
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// Steps watches what a call does at the database and at Aliyun: each step is
+// measured, is a span where traces are exported, and a line at debug level.
+type Steps struct {
+	Metrics *Metrics
+	Tracer  trace.Tracer // nil where traces are not exported
+	Log     *slog.Logger
+}
+
+// Store returns next, watched.
+func (s Steps) Store(next verify.Store) verify.Store { return watchedStore{s, next} }
+
+// Sender returns next, watched.
+func (s Steps) Sender(next verify.Sender) verify.Sender { return watchedSender{s, next} }
+
+// A Span is that of one call. Its zero value is none.
+type Span struct{ span trace.Span }
+
+// Call begins the span of a call, in ctx's trace.
+func (s Steps) Call(ctx context.Context, fullMethod string) (context.Context, Span) {
+	if s.Tracer == nil {
+		return ctx, Span{}
+	}
+	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
+	ctx, span := s.Tracer.Start(ctx, service+"/"+method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+		attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method)))
+	return ctx, Span{span}
+}
+
+// End says with which gRPC status the call ended. n is "" where none was read.
+func (s Span) End(status string, n verify.Number) {
+	if s.span == nil {
+		return
+	}
+	s.span.SetAttributes(attribute.String("rpc.grpc.status", status))
+	if n != "" {
+		s.span.SetAttributes(attribute.String("phone_number.masked", n.Masked()))
+	}
+	switch status { // what is the service's fault, as the semantic conventions have it
+	case "Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavailable", "DataLoss":
+		s.span.SetStatus(codes.Error, status)
+	}
+	s.span.End()
+}
+
+type watchedStore struct {
+	Steps
+	next verify.Store
+}
+
+func (w watchedStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	ctx, step := w.begin(ctx, "load", n)
+	record, err := w.next.Load(ctx, n)
+	result := resultOf(true, err)
+	w.Metrics.database.WithLabelValues("load", result).Observe(step.took().Seconds())
+	step.end(result, err)
+	return record, err
+}
+
+func (w watchedStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	ctx, step := w.begin(ctx, "swap", n)
+	done, err := w.next.Swap(ctx, n, old, next)
+	result := resultOf(done, err)
+	w.Metrics.database.WithLabelValues("swap", result).Observe(step.took().Seconds())
+	step.end(result, err)
+	return done, err
+}
+
+func resultOf(done bool, err error) string {
+	switch {
+	case errors.Is(err, verify.ErrOutcomeUnknown):
+		return "unknown"
+	case err != nil:
+		return "error"
+	case !done:
+		return "lost_race"
+	}
+	return "ok"
+}
+
+type watchedSender struct {
+	Steps
+	next verify.Sender
+}
+
+func (w watchedSender) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	ctx, step := w.begin(ctx, "aliyun", m.Number)
+	receipt, err := w.next.Send(ctx, m)
+	result, code, requestID := "accepted", "OK", receipt.RequestID
+	var told error
+	if err != nil {
+		said := verify.SendErrorOf(err)
+		told = said
+		result, code, requestID = said.Kind.String(), cmp.Or(said.Code, "none"), said.RequestID
+	}
+	w.Metrics.sent(m.Number, result, code, step.took())
+	step.end(result, told, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
+	return receipt, err
+}
+
+type step struct {
+	Steps
+	ctx    context.Context
+	name   string
+	number verify.Number
+	start  time.Time
+	span   trace.Span // nil where traces are not exported
+}
+
+func (s Steps) begin(ctx context.Context, name string, n verify.Number) (context.Context, *step) {
+	begun := &step{Steps: s, name: name, number: n, start: time.Now()}
+	if s.Tracer != nil {
+		ctx, begun.span = s.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
+	}
+	begun.ctx = ctx
+	return ctx, begun
+}
+
+func (s *step) took() time.Duration { return time.Since(s.start) }
+
+// end says how the step ended; only details with a value are told.
+func (s *step) end(result string, err error, details ...slog.Attr) {
+	if s.span != nil {
+		s.span.SetAttributes(attribute.String("result", result))
+		for _, d := range details {
+			if d.Value.String() != "" {
+				s.span.SetAttributes(attribute.String(d.Key, d.Value.String()))
+			}
+		}
+		if err != nil {
+			s.span.SetStatus(codes.Error, err.Error())
+		}
+		s.span.End()
+	}
+	if !s.Log.Enabled(s.ctx, slog.LevelDebug) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("step", s.name), slog.String("result", result), slog.String("number", s.number.Masked()),
+		slog.Float64("duration_ms", Milliseconds(s.took())),
+	}
+	for _, d := range details {
+		if d.Value.String() != "" {
+			attrs = append(attrs, d)
+		}
+	}
+	if id := TraceID(s.ctx); id != "" {
+		attrs = append(attrs, slog.String("trace_id", id))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", err.Error()))
+	}
+	s.Log.LogAttrs(s.ctx, slog.LevelDebug, "step", attrs...)
+}
+
+// Milliseconds is a duration as log lines have it.
+func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

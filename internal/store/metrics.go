@@ -1,0 +1,75 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"net"
+	"strconv"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// counters are what only the store can count.
+type counters struct {
+	errors    *prometheus.CounterVec
+	scattered prometheus.Counter
+	rows      prometheus.Gauge
+	purged    prometheus.Counter
+}
+
+func newCounters() counters {
+	return counters{
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "phonenumber_database_errors_total", Help: "Statements that failed, by MySQL's error number or a word; each is tried again while its call's time lasts.",
+		}, []string{"error"}),
+		scattered: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "phonenumber_database_scattered_total", Help: "Times that a failed or hanging statement sent all calls alone for ten seconds.",
+		}),
+		rows: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "phonenumber_database_rows", Help: "Numbers in the table, as the engine estimates them once a minute.",
+		}),
+		purged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "phonenumber_database_purged_rows_total", Help: "Numbers that this replica purged.",
+		}),
+	}
+}
+
+// Collectors are the store's metrics.
+func (db *DB) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{
+		db.counters.errors, db.counters.scattered, db.counters.rows, db.counters.purged,
+		collectors.NewDBStatsCollector(db.pool, "codes"),
+	}
+}
+
+// count counts a statement's error, if it is one, and returns it.
+func (db *DB) count(err error) error {
+	if err != nil {
+		db.counters.errors.WithLabelValues(errorName(err)).Inc()
+	}
+	return err
+}
+
+// errorName is short, and one of few.
+func errorName(err error) string {
+	var (
+		server  *mysql.MySQLError
+		sqlite  interface{ Code() int }
+		network net.Error
+		surely  *withoutEffect
+	)
+	switch {
+	case errors.As(err, &server):
+		return strconv.Itoa(int(server.Number))
+	case errors.As(err, &sqlite):
+		return "sqlite_" + strconv.Itoa(sqlite.Code()&0xff)
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.As(err, &network), errors.As(err, &surely), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
+		return "connection"
+	}
+	return "other"
+}

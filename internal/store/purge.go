@@ -1,0 +1,172 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+const (
+	purgeEvery = time.Hour   // by one of all replicas
+	lookEvery  = time.Minute // whether it is time
+	// How long a replica that stopped in the middle keeps others from going on.
+	leaseFor  = 2 * time.Minute
+	purgeRows = 100 // of one statement: its locks are held for a moment
+	// A purge waits so many times as long as its statements took: calls have the
+	// database for the rest.
+	purgePauses = 4
+	// Whose row is the lease: its begun_at is when the next purge may begin. No
+	// number reads like this.
+	purger = verify.Number("purge")
+)
+
+// Housekeep purges the rows of numbers that were last sent to longer ago than
+// retention, now and then, until ctx ends. One replica at a time does it.
+func (db *DB) Housekeep(ctx context.Context, retention time.Duration, log *slog.Logger) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		if err := db.estimateRows(ctx); err != nil && ctx.Err() == nil {
+			log.Debug("rows could not be counted", "error", db.engine.loggable(err))
+		}
+		purged, err := db.Purge(ctx, retention)
+		if purged > 0 {
+			log.Info("purged numbers that were last sent to long ago", "rows", purged, "retention", retention.String())
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Warn("old numbers could not be purged; the user needs SELECT, INSERT, UPDATE and DELETE on phone_numbers", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Purge deletes rows begun longer ago than retention, by this process's clock and by
+// the database's, and reports how many. It does nothing where a replica is at it, or
+// was within the hour.
+func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64, err error) {
+	lease, err := db.read(ctx, purger)
+	if err == nil && time.Now().UnixMicro() >= lease.BegunAt {
+		var held bool
+		if held, err = db.extend(ctx, &lease, leaseFor); held {
+			purged, err = db.purge(ctx, retention, &lease)
+			if _, later := db.extend(ctx, &lease, purgeEvery); err == nil {
+				err = later
+			}
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("purge: %w", db.engine.loggable(err))
+	}
+	return purged, err
+}
+
+// extend makes the lease ours for a while, where nobody came first.
+func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
+	next := verify.Record{BegunAt: time.Now().Add(by).UnixMicro(), State: []byte{}}
+	rand.Read(next.Version[:])
+	held, err = db.swapAlone(ctx, purger, lease.Version, next)
+	if held {
+		*lease = next
+	}
+	if db.judge(err)&lostRace != 0 {
+		err = nil
+	}
+	return held, err
+}
+
+var deleteOld = "DELETE FROM phone_numbers WHERE begun_at < ? AND phone_number IN (?" + strings.Repeat(", ?", purgeRows-1) + ")"
+
+func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
+	clock, _ := db.engine.asks()
+	var seconds int64
+	if err := db.pool.QueryRowContext(ctx, clock).Scan(&seconds); err != nil {
+		return 0, db.count(err)
+	}
+	now := time.Now()
+	if theirs := time.Unix(seconds, 0); theirs.Before(now) {
+		now = theirs
+	}
+	before := now.Add(-retention).UnixMicro()
+	remove, err := db.pool.PrepareContext(ctx, deleteOld)
+	if err != nil {
+		return 0, db.count(err)
+	}
+	defer remove.Close()
+	var from int64 // what is older is gone: not to be looked for again
+	for {
+		started := time.Now()
+		old, err := db.oldest(ctx, &from, before)
+		if err != nil || len(old) == 0 {
+			return purged, err
+		}
+		// The time is looked at once more: one of them may have been sent to since.
+		args := append([]any{before}, old...)
+		for len(args) <= purgeRows {
+			args = append(args, old[0])
+		}
+		result, err := remove.ExecContext(ctx, args...)
+		if db.count(err) != nil && db.judge(err)&lostRace == 0 {
+			return purged, err
+		}
+		if err == nil {
+			rows, err := result.RowsAffected()
+			if err != nil {
+				return purged, err
+			}
+			purged += rows
+			db.counters.purged.Add(float64(rows))
+		}
+		select {
+		case <-time.After(purgePauses * time.Since(started)):
+		case <-ctx.Done():
+			return purged, ctx.Err()
+		}
+		if time.Until(time.UnixMicro(lease.BegunAt)) < leaseFor/2 {
+			if held, err := db.extend(ctx, lease, leaseFor); !held {
+				return purged, err
+			}
+		}
+	}
+}
+
+// oldest returns the numbers that were begun first, of those from on and before, and
+// moves from on.
+func (db *DB) oldest(ctx context.Context, from *int64, before int64) (numbers []any, err error) {
+	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", *from, before, purgeRows)
+	if err != nil {
+		return nil, db.count(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n string
+		if err := rows.Scan(&n, from); err != nil {
+			return nil, err
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers, db.count(rows.Err())
+}
+
+func (db *DB) estimateRows(ctx context.Context) error {
+	_, rows := db.engine.asks()
+	var n int64
+	err := db.pool.QueryRowContext(ctx, rows).Scan(&n)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		db.counters.rows.Set(float64(n))
+	}
+	return db.count(err)
+}
