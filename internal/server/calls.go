@@ -138,7 +138,10 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	if err != nil {
 		text("error", err.Error())
 	}
-	log.LogAttrs(ctx, level, "call", attrs...)
+	// Not by the Logger, which would find out the line of the source.
+	record := slog.NewRecord(time.Now(), level, "call", 0)
+	record.AddAttrs(attrs...)
+	log.Handler().Handle(ctx, record) //nolint:errcheck // as the Logger does
 }
 
 // callerOf is the address that a call came from, without its port.
@@ -146,6 +149,9 @@ func callerOf(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {
 		return ""
+	}
+	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+		return tcp.IP.String()
 	}
 	host, _, err := net.SplitHostPort(p.Addr.String())
 	if err != nil {

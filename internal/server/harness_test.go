@@ -28,7 +28,13 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(server.LoadOn); addr != "" {
+		server.Load(addr)
+		return
+	}
+	os.Exit(mariadbtest.Run(m))
+}
 
 // onBothStores runs a test on MariaDB with two replicas, each with connections
 // of its own, and on SQLite with one.

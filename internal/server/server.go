@@ -78,18 +78,9 @@ func Serve(ctx context.Context, c Config) error {
 		svc = dev
 	}
 	around := aroundCall(c.Watch)
-	grpcServer := grpc.NewServer(
+	grpcServer := grpc.NewServer(append(portOptions(deadline),
 		grpc.UnaryInterceptor(around),
-		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // finds peers that vanished
-		grpc.StreamInterceptor(untilDrained(streaming)),
-		grpc.NumStreamWorkers(streamWorkers),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxRecvMsgSize(maxMessageBytes),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.ConnectionTimeout(connectionTimeout),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMostEvery, PermitWithoutStream: true}),
-	)
+		grpc.StreamInterceptor(untilDrained(streaming)))...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
 	healthServer := health.NewServer()
 	healthpb.RegisterHealthServer(grpcServer, healthServer)
@@ -133,6 +124,19 @@ func Serve(ctx context.Context, c Config) error {
 	c.Verifier.Wait(storing)
 	c.Watch.Log.Info("stopped")
 	return failure
+}
+
+func portOptions(deadline time.Duration) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // finds peers that vanished
+		grpc.NumStreamWorkers(streamWorkers),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMostEvery, PermitWithoutStream: true}),
+	}
 }
 
 // untilDrained ends streams with ctx. Only health watches last, and they would

@@ -85,7 +85,9 @@ func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration
 	return held, err
 }
 
-var deleteOld = "DELETE FROM phone_numbers WHERE begun_at < ? AND phone_number IN (?" + strings.Repeat(", ?", purgeRows-1) + ")"
+func deleteOld(rows int) string {
+	return "DELETE FROM phone_numbers WHERE begun_at < ? AND phone_number IN (?" + strings.Repeat(", ?", rows-1) + ")"
+}
 
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
 	clock, _ := db.engine.asks()
@@ -98,7 +100,7 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 		now = theirs
 	}
 	before := now.Add(-retention).UnixMicro()
-	remove, err := db.pool.PrepareContext(ctx, deleteOld)
+	remove, err := db.pool.PrepareContext(ctx, deleteOld(purgeRows))
 	if err != nil {
 		return 0, db.count(err)
 	}

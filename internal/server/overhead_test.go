@@ -1,0 +1,128 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/liulinhuai/phone-number-service/internal/observe"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// LoadOn is the variable with which this test binary is Load.
+const LoadOn = "TEST_LOAD_ON"
+
+const (
+	loadStreams = 64
+	loadCalls   = 40_000
+)
+
+// Load makes many calls to addr over one connection, and ends the process where one
+// fails.
+func Load(addr string) {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	client := pb.NewPhoneNumberServiceClient(conn)
+	var calling sync.WaitGroup
+	for range loadStreams {
+		calling.Go(func() {
+			for range loadCalls / loadStreams {
+				if _, err := client.Valid(context.Background(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+					panic(err)
+				}
+			}
+		})
+	}
+	calling.Wait()
+}
+
+type emptyService struct {
+	pb.UnimplementedPhoneNumberServiceServer
+}
+
+func (emptyService) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse, error) {
+	return &pb.ValidResponse{}, nil
+}
+
+// BenchmarkWatching tells how much more CPU an empty call takes of the server because
+// it is counted, logged to a file and caught when it panics. The client is another
+// process.
+func BenchmarkWatching(b *testing.B) {
+	const rounds = 7
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // as main does
+	file, err := os.Create(filepath.Join(b.TempDir(), "log"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer file.Close()
+	watching := func(h slog.Handler) grpc.ServerOption {
+		return grpc.UnaryInterceptor(aroundCall(observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(h))}))
+	}
+	servers := []struct {
+		name    string
+		options []grpc.ServerOption
+		perCall []float64
+	}{
+		{name: "unwatched"},
+		{name: "text", options: []grpc.ServerOption{watching(slog.NewTextHandler(file, nil))}},
+		{name: "json", options: []grpc.ServerOption{watching(slog.NewJSONHandler(file, nil))}},
+	}
+	for b.Loop() {
+		for range rounds {
+			for i := range servers {
+				servers[i].perCall = append(servers[i].perCall, cpuOfACall(b, servers[i].options...))
+			}
+		}
+	}
+	for i := range servers {
+		slices.Sort(servers[i].perCall)
+		median := servers[i].perCall[len(servers[i].perCall)/2]
+		b.ReportMetric(median, "µs/"+servers[i].name)
+		if i > 0 {
+			b.ReportMetric(median/servers[0].perCall[len(servers[0].perCall)/2], servers[i].name+"/unwatched")
+		}
+	}
+}
+
+// cpuOfACall is in microseconds of this process.
+func cpuOfACall(b *testing.B, options ...grpc.ServerOption) float64 {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := grpc.NewServer(append(options, portOptions(time.Minute)...)...)
+	pb.RegisterPhoneNumberServiceServer(s, emptyService{})
+	go s.Serve(listener)
+	defer s.Stop()
+	client := exec.Command(os.Args[0])
+	client.Env = []string{LoadOn + "=" + listener.Addr().String()}
+	before := ownCPU(b)
+	if out, err := client.CombinedOutput(); err != nil {
+		b.Fatal(fmt.Errorf("%w\n%s", err, out))
+	}
+	return float64((ownCPU(b) - before).Nanoseconds()) / 1000 / loadCalls
+}
+
+func ownCPU(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
