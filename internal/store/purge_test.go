@@ -1,0 +1,314 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+const testRetention = 24 * time.Hour
+
+// onShared runs a test on every engine that two handles can be open on.
+func onShared(t *testing.T, test func(t *testing.T, dsn string)) {
+	t.Run("MariaDB", func(t *testing.T) { test(t, mariadbtest.DSN(t)) })
+	t.Run("SQLite", func(t *testing.T) { test(t, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")) })
+}
+
+// begunAgo stores numbers that were last sent to so long ago.
+func begunAgo(t testing.TB, db *DB, ago time.Duration, numbers ...verify.Number) {
+	t.Helper()
+	for _, n := range numbers {
+		if done, err := db.Swap(t.Context(), n, verify.Version{}, randomRecord(time.Now().Add(-ago).UnixMicro())); !done || err != nil {
+			t.Fatalf("Swap = %v, %v; want true", done, err)
+		}
+	}
+}
+
+func numbered(prefix string, count int) (numbers []verify.Number) {
+	for i := range count {
+		numbers = append(numbers, verify.Number(fmt.Sprintf("+%s%06d", prefix, i)))
+	}
+	return numbers
+}
+
+func mustPurge(t *testing.T, db *DB, want int64) {
+	t.Helper()
+	if got, err := db.Purge(t.Context(), testRetention); got != want || err != nil {
+		t.Fatalf("Purge = %d, %v; want %d", got, err, want)
+	}
+}
+
+func isThere(t *testing.T, db *DB, n verify.Number) bool {
+	t.Helper()
+	r, err := db.read(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Version != verify.Version{}
+}
+
+// setLease makes the next purge due then.
+func setLease(t *testing.T, db *DB, due time.Time) {
+	t.Helper()
+	lease, err := db.read(t.Context(), purger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held, err := db.extend(t.Context(), &lease, time.Until(due)); !held || err != nil {
+		t.Fatalf("the lease was not taken: %v", err)
+	}
+}
+
+func TestPurgeTakesWhatIsOlderThanTheRetentionAndNothingElse(t *testing.T) {
+	onShared(t, func(t *testing.T, dsn string) {
+		db := openHere(t, dsn)
+		old, young := numbered("1", 2*purgeRows+7), numbered("2", 30)
+		begunAgo(t, db, testRetention+time.Second, old...)
+		begunAgo(t, db, testRetention-time.Minute, young...)
+		mustPurge(t, db, int64(len(old)))
+		for _, n := range old {
+			if isThere(t, db, n) {
+				t.Fatalf("%s is there; want it purged", n)
+			}
+		}
+		for _, n := range young {
+			if !isThere(t, db, n) {
+				t.Fatalf("%s is gone; want it kept", n)
+			}
+		}
+		if got := counted(t, db.counters.purged); got != float64(len(old)) {
+			t.Errorf("the metric counts %v rows, want %d", got, len(old))
+		}
+	})
+}
+
+func TestOneReplicaPurgesAnHour(t *testing.T) {
+	onShared(t, func(t *testing.T, dsn string) {
+		db, other := openHere(t, dsn), openHere(t, dsn)
+		begunAgo(t, db, 2*testRetention, numbered("1", 10)...)
+		mustPurge(t, db, 10)
+		begunAgo(t, db, 2*testRetention, numbered("2", 10)...)
+		mustPurge(t, other, 0)
+		mustPurge(t, db, 0)
+		setLease(t, db, time.Now().Add(leaseFor/2)) // somebody is at it
+		mustPurge(t, other, 0)
+		setLease(t, db, time.Now().Add(-time.Second)) // somebody was, and was killed
+		mustPurge(t, other, 10)
+		lease, err := db.read(t.Context(), purger)
+		if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next > purgeEvery || next < purgeEvery-time.Minute {
+			t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
+		}
+	})
+}
+
+func TestOfManyWhoWouldPurgeOneDoes(t *testing.T) {
+	onShared(t, func(t *testing.T, dsn string) {
+		handles := []*DB{openHere(t, dsn), openHere(t, dsn), openHere(t, dsn)}
+		begunAgo(t, handles[0], 2*testRetention, numbered("1", 3*purgeRows)...)
+		var purging sync.WaitGroup
+		purged := make([]int64, len(handles))
+		for i, db := range handles {
+			purging.Go(func() {
+				var err error
+				if purged[i], err = db.Purge(t.Context(), testRetention); err != nil {
+					t.Errorf("handle %d: %v", i, err)
+				}
+			})
+		}
+		purging.Wait()
+		busy := 0
+		for _, n := range purged {
+			if n > 0 {
+				busy++
+			}
+		}
+		if busy != 1 {
+			t.Errorf("purged %v; want one to have done it", purged)
+		}
+	})
+}
+
+func TestANumberThatIsSentToWhileThePurgeRunsIsKept(t *testing.T) {
+	onShared(t, func(t *testing.T, dsn string) {
+		db, other := openHere(t, dsn), openHere(t, dsn)
+		numbers := numbered("1", 20*purgeRows)
+		begunAgo(t, db, 2*testRetention, numbers...)
+		var sending sync.WaitGroup
+		sent := make([]bool, len(numbers))
+		const senders = 8
+		for s := range senders {
+			sending.Go(func() {
+				for i := s; i < len(numbers); i += senders {
+					old, err := other.read(t.Context(), numbers[i])
+					if err == nil && old.Version != (verify.Version{}) {
+						sent[i], err = other.swapAlone(t.Context(), numbers[i], old.Version, randomRecord(time.Now().UnixMicro()))
+					}
+					if err != nil && other.judge(err)&(lostRace|noEffect) == 0 {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		purged, err := db.Purge(t.Context(), testRetention)
+		sending.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept := 0
+		for i, n := range numbers {
+			if sent[i] {
+				kept++
+				if !isThere(t, db, n) {
+					t.Fatalf("%s is gone, though it was sent to", n)
+				}
+			}
+		}
+		t.Logf("%d were sent to, %d purged", kept, purged)
+		if kept == 0 || purged == 0 || int64(kept)+purged < int64(len(numbers)) {
+			t.Errorf("%d sent to, %d purged, of %d; want some of each, and all", kept, purged, len(numbers))
+		}
+	})
+}
+
+func TestThePurgeBelievesTheEarlierOfTwoClocks(t *testing.T) {
+	past := time.Now().Add(-48 * time.Hour).Unix()
+	db := openHere(t, mariadbtest.DSN(t)+fmt.Sprintf("?timestamp=%d", past)) // what its sessions take for now
+	begunAgo(t, db, 47*time.Hour, "+1")
+	begunAgo(t, db, 73*time.Hour, "+2")
+	mustPurge(t, db, 1)
+	if !isThere(t, db, "+1") {
+		t.Error("by the database's clock the number was sent to in the future, and it is gone")
+	}
+}
+
+func TestThePurgeFindsOldRowsByAnIndex(t *testing.T) {
+	const oldest = "EXPLAIN %s SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= 0 AND begun_at < 5 ORDER BY begun_at LIMIT 100"
+	for name, c := range map[string]struct{ dsn, explain, want string }{
+		"MariaDB": {mariadbtest.DSN(t), fmt.Sprintf(oldest, ""), "begun_at"},
+		"SQLite":  {"sqlite:" + filepath.Join(t.TempDir(), "codes.db"), fmt.Sprintf(oldest, "QUERY PLAN"), "USING INDEX phone_numbers_begun_at"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := openHere(t, c.dsn)
+			begunAgo(t, db, 0, numbered("1", 500)...)
+			rows, err := db.pool.Query(c.explain)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			columns, _ := rows.Columns()
+			var plan []string
+			for rows.Next() {
+				values := make([]any, len(columns))
+				for i := range values {
+					values[i] = new(any)
+				}
+				if err := rows.Scan(values...); err != nil {
+					t.Fatal(err)
+				}
+				for i, v := range values {
+					text := fmt.Sprintf("%s", *v.(*any))
+					if name != "MariaDB" || columns[i] == "key" {
+						plan = append(plan, text)
+					}
+				}
+			}
+			if got := strings.Join(plan, " "); !strings.Contains(got, c.want) || rows.Err() != nil {
+				t.Errorf("the plan is %q, %v; want it to say %q", got, rows.Err(), c.want)
+			}
+		})
+	}
+}
+
+func TestAnInterruptedPurgeIsTakenUpAgain(t *testing.T) {
+	onShared(t, func(t *testing.T, dsn string) {
+		db := openHere(t, dsn)
+		begunAgo(t, db, 2*testRetention, numbered("1", 5*purgeRows)...)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if purged, err := db.Purge(ctx, testRetention); purged != 0 || !errors.Is(err, context.Canceled) {
+			t.Errorf("Purge = %d, %v; want it cut off", purged, err)
+		}
+		mustPurge(t, db, 5*purgeRows)
+	})
+}
+
+func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
+	db := openHere(t, mariadbtest.DSN(t))
+	begunAgo(t, db, 2*testRetention, numbered("1", 50)...)
+	exec(t, db, "ANALYZE TABLE phone_numbers")
+	exec(t, db, "CREATE TRIGGER keeps BEFORE DELETE ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '42000' SET MYSQL_ERRNO = 1142")
+	var log logLines
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); db.Housekeep(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "needs SELECT, INSERT, UPDATE and DELETE") && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
+	if got := log.String(); strings.Count(got, "1142") != 1 {
+		t.Errorf("got the log %q; want one line with 1142", got)
+	}
+	if got := counted(t, db.counters.rows); got < 40 || got > 60 {
+		t.Errorf("got %v rows, want about 51", got)
+	}
+	if !isThere(t, db, numbered("1", 1)[0]) {
+		t.Error("a row is gone that could not be deleted")
+	}
+}
+
+type logLines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func counted(t *testing.T, m interface{ Write(*dto.Metric) error }) float64 {
+	t.Helper()
+	var d dto.Metric
+	if err := m.Write(&d); err != nil {
+		t.Fatal(err)
+	}
+	return d.GetCounter().GetValue() + d.GetGauge().GetValue()
+}
+
+func TestErrorsOfStatementsAreCountedByNumber(t *testing.T) {
+	db := openHere(t, mariadbtest.DSN(t))
+	exec(t, db, "CREATE TRIGGER breaks BEFORE INSERT ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1205")
+	if _, err := db.Swap(t.Context(), "+1", verify.Version{}, randomRecord(1)); err == nil {
+		t.Fatal("the swap was done; want it refused")
+	}
+	if got := counted(t, db.counters.errors.WithLabelValues("1205")); got != 1 {
+		t.Errorf("1205 was counted %v times, want once", got)
+	}
+	db.pool.Close()
+	if _, err := db.read(t.Context(), "+1"); err == nil {
+		t.Fatal("a closed pool was read")
+	}
+	if got := counted(t, db.counters.errors.WithLabelValues("other")); got != 1 {
+		t.Errorf("other was counted %v times, want once", got)
+	}
+}
