@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
 )
 
 var (
@@ -51,7 +53,7 @@ func TestTheBenchmarksRun(t *testing.T) {
 		defer flag.Set(name, before)
 	}
 	for name, run := range map[string]func(*testing.B){
-		"Service": BenchmarkService, "Growth": BenchmarkGrowth, "OpenLoop": BenchmarkOpenLoop,
+		"Service": BenchmarkService, "Growth": BenchmarkGrowth, "OpenLoop": BenchmarkOpenLoop, "Purge": BenchmarkPurge,
 		"Connections": BenchmarkConnections, "SQLite": BenchmarkSQLite, "Start": BenchmarkStart, "Soak": BenchmarkSoak,
 	} {
 		ok := true
@@ -171,6 +173,58 @@ func BenchmarkOpenLoop(b *testing.B) {
 	}
 	printTable([]*row{raw, closed, open})
 	fmt.Printf("p99 of the open loop is %.1f × the p50 of the raw statement\n", median(ratios))
+}
+
+// BenchmarkPurge compares Valid, called at half of what it can at moments of its own,
+// with the same while a tenth of all numbers is purged.
+func BenchmarkPurge(b *testing.B) {
+	s := onMariaDB(b, *numbers, 1)
+	r := s.replicas[0]
+	purger, err := store.Open(s.dsn)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer purger.Close()
+	if err := purger.Prepare(b.Context(), ""); err != nil {
+		b.Fatal(err)
+	}
+	rate := s.valids(64, s.sent(checks(64), r), r, callersOnAConnection).perSecond / 2
+	measure := func(to *row) float64 {
+		sent := s.sent(int(rate*span.Seconds()*1.2)+1000, r)
+		var n atomic.Int64
+		result, c := s.measured(func() stretch {
+			return openLoop(b, rate, *span, func(ctx context.Context, caller int) error {
+				return s.valid(ctx, r.client(b, caller, callersOnAConnection), sent[n.Add(1)-1])
+			})
+		})
+		to.add(result, c, 0, 1)
+		return float64(result.quantile(0.99))
+	}
+	quiet, purging := &row{what: "Valid"}, &row{what: "Valid, while rows are purged"}
+	var ratios []float64
+	var purged int64
+	var busy time.Duration
+	for purged < int64(*numbers/10) {
+		alone := measure(quiet)
+		s.exec("UPDATE phone_numbers SET begun_at = 0 WHERE phone_number = 'purge'") // it is due
+		ctx, stop := context.WithCancel(b.Context())
+		rows := make(chan int64)
+		start := time.Now()
+		go func() {
+			n, err := purger.Purge(ctx, 24*time.Hour)
+			if err != nil && ctx.Err() == nil {
+				b.Error(err)
+			}
+			rows <- n
+		}()
+		ratios = append(ratios, measure(purging)/alone)
+		stop()
+		purged += <-rows
+		busy += time.Since(start)
+	}
+	printTable([]*row{quiet, purging})
+	fmt.Printf("%d rows purged, %.0f/s; p99 of Valid meanwhile is %.2f × that without (median of %d; %.2f to %.2f)\n",
+		purged, float64(purged)/busy.Seconds(), median(ratios), len(ratios), slices.Min(ratios), slices.Max(ratios))
 }
 
 // BenchmarkConnections compares 256 callers who have a connection each with 64 who
