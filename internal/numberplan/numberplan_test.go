@@ -88,3 +88,14 @@ func TestKnownRegionTakesUpperCaseTwoLetterCodesOnly(t *testing.T) {
 		}
 	}
 }
+
+func TestCountryIsThatOfTheCountryCode(t *testing.T) {
+	for number, want := range map[verify.Number]string{
+		"+8618612345678": "CN", "+12025550123": "US", "+16135550123": "US", "+447400123456": "GB", "+85251234567": "HK",
+		"+6591234567": "SG", "+79161234567": "RU", "+88212345678": "001", "+2101234567": "ZZ", "+8": "ZZ",
+	} {
+		if got := numberplan.Country(number); got != want {
+			t.Errorf("%s: got %s, want %s", number, got, want)
+		}
+	}
+}

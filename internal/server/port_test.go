@@ -402,12 +402,14 @@ func TestAPanicAnswersInternalAndTheProcessLives(t *testing.T) {
 
 func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 	fake := dysmsapitest.New(t)
+	fake.Limits(true)
 	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake))
 	r.send(t, "18699998888")
 	code := lastCode(t, fake, "18699998888")
 	r.valid(t, "18699998888", code)
 	r.post(t, "Valid", `{"phone_number":"+86 186 9999 8888","code":"`+code+`"}`)
 	r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "10086"})
+	r.SendSMS(t.Context(), request("18699998888")) // within the minute
 	var calls []string
 	for line := range strings.Lines(r.log.String()) {
 		if strings.Contains(line, "msg=call") {
@@ -415,10 +417,11 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 		}
 	}
 	wants := [][]string{
-		{"method=SendSMS", "status=OK", "duration_ms=", "number=+86186****8888", "biz_id=" + fake.Accepted()[0].BizID, "request_id="},
-		{"method=Valid", "status=OK", "number=+86186****8888"},
-		{"method=Valid", "status=OK", "number=+86186****8888"},
-		{"method=Valid", "status=InvalidArgument"},
+		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "caller=127.0.0.1", "number=+86186****8888", "country=CN", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
+		{"method=Valid", "status=OK", "caller=127.0.0.1", "number=+86186****8888", "outcome=match"},
+		{"method=Valid", "status=OK", "caller=127.0.0.1", "number=+86186****8888", "outcome=none"},
+		{"method=Valid", "status=InvalidArgument", "caller=127.0.0.1", "error=\"phone_number must be one mobile number"},
+		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
 	}
 	if len(calls) != len(wants) {
 		t.Fatalf("got %d lines; want %d:\n%s", len(calls), len(wants), strings.Join(calls, ""))

@@ -1,0 +1,136 @@
+package observe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+func scrape(t *testing.T, m *Metrics) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	body, err := io.ReadAll(w.Result().Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+func mustHave(t *testing.T, scraped string, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if !strings.Contains(scraped, "\n"+line+"\n") {
+			t.Errorf("the metrics lack %s", line)
+		}
+	}
+}
+
+type sender struct {
+	receipt verify.Receipt
+	err     error
+}
+
+func (s sender) Send(context.Context, verify.Message) (verify.Receipt, error) {
+	return s.receipt, s.err
+}
+
+func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
+	m := NewMetrics("test")
+	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	for _, c := range []struct {
+		number verify.Number
+		err    error
+	}{
+		{"+8618600000000", nil},
+		{"+12025550123", nil},
+		{"+85251234567", &verify.SendError{Kind: verify.SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL"}},
+		{"+8618600000000", &verify.SendError{Kind: verify.SendTimedOut}},
+		{"+8618600000000", errors.New("654321 to +8618600000000")},
+	} {
+		_, err := steps.Sender(sender{err: c.err}).Send(t.Context(), verify.Message{Number: c.number, Code: "654321"})
+		if !errors.Is(err, c.err) {
+			t.Errorf("got %v, want the sender's own error", err)
+		}
+	}
+	scraped := scrape(t, m)
+	mustHave(t, scraped,
+		`phonenumber_sends_total{aliyun_code="OK",country="CN",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="OK",country="US",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",country="HK",result="limited"} 1`,
+		`phonenumber_sends_total{aliyun_code="none",country="CN",result="timed_out"} 1`,
+		`phonenumber_sends_total{aliyun_code="none",country="CN",result="unknown"} 1`,
+		`phonenumber_aliyun_duration_seconds_count{result="accepted"} 2`,
+	)
+	if strings.Contains(scraped, "654321") || strings.Contains(scraped, "18600000000") {
+		t.Error("the metrics hold a code or a number")
+	}
+}
+
+func TestCodesOfAliyunAreBounded(t *testing.T) {
+	m := NewMetrics("test")
+	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	for i := range 10 * maxAliyunCodes {
+		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendPrecondition, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(), verify.Message{Number: "+8618600000000"})
+	}
+	scraped := scrape(t, m)
+	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
+		t.Errorf("got %d series, want %d and one for all others", got, maxAliyunCodes)
+	}
+	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",country="CN",result="refused"} %d`, 9*maxAliyunCodes))
+}
+
+func TestVerificationsAreCountedByOutcome(t *testing.T) {
+	m := NewMetrics("test")
+	for _, found := range []verify.Verification{{}, {Outcome: verify.Mismatch}, {Outcome: verify.Expired}, {Outcome: verify.Exhausted}, {Outcome: verify.Match, After: 7 * time.Second}} {
+		m.Verified("+8618600000000", found)
+	}
+	scraped := scrape(t, m)
+	for _, outcome := range []string{"none", "match", "mismatch", "expired", "exhausted"} {
+		mustHave(t, scraped, `phonenumber_verifications_total{country="CN",outcome="`+outcome+`"} 1`)
+	}
+	mustHave(t, scraped, `phonenumber_send_to_verification_seconds_bucket{le="5"} 0`, `phonenumber_send_to_verification_seconds_bucket{le="10"} 1`, `phonenumber_send_to_verification_seconds_count 1`)
+}
+
+type storeOf struct {
+	done bool
+	err  error
+}
+
+func (s storeOf) Load(context.Context, verify.Number) (verify.Record, error) {
+	return verify.Record{}, s.err
+}
+
+func (s storeOf) Swap(context.Context, verify.Number, verify.Version, verify.Record) (bool, error) {
+	return s.done, s.err
+}
+
+func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
+	m := NewMetrics("test")
+	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	for _, s := range []storeOf{{done: true}, {}, {err: errors.New("1205")}, {err: fmt.Errorf("lost: %w", verify.ErrOutcomeUnknown)}} {
+		w := steps.Store(s)
+		if done, err := w.Swap(t.Context(), "+1", verify.Version{}, verify.Record{}); done != s.done || !errors.Is(err, s.err) {
+			t.Errorf("Swap = %v, %v; want what the store says", done, err)
+		}
+		if _, err := w.Load(t.Context(), "+1"); !errors.Is(err, s.err) {
+			t.Errorf("Load: %v; want what the store says", err)
+		}
+	}
+	mustHave(t, scrape(t, m),
+		`phonenumber_database_duration_seconds_count{operation="swap",result="ok"} 1`,
+		`phonenumber_database_duration_seconds_count{operation="swap",result="lost_race"} 1`,
+		`phonenumber_database_duration_seconds_count{operation="swap",result="error"} 1`,
+		`phonenumber_database_duration_seconds_count{operation="swap",result="unknown"} 1`,
+		`phonenumber_database_duration_seconds_count{operation="load",result="ok"} 2`,
+		`phonenumber_database_duration_seconds_count{operation="load",result="error"} 1`,
+	)
+}
