@@ -44,7 +44,7 @@ func (s secrets) keys(f *faults) (keys verify.Keys) {
 	return keys
 }
 
-const secretsReadEvery = 5 * time.Second
+const secretsReadEvery = 2 * time.Second
 
 // watchSecrets reads the files that secrets came from again and again until ctx ends,
 // and has takeOver take what changed. A change counts once it was read twice alike:

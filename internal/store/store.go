@@ -97,10 +97,18 @@ func (db *DB) PrepareToRead(ctx context.Context) (err error) {
 	if db.load, err = db.pool.PrepareContext(ctx, loadOne); err == nil {
 		return nil
 	}
-	if advice := db.engine.advice(err); advice != "" {
-		return fmt.Errorf("%s: %w", advice, err)
+	advice := db.engine.advice(err)
+	if db.judge(err)&tableMissing != 0 {
+		advice = "the table phone_numbers is not there; the service creates it when it first starts"
 	}
-	return err
+	return advised(advice, err)
+}
+
+func advised(advice string, err error) error {
+	if advice == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %w", advice, err)
 }
 
 // Prepare makes one attempt to be ready: it applies schema where the table is
@@ -111,9 +119,7 @@ func (db *DB) Prepare(ctx context.Context, schema string) error {
 	if err == nil {
 		return nil
 	}
-	if advice := db.engine.advice(err); advice != "" {
-		err = fmt.Errorf("%s: %w", advice, err)
-	}
+	err = advised(db.engine.advice(err), err)
 	if db.judge(err)&notUp != 0 {
 		err = fmt.Errorf("%w: %w", ErrNotUp, err)
 	}
