@@ -59,11 +59,11 @@ var mysqlErrors = map[uint16]mysqlError{
 const createDatabase = "CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin"
 
 var mysqlAdvice = map[uint16]string{
-	1044: "the user may not use the database, or it does not exist; as a user who may: " + createDatabase + ", and grant SELECT, INSERT, UPDATE and CREATE on it",
+	1044: "the user may not use the database, or it does not exist; as a user who may: " + createDatabase + ", and grant SELECT, INSERT, UPDATE, DELETE and CREATE on it",
 	1045: "the user or the password of the data source name is not right",
 	1049: "the database does not exist; as a user who may: " + createDatabase,
 	1054: "the table phone_numbers lacks a column of phonenumberservice.sql",
-	1142: "the user needs SELECT, INSERT and UPDATE on the table phone_numbers; where it is missing, run phonenumberservice.sql as a user who may create tables",
+	1142: "the user needs SELECT, INSERT, UPDATE and DELETE on the table phone_numbers; where it is missing, run phonenumberservice.sql as a user who may create tables",
 }
 
 const (

@@ -193,7 +193,7 @@ func TestMariaDB(t *testing.T) {
 	t.Run("a user who may only read is told which rights are needed", func(t *testing.T) {
 		name := database(t, "reading", true)
 		account("reader", "SELECT ON "+name+".*")
-		refused(t, as("reader", name), "needs SELECT, INSERT and UPDATE")
+		refused(t, as("reader", name), "needs SELECT, INSERT, UPDATE and DELETE")
 	})
 	t.Run("a user without rights is told how to set the database up", func(t *testing.T) {
 		account("nobody")
