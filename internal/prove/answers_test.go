@@ -190,10 +190,11 @@ func (l *lossy) spend(t *testing.T, number string) {
 func newestMAC(t *testing.T, state []byte) []byte {
 	t.Helper()
 	const header, ticket, mac, perCode = 10, 8, 32, 49
-	if n := len(state) - header; n < perCode || n%perCode != 0 || state[0] != 1 {
-		t.Fatalf("a state of %d bytes in format %d", len(state), state[0])
+	codes := int(state[header-1])
+	if codes == 0 || len(state) < header+codes*perCode || state[0] != 1 {
+		t.Fatalf("a state of %d bytes in format %d with %d codes", len(state), state[0], codes)
 	}
-	return state[len(state)-perCode+ticket:][:mac]
+	return state[header+(codes-1)*perCode+ticket:][:mac]
 }
 
 func TestAReplicaThatSawANumberDeadAcceptsWhatAnotherSent(t *testing.T) { prove(t, noMemory) }
