@@ -190,8 +190,8 @@ type readiness struct {
 	metrics *observe.Metrics
 }
 
-// watch keeps it equal to the store's, until ctx ends. That of "liveness" stays SERVING: a database that is away is no
-// reason to restart this process.
+// watch keeps it equal to the store's, until ctx ends. That of Liveness stays SERVING:
+// a database that is away is no reason to restart this process.
 func (r readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
 	tick := time.NewTicker(readinessEvery)
 	defer tick.Stop()

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -409,7 +411,7 @@ func TestWithoutAConnectionNothingIsAsked(t *testing.T) {
 	}
 }
 
-func TestHTTPSIsSpokenAsHTTP1(t *testing.T) {
+func TestHTTPSIsSpokenAsHTTP1AndTheCertificatesEndIsCounted(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	var protocol atomic.Value
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -426,6 +428,13 @@ func TestHTTPSIsSpokenAsHTTP1(t *testing.T) {
 	}
 	if got, want := protocol.Load(), "HTTP/1.1 true"; got != want {
 		t.Errorf("got %v; want %s", got, want)
+	}
+	var m dto.Metric
+	if err := a.certificate.WithLabelValues("aliyun").Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := m.GetGauge().GetValue(), float64(server.Certificate().NotAfter.Unix()); got != want {
+		t.Errorf("the certificate ends at %v by the metric; want %v", got, want)
 	}
 	wentOut(t, fake, 1, 1)
 }

@@ -41,7 +41,7 @@ func (db *DB) Housekeep(ctx context.Context, retention time.Duration, log *slog.
 			log.Info("purged numbers that were last sent to long ago", "rows", purged, "retention", retention.String())
 		}
 		if err != nil && ctx.Err() == nil {
-			log.Warn("old numbers could not be purged; the user needs SELECT, INSERT, UPDATE and DELETE on phone_numbers", "error", err)
+			log.Warn("old numbers could not be purged", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -66,7 +66,11 @@ func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64,
 		}
 	}
 	if err != nil {
-		err = fmt.Errorf("purge: %w", db.engine.loggable(err))
+		advice := ""
+		if errorName(err) == "1142" {
+			advice = mysqlAdvice[1142]
+		}
+		err = fmt.Errorf("purge: %w", advised(advice, db.engine.loggable(err)))
 	}
 	return purged, err
 }

@@ -253,7 +253,7 @@ func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); db.Housekeep(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "needs SELECT, INSERT, UPDATE and DELETE") && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "the user needs SELECT, INSERT, UPDATE and DELETE") && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()

@@ -1,0 +1,160 @@
+package deploytest
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+	"github.com/compose-spec/compose-go/v2/types"
+	"sigs.k8s.io/yaml"
+)
+
+var composeNeeds = []string{"MYSQL_PASSWORD", "GRAFANA_PASSWORD", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"}
+
+func load(t *testing.T, variables []string) (*types.Project, error) {
+	t.Helper()
+	var env []string
+	for _, name := range variables {
+		env = append(env, name+"=value-of-"+name)
+	}
+	options, err := cli.NewProjectOptions([]string{deploy + "/compose.yaml"}, cli.WithEnv(env))
+	must(t, err)
+	return options.LoadProject(t.Context())
+}
+
+func TestCompose(t *testing.T) {
+	project, err := load(t, composeNeeds)
+	must(t, err)
+	for _, name := range slices.Sorted(maps.Keys(project.Services)) {
+		s := project.Services[name]
+		for _, p := range s.Ports {
+			if p.HostIP != "127.0.0.1" {
+				t.Errorf("%s shows port %d to the network", name, p.Target)
+			}
+		}
+		for _, v := range s.Volumes {
+			if _, err := os.Stat(v.Source); v.Type == types.VolumeTypeBind && err != nil {
+				t.Errorf("%s mounts what is not there: %v", name, err)
+			}
+		}
+		if s.Build == nil && !strings.Contains(s.Image, ":") {
+			t.Errorf("%s: an image of any version: %s", name, s.Image)
+		}
+	}
+	ours := project.Services["phone-number-service"]
+	if _, err := os.Stat(filepath.Join(ours.Build.Context, ours.Build.Dockerfile)); err != nil {
+		t.Error(err)
+	}
+	if ours.DependsOn["mysql"].Condition != types.ServiceConditionHealthy || project.Services["mysql"].HealthCheck == nil {
+		t.Error("the service does not wait for MySQL")
+	}
+	if got, want := *ours.Environment["DATA_SOURCE_NAME"], "phone:value-of-MYSQL_PASSWORD@tcp(mysql:3306)/PhoneNumberService"; got != want {
+		t.Errorf("DATA_SOURCE_NAME=%s; want %s", got, want)
+	}
+	for _, part := range []string{
+		"CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin;",
+		"CREATE USER phone@'%' IDENTIFIED BY 'value-of-MYSQL_PASSWORD';",
+		"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON PhoneNumberService.* TO phone@'%';",
+	} {
+		if content := project.Configs["database"].Content; !strings.Contains(content, part) {
+			t.Errorf("MySQL is set up with\n%s\nwant\n%s", content, part)
+		}
+	}
+	if grace := time.Duration(*ours.StopGracePeriod); grace < 5*time.Second+longestCall {
+		t.Errorf("killed after %v", grace)
+	}
+	env := map[string]string{}
+	for name, value := range ours.Environment {
+		env[name] = *value
+	}
+	accepts(t, env)
+}
+
+func TestComposeAsksForWhatItNeeds(t *testing.T) {
+	for i, name := range composeNeeds {
+		without := slices.Concat(composeNeeds[:i], composeNeeds[i+1:])
+		if _, err := load(t, without); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("without %s: %v", name, err)
+		}
+	}
+}
+
+func TestPrometheusScrapesTheService(t *testing.T) {
+	var config struct {
+		RuleFiles     []string `json:"rule_files"`
+		ScrapeConfigs []struct {
+			StaticConfigs []struct{ Targets []string } `json:"static_configs"`
+		} `json:"scrape_configs"`
+	}
+	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/prometheus/prometheus.yaml")), &config))
+	project, err := load(t, composeNeeds)
+	must(t, err)
+	target := "phone-number-service" + *project.Services["phone-number-service"].Environment["PHONENUMBER_METRICS_LISTEN"]
+	if got := config.ScrapeConfigs[0].StaticConfigs[0].Targets; !slices.Equal(got, []string{target}) {
+		t.Errorf("scrapes %v; want %s", got, target)
+	}
+	// The paths of rules are those beside the configuration, in the container as here.
+	for _, file := range config.RuleFiles {
+		found := slices.ContainsFunc(project.Services["prometheus"].Volumes, func(v types.ServiceVolumeConfig) bool {
+			return v.Target == "/etc/prometheus/"+file
+		})
+		if !found {
+			t.Errorf("%s is not mounted", file)
+		}
+	}
+}
+
+func TestGrafanaFindsItsDashboardAndTheDashboardItsData(t *testing.T) {
+	var sources struct {
+		Datasources []struct{ UID, URL string }
+	}
+	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/grafana/provisioning/datasources/prometheus.yaml")), &sources))
+	var dashboards struct {
+		Providers []struct{ Options struct{ Path string } }
+	}
+	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/grafana/provisioning/dashboards/dashboards.yaml")), &dashboards))
+	project, err := load(t, composeNeeds)
+	must(t, err)
+	folder := dashboards.Providers[0].Options.Path
+	if !slices.ContainsFunc(project.Services["grafana"].Volumes, func(v types.ServiceVolumeConfig) bool {
+		return v.Target == folder+"/dashboard.json"
+	}) {
+		t.Errorf("no dashboard is mounted in %s", folder)
+	}
+	if url := sources.Datasources[0].URL; url != "http://prometheus:9090" {
+		t.Errorf("Prometheus is looked for at %s", url)
+	}
+	var dashboard any
+	must(t, json.Unmarshal([]byte(read(t, deploy+"/grafana/dashboard.json")), &dashboard))
+	for _, uid := range sourcesOf(dashboard) {
+		if uid != sources.Datasources[0].UID && !strings.HasPrefix(uid, "$") && !strings.HasPrefix(uid, "--") {
+			t.Errorf("the dashboard asks %q, which nothing sets up", uid)
+		}
+	}
+}
+
+// sourcesOf returns the ids of the data sources that a dashboard names: neither
+// variables nor Grafana's own need be set up.
+func sourcesOf(node any) (uids []string) {
+	switch n := node.(type) {
+	case []any:
+		for _, child := range n {
+			uids = append(uids, sourcesOf(child)...)
+		}
+	case map[string]any:
+		if source, ok := n["datasource"].(map[string]any); ok {
+			uid, _ := source["uid"].(string)
+			uids = append(uids, uid)
+		}
+		for _, child := range n {
+			uids = append(uids, sourcesOf(child)...)
+		}
+	}
+	return uids
+}
