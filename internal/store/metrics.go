@@ -23,7 +23,7 @@ type counters struct {
 func newCounters() counters {
 	return counters{
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_database_errors_total", Help: "Statements that failed, by MySQL's error number or a word; each is tried again while its call's time lasts.",
+			Name: "phonenumber_database_errors_total", Help: "Statements that failed or lost a race, by MySQL's error number or a word; each is tried again while its call's time lasts.",
 		}, []string{"error"}),
 		scattered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phonenumber_database_scattered_total", Help: "Times that a failed or hanging statement sent all calls alone for ten seconds.",

@@ -1,0 +1,465 @@
+// Package monitortest holds deploy/'s dashboard and alerts against what reads them,
+// and against what the program says.
+package monitortest
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+const (
+	dashboardFile = "../../deploy/grafana/dashboard.json"
+	alertsFile    = "../../deploy/prometheus/alerts.yaml"
+	alertTests    = "../../deploy/prometheus/alerts_test.yaml"
+	runbookFile   = "../../docs/operations.md"
+	runbookURL    = "https://github.com/liulinhuai/phone-number-service/blob/main/docs/operations.md"
+	patience      = time.Minute
+)
+
+func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// debian returns a program of Debian's package prometheus.
+func debian(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path
+	}
+	if path, err = filepath.Abs("../../.bin/prometheus/usr/bin/" + name); err == nil { // make's
+		if _, err = os.Stat(path); err == nil {
+			return path
+		}
+	}
+	why := "no " + name + ": apt-get install prometheus, or make test"
+	if os.Getenv("CI") != "" {
+		t.Fatal(why)
+	}
+	fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", why)
+	t.Skip(why)
+	return ""
+}
+
+func TestAlertsFireWhereTheyShould(t *testing.T) {
+	for _, args := range [][]string{{"check", "rules", alertsFile}, {"test", "rules", alertTests}} {
+		if out, err := exec.Command(debian(t, "promtool"), args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %v: %v\n%s", args, err, out)
+		}
+	}
+	for _, a := range alertNames(t) {
+		if !regexp.MustCompile(`- alertname: ` + a + `\b[^\n]*\n\s*eval_time: .*\n\s*exp_alerts:`).MatchString(read(t, alertTests)) {
+			t.Errorf("%s is in no test that has it fire", a)
+		}
+		if !strings.Contains(read(t, alertTests), "- {alertname: "+a+", eval_time:") {
+			t.Errorf("%s is in no test that has it be silent", a)
+		}
+	}
+}
+
+func alertNames(t *testing.T) (names []string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^ *- alert: (\w+)$`).FindAllStringSubmatch(read(t, alertsFile), -1) {
+		names = append(names, m[1])
+	}
+	if names = slices.Compact(names); len(names) < 10 {
+		t.Fatalf("%d alerts were found", len(names))
+	}
+	return names
+}
+
+func TestEveryAlertIsInTheRunbookAndNothingElse(t *testing.T) {
+	var headings []string
+	for _, m := range regexp.MustCompile(`(?m)^#+ ([A-Z]\w*[a-z][A-Z]\w*)$`).FindAllStringSubmatch(read(t, runbookFile), -1) {
+		headings = append(headings, m[1])
+	}
+	names := alertNames(t)
+	if slices.Sort(headings); !slices.Equal(headings, slices.Sorted(slices.Values(names))) {
+		t.Errorf("headings of the runbook: got %v; want the alerts %v", headings, names)
+	}
+}
+
+type dashboard struct {
+	SchemaVersion int
+	Panels        []struct {
+		ID                       int
+		Type, Title, Description string
+		Datasource               struct{ UID string }
+		GridPos                  struct{ X, Y, W, H int }
+		FieldConfig              struct{ Defaults struct{ Unit string } }
+		Targets                  []struct{ Expr, LegendFormat string }
+	}
+	Templating struct {
+		List []struct{ Name, Definition string }
+	}
+}
+
+func readDashboard(t *testing.T) (d dashboard) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(read(t, dashboardFile)), &d); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestTheDashboardIsWellFormed(t *testing.T) {
+	var anything any
+	text := read(t, dashboardFile)
+	if err := json.Unmarshal([]byte(text), &anything); err != nil {
+		t.Fatal(err)
+	}
+	var sorted bytes.Buffer
+	e := json.NewEncoder(&sorted)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if e.Encode(anything); sorted.String() != text {
+		t.Error("its keys are not sorted, or it is not indented by two spaces")
+	}
+	d := readDashboard(t)
+	ids, taken, panels := map[int]bool{}, map[[2]int]string{}, 0
+	for _, p := range d.Panels {
+		if ids[p.ID] {
+			t.Errorf("%s: id %d is there twice", p.Title, p.ID)
+		}
+		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if there := taken[[2]int{x, y}]; there != "" || x >= 24 {
+					t.Fatalf("%s lies over %q, or outside", p.Title, there)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
+		if p.Type == "row" {
+			continue
+		}
+		if panels++; p.Type != "timeseries" && p.Type != "stat" || p.Datasource.UID != "${datasource}" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 {
+			t.Errorf("%s: got type %q, data source %q, unit %q, %d queries", p.Title, p.Type, p.Datasource.UID, p.FieldConfig.Defaults.Unit, len(p.Targets))
+		}
+		if strings.Count(p.Description, ".")-strings.Count(p.Description, "PHONENUMBER_SMS_TIMEOUT.") < 1 || !strings.HasSuffix(p.Description, ".") {
+			t.Errorf("%s: its description is no sentence: %q", p.Title, p.Description)
+		}
+	}
+	if panels == 0 || panels > 24 || d.SchemaVersion < 39 {
+		t.Errorf("got %d panels of schema %d; want 24 at most, of 39 or later", panels, d.SchemaVersion)
+	}
+}
+
+// A typing error in a label's value would make an alert that its own test has fire,
+// and nothing else.
+func TestValuesOfLabelsAreThoseOfTheProgram(t *testing.T) {
+	known := map[string][]string{
+		"result": {"accepted", "ok", "lost_race", "error", "unknown"}, "method": {"SendSMS", "Valid"},
+	}
+	for k := range verify.SendBadRequest + 1 {
+		known["result"] = append(known["result"], k.String())
+	}
+	for o := range verify.Exhausted + 1 {
+		known["outcome"] = append(known["outcome"], o.String())
+	}
+	for c := range codes.Unauthenticated + 1 {
+		known["status"] = append(known["status"], c.String())
+	}
+	found := 0
+	for _, m := range regexp.MustCompile(`\b(result|outcome|status|method)[!=]=?~?\\?"([^"\\]*)`).FindAllStringSubmatch(read(t, alertsFile)+read(t, dashboardFile), -1) {
+		for _, value := range strings.Split(m[2], "|") {
+			if found++; !slices.Contains(known[m[1]], value) {
+				t.Errorf("%s is never %q; it is one of %v", m[1], value, known[m[1]])
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("%d values were found", found)
+	}
+}
+
+func TestEveryQueryFindsWhatTheProgramSays(t *testing.T) {
+	program := debian(t, "prometheus")
+	p := startPrometheus(t, program, startServices(t)...)
+	t.Run("dashboard", func(t *testing.T) {
+		d := readDashboard(t)
+		queries := 0
+		for _, panel := range d.Panels {
+			for _, target := range panel.Targets {
+				queries++
+				// What was a day ago no test can know.
+				q := strings.NewReplacer("$__rate_interval", "15s", `"$instance"`, `".*"`, `"$country"`, `".*"`, " offset 24h", "").Replace(target.Expr)
+				series := p.finds(t, panel.Title, q)
+				for _, label := range regexp.MustCompile(`{{(\w+)}}`).FindAllStringSubmatch(target.LegendFormat, -1) {
+					if len(series) > 0 && series[0].Metric[label[1]] == "" {
+						t.Errorf("%s: the legend's %s is not in %s", panel.Title, label[0], q)
+					}
+				}
+			}
+		}
+		if queries < 20 {
+			t.Errorf("%d queries were found", queries)
+		}
+		for _, v := range d.Templating.List {
+			if m := regexp.MustCompile(`^label_values\((\w+), (\w+)\)$`).FindStringSubmatch(v.Definition); m != nil {
+				p.finds(t, "the variable "+v.Name, m[1]+"{"+m[2]+`!=""}`)
+			}
+		}
+	})
+	t.Run("alerts", func(t *testing.T) {
+		rules := p.rules(t)
+		for _, r := range rules {
+			if r.Health != "ok" {
+				t.Errorf("%s: %s, %s", r.Name, r.Health, r.LastError)
+			}
+			if r.Type == "alerting" {
+				if want := runbookURL + "#" + strings.ToLower(r.Name); r.Annotations["runbook_url"] != want {
+					t.Errorf("%s: got the runbook %q; want %q", r.Name, r.Annotations["runbook_url"], want)
+				}
+				if s := r.Labels["severity"]; s != "page" && s != "ticket" || r.Annotations["summary"] == "" || !strings.HasSuffix(r.Annotations["description"], ".") {
+					t.Errorf("%s: got severity %q, annotations %v; want page or ticket, a summary, a sentence", r.Name, s, r.Annotations)
+				}
+			}
+			selectors := selectorsOf(r.Query)
+			if len(selectors) == 0 {
+				t.Errorf("%s: no metric was found in %s", r.Name, r.Query)
+			}
+			for _, s := range selectors {
+				p.finds(t, r.Name, s)
+			}
+		}
+		if len(rules) < 20 {
+			t.Errorf("%d rules were found", len(rules))
+		}
+	})
+}
+
+var (
+	quoted    = regexp.MustCompile(`"[^"]*"`)
+	grouping  = regexp.MustCompile(`\b(by|on|without|ignoring) *\([^)]*\)`)
+	selector  = regexp.MustCompile(`\b([a-zA-Z_][\w:]*)( *\(|{[^}]*}|)`)
+	labelName = regexp.MustCompile(`(\w+) *[!=]`)
+	words     = []string{"and", "or", "unless", "offset", "group_left", "group_right", "bool", "by", "on", "ALERTS"}
+)
+
+// selectorsOf returns the metrics of a query, each with the labels that it asks for,
+// whatever their values, and without those that Prometheus makes itself.
+func selectorsOf(query string) (all []string) {
+	query = grouping.ReplaceAllString(quoted.ReplaceAllString(query, `""`), " ")
+	query = regexp.MustCompile(`\[[^\]]*\]`).ReplaceAllString(query, "")
+	for _, m := range selector.FindAllStringSubmatch(query, -1) {
+		if slices.Contains(words, m[1]) || strings.HasSuffix(m[2], "(") {
+			continue
+		}
+		var labels []string
+		for _, l := range labelName.FindAllStringSubmatch(m[2], -1) {
+			labels = append(labels, l[1]+`!=""`)
+		}
+		all = append(all, m[1]+"{"+strings.Join(labels, ", ")+"}")
+	}
+	return all
+}
+
+// startServices starts two replicas on one database, with calls of every sort until
+// the test ends, and returns where their metrics are.
+func startServices(t *testing.T) (metrics []string) {
+	t.Helper()
+	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	gateway := httptest.NewTLSServer(fake)
+	t.Cleanup(gateway.Close)
+	trusted := filepath.Join(t.TempDir(), "gateway.pem")
+	if err := os.WriteFile(trusted, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: gateway.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := servicetest.Build("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(binary)) })
+	var replicas []*servicetest.Process
+	for range 2 {
+		at := servicetest.FreeAddress(t)
+		metrics = append(metrics, at)
+		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted, "PHONENUMBER_METRICS_LISTEN="+at)
+		replicas = append(replicas, servicetest.Start(t, binary, servicetest.FreeAddress(t), env).Serving(t))
+	}
+	var mu sync.Mutex
+	sent := map[string]string{} // codes by number on the wire
+	fake.OnAccepted(func(m dysmsapitest.Accepted) {
+		mu.Lock()
+		defer mu.Unlock()
+		sent[m.PhoneNumber] = m.Code
+	})
+	ctx := t.Context()
+	send := func(p *servicetest.Process, number, signature string) {
+		p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: signature, TemplateCode: "SMS_1"}) //nolint:errcheck // failures are among what is wanted
+	}
+	valid := func(p *servicetest.Process, number, code string) {
+		p.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: code}) //nolint:errcheck // the same
+	}
+	var calling sync.WaitGroup
+	t.Cleanup(calling.Wait) // t.Context ends before
+	calling.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			number := func(prefix, digits int) string { return strconv.Itoa(prefix) + fmt.Sprintf("%0*d", digits, i) }
+			// Both replicas at once, so that one loses the race.
+			var both sync.WaitGroup
+			for _, p := range replicas {
+				both.Go(func() { send(p, number(186, 8), "Acme") })
+			}
+			both.Wait()
+			mu.Lock()
+			code := sent[number(186, 8)]
+			mu.Unlock()
+			valid(replicas[0], number(186, 8), "wrong")
+			valid(replicas[1], number(186, 8), code)
+			send(replicas[0], "+659"+number(1, 6), "Acme") // abroad; nobody verifies it, until it is too late
+			for range 4 {
+				valid(replicas[1], "+659"+number(1, 6), "wrong")
+			}
+			valid(replicas[0], number(187, 8), "never sent")
+			for code, fault := range map[string]dysmsapitest.Fault{
+				"limit":   dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1"),
+				"balance": dysmsapitest.Reply(200, "isv.AMOUNT_NOT_ENOUGH", "账户余额不足"),
+				"lost":    dysmsapitest.BadGateway(),
+			} {
+				fake.For(code, fault)
+				send(replicas[0], number(188, 8), code)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond): // the machine is for others too
+			}
+		}
+	})
+	return metrics
+}
+
+// A server is a Prometheus.
+type server struct{ address string }
+
+// startPrometheus starts one with the alerts that scrapes targets each second.
+func startPrometheus(t *testing.T, program string, targets ...string) server {
+	t.Helper()
+	rules, err := filepath.Abs(alertsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, s := t.TempDir(), server{servicetest.FreeAddress(t)}
+	config := filepath.Join(dir, "prometheus.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `{global: {scrape_interval: 1s, evaluation_interval: 1s}, rule_files: [%q],
+scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s]}]}]}`, rules, strings.Join(targets, ", ")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var output servicetest.Output
+	cmd := exec.Command(program, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+s.address, "--log.level=warn")
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait() //nolint:errcheck // it was killed
+		if t.Failed() {
+			t.Logf("output of Prometheus:\n%s", &output)
+		}
+	})
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if res, err := http.Get("http://" + s.address + "/-/ready"); err == nil {
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return s
+			}
+		}
+	}
+	t.Fatal("Prometheus did not start")
+	return s
+}
+
+// ask puts the answer of the API at path into data.
+func (s server) ask(t *testing.T, path string, data any) {
+	t.Helper()
+	res, err := http.Get("http://" + s.address + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: got %d, %v, %s", path, res.StatusCode, err, body)
+	}
+	if err := json.Unmarshal(body, &struct{ Data any }{data}); err != nil {
+		t.Fatalf("%v in %s", err, body)
+	}
+}
+
+type series struct {
+	Metric map[string]string
+	Value  [2]any
+}
+
+// finds waits until the query has a result that is a number, and returns it.
+func (s server) finds(t *testing.T, what, query string) []series {
+	t.Helper()
+	var answer struct{ Result []series }
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		s.ask(t, "/api/v1/query?query="+url.QueryEscape(query), &answer)
+		for _, found := range answer.Result {
+			if v, err := strconv.ParseFloat(found.Value[1].(string), 64); err == nil && !math.IsNaN(v) {
+				return answer.Result
+			}
+		}
+	}
+	t.Errorf("%s: nothing is found by %s; got %v", what, query, answer.Result)
+	return nil
+}
+
+type rule struct {
+	Name, Query, Type, Health, LastError string
+	Labels, Annotations                  map[string]string
+}
+
+// rules returns all rules, evaluated once at least.
+func (s server) rules(t *testing.T) (all []rule) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		var answer struct{ Groups []struct{ Rules []rule } }
+		s.ask(t, "/api/v1/rules", &answer)
+		all = nil
+		for _, g := range answer.Groups {
+			all = append(all, g.Rules...)
+		}
+		if len(all) > 0 && !slices.ContainsFunc(all, func(r rule) bool { return r.Health == "unknown" }) {
+			return all
+		}
+	}
+	t.Fatalf("rules are not evaluated: %v", all)
+	return nil
+}
