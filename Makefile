@@ -5,13 +5,21 @@ GRPCURL  := .bin/grpcurl-1.9.4
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
-.PHONY: test page screenshots page-figures prove prove-cluster bench soak tools browser lint generate generated-is-current proto image fuzz
+.PHONY: test page screenshots page-figures prove prove-cluster bench soak tools browser lint generate generated-is-current proto image fuzz deploy release
 
 # All checks and all tests, installing what they need on Debian.
 test: tools lint
 	go test -race -timeout 20m ./...
 	cd internal/sms/oracle && go vet ./... && go test ./...
+	$(MAKE) deploy
 	$(MAKE) page
+
+# The files of deploy/ against what reads them: Kubernetes' types, compose's loader, systemd.
+# Not from the cache, which does not watch files outside the module.
+deploy:
+	@command -v systemd-analyze >/dev/null || \
+	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends systemd; }
+	cd internal/deploytest && go test -count=1 .
 
 # The page of development in a real browser, and the example that is tested by it.
 page: browser $(GRPCURL)
@@ -67,12 +75,15 @@ tools:
 	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mariadb-server-core; }
 	@command -v cc >/dev/null || \
 	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev; } # for -race
+	@command -v prometheus >/dev/null || test -e .bin/prometheus/usr/bin/promtool || \
+	 { $(SUDO) apt-get update -qq && mkdir -p .bin/prometheus && cd .bin/prometheus && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .; } # to install it would start it
 
 lint: $(LINT) proto
-	for module in . tools internal/sms/oracle internal/prove; do (cd $$module && go mod tidy -diff) || exit 1; done
+	for module in . tools internal/sms/oracle internal/prove internal/deploytest; do (cd $$module && go mod tidy -diff) || exit 1; done
 	go vet ./...
 	$(LINT) run ./...
 	cd internal/prove && go vet ./... && ../../$(LINT) run ./...
+	cd internal/deploytest && go vet ./... && ../../$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(subst .bin/golangci-lint-,,$@)
@@ -101,3 +112,16 @@ fuzz:
 
 image:
 	docker build --build-arg VERSION=$$(git describe --tags --always) -t phone-number-service .
+
+# The archives of a release, in dist/: the same bytes wherever a commit is built with one
+# version of Go.
+release:
+	rm -rf dist
+	set -e; version=$$(git describe --tags --always --dirty); for arch in amd64 arm64; do \
+	 name=phone-number-service_$${version}_linux_$$arch; mkdir -p dist/$$name; \
+	 GOOS=linux GOARCH=$$arch CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$$version" -o dist/$$name .; \
+	 cp LICENSE README.md phonenumberservice.sql deploy/systemd/phone-number-service.service dist/$$name; \
+	 tar -C dist --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$$(git log -1 --format=%ct) -cf dist/$$name.tar $$name; \
+	 gzip -9n dist/$$name.tar; rm -r dist/$$name; \
+	done
+	cd dist && sha256sum *.tar.gz >SHA256SUMS
