@@ -59,22 +59,21 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		return
 	}
 	line("last send", "%s, ticket %d", at(found.BegunAt), found.Last)
-	answer, end := found.Trail.Answer, found.Trail.End
+	accepted, refused, end := found.Trail.Accepted, found.Trail.Refused, found.Trail.End
 	of := func(ticket int64) string {
 		if ticket == found.Last {
 			return ""
 		}
 		return fmt.Sprintf(" (of an earlier send, ticket %d)", ticket)
 	}
-	if answer.Ticket != found.Last {
-		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, or another version of the service wrote since")
+	if accepted.Ticket != found.Last && refused.Ticket != found.Last {
+		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, its caller had gone before Aliyun was asked, or an older version of the service wrote since")
 	}
-	switch {
-	case answer.Ticket == 0:
-	case answer.Accepted:
-		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(answer.At)), orNone(answer.BizID), of(answer.Ticket))
-	default:
-		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", answer.Kind, at(time.UnixMicro(answer.At)), orNone(answer.Code), orNone(answer.RequestID), of(answer.Ticket))
+	if refused.Ticket != 0 {
+		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", refused.Kind, at(time.UnixMicro(refused.At)), orNone(refused.Code), orNone(refused.RequestID), of(refused.Ticket))
+	}
+	if accepted.Ticket != 0 {
+		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), orNone(accepted.BizID), of(accepted.Ticket))
 	}
 	for _, c := range found.Alive {
 		confirmed := "accepted by Aliyun"

@@ -82,7 +82,7 @@ func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
 
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	requestID := fake.RequestIDs()[1]
-	mustSay("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n", "verified .* with attempt 2 \\(of an earlier send")
+	mustSay("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n", accepted+" \\(of an earlier send", "verified .* with attempt 2 \\(of an earlier send")
 
 	fake.Next(dysmsapitest.CloseAfterReading().ButAccepted())
 	fake.Limits(false)

@@ -1,13 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -18,7 +18,7 @@ const (
 	lookEvery  = time.Minute // whether it is time
 	// How long a replica that stopped in the middle keeps others from going on.
 	leaseFor  = 2 * time.Minute
-	purgeRows = 100 // of one statement: its locks are held for a moment
+	purgeRows = 25 // of one transaction: its locks are held for a moment
 	// A purge waits so many times as long as its statements took: calls have the
 	// database for the rest.
 	purgePauses = 9
@@ -55,25 +55,37 @@ func (db *DB) Housekeep(ctx context.Context, retention time.Duration, log *slog.
 // the database's, and reports how many. It does nothing where a replica is at it, or
 // was within the hour.
 func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64, err error) {
-	lease, err := db.read(ctx, purger)
-	if err == nil && time.Now().UnixMicro() >= lease.BegunAt {
-		var held bool
-		if held, err = db.extend(ctx, &lease, leaseFor); held {
-			purged, err = db.purge(ctx, retention, &lease)
-			if _, later := db.extend(ctx, &lease, purgeEvery); err == nil {
-				err = later
-			}
-		}
-	}
+	purged, err = db.purgeIfDue(ctx, retention)
 	if err != nil {
 		advice := ""
-		if errorName(err) == "1142" {
+		if isDenied(err) {
 			advice = mysqlAdvice[1142]
 		}
 		err = fmt.Errorf("purge: %w", advised(advice, db.engine.loggable(err)))
 	}
 	return purged, err
 }
+
+func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged int64, err error) {
+	lease, err := db.read(ctx, purger)
+	if err != nil {
+		return 0, err
+	}
+	wait := time.Until(time.UnixMicro(lease.BegunAt))
+	if wait > 0 && wait <= purgeEvery+leaseFor { // a longer one was written by a clock that was ahead
+		return 0, nil
+	}
+	if held, err := db.extend(ctx, &lease, leaseFor); !held {
+		return 0, err
+	}
+	if purged, err = db.purge(ctx, retention, &lease); err != nil && !isDenied(err) {
+		return purged, err // the lease runs out, and somebody tries again
+	}
+	_, later := db.extend(ctx, &lease, purgeEvery)
+	return purged, cmp.Or(err, later)
+}
+
+func isDenied(err error) bool { return errorName(err) == "1142" }
 
 // extend makes the lease ours for a while, where nobody came first.
 func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
@@ -89,9 +101,9 @@ func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration
 	return held, err
 }
 
-func deleteOld(rows int) string {
-	return "DELETE FROM phone_numbers WHERE begun_at < ? AND phone_number IN (?" + strings.Repeat(", ?", rows-1) + ")"
-}
+// Each by its key alone: of many at once, the engine may rather read a small table
+// through, and wait for whoever holds any of its rows.
+const deleteOld = "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?"
 
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
 	clock, _ := db.engine.asks()
@@ -104,7 +116,7 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 		now = theirs
 	}
 	before := now.Add(-retention).UnixMicro()
-	remove, err := db.pool.PrepareContext(ctx, deleteOld(purgeRows))
+	remove, err := db.pool.PrepareContext(ctx, deleteOld)
 	if err != nil {
 		return 0, db.count(err)
 	}
@@ -116,23 +128,12 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 		if err != nil || len(old) == 0 {
 			return purged, err
 		}
-		// The time is looked at once more: one of them may have been sent to since.
-		args := append([]any{before}, old...)
-		for len(args) <= purgeRows {
-			args = append(args, old[0])
-		}
-		result, err := remove.ExecContext(ctx, args...)
+		rows, err := db.remove(ctx, remove, old, before)
 		if db.count(err) != nil && db.judge(err)&lostRace == 0 {
 			return purged, err
 		}
-		if err == nil {
-			rows, err := result.RowsAffected()
-			if err != nil {
-				return purged, err
-			}
-			purged += rows
-			db.counters.purged.Add(float64(rows))
-		}
+		purged += rows
+		db.counters.purged.Add(float64(rows))
 		select {
 		case <-time.After(purgePauses * time.Since(started)):
 		case <-ctx.Done():
@@ -146,9 +147,32 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 	}
 }
 
+// remove deletes these numbers in one transaction, but for those that were sent to
+// since.
+func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, before int64) (rows int64, err error) {
+	tx, err := db.pool.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	stmt := tx.StmtContext(ctx, remove)
+	for _, n := range numbers {
+		result, err := stmt.ExecContext(ctx, n, before)
+		if err != nil {
+			return 0, err
+		}
+		removed, err := result.RowsAffected()
+		if err != nil {
+			return 0, err
+		}
+		rows += removed
+	}
+	return rows, tx.Commit()
+}
+
 // oldest returns the numbers that were begun first, of those from on and before, and
 // moves from on.
-func (db *DB) oldest(ctx context.Context, from *int64, before int64) (numbers []any, err error) {
+func (db *DB) oldest(ctx context.Context, from *int64, before int64) (numbers []string, err error) {
 	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", *from, before, purgeRows)
 	if err != nil {
 		return nil, db.count(err)

@@ -105,6 +105,9 @@ func TestOneReplicaPurgesAnHour(t *testing.T) {
 		mustPurge(t, other, 0)
 		setLease(t, db, time.Now().Add(-time.Second)) // somebody was, and was killed
 		mustPurge(t, other, 10)
+		begunAgo(t, db, 2*testRetention, numbered("3", 10)...)
+		setLease(t, db, time.Now().Add(24*time.Hour)) // by a clock that was ahead
+		mustPurge(t, db, 10)
 		lease, err := db.read(t.Context(), purger)
 		if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next > purgeEvery || next < purgeEvery-time.Minute {
 			t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
@@ -228,6 +231,40 @@ func TestThePurgeFindsOldRowsByAnIndex(t *testing.T) {
 				t.Errorf("the plan is %q, %v; want it to say %q", got, rows.Err(), c.want)
 			}
 		})
+	}
+}
+
+func TestARowThatIsLockedStallsThePurgeOfItselfAloneAndNotForAnHour(t *testing.T) {
+	db := openHere(t, mariadbtest.DSN(t))
+	old, young := numbered("1", 3*purgeRows), numbered("2", 40) // few: an engine could rather read them all
+	begunAgo(t, db, 2*testRetention, old...)
+	begunAgo(t, db, 0, young...)
+	lock := func(n verify.Number) (unlock func() error) {
+		tx, err := db.pool.BeginTx(t.Context(), nil)
+		if err == nil {
+			_, err = tx.ExecContext(t.Context(), "UPDATE phone_numbers SET state = '' WHERE phone_number = ?", string(n))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tx.Rollback
+	}
+	unlockYoung, unlockOld := lock(young[0]), lock(old[purgeRows+3])
+	purged, err := db.Purge(t.Context(), testRetention)
+	if purged != purgeRows || err == nil || !strings.Contains(err.Error(), "1205") {
+		t.Errorf("Purge = %d, %v; want the first %d, then 1205", purged, err, purgeRows)
+	}
+	if err := unlockOld(); err != nil {
+		t.Fatal(err)
+	}
+	lease, err := db.read(t.Context(), purger)
+	if wait := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || wait > leaseFor {
+		t.Errorf("the next purge is due in %v, %v; want %v at most", wait, err, leaseFor)
+	}
+	setLease(t, db, time.Now().Add(-time.Second))
+	mustPurge(t, db, int64(len(old)-purgeRows))
+	if err := unlockYoung(); err != nil {
+		t.Fatal(err)
 	}
 }
 

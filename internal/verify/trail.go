@@ -10,22 +10,28 @@ import (
 // written by the swaps that are there anyway, and no rule reads it. A version of the
 // service that does not know it loses it.
 type Trail struct {
-	Answer Answer // to the last send that the provider answered
-	End    End    // of the last code that was used, or whose looks were spent
+	Accepted Accepted // the last send that the provider took
+	Refused  Refused  // the last that it did not
+	End      End      // of the last code that was used, or whose looks were spent
 }
 
-// An Answer is what the provider said of a send. Its zero value is none.
-type Answer struct {
+// Accepted is zero where there is none.
+type Accepted struct {
+	Ticket int64
+	At     int64 // microseconds since 1970
+	BizID  string
+}
+
+// Refused is zero where there is none.
+type Refused struct {
 	Ticket    int64
 	At        int64 // microseconds since 1970
-	Accepted  bool
-	Kind      SendKind // of a refusal
-	Code      string   // the provider's own, of a refusal
-	BizID     string   // of an accepted send
-	RequestID string   // of a refusal
+	Kind      SendKind
+	Code      string // the provider's own
+	RequestID string
 }
 
-// An End is how a code came to its end. Its zero value is none.
+// An End is how a code came to its end. It is zero where there is none.
 type End struct {
 	Ticket int64
 	At     int64 // microseconds since 1970
@@ -33,19 +39,18 @@ type End struct {
 	Looks  uint8 // the last one among them
 }
 
-// answered notes what the provider said, unless it said something of a later send.
-func (t *Trail) answered(a Answer) {
-	if a.Ticket >= t.Answer.Ticket {
-		t.Answer = a
+// accepted and refused note what the provider said, unless it said the same of a later
+// send.
+func (t *Trail) accepted(ticket, now int64, receipt Receipt) {
+	if ticket >= t.Accepted.Ticket {
+		t.Accepted = Accepted{ticket, now, receipt.BizID}
 	}
 }
 
-func accepted(ticket, now int64, receipt Receipt) Answer {
-	return Answer{Ticket: ticket, At: now, Accepted: true, BizID: receipt.BizID}
-}
-
-func refused(ticket, now int64, err *SendError) Answer {
-	return Answer{Ticket: ticket, At: now, Kind: err.Kind, Code: err.Code, RequestID: err.RequestID}
+func (t *Trail) refused(ticket, now int64, err *SendError) {
+	if ticket >= t.Refused.Ticket {
+		t.Refused = Refused{ticket, now, err.Kind, err.Code, err.RequestID}
+	}
 }
 
 // checked notes what a check that led from one state to another did to their codes,
@@ -53,40 +58,53 @@ func refused(ticket, now int64, err *SendError) Answer {
 func (t *Trail) checked(r Rules, before, after State, valid, changed bool, now int64) Verification {
 	live := r.unexpired(before.Codes, now)
 	if !changed {
-		return Verification{Outcome: t.whyNone(r, len(live) < len(before.Codes), len(live) > 0, now)}
+		return Verification{Outcome: t.whyNone(r, before.Codes, len(live) > 0, now)}
 	}
 	found := Verification{Outcome: Mismatch}
 	for _, c := range slices.Backward(live) {
 		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.Ticket == c.Ticket }) {
 			continue
 		}
-		t.End = End{Ticket: c.Ticket, At: now, Used: valid, Looks: c.Looks + 1}
+		looks := c.Looks
+		if !r.unusable(c, now) {
+			looks++
+		}
+		t.End = End{Ticket: c.Ticket, At: now, Used: valid, Looks: looks}
 		if valid { // a match takes older codes with it: the newest of all that are gone is it
-			found = Verification{Match, time.Duration(now-c.BegunAt) * time.Microsecond}
+			// Another replica's clock may have been ahead.
+			found = Verification{Match, max(0, time.Duration(now-c.BegunAt)*time.Microsecond)}
 		}
 		break
 	}
 	return found
 }
 
-// whyNone tells why no code could be compared.
-func (t *Trail) whyNone(r Rules, expired, unusable bool, now int64) Outcome {
-	spent := t.End.Ticket != 0 && !t.End.Used
-	switch {
-	case unusable || spent && now < t.End.At+r.CodeTTL.Microseconds():
-		return Exhausted
-	case expired || spent:
-		return Expired
+// whyNone tells why no code could be compared: what became of the newest.
+func (t *Trail) whyNone(r Rules, codes []Code, unusable bool, now int64) Outcome {
+	newest := t.Accepted.Ticket
+	for _, c := range codes {
+		newest = max(newest, c.Ticket)
 	}
-	return None
+	switch {
+	case unusable:
+		return Exhausted
+	case newest > t.End.Ticket: // and neither used nor spent
+		return Expired
+	case t.End.Ticket == 0 || t.End.Used:
+		return None
+	case now < t.End.At+r.CodeTTL.Microseconds():
+		return Exhausted
+	}
+	return Expired
 }
 
-// The stored form: a format byte; of the answer ticket, time, kind, and three texts
-// with their lengths; of the end ticket, time, and looks with the flag. Big-endian.
-// No byte stands for two zero values.
+// The stored form: a format byte, a byte that says which parts follow, and these:
+// integers big-endian, texts after their length. No byte stands for no part.
 const (
 	trailFormat    = 1
-	acceptedKind   = 0xff
+	acceptedPart   = 1
+	refusedPart    = 2
+	endPart        = 4
 	usedFlag       = 0x80
 	maxTokenLength = 64
 )
@@ -95,25 +113,38 @@ func (t Trail) append(b []byte) []byte {
 	if t == (Trail{}) {
 		return b
 	}
-	b = append(b, trailFormat)
-	b = binary.BigEndian.AppendUint64(b, uint64(t.Answer.Ticket))
-	b = binary.BigEndian.AppendUint64(b, uint64(t.Answer.At))
-	kind := byte(t.Answer.Kind)
-	if t.Answer.Accepted {
-		kind = acceptedKind
+	parts := len(b) + 1
+	b = append(b, trailFormat, 0)
+	integer := func(n int64) { b = binary.BigEndian.AppendUint64(b, uint64(n)) }
+	text := func(s string) {
+		s = s[:min(len(s), maxTokenLength)]
+		b = append(append(b, byte(len(s))), s...)
 	}
-	b = append(b, kind)
-	for _, text := range []string{t.Answer.Code, t.Answer.BizID, t.Answer.RequestID} {
-		text = text[:min(len(text), maxTokenLength)]
-		b = append(append(b, byte(len(text))), text...)
+	if a := t.Accepted; a != (Accepted{}) {
+		b[parts] |= acceptedPart
+		integer(a.Ticket)
+		integer(a.At)
+		text(a.BizID)
 	}
-	b = binary.BigEndian.AppendUint64(b, uint64(t.End.Ticket))
-	b = binary.BigEndian.AppendUint64(b, uint64(t.End.At))
-	flags := t.End.Looks
-	if t.End.Used {
-		flags |= usedFlag
+	if r := t.Refused; r != (Refused{}) {
+		b[parts] |= refusedPart
+		integer(r.Ticket)
+		integer(r.At)
+		b = append(b, byte(r.Kind))
+		text(r.Code)
+		text(r.RequestID)
 	}
-	return append(b, flags)
+	if e := t.End; e != (End{}) {
+		b[parts] |= endPart
+		integer(e.Ticket)
+		integer(e.At)
+		flags := e.Looks
+		if e.Used {
+			flags |= usedFlag
+		}
+		b = append(b, flags)
+	}
+	return b
 }
 
 // decodeTrail reads what stands behind the codes of a stored state. What it cannot
@@ -123,11 +154,10 @@ func decodeTrail(stored []byte) (t Trail) {
 		return Trail{}
 	}
 	codes := headerBytes + int(stored[headerBytes-1])*codeBytes
-	if len(stored) <= codes || stored[codes] != trailFormat {
+	if len(stored) < codes+2 || stored[codes] != trailFormat {
 		return Trail{}
 	}
-	b := stored[codes+1:]
-	ok := true
+	parts, b, ok := stored[codes+1], stored[codes+2:], true
 	take := func(n int) []byte {
 		if len(b) < n {
 			ok = false
@@ -139,16 +169,17 @@ func decodeTrail(stored []byte) (t Trail) {
 	}
 	integer := func() int64 { return int64(binary.BigEndian.Uint64(take(8))) }
 	text := func() string { return string(take(int(take(1)[0]))) }
-	t.Answer.Ticket, t.Answer.At = integer(), integer()
-	if kind := take(1)[0]; kind == acceptedKind {
-		t.Answer.Accepted = true
-	} else {
-		t.Answer.Kind = SendKind(kind)
+	if parts&acceptedPart != 0 {
+		t.Accepted = Accepted{integer(), integer(), text()}
 	}
-	t.Answer.Code, t.Answer.BizID, t.Answer.RequestID = text(), text(), text()
-	t.End.Ticket, t.End.At = integer(), integer()
-	flags := take(1)[0]
-	t.End.Used, t.End.Looks = flags&usedFlag != 0, flags&^usedFlag
+	if parts&refusedPart != 0 {
+		t.Refused = Refused{integer(), integer(), SendKind(take(1)[0]), text(), text()}
+	}
+	if parts&endPart != 0 {
+		t.End = End{Ticket: integer(), At: integer()}
+		flags := take(1)[0]
+		t.End.Used, t.End.Looks = flags&usedFlag != 0, flags&^usedFlag
+	}
 	if !ok {
 		return Trail{}
 	}

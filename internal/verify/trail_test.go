@@ -35,6 +35,23 @@ func TestCheckTellsWhatItFound(t *testing.T) {
 			send(v)
 		}, right, Verification{Outcome: Exhausted}},
 		{"refused", func(v *Verifier, _ *memory) { v.Sender = answer(&SendError{Kind: SendLimited}); send(v) }, right, Verification{}},
+		{"expired, then a refused send", func(v *Verifier, _ *memory) {
+			send(v)
+			time.Sleep(testRules.CodeTTL)
+			v.Sender = answer(&SendError{Kind: SendLimited})
+			send(v)
+		}, right, Verification{Outcome: Expired}},
+		{"spent, and a newer one expired", func(v *Verifier, m *memory) {
+			send(v)
+			guess(v, 2)
+			began(t, m, "777777")
+			guess(v, 1)
+			time.Sleep(testRules.CodeTTL)
+		}, right, Verification{Outcome: Expired}},
+		{"begun by a replica whose clock is ahead", func(v *Verifier, _ *memory) {
+			send(v)
+			v.Now = func() time.Time { return time.Now().Add(-4 * time.Second) }
+		}, right, Verification{Outcome: Match}},
 		{"an older one that is alive", func(v *Verifier, m *memory) { send(v); time.Sleep(time.Second); began(t, m, "777777") }, right, Verification{Match, time.Second}},
 		{"spent, and another version wrote since", func(v *Verifier, m *memory) {
 			send(v)
@@ -80,34 +97,36 @@ func TestInspectTellsWhatTheProviderSaidAndHowTheCodeEnded(t *testing.T) {
 		}
 		inspect("never sent", Trail{})
 		send(v)
-		first := Answer{Ticket: m.state().Last, At: now(), Accepted: true, BizID: "biz-1"}
-		inspect("accepted", Trail{Answer: first})
+		first := Accepted{m.state().Last, now(), "biz-1"}
+		inspect("accepted", Trail{Accepted: first})
 		guess(v, 1)
-		inspect("a wrong code, which is told by the attempts that are left", Trail{Answer: first})
+		inspect("a wrong code, which is told by the attempts that are left", Trail{Accepted: first})
 		time.Sleep(time.Second)
 		v.Check(t.Context(), someone, "000001")
 		end := End{Ticket: first.Ticket, At: now(), Used: true, Looks: 2}
-		inspect("used", Trail{first, end})
+		inspect("used", Trail{Accepted: first, End: end})
 		v.Sender = answer(&SendError{Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
 		send(v)
-		second := Answer{Ticket: m.state().Last, At: now(), Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"}
-		inspect("limited", Trail{second, end})
+		second := Refused{m.state().Last, now(), SendLimited, "isv.BUSINESS_LIMIT_CONTROL", "request-2"}
+		inspect("limited, which hides nothing of the send before", Trail{first, second, end})
 		v.Sender = answer(&SendError{Kind: SendTimedOut})
 		time.Sleep(time.Second)
 		send(v)
-		inspect("an answer that was lost is no answer", Trail{second, end})
+		inspect("an answer that was lost is no answer", Trail{first, second, end})
 		guess(v, 3)
-		inspect("spent", Trail{second, End{Ticket: m.state().Last, At: now(), Looks: 3}})
+		inspect("spent", Trail{first, second, End{Ticket: m.state().Last, At: now(), Looks: 3}})
 	})
 }
 
 func TestALateAnswerDoesNotHideTheAnswerToALaterSend(t *testing.T) {
-	t1, t2 := accepted(1, 5, Receipt{BizID: "first"}), accepted(2, 4, Receipt{BizID: "second"})
 	var trail Trail
-	trail.answered(t2)
-	trail.answered(t1)
-	if trail.Answer != t2 {
-		t.Errorf("got %+v, want %+v", trail.Answer, t2)
+	trail.accepted(2, 4, Receipt{BizID: "second"})
+	trail.refused(2, 4, &SendError{Code: "second"})
+	before := trail
+	trail.accepted(1, 5, Receipt{BizID: "first"})
+	trail.refused(1, 5, &SendError{Code: "first"})
+	if trail != before {
+		t.Errorf("got %+v, want %+v", trail, before)
 	}
 }
 
@@ -130,11 +149,19 @@ func TestATrailCostsNoOperationOfTheStore(t *testing.T) {
 func anyTrail() *rapid.Generator[Trail] {
 	return rapid.Custom(func(t *rapid.T) Trail {
 		text := rapid.StringMatching(`[A-Za-z0-9._-]{0,64}`)
-		a := Answer{Ticket: rapid.Int64().Draw(t, "ticket"), At: rapid.Int64().Draw(t, "at"), Accepted: rapid.Bool().Draw(t, "accepted"), Code: text.Draw(t, "code"), BizID: text.Draw(t, "biz id"), RequestID: text.Draw(t, "request id")}
-		if !a.Accepted {
-			a.Kind = SendKind(rapid.IntRange(int(SendUnknown), int(SendBadRequest)).Draw(t, "kind"))
+		integer := func(name string) int64 { return rapid.Int64().Draw(t, name) }
+		var trail Trail
+		if rapid.Bool().Draw(t, "accepted") {
+			trail.Accepted = Accepted{integer("ticket"), integer("at"), text.Draw(t, "biz id")}
 		}
-		return Trail{a, End{rapid.Int64().Draw(t, "end"), rapid.Int64().Draw(t, "ended at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}}
+		if rapid.Bool().Draw(t, "refused") {
+			kind := SendKind(rapid.IntRange(int(SendUnknown), int(SendBadRequest)).Draw(t, "kind"))
+			trail.Refused = Refused{integer("ticket"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
+		}
+		if rapid.Bool().Draw(t, "ended") {
+			trail.End = End{integer("ticket"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}
+		}
+		return trail
 	})
 }
 
@@ -163,9 +190,9 @@ func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
 
 func TestWhatIsTooLongForATrailIsCut(t *testing.T) {
 	long := strings.Repeat("x", 300)
-	stored := Trail{Answer: Answer{Ticket: 1, Code: long, BizID: long, RequestID: long}}.append(State{Codes: make([]Code, maxCodes)}.encode())
-	if got := decodeTrail(stored); len(stored) > MaxStateBytes || got.Answer.BizID != long[:maxTokenLength] {
-		t.Errorf("got %d bytes with %q, want the first %d of each text", len(stored), got.Answer.BizID, maxTokenLength)
+	stored := Trail{Accepted{1, 1, long}, Refused{1, 1, SendLimited, long, long}, End{1, 1, true, 1}}.append(State{Codes: make([]Code, maxCodes)}.encode())
+	if got := decodeTrail(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
+		t.Errorf("got %d bytes with %q, want the first %d of each text", len(stored), got.Accepted.BizID, maxTokenLength)
 	}
 }
 

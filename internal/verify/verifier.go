@@ -122,14 +122,8 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	if err != nil {
 		return Receipt{}, err
 	}
-	withdraw := func(why *SendError) {
-		v.settle(ctx, n, func(s State, t *Trail, now int64) State {
-			t.answered(refused(ticket, now, why))
-			return v.Rules.Withdraw(s, ticket, now)
-		})
-	}
 	if ctx.Err() != nil {
-		withdraw(&SendError{Kind: SendNotAsked})
+		v.settle(ctx, n, func(s State, _ *Trail, now int64) State { return v.Rules.Withdraw(s, ticket, now) })
 		return Receipt{}, callerGone(ctx)
 	}
 
@@ -138,7 +132,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, Ticket: ticket})
 	if err == nil {
 		if !v.settle(ctx, n, func(s State, t *Trail, now int64) State {
-			t.answered(accepted(ticket, now, receipt))
+			t.accepted(ticket, now, receipt)
 			return v.Rules.Confirm(s, ticket, now)
 		}) {
 			return receipt, ErrSentNotConfirmed
@@ -147,7 +141,10 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	}
 	sendErr := SendErrorOf(err)
 	if sendErr.Kind.Refused() {
-		withdraw(sendErr)
+		v.settle(ctx, n, func(s State, t *Trail, now int64) State {
+			t.refused(ticket, now, sendErr)
+			return v.Rules.Withdraw(s, ticket, now)
+		})
 	}
 	return Receipt{}, sendErr
 }
