@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -112,20 +113,24 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	}
 	v := r.verifier(db, keys, aliyun)
 	go watchSecrets(ctx, r.log, s, func(before, now secrets) error {
+		// All or none: what can fail comes first.
+		if err := sms.CheckAccessKey(now.keyID, now.keySecret); err != nil {
+			return err
+		}
 		if before.dsn != now.dsn {
-			if err := db.Rotate(now.dsn); err != nil {
+			if err := db.Rotate(ctx, now.dsn); err != nil {
 				return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 			}
 		}
-		if err := aliyun.Rotate(now.keyID, now.keySecret); err != nil {
-			return err
+		if next := now.keys(&faults{}); !reflect.DeepEqual(next, before.keys(&faults{})) {
+			if now.codeKeys == "" { // or codes that went out would be refused
+				const remembered = 4
+				next = append(next, keys[:min(len(keys), remembered)]...)
+			}
+			keys = next
+			v.Rotate(keys)
 		}
-		next := now.keys(&faults{})
-		if now.codeKeys == "" {
-			next = append(next, keys...) // or codes that went out would be refused
-		}
-		v.Rotate(next)
-		return nil
+		return aliyun.Rotate(now.keyID, now.keySecret)
 	})
 	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
 }
@@ -206,7 +211,9 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	v.Store, v.Sender = watch.Store(v.Store), watch.Sender(v.Sender)
 	var keeping sync.WaitGroup
 	defer keeping.Wait()
-	keeping.Go(func() { db.Housekeep(ctx, r.retention, r.log) })
+	whileServing, stop := context.WithCancel(ctx)
+	defer stop()
+	keeping.Go(func() { db.Housekeep(whileServing, r.retention, r.log) })
 	if inbox != nil {
 		printBanner(os.Stdout, listener.Addr())
 	}

@@ -187,15 +187,39 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 		t.Error("a replica that was started after the change refuses a code")
 	}
 
-	refused := told("secrets changed and cannot be used; the old ones stay")
-	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("s3cret", "another")})
-	eventually(t, "another database refused", refused)
-	refused = told("secrets changed and cannot be used; the old ones stay")
-	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret"})
-	eventually(t, "a bad key refused", refused)
-	p.send(t, "18612345671")
-	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || !strings.Contains(out, "names another database; that takes a restart") {
-		t.Errorf("want the reason and no secret in the log:\n%s", out)
+	taken = told("took over secrets that changed")
+	p.send(t, "18612345672")
+	before = lastCode(fake)
+	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tThirdKey", "ThirdSecret0123456789"
+	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
+	eventually(t, "taken over a second time", taken)
+	p.send(t, "18612345673")
+	if !p.valid(t, "18612345672", before) || !p.valid(t, "18612345673", lastCode(fake)) {
+		t.Error("a code is refused that went out between two changes, or after the second")
+	}
+
+	const refusal = "secrets changed and cannot be used; the old ones stay"
+	for why, wrong := range map[string]map[string]string{
+		"names another database; that takes a restart":         {"DATA_SOURCE_NAME": as("s3cret", "another")},
+		"MySQL error 1045 (28000): the user or the password":   {"DATA_SOURCE_NAME": as("s3cret", mariadbtest.Database)},
+		"the Aliyun access key secret must be printable ASCII": {"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret"},
+	} {
+		refused := told(refusal)
+		write(t, dir, wrong)
+		eventually(t, "refused: "+why, refused)
+		p.send(t, "18612345671")
+		if out := p.Output.String(); !strings.Contains(out, why) {
+			t.Errorf("the log does not say %q:\n%s", why, out)
+		}
+		write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
+	}
+	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mariadbtest.Database)})
+	eventually(t, "a password that the database does not know yet", told(refusal))
+	taken = told("took over secrets that changed")
+	exec("ALTER USER phone@'%' IDENTIFIED BY 'later'")
+	eventually(t, "taken over once the database knows it", taken)
+	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || strings.Contains(out, "later@") {
+		t.Errorf("the log holds a secret:\n%s", out)
 	}
 }
 

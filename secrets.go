@@ -44,11 +44,17 @@ func (s secrets) keys(f *faults) (keys verify.Keys) {
 	return keys
 }
 
-const secretsReadEvery = 2 * time.Second
+const (
+	secretsReadEvery = 2 * time.Second
+	// Files change one after the other: a change counts once it was read so often
+	// alike. An access key of which one half changed may be about to have the other.
+	readsAlike      = 2
+	readsOfHalfAKey = 15
+	faultToldEvery  = time.Minute
+)
 
 // watchSecrets reads the files that secrets came from again and again until ctx ends,
-// and has takeOver take what changed. A change counts once it was read twice alike:
-// files change one after the other.
+// and has takeOver take what changed. What cannot be taken is tried again each time.
 func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOver func(before, now secrets) error) {
 	files := false
 	for _, name := range []string{"DATA_SOURCE_NAME", "Data_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "PHONENUMBER_CODE_KEY"} {
@@ -59,7 +65,9 @@ func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOv
 	}
 	tick := time.NewTicker(secretsReadEvery)
 	defer tick.Stop()
-	seen, judged := current, current
+	seen, alike := current, 0
+	var told string
+	var toldAt time.Time
 	for {
 		select {
 		case <-tick.C:
@@ -69,21 +77,27 @@ func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOv
 		var f faults
 		now := readSecrets(&f)
 		now.keys(&f)
-		if now == judged || now != seen {
-			seen = now
+		if alike++; now != seen {
+			seen, alike = now, 1
+		}
+		needed := readsAlike
+		if (now.keyID != current.keyID) != (now.keySecret != current.keySecret) {
+			needed = readsOfHalfAKey
+		}
+		if now == current || alike < needed {
 			continue
 		}
-		judged = now
 		err := f.err()
 		if err == nil {
 			err = takeOver(current, now)
 		}
-		if err != nil {
+		if err == nil {
+			current, told = now, ""
+			log.Info("took over secrets that changed")
+		} else if err.Error() != told || time.Since(toldAt) >= faultToldEvery {
+			told, toldAt = err.Error(), time.Now()
 			log.Error("secrets changed and cannot be used; the old ones stay", "error", err)
-			continue
 		}
-		current = now
-		log.Info("took over secrets that changed")
 	}
 }
 

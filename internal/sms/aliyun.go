@@ -94,15 +94,21 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 // Rotate has the next requests signed with another access key. It reports every
 // fault at once and quotes nothing.
 func (a *Aliyun) Rotate(keyID, keySecret string) error {
+	err := CheckAccessKey(keyID, keySecret)
+	if err == nil {
+		a.key.Store(&accessKey{keyID, keySecret})
+	}
+	return err
+}
+
+// CheckAccessKey reports every fault of the key's form at once and quotes nothing.
+func CheckAccessKey(keyID, keySecret string) error {
 	var faults []error
 	if !keyShape.MatchString(keyID) {
 		faults = append(faults, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
 	}
 	if !keyShape.MatchString(keySecret) {
 		faults = append(faults, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
-	}
-	if faults == nil {
-		a.key.Store(&accessKey{keyID, keySecret})
 	}
 	return errors.Join(faults...)
 }

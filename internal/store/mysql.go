@@ -77,7 +77,7 @@ type mysqlEngine struct{ current *rotating }
 
 func openMySQL(dsn string) (*DB, error) {
 	current := &rotating{}
-	if err := current.take(dsn); err != nil {
+	if err := current.take(context.Background(), dsn); err != nil {
 		return nil, err
 	}
 	pool := sql.OpenDB(connector{current})
@@ -94,9 +94,9 @@ type rotating struct {
 	inner driver.Connector
 }
 
-// take takes dsn, unless it names another database than the one before: replicas on
-// two databases would know nothing of each other's codes.
-func (r *rotating) take(dsn string) error {
+// take takes dsn. Where there was one before, it must name the same database (replicas
+// on two would know nothing of each other's codes) and work.
+func (r *rotating) take(ctx context.Context, dsn string) error {
 	cfg, err := mysqlConfig(dsn)
 	if err != nil {
 		return err
@@ -109,10 +109,20 @@ func (r *rotating) take(dsn string) error {
 		inner = impatient{inner}
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.cfg != nil && (cfg.Net != r.cfg.Net || cfg.Addr != r.cfg.Addr || cfg.DBName != r.cfg.DBName) {
-		return errOtherDatabase
+	before := r.cfg
+	r.mu.Unlock()
+	if before != nil {
+		if cfg.Net != before.Net || cfg.Addr != before.Addr || cfg.DBName != before.DBName {
+			return errOtherDatabase
+		}
+		conn, err := inner.Connect(ctx)
+		if err != nil {
+			return mysqlEngine{}.loggable(err)
+		}
+		conn.Close()
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.cfg, r.inner = cfg, inner
 	return nil
 }
@@ -191,7 +201,7 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	return cfg, nil
 }
 
-func (e mysqlEngine) rotate(dsn string) error { return e.current.take(dsn) }
+func (e mysqlEngine) rotate(ctx context.Context, dsn string) error { return e.current.take(ctx, dsn) }
 
 func (mysqlEngine) provide() error { return nil }
 func (mysqlEngine) form(db *DB) {

@@ -58,7 +58,7 @@ func openSQLite(path string) (*DB, error) {
 	return &DB{engine: sqliteEngine{path}, pool: pool, counters: newCounters()}, nil
 }
 
-func (sqliteEngine) rotate(string) error { return errOtherDatabase }
+func (sqliteEngine) rotate(context.Context, string) error { return errOtherDatabase }
 
 // provide creates the file for its owner alone; SQLite gives the files beside it
 // the same mode. One that exists is not opened: to close it would drop the locks

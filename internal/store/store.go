@@ -43,7 +43,7 @@ type DB struct {
 // An engine is what differs between the databases.
 type engine interface {
 	// rotate takes the credentials of another data source name for new connections.
-	rotate(dsn string) error
+	rotate(ctx context.Context, dsn string) error
 	// provide makes what must be there before the first connection.
 	provide() error
 	// doNothing ends an INSERT for engines that can be told to do nothing where
@@ -88,8 +88,8 @@ func Open(dsn string) (*DB, error) {
 }
 
 // Rotate has new connections use the user, password and parameters of dsn, which
-// must name the same database. Its errors quote nothing of dsn.
-func (db *DB) Rotate(dsn string) error { return db.engine.rotate(dsn) }
+// must name the same database and be accepted by it. Its errors quote nothing of dsn.
+func (db *DB) Rotate(ctx context.Context, dsn string) error { return db.engine.rotate(ctx, dsn) }
 
 // PrepareToRead makes Load ready and nothing else: it creates nothing, and needs the
 // right to read alone.
