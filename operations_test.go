@@ -237,6 +237,9 @@ func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
 		}
 		ids = append(ids, id)
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	return ids
 }
 

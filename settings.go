@@ -81,6 +81,9 @@ func (s settings) resolve(f *faults, listen, drainDelay string) resolved {
 	if r.metrics != "" {
 		address(f, "--metrics-listen (PHONENUMBER_METRICS_LISTEN)", r.metrics)
 	}
+	if err := observe.CheckTracing(); err != nil {
+		f.add("%v", err)
+	}
 	r.sampled = observe.NewSampled(s.logHandler(f))
 	r.log = slog.New(r.sampled)
 	return r

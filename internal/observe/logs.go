@@ -3,6 +3,7 @@ package observe
 import (
 	"context"
 	"log/slog"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -15,8 +16,12 @@ const (
 	kindsOfLines  = 1000 // in one window; what is beyond is one more kind
 )
 
-// What makes two lines equal, besides level and message.
-var tellingApart = []string{"method", "status", "aliyun_code"}
+// What makes two lines equal, besides level and message. Of an error, ports are not:
+// each connection has another.
+var (
+	tellingApart = []string{"method", "status", "aliyun_code", "error", "panic"}
+	port         = regexp.MustCompile(`:[0-9]+\b`)
+)
 
 // Sampled writes to next the first ten of equal warnings and errors in ten seconds,
 // then how many more there were. All else it passes on.
@@ -66,7 +71,7 @@ func (b *burst) leavesOut(r slog.Record) bool {
 	key := r.Level.String() + r.Message
 	r.Attrs(func(a slog.Attr) bool {
 		if tellsApart(a) {
-			key += "\x00" + a.Value.String()
+			key += "\x00" + port.ReplaceAllString(a.Value.String(), "")
 		}
 		return true
 	})
@@ -76,7 +81,7 @@ func (b *burst) leavesOut(r slog.Record) bool {
 		time.AfterFunc(burstWindow, b.tell)
 	}
 	if b.lines[key] == nil && len(b.lines) >= kindsOfLines {
-		key = ""
+		key = r.Level.String()
 	}
 	line := b.lines[key]
 	if line == nil {

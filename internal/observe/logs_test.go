@@ -32,6 +32,13 @@ func TestABurstOfEqualErrorsIsSampledCountedAndSaidSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out lines
 		log := slog.New(NewSampled(slog.NewTextHandler(&out, nil)))
+		for i := range 2 * linesOfABurst {
+			log.Warn("call", "error", fmt.Sprintf("read tcp 127.0.0.1:%d: reset", 40000+i))
+		}
+		log.Warn("call", "error", "server certificate not trusted") // another reason is not left out
+		if reset, other := out.count("reset"), out.count("certificate"); reset != linesOfABurst || other != 1 {
+			t.Errorf("%d and %d lines of two reasons were written, want %d and 1", reset, other, linesOfABurst)
+		}
 		call := func(level slog.Level, status, code string) {
 			log.Log(t.Context(), level, "call", "method", "SendSMS", "status", status, "aliyun_code", code, "duration_ms", time.Now().Nanosecond())
 		}
@@ -92,6 +99,10 @@ func TestABurstOfUnequalErrorsTakesBoundedMemory(t *testing.T) {
 		}
 		if got := len(sampled.burst.lines); got > kindsOfLines+1 {
 			t.Errorf("%d kinds are remembered, want %d and one more", got, kindsOfLines)
+		}
+		slog.New(sampled).Error("panic in a call")
+		if out.count("panic in a call") != 1 {
+			t.Error("an error was left out among warnings")
 		}
 		sampled.Flush()
 		if got := out.count("count=1990"); got != 1 {

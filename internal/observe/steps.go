@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+	grpccodes "google.golang.org/grpc/codes"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -44,17 +45,17 @@ func (s Steps) Call(ctx context.Context, fullMethod string) (context.Context, Sp
 }
 
 // End says with which gRPC status the call ended. n is "" where none was read.
-func (s Span) End(status string, n verify.Number) {
+func (s Span) End(status grpccodes.Code, n verify.Number) {
 	if s.span == nil {
 		return
 	}
-	s.span.SetAttributes(attribute.String("rpc.grpc.status", status))
+	s.span.SetAttributes(attribute.Int("rpc.grpc.status_code", int(status)))
 	if n != "" {
 		s.span.SetAttributes(attribute.String("phone_number.masked", n.Masked()))
 	}
 	switch status { // what is the service's fault, as the semantic conventions have it
-	case "Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavailable", "DataLoss":
-		s.span.SetStatus(codes.Error, status)
+	case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
+		s.span.SetStatus(codes.Error, status.String())
 	}
 	s.span.End()
 }

@@ -3,11 +3,15 @@ package observe
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
@@ -18,42 +22,85 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
+// CheckTracing says what is wrong with the OpenTelemetry variables that are set. It
+// quotes none of them: addresses and headers can hold credentials.
+func CheckTracing() error {
+	if endpoint, set := tracesEndpoint(); set {
+		u, err := url.Parse(endpoint)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return errors.New("OTEL_EXPORTER_OTLP_ENDPOINT must be http:// or https:// with a host and a port, such as http://collector:4318")
+		}
+		if p := tracesProtocol(); p != overHTTP && p != overGRPC {
+			return errors.New("OTEL_EXPORTER_OTLP_PROTOCOL must be " + overHTTP + " or " + overGRPC)
+		}
+	}
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_RESOURCE_ATTRIBUTES"} {
+		for pair := range strings.SplitSeq(os.Getenv(name), ",") {
+			key, value, ok := strings.Cut(pair, "=")
+			_, err := url.PathUnescape(value)
+			if strings.TrimSpace(pair) != "" && (!ok || strings.TrimSpace(key) == "" || err != nil) {
+				return errors.New(name + " must be key=value, with commas between several and % before two hexadecimal digits")
+			}
+		}
+	}
+	return nil
+}
+
+const overHTTP, overGRPC = "http/protobuf", "grpc"
+
+// tracesEndpoint is where to send traces; set is false where none are to be sent.
+func tracesEndpoint() (endpoint string, set bool) {
+	endpoint = cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
+	off := strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none"
+	return endpoint, endpoint != "" && !off
+}
+
+func tracesProtocol() string {
+	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), overHTTP)
+}
+
 // Tracing exports spans by OTLP as the OpenTelemetry variables say
 // (https://opentelemetry.io/docs/specs/otel/protocol/exporter). Without an
 // OTEL_EXPORTER_OTLP_ENDPOINT it returns a nil Tracer. stop exports what is left.
 func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tracer, stop func(), err error) {
-	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT")+os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+	if _, set := tracesEndpoint(); !set {
 		return nil, func() {}, nil
 	}
+	// Their own logger writes to stderr by itself, and quotes what it cannot read.
+	otel.SetLogger(logr.Discard())
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		log.Warn("traces could not be exported", "error", beginning(err))
+	}))
 	var exporter sdktrace.SpanExporter
-	switch protocol := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL")); protocol {
-	case "", "http/protobuf":
-		exporter, err = otlptracehttp.New(ctx)
-	case "grpc":
+	if tracesProtocol() == overGRPC {
 		exporter, err = otlptracegrpc.New(ctx)
-	default:
-		err = fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q; it must be http/protobuf or grpc", protocol)
+	} else {
+		exporter, err = otlptracehttp.New(ctx)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("traces cannot be exported: %s", beginning(err))
 	}
 	of, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(), resource.WithAttributes(
 		attribute.String("service.name", "phone-number-service"), attribute.String("service.version", version)), resource.WithFromEnv())
 	if err != nil {
-		return nil, nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
+		log.Warn("what describes this process in traces is not whole", "error", beginning(err))
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.Warn("traces could not be exported", "error", err)
-	}))
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(of),
 		sdktrace.WithoutPanicRecording()) // a panic's value could hold a code
 	return provider.Tracer("github.com/liulinhuai/phone-number-service"), func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if err := provider.Shutdown(ctx); err != nil {
-			log.Warn("the last traces could not be exported", "error", err)
+			log.Warn("the last traces could not be exported", "error", beginning(err))
 		}
 	}, nil
+}
+
+// beginning is enough of an error that could hold a collector's whole page.
+func beginning(err error) string {
+	const enough = 200
+	text := err.Error()
+	return text[:min(len(text), enough)]
 }
 
 // WithCaller returns ctx with the trace that a caller's W3C trace context names.

@@ -72,7 +72,7 @@ func aroundCall(watch observe.Steps) grpc.UnaryServerInterceptor {
 			res, s = nil, toStatus(err)
 		}
 		took := time.Since(start)
-		span.End(s.Code().String(), n.number)
+		span.End(s.Code(), n.number)
 		watch.Metrics.Called(method, s.Code().String(), took)
 		logCall(ctx, watch.Log, method, s.Code(), n, took, err)
 		return res, s.Err()

@@ -155,7 +155,7 @@ func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, be
 		return 0, err
 	}
 	defer tx.Rollback()
-	stmt := tx.StmtContext(ctx, remove)
+	stmt := tx.StmtContext(ctx, remove) //nolint:sqlclosecheck // closes with its transaction
 	for _, n := range numbers {
 		result, err := stmt.ExecContext(ctx, n, before)
 		if err != nil {
