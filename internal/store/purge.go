@@ -21,7 +21,7 @@ const (
 	purgeRows = 25 // of one transaction: its locks are held for a moment
 	// A purge waits so many times as long as its statements took: calls have the
 	// database for the rest.
-	purgePauses = 9
+	purgePauses = 4
 	// Whose row is the lease: its begun_at is when the next purge may begin. No
 	// number reads like this.
 	purger = verify.Number("purge")
