@@ -85,6 +85,9 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 	if len(found.Alive) == 0 {
 		line("code", "none is alive")
 	}
+	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.Ticket == found.Last && end.Ticket != found.Last && !now.Before(expires) {
+		line("expired", "%s", at(expires))
+	}
 	switch {
 	case end.Ticket == 0:
 	case end.Used:

@@ -108,6 +108,18 @@ func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
 	}
 }
 
+func TestInspectTellsThatACodeExpired(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
+	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
+	p.send(t, "18612345678")
+	var out []byte
+	eventually(t, "expired", func() bool {
+		out, _ = program([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
+		return regexp.MustCompile(`code       none is alive\nexpired    .* ago\)\n`).Match(out)
+	})
+}
+
 func TestInspectReadsASQLiteFileThatIsInUse(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
@@ -165,7 +177,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 	p.send(t, "18612345678")
 	before := lastCode(fake)
 
-	taken := told("took over secrets that changed")
+	taken := told(`took over secrets that changed" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})

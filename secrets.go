@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +43,20 @@ func (s secrets) keys(f *faults) (keys verify.Keys) {
 		}
 	}
 	return keys
+}
+
+// changed are the names of those that are not as they were before.
+func (s secrets) changed(before secrets) (names []string) {
+	for name, is := range map[string]bool{
+		"DATA_SOURCE_NAME": s.dsn != before.dsn, "ALIYUN_ACCESS_KEY_ID": s.keyID != before.keyID,
+		"ALIYUN_ACCESS_KEY_SECRET": s.keySecret != before.keySecret, "PHONENUMBER_CODE_KEY": s.codeKeys != before.codeKeys,
+	} {
+		if is {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 const (
@@ -92,8 +107,8 @@ func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOv
 			err = takeOver(current, now)
 		}
 		if err == nil {
+			log.Info("took over secrets that changed", "names", strings.Join(now.changed(current), " "))
 			current, told = now, ""
-			log.Info("took over secrets that changed")
 		} else if err.Error() != told || time.Since(toldAt) >= faultToldEvery {
 			told, toldAt = err.Error(), time.Now()
 			log.Error("secrets changed and cannot be used; the old ones stay", "error", err)

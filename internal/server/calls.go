@@ -109,7 +109,7 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	if !log.Enabled(ctx, level) {
 		return
 	}
-	attrs := append(make([]slog.Attr, 0, 14),
+	attrs := append(make([]slog.Attr, 0, 15),
 		slog.String("method", method),
 		slog.String("status", code.String()),
 		slog.Float64("duration_ms", observe.Milliseconds(took)))
@@ -127,9 +127,11 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	var send *verify.SendError
 	switch {
 	case errors.As(err, &send):
+		text("result", send.Kind.String())
 		text("aliyun_code", send.Code)
 		text("request_id", send.RequestID)
 	case n.receipt.BizID != "":
+		text("result", "accepted")
 		text("aliyun_code", "OK")
 		text("request_id", n.receipt.RequestID)
 		text("biz_id", n.receipt.BizID)

@@ -417,11 +417,11 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 		}
 	}
 	wants := [][]string{
-		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "caller=127.0.0.1", "number=+86186****8888", "country=CN", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
+		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "caller=127.0.0.1", "number=+86186****8888", "country=CN", "result=accepted", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
 		{"method=Valid", "status=OK", "caller=127.0.0.1", "number=+86186****8888", "outcome=match"},
 		{"method=Valid", "status=OK", "caller=127.0.0.1", "number=+86186****8888", "outcome=none"},
 		{"method=Valid", "status=InvalidArgument", "caller=127.0.0.1", "error=\"phone_number must be one mobile number"},
-		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
+		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
 	}
 	if len(calls) != len(wants) {
 		t.Fatalf("got %d lines; want %d:\n%s", len(calls), len(wants), strings.Join(calls, ""))

@@ -207,7 +207,7 @@ func (r readiness) watch(ctx context.Context, ready func(context.Context) error,
 		if ctx.Err() == nil && now != last {
 			r.set(now)
 			if err != nil {
-				log.Error("not serving: the database does not answer", "error", err)
+				log.Error("not serving: the database cannot be used", "error", err)
 			} else {
 				log.Info("serving")
 			}
