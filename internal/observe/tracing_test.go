@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 )
 
 func TestWrongVariablesOfTracesAreRefusedAndNotQuoted(t *testing.T) {
@@ -54,7 +56,7 @@ func TestACollectorsPageIsNotLogged(t *testing.T) {
 	}))
 	defer collector.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
-	var out lines
+	var out servicetest.Output
 	tracer, stop, err := Tracing(t.Context(), "test", slog.New(slog.NewTextHandler(&out, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +64,7 @@ func TestACollectorsPageIsNotLogged(t *testing.T) {
 	_, span := tracer.Start(t.Context(), "a call")
 	span.End()
 	stop()
-	if got := out.b.String(); !strings.Contains(got, "exported") || len(got) > 1000 {
+	if got := out.String(); !strings.Contains(got, "exported") || len(got) > 1000 {
 		t.Errorf("got a log of %d bytes, want that it failed, shortly", len(got))
 	}
 }

@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
@@ -70,7 +70,7 @@ type replica struct {
 	pb.PhoneNumberServiceClient
 	conn *grpc.ClientConn
 	addr string
-	log  *logBuffer
+	log  *servicetest.Output
 	stop context.CancelFunc // begins the drain
 	done chan struct{}      // closed when Serve has returned
 }
@@ -83,7 +83,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{addr: listener.Addr().String(), log: &logBuffer{}, done: make(chan struct{})}
+	r := &replica{addr: listener.Addr().String(), log: &servicetest.Output{}, done: make(chan struct{})}
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	config := server.Config{
 		Listener: listener,
@@ -212,24 +212,6 @@ func (r *recorder) all() []string {
 type senderFunc func(m verify.Message) (verify.Receipt, error)
 
 func (f senderFunc) Send(_ context.Context, m verify.Message) (verify.Receipt, error) { return f(m) }
-
-// logBuffer may be written and read at once.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // eventually waits for a condition that something else brings about.
 func eventually(t *testing.T, what string, condition func() bool) {

@@ -14,6 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -286,7 +287,7 @@ func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
 	begunAgo(t, db, 2*testRetention, numbered("1", 50)...)
 	exec(t, db, "ANALYZE TABLE phone_numbers")
 	exec(t, db, "CREATE TRIGGER keeps BEFORE DELETE ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '42000' SET MYSQL_ERRNO = 1142")
-	var log logLines
+	var log servicetest.Output
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); db.Housekeep(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
@@ -304,23 +305,6 @@ func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
 	if !isThere(t, db, numbered("1", 1)[0]) {
 		t.Error("a row is gone that could not be deleted")
 	}
-}
-
-type logLines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logLines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logLines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func counted(t *testing.T, m interface{ Write(*dto.Metric) error }) float64 {
