@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -70,10 +71,10 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, its caller had gone before Aliyun was asked, or an older version of the service wrote since")
 	}
 	if refused.Ticket != 0 {
-		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", refused.Kind, at(time.UnixMicro(refused.At)), orNone(refused.Code), orNone(refused.RequestID), of(refused.Ticket))
+		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", refused.Kind, at(time.UnixMicro(refused.At)), cmp.Or(refused.Code, "none"), cmp.Or(refused.RequestID, "none"), of(refused.Ticket))
 	}
 	if accepted.Ticket != 0 {
-		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), orNone(accepted.BizID), of(accepted.Ticket))
+		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), of(accepted.Ticket))
 	}
 	for _, c := range found.Alive {
 		confirmed := "accepted by Aliyun"
@@ -95,11 +96,4 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 	default:
 		line("exhausted", "%s by %d wrong attempts%s", at(time.UnixMicro(end.At)), end.Looks, of(end.Ticket))
 	}
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
 }

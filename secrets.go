@@ -91,7 +91,6 @@ func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOv
 		}
 		var f faults
 		now := readSecrets(&f)
-		now.keys(&f)
 		if alike++; now != seen {
 			seen, alike = now, 1
 		}
@@ -102,6 +101,7 @@ func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOv
 		if now == current || alike < needed {
 			continue
 		}
+		now.keys(&f)
 		err := f.err()
 		if err == nil {
 			err = takeOver(current, now)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -137,12 +138,11 @@ func (s *step) took() time.Duration { return time.Since(s.start) }
 
 // end says how the step ended; only details with a value are told.
 func (s *step) end(result string, err error, details ...slog.Attr) {
+	details = slices.DeleteFunc(details, func(d slog.Attr) bool { return d.Value.String() == "" })
 	if s.span != nil {
 		s.span.SetAttributes(attribute.String("result", result))
 		for _, d := range details {
-			if d.Value.String() != "" {
-				s.span.SetAttributes(attribute.String(d.Key, d.Value.String()))
-			}
+			s.span.SetAttributes(attribute.String(d.Key, d.Value.String()))
 		}
 		if err != nil {
 			s.span.SetStatus(codes.Error, err.Error())
@@ -156,11 +156,7 @@ func (s *step) end(result string, err error, details ...slog.Attr) {
 		slog.String("step", s.name), slog.String("result", result), slog.String("number", s.number.Masked()),
 		slog.Float64("duration_ms", Milliseconds(s.took())),
 	}
-	for _, d := range details {
-		if d.Value.String() != "" {
-			attrs = append(attrs, d)
-		}
-	}
+	attrs = append(attrs, details...)
 	if id := TraceID(s.ctx); id != "" {
 		attrs = append(attrs, slog.String("trace_id", id))
 	}

@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -73,7 +73,10 @@ const (
 	mysqlIOTimeout    = 5 * time.Second // for a peer that vanished: calls give up by their context
 )
 
-type mysqlEngine struct{ current *rotating }
+type mysqlEngine struct {
+	database string
+	current  *rotating
+}
 
 func openMySQL(dsn string) (*DB, error) {
 	current := &rotating{}
@@ -84,18 +87,18 @@ func openMySQL(dsn string) (*DB, error) {
 	pool.SetMaxOpenConns(mysqlConnections)
 	pool.SetMaxIdleConns(mysqlConnections)
 	pool.SetConnMaxLifetime(mysqlConnLifetime)
-	return &DB{engine: mysqlEngine{current}, pool: pool, counters: newCounters()}, nil
+	return &DB{engine: mysqlEngine{current.cfg.DBName, current}, pool: pool, counters: newCounters()}, nil
 }
 
 // rotating connects as the last data source name that it took says.
 type rotating struct {
-	mu    sync.Mutex
-	cfg   *mysql.Config
-	inner driver.Connector
+	cfg   *mysql.Config // take's alone
+	inner atomic.Pointer[driver.Connector]
 }
 
 // take takes dsn. Where there was one before, it must name the same database (replicas
-// on two would know nothing of each other's codes) and work.
+// on two would know nothing of each other's codes) and work. It is called by one at a
+// time.
 func (r *rotating) take(ctx context.Context, dsn string) error {
 	cfg, err := mysqlConfig(dsn)
 	if err != nil {
@@ -108,11 +111,8 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 	if cfg.Params["innodb_lock_wait_timeout"] == "" {
 		inner = impatient{inner}
 	}
-	r.mu.Lock()
-	before := r.cfg
-	r.mu.Unlock()
-	if before != nil {
-		if cfg.Net != before.Net || cfg.Addr != before.Addr || cfg.DBName != before.DBName {
+	if r.cfg != nil {
+		if cfg.Net != r.cfg.Net || cfg.Addr != r.cfg.Addr || cfg.DBName != r.cfg.DBName {
 			return errOtherDatabase
 		}
 		conn, err := inner.Connect(ctx)
@@ -121,26 +121,16 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 		}
 		conn.Close()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cfg, r.inner = cfg, inner
+	r.cfg = cfg
+	r.inner.Store(&inner)
 	return nil
 }
 
 func (r *rotating) Connect(ctx context.Context) (driver.Conn, error) {
-	r.mu.Lock()
-	inner := r.inner
-	r.mu.Unlock()
-	return inner.Connect(ctx)
+	return (*r.inner.Load()).Connect(ctx)
 }
 
 func (r *rotating) Driver() driver.Driver { return mysql.MySQLDriver{} }
-
-func (r *rotating) database() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.cfg.DBName
-}
 
 // impatient sessions wait for a lock for a second at most: less than a caller does, who
 // then knows that nothing was done. An engine that does not know the variable is
@@ -256,7 +246,7 @@ func (e mysqlEngine) advice(err error) string {
 	if !errors.As(err, &server) {
 		return ""
 	}
-	return strings.ReplaceAll(mysqlAdvice[server.Number], "PhoneNumberService", e.current.database())
+	return strings.ReplaceAll(mysqlAdvice[server.Number], "PhoneNumberService", e.database)
 }
 
 func (mysqlEngine) complete(context.Context, *sql.DB) error { return nil }
