@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -25,9 +26,11 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
@@ -52,6 +55,7 @@ type commands struct {
 	Dev         devCommand         `cmd:"" help:"Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json."`
 	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME, where it is missing, and exit. serve does that by itself."`
 	Inspect     inspectCommand     `cmd:"" help:"Tell what happened to a number: its last send, Aliyun's answer, attempts, whether a code is alive. Needs DATA_SOURCE_NAME, and the right to read alone."`
+	Token       tokenCommand       `cmd:"" help:"Make a bearer token for a caller, and print it with what the callers file has of it."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Exit 0 when the service on this machine is serving, 1 when not."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`
 }
@@ -90,7 +94,7 @@ type serveCommand struct {
 
 func (c *serveCommand) Run(ctx context.Context) error {
 	var f faults
-	r := c.resolve(&f, productionListen, "5s")
+	r := c.resolve(&f, commandDefaults{listen: productionListen, drainDelay: "5s"})
 	s := readSecrets(&f)
 	keys := s.keys(&f)
 	db := openStore(&f, s.dsn)
@@ -112,7 +116,7 @@ func (c *serveCommand) Run(ctx context.Context) error {
 		r.log.Warn(w)
 	}
 	v := r.verifier(db, keys, aliyun)
-	go watchSecrets(ctx, r.log, s, func(before, now secrets) error {
+	takeOver := func(before, now secrets) error {
 		// All or none: what can fail comes first.
 		if err := sms.CheckAccessKey(now.keyID, now.keySecret); err != nil {
 			return err
@@ -131,7 +135,11 @@ func (c *serveCommand) Run(ctx context.Context) error {
 			v.Rotate(keys)
 		}
 		return aliyun.Rotate(now.keyID, now.keySecret)
-	})
+	}
+	if secretsInFiles() {
+		go follow(ctx, r.log, r.access.unusable, s, secretFiles(takeOver))
+	}
+	r.access.follow(ctx, c.accessSettings, r.log)
 	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
 }
 
@@ -155,7 +163,7 @@ type devCommand struct {
 
 func (c *devCommand) Run(ctx context.Context) error {
 	var f faults
-	r := c.resolve(&f, developmentListen, "0s")
+	r := c.resolve(&f, commandDefaults{listen: developmentListen, drainDelay: "0s", origins: "*"})
 	for _, name := range []string{"ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"} {
 		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
 			f.add("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name)
@@ -177,6 +185,7 @@ func (c *devCommand) Run(ctx context.Context) error {
 	if up, err := prepareStore(ctx, db, r.log); !up {
 		return err
 	}
+	r.access.follow(ctx, c.accessSettings, r.log)
 	return serve(ctx, r, db, r.verifier(db, verify.RandomKeys(), inbox), inbox)
 }
 
@@ -208,6 +217,12 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
+	watch.Metrics.Register(r.access.unusable)
+	if r.access.tls != nil {
+		watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
+		}, func() float64 { return float64(r.access.tls.Expires().Unix()) }))
+	}
 	v.Store, v.Sender = watch.Store(v.Store), watch.Sender(v.Sender)
 	var keeping sync.WaitGroup
 	defer keeping.Wait()
@@ -215,13 +230,17 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	defer stop()
 	keeping.Go(func() { db.Housekeep(whileServing, r.retention, r.log) })
 	if inbox != nil {
-		printBanner(os.Stdout, listener.Addr())
+		printBanner(os.Stdout, listener.Addr(), r.access.tls != nil)
 	}
 	metricsAt := "nowhere"
 	if scraped != nil {
 		metricsAt = scraped.Addr().String()
 	}
-	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", "off", "callers", "anyone who reaches the port")
+	level, secured, who := r.access.describe()
+	if inbox != nil {
+		level = slog.LevelInfo
+	}
+	r.log.Log(ctx, level, "listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", secured, "callers", who)
 	return server.Serve(ctx, server.Config{
 		Listener:   listener,
 		Verifier:   v,
@@ -229,6 +248,11 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 		Ready:      db.Ready,
 		DrainDelay: r.drainDelay,
 		Inbox:      inbox,
+		TLS:        r.access.tls,
+		Identify:   r.access.identify(),
+		Origins:    r.access.origins,
+		Reflection: r.access.reflects,
+		Limits:     r.limits,
 		Version:    versionText(),
 		Watch:      watch,
 		Metrics:    scraped,
@@ -249,21 +273,25 @@ func listenForScrapes(r resolved) (net.Listener, error) {
 	return nil, nil
 }
 
-func printBanner(w io.Writer, a net.Addr) {
+func printBanner(w io.Writer, a net.Addr, tls bool) {
+	scheme, curl, grpcurl := "http", "", "-plaintext"
+	if tls {
+		scheme, curl, grpcurl = "https", "-k ", "-insecure"
+	}
 	address := a.String()
 	if t, ok := a.(*net.TCPAddr); ok && t.IP.IsUnspecified() {
 		address = fmt.Sprintf("localhost:%d", t.Port)
 	}
 	fmt.Fprintf(w, `phone-number-service for development: codes are shown here, no SMS is sent, nothing is kept.
 
-  open this page           http://%[1]s/
+  open this page           %[2]s://%[1]s/
   gRPC, JSON and gRPC-Web  %[1]s
-  for tests                http://%[1]s/openapi.json, docs/testing.md
+  for tests                %[2]s://%[1]s/openapi.json, docs/testing.md
 
-  curl -d '{"phone_number":"18600000000"}' http://%[1]s/phonenumberservice.PhoneNumberService/SendSMS
-  grpcurl -plaintext -d '{"phone_number":"18600000000"}' %[1]s phonenumberservice.PhoneNumberService/SendSMS
+  curl %[3]s-d '{"phone_number":"18600000000"}' %[2]s://%[1]s/phonenumberservice.PhoneNumberService/SendSMS
+  grpcurl %[4]s -d '{"phone_number":"18600000000"}' %[1]s phonenumberservice.PhoneNumberService/SendSMS
 
-`, address)
+`, address, scheme, curl, grpcurl)
 }
 
 // openStore adds to the faults what is wrong with dsn; a missing one was told.
@@ -323,6 +351,7 @@ func (*migrateCommand) Run(ctx context.Context) error {
 
 type healthcheckCommand struct {
 	Address  string `env:"PHONENUMBER_LISTEN" default:":50511" placeholder:"HOST:PORT" help:"The service's listen address (${default})."`
+	TLSCert  string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"As serve has it: where it is set, the port speaks TLS."`
 	Liveness bool   `help:"Ask only whether the process works; the database may be away."`
 }
 
@@ -337,7 +366,12 @@ func (c *healthcheckCommand) Run(ctx context.Context) error {
 	case "::":
 		host = "::1"
 	}
-	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(host, port), grpc.WithNoProxy(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds := insecure.NewCredentials()
+	if c.TLSCert != "" {
+		// Nothing is said but this question, and the certificate need not name this address.
+		creds = credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
+	}
+	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(host, port), grpc.WithNoProxy(), grpc.WithTransportCredentials(creds))
 	if err != nil {
 		return err
 	}
@@ -356,6 +390,14 @@ func (c *healthcheckCommand) Run(ctx context.Context) error {
 	if res.Status != healthpb.HealthCheckResponse_SERVING {
 		return errors.New("not serving")
 	}
+	return nil
+}
+
+type tokenCommand struct{}
+
+func (tokenCommand) Run() error {
+	token, hash := callers.NewToken()
+	fmt.Printf("token:        %s\ntoken_sha256: %s\n", token, hash)
 	return nil
 }
 

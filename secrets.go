@@ -2,14 +2,11 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -59,60 +56,33 @@ func (s secrets) changed(before secrets) (names []string) {
 	return names
 }
 
-const (
-	secretsReadEvery = 2 * time.Second
-	// Files change one after the other: a change counts once it was read so often
-	// alike. An access key of which one half changed may be about to have the other.
-	readsAlike      = 2
-	readsOfHalfAKey = 15
-	faultToldEvery  = time.Minute
-)
-
-// watchSecrets reads the files that secrets came from again and again until ctx ends,
-// and has takeOver take what changed. What cannot be taken is tried again each time.
-func watchSecrets(ctx context.Context, log *slog.Logger, current secrets, takeOver func(before, now secrets) error) {
-	files := false
+// secretsInFiles reports whether any of the secrets comes from a file.
+func secretsInFiles() bool {
 	for _, name := range []string{"DATA_SOURCE_NAME", "Data_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "PHONENUMBER_CODE_KEY"} {
-		files = files || os.Getenv(name+"_FILE") != ""
+		if os.Getenv(name+"_FILE") != "" {
+			return true
+		}
 	}
-	if !files {
-		return
-	}
-	tick := time.NewTicker(secretsReadEvery)
-	defer tick.Stop()
-	seen, alike := current, 0
-	var told string
-	var toldAt time.Time
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		var f faults
-		now := readSecrets(&f)
-		if alike++; now != seen {
-			seen, alike = now, 1
-		}
-		needed := readsAlike
-		if (now.keyID != current.keyID) != (now.keySecret != current.keySecret) {
-			needed = readsOfHalfAKey
-		}
-		if now == current || alike < needed {
-			continue
-		}
-		now.keys(&f)
-		err := f.err()
-		if err == nil {
-			err = takeOver(current, now)
-		}
-		if err == nil {
-			log.Info("took over secrets that changed", "names", strings.Join(now.changed(current), " "))
-			current, told = now, ""
-		} else if err.Error() != told || time.Since(toldAt) >= faultToldEvery {
-			told, toldAt = err.Error(), time.Now()
-			log.Error("secrets changed and cannot be used; the old ones stay", "error", err)
-		}
+	return false
+}
+
+// secretFiles are the secrets again and again, for takeOver.
+func secretFiles(takeOver func(before, now secrets) error) files[secrets] {
+	return files[secrets]{
+		what: "secrets",
+		read: func(f *faults) secrets {
+			s := readSecrets(f)
+			s.keys(f)
+			return s
+		},
+		takeOver: takeOver,
+		alike: func(before, now secrets) int {
+			if (now.keyID != before.keyID) != (now.keySecret != before.keySecret) {
+				const ofHalfAKey = 15 // the other half may be about to change
+				return ofHalfAKey
+			}
+			return readsAlike
+		},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -37,7 +38,25 @@ type settings struct {
 	LogLevel      string `env:"PHONENUMBER_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"debug, info, warn or error (${default})."`
 	LogFormat     string `env:"PHONENUMBER_LOG_FORMAT" default:"text" placeholder:"FORMAT" help:"text or json (${default})."`
 	MetricsListen string `env:"PHONENUMBER_METRICS_LISTEN" placeholder:"HOST:PORT" help:"Address for /metrics, /healthz and /readyz (127.0.0.1:9090, unless that is taken)."`
-	Retention     string `env:"PHONENUMBER_RETENTION" default:"72h" placeholder:"DURATION" help:"How long a number is kept after its last send, 24h or more (${default})."`
+	accessSettings
+	limitSettings
+	Retention string `env:"PHONENUMBER_RETENTION" default:"72h" placeholder:"DURATION" help:"How long a number is kept after its last send, 24h or more (${default})."`
+}
+
+// limitSettings bound what peers may take of the process.
+type limitSettings struct {
+	MaxConnections     string `env:"PHONENUMBER_MAX_CONNECTIONS" default:"2000" placeholder:"N" help:"Connections open at once (${default})."`
+	MaxStreams         string `env:"PHONENUMBER_MAX_STREAMS" default:"128" placeholder:"N" help:"Calls at once on one connection (${default})."`
+	MaxCalls           string `env:"PHONENUMBER_MAX_CALLS" default:"1000" placeholder:"N" help:"Calls in flight; what is beyond is UNAVAILABLE (${default})."`
+	MaxMessageBytes    string `env:"PHONENUMBER_MAX_MESSAGE_BYTES" default:"4096" placeholder:"N" help:"Size of a message (${default})."`
+	MaxHeaderBytes     string `env:"PHONENUMBER_MAX_HEADER_BYTES" default:"8192" placeholder:"N" help:"Size of a call's headers (${default})."`
+	ConnectionTimeout  string `env:"PHONENUMBER_CONNECTION_TIMEOUT" default:"2s" placeholder:"DURATION" help:"For a connection to begin talking, TLS included, and for headers over HTTP/1.1 (${default})."`
+	ReadTimeout        string `env:"PHONENUMBER_READ_TIMEOUT" default:"5s" placeholder:"DURATION" help:"For a whole request over HTTP/1.1 (${default})."`
+	IdleTimeout        string `env:"PHONENUMBER_IDLE_TIMEOUT" default:"5m" placeholder:"DURATION" help:"How long a connection stays open without a call (${default})."`
+	ConnectionAge      string `env:"PHONENUMBER_CONNECTION_AGE" default:"10m" placeholder:"DURATION" help:"When a gRPC client is asked to connect anew, 10 % sooner or later (${default})."`
+	ConnectionAgeGrace string `env:"PHONENUMBER_CONNECTION_AGE_GRACE" placeholder:"DURATION" help:"How long calls on such a connection may go on (the call timeout)."`
+	PingInterval       string `env:"PHONENUMBER_PING_INTERVAL" default:"10s" placeholder:"DURATION" help:"How far apart a gRPC client's pings must be (${default})."`
+	CallTimeout        string `env:"PHONENUMBER_CALL_TIMEOUT" placeholder:"DURATION" help:"For a call without a deadline, or with a longer one (what a send can take, and 4s)."`
 }
 
 // resolved are settings as the service takes them.
@@ -49,6 +68,8 @@ type resolved struct {
 	drainDelay time.Duration
 	metrics    string // address, "" where none was set
 	retention  time.Duration
+	access     access
+	limits     server.Limits
 	log        *slog.Logger
 	sampled    observe.Sampled // what log writes to
 }
@@ -58,6 +79,17 @@ type faults []string
 
 func (f *faults) add(format string, args ...any) { *f = append(*f, fmt.Sprintf(format, args...)) }
 
+// read adds what is wrong with files that g reads: that they cannot be read, or else
+// what it returns.
+func (f *faults) read(g func(f *faults) error) {
+	before := len(*f)
+	err := g(f)
+	if len(*f) > before || err == nil {
+		return
+	}
+	*f = append(*f, strings.Split(err.Error(), "\n")...)
+}
+
 func (f faults) err() error {
 	if len(f) == 0 {
 		return nil
@@ -65,14 +97,15 @@ func (f faults) err() error {
 	return errors.New("the configuration cannot be used:\n  - " + strings.Join(f, "\n  - "))
 }
 
-// resolve checks all settings, with the listen address and drain delay that the
-// command takes where none is set.
-func (s settings) resolve(f *faults, listen, drainDelay string) resolved {
+// commandDefaults are what a command takes where nothing is set.
+type commandDefaults struct{ listen, drainDelay, origins string }
+
+func (s settings) resolve(f *faults, d commandDefaults) resolved {
 	unknownVariables(f, os.Environ())
 	r := resolved{
-		listen:     cmp.Or(s.Listen, listen),
+		listen:     cmp.Or(s.Listen, d.listen),
 		smsTimeout: duration(f, "--sms-timeout (PHONENUMBER_SMS_TIMEOUT)", s.SMSTimeout, 100*time.Millisecond, 20*time.Second),
-		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", cmp.Or(s.DrainDelay, drainDelay), 0, 5*time.Minute),
+		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", cmp.Or(s.DrainDelay, d.drainDelay), 0, 5*time.Minute),
 		metrics:    s.MetricsListen,
 		retention:  duration(f, "--retention (PHONENUMBER_RETENTION)", s.Retention, 24*time.Hour, 10*365*24*time.Hour),
 	}
@@ -84,17 +117,36 @@ func (s settings) resolve(f *faults, listen, drainDelay string) resolved {
 	if err := observe.CheckTracing(); err != nil {
 		f.add("%v", err)
 	}
-	r.sampled = observe.NewSampled(s.logHandler(f))
+	r.access = s.accessSettings.resolve(f, d.origins)
+	r.limits = s.limitSettings.resolve(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
+	r.sampled = observe.NewSampled(observe.Named{Handler: s.logHandler(f)})
 	r.log = slog.New(r.sampled)
 	return r
 }
 
+func (s limitSettings) resolve(f *faults, longestSend time.Duration) server.Limits {
+	l := server.Limits{
+		Connections:  number(f, "--max-connections (PHONENUMBER_MAX_CONNECTIONS)", s.MaxConnections, 1, 1_000_000),
+		Streams:      number(f, "--max-streams (PHONENUMBER_MAX_STREAMS)", s.MaxStreams, 1, 100_000),
+		Calls:        number(f, "--max-calls (PHONENUMBER_MAX_CALLS)", s.MaxCalls, 1, 1_000_000),
+		MessageBytes: number(f, "--max-message-bytes (PHONENUMBER_MAX_MESSAGE_BYTES)", s.MaxMessageBytes, 1024, 4<<20),
+		HeaderBytes:  number(f, "--max-header-bytes (PHONENUMBER_MAX_HEADER_BYTES)", s.MaxHeaderBytes, 8<<10, 1<<20),
+
+		ConnectionTimeout: duration(f, "--connection-timeout (PHONENUMBER_CONNECTION_TIMEOUT)", s.ConnectionTimeout, 100*time.Millisecond, time.Minute),
+		ReadTimeout:       duration(f, "--read-timeout (PHONENUMBER_READ_TIMEOUT)", s.ReadTimeout, 100*time.Millisecond, time.Minute),
+		IdleTimeout:       duration(f, "--idle-timeout (PHONENUMBER_IDLE_TIMEOUT)", s.IdleTimeout, time.Second, 24*time.Hour),
+		ConnectionAge:     duration(f, "--connection-age (PHONENUMBER_CONNECTION_AGE)", s.ConnectionAge, time.Second, 24*time.Hour),
+		PingInterval:      duration(f, "--ping-interval (PHONENUMBER_PING_INTERVAL)", s.PingInterval, time.Second, 10*time.Minute),
+	}
+	// A send goes on when its call has ended; the margin is for what is not waiting.
+	l.CallTimeout = duration(f, "--call-timeout (PHONENUMBER_CALL_TIMEOUT)", cmp.Or(s.CallTimeout, (longestSend+4*time.Second).String()), 100*time.Millisecond, 10*time.Minute)
+	l.ConnectionAgeGrace = duration(f, "--connection-age-grace (PHONENUMBER_CONNECTION_AGE_GRACE)", cmp.Or(s.ConnectionAgeGrace, l.CallTimeout.String()), time.Second, 24*time.Hour)
+	return l
+}
+
 func (s ruleSettings) resolve(f *faults) (rules verify.Rules, numbers verify.NumberParser) {
 	rules.CodeTTL = duration(f, "--code-ttl (PHONENUMBER_CODE_TTL)", s.CodeTTL, time.Second, verify.MaxCodeTTL)
-	var err error
-	if rules.AttemptLimit, err = strconv.Atoi(s.AttemptLimit); err != nil || rules.AttemptLimit < 1 || rules.AttemptLimit > verify.MaxAttemptLimit {
-		f.add("--attempt-limit (PHONENUMBER_ATTEMPT_LIMIT) is %q; it must be a whole number from 1 to %d", s.AttemptLimit, verify.MaxAttemptLimit)
-	}
+	rules.AttemptLimit = number(f, "--attempt-limit (PHONENUMBER_ATTEMPT_LIMIT)", s.AttemptLimit, 1, verify.MaxAttemptLimit)
 	if !numberplan.KnownRegion(s.Region) {
 		f.add("--region (PHONENUMBER_REGION) is %q; it must be an ISO 3166 code in capitals, such as CN or SG", s.Region)
 	}
@@ -128,6 +180,14 @@ func duration(f *faults, name, text string, least, most time.Duration) time.Dura
 	return d
 }
 
+func number(f *faults, name, text string, least, most int) int {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most {
+		f.add("%s is %q; it must be a whole number from %d to %d", name, text, least, most)
+	}
+	return n
+}
+
 func address(f *faults, name, text string) {
 	_, port, err := net.SplitHostPort(text)
 	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
@@ -145,6 +205,10 @@ var ownVariables = []string{
 	"PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 	"PHONENUMBER_CODE_KEY", "PHONENUMBER_CODE_KEY_FILE", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY",
 	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN", "PHONENUMBER_RETENTION", failSends,
+	"PHONENUMBER_TLS_CERT", "PHONENUMBER_TLS_KEY", "PHONENUMBER_TLS_CLIENT_CA", "PHONENUMBER_CALLERS", "PHONENUMBER_CORS_ORIGINS", "PHONENUMBER_REFLECTION",
+	"PHONENUMBER_MAX_CONNECTIONS", "PHONENUMBER_MAX_STREAMS", "PHONENUMBER_MAX_CALLS", "PHONENUMBER_MAX_MESSAGE_BYTES", "PHONENUMBER_MAX_HEADER_BYTES",
+	"PHONENUMBER_CONNECTION_TIMEOUT", "PHONENUMBER_READ_TIMEOUT", "PHONENUMBER_IDLE_TIMEOUT", "PHONENUMBER_CONNECTION_AGE", "PHONENUMBER_CONNECTION_AGE_GRACE",
+	"PHONENUMBER_PING_INTERVAL", "PHONENUMBER_CALL_TIMEOUT",
 }
 
 // Kubernetes puts such names into every container beside a Service whose name

@@ -29,6 +29,15 @@ func Mobile(number, region string) (e164 string, ok bool) {
 // KnownRegion reports whether region is one that numbers can be dialled in.
 func KnownRegion(region string) bool { return phonenumbers.GetSupportedRegions()[region] }
 
+// Countries are all that Country returns.
+func Countries() map[string]bool {
+	all := map[string]bool{}
+	for code := range phonenumbers.GetSupportedCallingCodes() {
+		all[phonenumbers.GetRegionCodeForCountryCode(code)] = true
+	}
+	return all
+}
+
 // Country returns the ISO 3166 code of the main country of a number's country code:
 // US for all of +1, and 001 for the codes of no country.
 func Country(n verify.Number) string {

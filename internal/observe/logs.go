@@ -19,9 +19,26 @@ const (
 // What makes two lines equal, besides level and message. Of an error, ports are not:
 // each connection has another.
 var (
-	tellingApart = []string{"method", "status", "aliyun_code", "error", "panic"}
+	tellingApart = []string{"method", "status", "aliyun_code", "error", "panic", "reason"}
 	port         = regexp.MustCompile(`:[0-9]+\b`)
 )
+
+// Named writes to next, with who makes the call that a line belongs to.
+type Named struct{ slog.Handler }
+
+// Handle implements slog.Handler.
+func (h Named) Handle(ctx context.Context, r slog.Record) error {
+	if name := CallerOf(ctx); name != "" {
+		r.AddAttrs(slog.String("caller", name))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h Named) WithAttrs(attrs []slog.Attr) slog.Handler { return Named{h.Handler.WithAttrs(attrs)} }
+
+// WithGroup implements slog.Handler.
+func (h Named) WithGroup(name string) slog.Handler { return Named{h.Handler.WithGroup(name)} }
 
 // Sampled writes to next the first ten of equal warnings and errors in ten seconds,
 // then how many more there were. All else it passes on.

@@ -4,6 +4,7 @@
 package observe
 
 import (
+	"context"
 	"net/http"
 	"runtime"
 	"sync"
@@ -28,28 +29,32 @@ type Metrics struct {
 	untilVerified prometheus.Histogram
 	database      *prometheus.HistogramVec
 	ready         prometheus.Gauge
+	refused       *prometheus.CounterVec
 	aliyunCodes   boundedSet
+	callers       boundedSet
 }
 
 // NewMetrics returns metrics of their own registry, with those of the Go runtime and
 // of the process.
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
-		registry: prometheus.NewRegistry(),
+		registry:    prometheus.NewRegistry(),
+		aliyunCodes: boundedSet{most: 64},
+		callers:     boundedSet{most: 256},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method and gRPC status.",
+			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}, []string{"method", "status"}),
+		}, []string{"method", "status", "caller"}),
 		sends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phonenumber_sends_total", Help: "SMS that Aliyun was asked for, by what became of them.",
-		}, []string{"result", "aliyun_code", "country"}),
+		}, []string{"result", "aliyun_code", "country", "caller"}),
 		aliyun: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "phonenumber_aliyun_duration_seconds", Help: "How long Aliyun took to answer.",
 			Buckets: []float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20},
 		}, []string{"result"}),
 		verifications: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phonenumber_verifications_total", Help: "What Valid found; its caller learns whether it is match.",
-		}, []string{"outcome", "country"}),
+		}, []string{"outcome", "country", "caller"}),
 		untilVerified: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "phonenumber_send_to_verification_seconds", Help: "From the begin of a send to the Valid that matched.",
 			Buckets: []float64{2, 5, 10, 20, 30, 60, 120, 300, 600},
@@ -62,12 +67,15 @@ func NewMetrics(version string) *Metrics {
 			Name: "phonenumber_ready", Help: "1 while serving, 0 while the database does not answer or the service drains.",
 		}),
 	}
+	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "phonenumber_refused_total", Help: "Calls and connections refused before they were heard, by reason.",
+	}, []string{"reason"})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "phonenumber_build_info", Help: "1, with the version.",
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
 	})
 	build.Set(1)
-	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.untilVerified, m.database, m.ready, build,
+	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.untilVerified, m.database, m.ready, m.refused, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -81,13 +89,13 @@ func (m *Metrics) Handler() http.Handler {
 }
 
 // Called counts a call that took its time and ended with a gRPC status.
-func (m *Metrics) Called(method, status string, took time.Duration) {
-	m.calls.WithLabelValues(method, status).Observe(took.Seconds())
+func (m *Metrics) Called(ctx context.Context, method, status string, took time.Duration) {
+	m.calls.WithLabelValues(method, status, m.caller(ctx)).Observe(took.Seconds())
 }
 
 // Verified counts what a Valid found.
-func (m *Metrics) Verified(n verify.Number, found verify.Verification) {
-	m.verifications.WithLabelValues(found.Outcome.String(), numberplan.Country(n)).Inc()
+func (m *Metrics) Verified(ctx context.Context, n verify.Number, found verify.Verification) {
+	m.verifications.WithLabelValues(found.Outcome.String(), numberplan.Country(n), m.caller(ctx)).Inc()
 	if found.Valid() {
 		m.untilVerified.Observe(found.After.Seconds())
 	}
@@ -101,19 +109,27 @@ func (m *Metrics) SetReady(ready bool) {
 	}
 }
 
-func (m *Metrics) sent(n verify.Number, result, aliyunCode string, took time.Duration) {
-	m.sends.WithLabelValues(result, m.aliyunCodes.bound(aliyunCode), numberplan.Country(n)).Inc()
+func (m *Metrics) sent(ctx context.Context, n verify.Number, result, aliyunCode string, took time.Duration) {
+	m.sends.WithLabelValues(result, m.aliyunCodes.bound(aliyunCode), numberplan.Country(n), m.caller(ctx)).Inc()
 	m.aliyun.WithLabelValues(result).Observe(took.Seconds())
 }
 
-// A boundedSet keeps whoever answers in Aliyun's place from filling the memory of
-// this process and of Prometheus.
+// caller is "" where nobody asks who calls.
+func (m *Metrics) caller(ctx context.Context) string {
+	name := CallerOf(ctx)
+	if name == "" {
+		return ""
+	}
+	return m.callers.bound(name)
+}
+
+// A boundedSet keeps whoever answers in Aliyun's place, or issues certificates, from
+// filling the memory of this process and of Prometheus.
 type boundedSet struct {
+	most int
 	mu   sync.Mutex
 	seen map[string]bool
 }
-
-const maxAliyunCodes = 64
 
 func (b *boundedSet) bound(value string) string {
 	b.mu.Lock()
@@ -121,7 +137,7 @@ func (b *boundedSet) bound(value string) string {
 	if b.seen == nil {
 		b.seen = map[string]bool{}
 	}
-	if !b.seen[value] && len(b.seen) >= maxAliyunCodes {
+	if !b.seen[value] && len(b.seen) >= b.most {
 		return "other"
 	}
 	b.seen[value] = true

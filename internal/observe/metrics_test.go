@@ -63,11 +63,11 @@ func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
 	}
 	scraped := scrape(t, m)
 	mustHave(t, scraped,
-		`phonenumber_sends_total{aliyun_code="OK",country="CN",result="accepted"} 1`,
-		`phonenumber_sends_total{aliyun_code="OK",country="US",result="accepted"} 1`,
-		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",country="HK",result="limited"} 1`,
-		`phonenumber_sends_total{aliyun_code="none",country="CN",result="timed_out"} 1`,
-		`phonenumber_sends_total{aliyun_code="none",country="CN",result="unknown"} 1`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="",country="CN",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="",country="US",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",caller="",country="HK",result="limited"} 1`,
+		`phonenumber_sends_total{aliyun_code="none",caller="",country="CN",result="timed_out"} 1`,
+		`phonenumber_sends_total{aliyun_code="none",caller="",country="CN",result="unknown"} 1`,
 		`phonenumber_aliyun_duration_seconds_count{result="accepted"} 2`,
 	)
 	if strings.Contains(scraped, "654321") || strings.Contains(scraped, "18600000000") {
@@ -77,6 +77,7 @@ func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
 
 func TestCodesOfAliyunAreBounded(t *testing.T) {
 	m := NewMetrics("test")
+	maxAliyunCodes := m.aliyunCodes.most
 	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for i := range 10 * maxAliyunCodes {
 		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendPrecondition, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(), verify.Message{Number: "+8618600000000"})
@@ -85,17 +86,17 @@ func TestCodesOfAliyunAreBounded(t *testing.T) {
 	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
 		t.Errorf("got %d series, want %d and one for all others", got, maxAliyunCodes)
 	}
-	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",country="CN",result="refused"} %d`, 9*maxAliyunCodes))
+	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",result="refused"} %d`, 9*maxAliyunCodes))
 }
 
 func TestVerificationsAreCountedByOutcome(t *testing.T) {
 	m := NewMetrics("test")
 	for _, found := range []verify.Verification{{}, {Outcome: verify.Mismatch}, {Outcome: verify.Expired}, {Outcome: verify.Exhausted}, {Outcome: verify.Match, After: 7 * time.Second}} {
-		m.Verified("+8618600000000", found)
+		m.Verified(t.Context(), "+8618600000000", found)
 	}
 	scraped := scrape(t, m)
 	for _, outcome := range []string{"none", "match", "mismatch", "expired", "exhausted"} {
-		mustHave(t, scraped, `phonenumber_verifications_total{country="CN",outcome="`+outcome+`"} 1`)
+		mustHave(t, scraped, `phonenumber_verifications_total{caller="",country="CN",outcome="`+outcome+`"} 1`)
 	}
 	mustHave(t, scraped, `phonenumber_send_to_verification_seconds_bucket{le="5"} 0`, `phonenumber_send_to_verification_seconds_bucket{le="10"} 1`, `phonenumber_send_to_verification_seconds_count 1`)
 }

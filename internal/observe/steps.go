@@ -25,6 +25,29 @@ type Steps struct {
 	Log     *slog.Logger
 }
 
+type callerKey struct{}
+
+// WithCaller returns ctx of a call that a known caller makes.
+func WithCaller(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, callerKey{}, name)
+}
+
+// CallerOf is the name of who makes the call of ctx, "" where nobody asks.
+func CallerOf(ctx context.Context) string {
+	name, _ := ctx.Value(callerKey{}).(string)
+	return name
+}
+
+// Refused counts what was refused before it was heard, and why.
+func (s Steps) Refused(reason string) {
+	s.Metrics.refused.WithLabelValues(reason).Inc()
+	level := slog.LevelDebug
+	if reason == "calls" || reason == "connections" {
+		level = slog.LevelWarn
+	}
+	s.Log.Log(context.Background(), level, "refused", "reason", reason)
+}
+
 // Store returns next, watched.
 func (s Steps) Store(next verify.Store) verify.Store { return watchedStore{s, next} }
 
@@ -32,7 +55,10 @@ func (s Steps) Store(next verify.Store) verify.Store { return watchedStore{s, ne
 func (s Steps) Sender(next verify.Sender) verify.Sender { return watchedSender{s, next} }
 
 // A Span is that of one call. Its zero value is none.
-type Span struct{ span trace.Span }
+type Span struct {
+	span   trace.Span
+	caller string
+}
 
 // Call begins the span of a call, in ctx's trace.
 func (s Steps) Call(ctx context.Context, fullMethod string) (context.Context, Span) {
@@ -42,7 +68,7 @@ func (s Steps) Call(ctx context.Context, fullMethod string) (context.Context, Sp
 	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
 	ctx, span := s.Tracer.Start(ctx, service+"/"+method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
 		attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method)))
-	return ctx, Span{span}
+	return ctx, Span{span, CallerOf(ctx)}
 }
 
 // End says with which gRPC status the call ended. n is "" where none was read.
@@ -53,6 +79,9 @@ func (s Span) End(status grpccodes.Code, n verify.Number) {
 	s.span.SetAttributes(attribute.Int("rpc.grpc.status_code", int(status)))
 	if n != "" {
 		s.span.SetAttributes(attribute.String("phone_number.masked", n.Masked()))
+	}
+	if s.caller != "" {
+		s.span.SetAttributes(attribute.String("caller", s.caller))
 	}
 	switch status { // what is the service's fault, as the semantic conventions have it
 	case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
@@ -111,7 +140,7 @@ func (w watchedSender) Send(ctx context.Context, m verify.Message) (verify.Recei
 		told = said
 		result, code, requestID = said.Kind.String(), cmp.Or(said.Code, "none"), said.RequestID
 	}
-	w.Metrics.sent(m.Number, result, code, step.took())
+	w.Metrics.sent(ctx, m.Number, result, code, step.took())
 	step.end(result, told, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
 	return receipt, err
 }

@@ -103,8 +103,8 @@ func beginning(err error) string {
 	return text[:min(len(text), enough)]
 }
 
-// WithCaller returns ctx with the trace that a caller's W3C trace context names.
-func WithCaller(ctx context.Context, traceparent, tracestate string) context.Context {
+// WithTrace returns ctx with the trace that a caller's W3C trace context names.
+func WithTrace(ctx context.Context, traceparent, tracestate string) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate})
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,10 +14,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -26,6 +29,7 @@ var errPanic = errors.New("panic")
 
 // notes are what a call's log line says beyond its outcome.
 type notes struct {
+	caller  *callers.Caller // nil where nobody asks
 	number  verify.Number
 	receipt verify.Receipt
 	outcome string // of Valid
@@ -40,40 +44,60 @@ func notesOf(ctx context.Context) *notes {
 	return &notes{}
 }
 
-// withDeadline gives a call that brings no deadline the default one. ctx must end
-// with the call: what the deadline takes ends with it.
-func withDeadline(ctx context.Context, standard time.Duration) context.Context {
-	if _, ok := ctx.Deadline(); ok {
-		return ctx
+// An identify function returns who makes a call with these values of the header
+// authorization and this verified client certificate, nil for none.
+type identify func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
+
+// of returns ctx with the caller's name, and the caller. A nil function asks nobody.
+func (f identify) of(ctx context.Context) (context.Context, *callers.Caller, error) {
+	if f == nil {
+		return ctx, nil, nil
 	}
-	bounded, cancel := context.WithTimeout(ctx, standard) //nolint:gosec // ctx ends it
-	_ = cancel
-	return bounded
+	var certificate *x509.Certificate
+	if p, ok := peer.FromContext(ctx); ok {
+		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.VerifiedChains) > 0 {
+			certificate = t.State.VerifiedChains[0][0]
+		}
+	}
+	caller, err := f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate)
+	if err != nil {
+		return observe.WithCaller(ctx, callers.Unknown), nil, err
+	}
+	return observe.WithCaller(ctx, caller.Name), caller, nil
 }
 
-// aroundCall is what every call of every protocol passes through: its trace, a net
-// under panics, the status for its error, its count and its one log line.
-func aroundCall(watch observe.Steps) grpc.UnaryServerInterceptor {
+// aroundCall is what every call of every protocol passes through: who makes it, its
+// trace, a net under panics, the status for its error, its count and its one log line.
+func aroundCall(watch observe.Steps, who identify) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 		if strings.HasPrefix(info.FullMethod, "/grpc.health.") {
 			// The probes of every few seconds would drown the calls.
-			return recovered(watch.Log, method, func() (any, error) { return handler(ctx, req) })
+			return recovered(ctx, watch.Log, method, func() (any, error) { return handler(ctx, req) })
 		}
 		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
-			ctx = observe.WithCaller(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
+			ctx = observe.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
 		}
-		n := &notes{}
+		ctx, caller, refused := who.of(ctx)
+		if refused == nil {
+			refused = caller.MayCall(method)
+		}
+		n := &notes{caller: caller}
 		ctx, span := watch.Call(context.WithValue(ctx, notesKey{}, n), info.FullMethod)
-		res, err := recovered(watch.Log, method, func() (any, error) { return handler(ctx, req) })
+		res, err := recovered(ctx, watch.Log, method, func() (any, error) {
+			if refused != nil {
+				return nil, refused
+			}
+			return handler(ctx, req)
+		})
 		var s *status.Status // nil is OK
 		if err != nil {
 			res, s = nil, toStatus(err)
 		}
 		took := time.Since(start)
 		span.End(s.Code(), n.number)
-		watch.Metrics.Called(method, s.Code().String(), took)
+		watch.Metrics.Called(ctx, method, s.Code().String(), took)
 		logCall(ctx, watch.Log, method, s.Code(), n, took, err)
 		return res, s.Err()
 	}
@@ -81,7 +105,7 @@ func aroundCall(watch observe.Steps) grpc.UnaryServerInterceptor {
 
 // recovered turns a panic into an error. Of the panic's value only the kind is
 // logged, unless it is the runtime's own: it could hold a code.
-func recovered(log *slog.Logger, method string, f func() (any, error)) (res any, err error) {
+func recovered(ctx context.Context, log *slog.Logger, method string, f func() (any, error)) (res any, err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -91,7 +115,7 @@ func recovered(log *slog.Logger, method string, f func() (any, error)) (res any,
 		if r, ok := p.(runtime.Error); ok {
 			what = r.Error()
 		}
-		log.Error("panic in a call", "method", method, "panic", what, "stack", string(debug.Stack()))
+		log.ErrorContext(ctx, "panic in a call", "method", method, "panic", what, "stack", string(debug.Stack()))
 		res, err = nil, errPanic
 	}()
 	return f()
@@ -118,7 +142,7 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 			attrs = append(attrs, slog.String(key, value))
 		}
 	}
-	text("caller", callerOf(ctx))
+	text("peer", peerOf(ctx))
 	if n.number != "" {
 		text("number", n.number.Masked())
 		text("country", numberplan.Country(n.number))
@@ -146,8 +170,8 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	log.Handler().Handle(ctx, record) //nolint:errcheck // as the Logger does
 }
 
-// callerOf is the address that a call came from, without its port.
-func callerOf(ctx context.Context) string {
+// peerOf is the address that a call came from, without its port.
+func peerOf(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {
 		return ""

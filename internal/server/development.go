@@ -163,7 +163,10 @@ type parameters struct {
 	wait   time.Duration
 }
 
-const longestWait = time.Minute
+const (
+	longestWait = time.Minute
+	bodyBytes   = 4 << 10
+)
 
 // query reads the parameters that a path takes, or answers what is wrong with them.
 func (d *development) query(w http.ResponseWriter, r *http.Request, takes ...string) (parameters, bool) {
@@ -241,7 +244,7 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 		Kind        string  `json:"kind"`
 		Times       *int    `json:"times"`
 	}
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxMessageBytes))
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyBytes))
 	decoder.DisallowUnknownFields()
 	if decoder.Decode(&body) != nil || decoder.Decode(&struct{}{}) != io.EOF {
 		http.Error(w, "the body must be one JSON object with kind (one of "+strings.Join(sms.FailureKinds(), ", ")+"), and where wanted times (a whole number) and phone_number", http.StatusBadRequest)

@@ -68,7 +68,7 @@ func TestEveryReasonIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []answer{unclassified}
+	all := []answer{unclassified, overloaded, notAllowed, rateLimited}
 	for _, a := range ownAnswers {
 		all = append(all, a.answer)
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -40,6 +41,7 @@ var (
 		{verify.ErrStateUnreadable, answer{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
 		{verify.ErrCallerGone, answer{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
 		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
+		{callers.ErrUnknown, answer{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
 		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
 	}
 	sendAnswers = map[verify.SendKind]answer{
@@ -51,6 +53,9 @@ var (
 		verify.SendPrecondition: {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
 		verify.SendBadRequest:   {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
 	}
+	overloaded  = answer{codes.Unavailable, "OVERLOADED", "too many calls are in flight; nothing was sent and nothing was counted", time.Second}
+	notAllowed  = answer{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
+	rateLimited = answer{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
 	// For a panic, and for what nobody thought of.
 	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
 )
@@ -69,6 +74,18 @@ func toStatus(err error) *status.Status {
 	var send *verify.SendError
 	if errors.As(err, &send) {
 		return sendStatus(send)
+	}
+	var refused *callers.NotAllowedError
+	if errors.As(err, &refused) {
+		reason := info(ownDomain, notAllowed.reason, "")
+		reason.Metadata = map[string]string{"refused": refused.Refused}
+		return withDetails(status.Newf(notAllowed.code, notAllowed.text, refused.Refused), reason)
+	}
+	var used *callers.RateError
+	if errors.As(err, &used) {
+		a := rateLimited
+		a.retry = used.RetryAfter
+		return a.status()
 	}
 	for _, a := range ownAnswers {
 		if !errors.Is(err, a.err) {

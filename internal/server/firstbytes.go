@@ -1,21 +1,34 @@
 package server
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// serveByFirstBytes accepts connections and hands each to one of two servers:
-// those that begin with HTTP/2's preface to grpcSide, all others to httpSide. It
-// returns when listener is closed. This keeps grpc-go on its own transport,
-// which costs a third of what it costs behind net/http.
-func serveByFirstBytes(listener net.Listener, grpcSide, httpSide *side) error {
+// A door accepts connections, where there is TLS shakes hands, and hands each to one
+// of two servers: those that begin with HTTP/2's preface to grpcSide, all others to
+// httpSide. This keeps grpc-go on its own transport, which costs a third of what it
+// costs behind net/http.
+type door struct {
+	listener           net.Listener
+	tls                *Certificates // nil for plaintext
+	limits             Limits
+	refused            func(reason string)
+	grpcSide, httpSide *side
+
+	open atomic.Int64
+}
+
+// serve returns when listener is closed.
+func (d *door) serve() error {
 	var wait time.Duration
 	for {
-		conn, err := listener.Accept()
+		conn, err := d.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -25,21 +38,56 @@ func serveByFirstBytes(listener net.Listener, grpcSide, httpSide *side) error {
 			continue
 		}
 		wait = 0
-		go func() {
-			first := make([]byte, 3) // no method of HTTP/1.1 begins with PRI
-			conn.SetReadDeadline(time.Now().Add(connectionTimeout))
-			if _, err := io.ReadFull(conn, first); err != nil {
-				conn.Close()
-				return
-			}
-			conn.SetReadDeadline(time.Time{})
-			to := httpSide
-			if string(first) == "PRI" {
-				to = grpcSide
-			}
-			to.hand(&prefixedConn{Conn: conn, prefix: first})
-		}()
+		if d.open.Add(1) > int64(d.limits.Connections) {
+			d.open.Add(-1)
+			d.refused("connections")
+			conn.Close()
+			continue
+		}
+		go d.welcome(&counted{Conn: conn, closed: sync.OnceFunc(func() { d.open.Add(-1) })})
 	}
+}
+
+func (d *door) welcome(conn net.Conn) {
+	conn.SetDeadline(time.Now().Add(d.limits.ConnectionTimeout))
+	var secure *tls.Conn
+	if d.tls != nil {
+		var err error
+		if secure, err = d.tls.handshake(conn); err != nil {
+			d.refused("handshake")
+			conn.Close()
+			return
+		}
+		conn = secure
+	}
+	first := make([]byte, 3) // no method of HTTP/1.1 begins with PRI
+	if _, err := io.ReadFull(conn, first); err != nil {
+		d.refused("silent")
+		conn.Close()
+		return
+	}
+	conn.SetDeadline(time.Time{})
+	to := d.httpSide
+	if string(first) == "PRI" {
+		to = d.grpcSide
+	}
+	begun := prefixedConn{Conn: conn, prefix: first}
+	if secure != nil {
+		to.hand(&secured{begun, secure.ConnectionState()})
+		return
+	}
+	to.hand(&begun)
+}
+
+// A counted connection says when it is closed.
+type counted struct {
+	net.Conn
+	closed func()
+}
+
+func (c *counted) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
 }
 
 // A side is the net.Listener that one of the two servers accepts from.

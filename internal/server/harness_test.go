@@ -84,7 +84,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		t.Fatal(err)
 	}
 	r := &replica{addr: listener.Addr().String(), log: &servicetest.Output{}, done: make(chan struct{})}
-	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := slog.New(observe.Named{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})})
 	config := server.Config{
 		Listener: listener,
 		Verifier: &verify.Verifier{
@@ -100,7 +100,8 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 		Ready:   db.Ready,
 		Version: "test",
-		Watch:   observe.Steps{Metrics: observe.NewMetrics("test"), Log: log},
+		Limits:  server.TestLimits, Reflection: true,
+		Watch: observe.Steps{Metrics: observe.NewMetrics("test"), Log: log},
 	}
 	for _, f := range change {
 		f(&config)

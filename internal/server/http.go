@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/rs/cors"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -32,10 +34,13 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer serves what arrives as HTTP/1.1 on the port: the two calls as
 // JSON and gRPC-Web, and what dev, where it is not nil, has beside them.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, deadline time.Duration, c Config) *http.Server {
+func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, admitted *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, deadline, svc.SendSMS))
-	mux.Handle(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, deadline, svc.Valid))
+	call := func(method string, handler http.Handler) {
+		mux.Handle(method, forOrigins(c.Origins, admitted.http(jsonByDefault(handler))))
+	}
+	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, svc.SendSMS))
+	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, svc.Valid))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		if r.URL.Path != "/" {
@@ -44,7 +49,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n", c.Version,
 			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName, documentation)
 	})
-	handler := jsonByDefault(mux)
+	var handler http.Handler = mux
 	if dev != nil {
 		dev.register(mux)
 		handler = fromPrivateNames(handler)
@@ -54,21 +59,20 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 	}
 	return &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: connectionTimeout,
-		ReadTimeout:       5 * time.Second,
-		WriteTimeout:      deadline + 10*time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    maxHeaderBytes - 4<<10, // net/http adds 4 KiB, and another on a connection in use
+		ReadHeaderTimeout: c.Limits.ConnectionTimeout,
+		ReadTimeout:       c.Limits.ReadTimeout,
+		WriteTimeout:      c.Limits.CallTimeout + 10*time.Second,
+		IdleTimeout:       c.Limits.IdleTimeout,
+		MaxHeaderBytes:    max(c.Limits.HeaderBytes-4<<10, 1), // net/http adds 4 KiB, and another on a connection in use
 		ErrorLog:          slog.NewLogLogger(c.Watch.Log.Handler(), slog.LevelDebug),
 	}
 }
 
 // bridge serves one call over HTTP/1.1. It passes through around exactly as a
 // call over gRPC does.
-func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, deadline time.Duration, f func(context.Context, *Req) (*Res, error)) http.Handler {
+func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, r *connect.Request[body]) (*connect.Response[Res], error) {
-		ctx = withDeadline(asIncoming(ctx, r.Header(), r.Peer().Addr), deadline)
-		res, err := around(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+		res, err := around(asIncoming(ctx, r.Header()), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
 			request := new(Req)
 			if err := r.Msg.decode(any(request).(proto.Message)); err != nil {
 				return nil, err
@@ -80,20 +84,27 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, dea
 		}
 		return connect.NewResponse(res.(*Res)), nil
 	}
-	return connect.NewUnaryHandler(method, unary, connect.WithReadMaxBytes(maxMessageBytes),
+	handler := connect.NewUnaryHandler(method, unary, connect.WithReadMaxBytes(limits.MessageBytes),
 		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
 		connect.WithCodec(codec{"proto", proto.Marshal, unmarshalProto}))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := &peer.Peer{Addr: address(r.RemoteAddr)}
+		if r.TLS != nil {
+			p.AuthInfo = credentials.TLSInfo{State: *r.TLS}
+		}
+		handler.ServeHTTP(w, r.WithContext(peer.NewContext(r.Context(), p)))
+	})
 }
 
 // asIncoming gives ctx what a call over gRPC has in it and aroundCall looks for.
-func asIncoming(ctx context.Context, h http.Header, from string) context.Context {
+func asIncoming(ctx context.Context, h http.Header) context.Context {
 	incoming := metadata.MD{}
-	for _, name := range []string{"traceparent", "tracestate"} {
+	for _, name := range []string{"authorization", "traceparent", "tracestate"} {
 		if values := h.Values(name); values != nil {
 			incoming[name] = values
 		}
 	}
-	return peer.NewContext(metadata.NewIncomingContext(ctx, incoming), &peer.Peer{Addr: address(from)})
+	return metadata.NewIncomingContext(ctx, incoming)
 }
 
 // address is a net.Addr as text.
@@ -204,6 +215,24 @@ func jsonByDefault(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// forOrigins lets web pages of these origins call, "*" for any. A page of another one
+// is told nothing, with which its browser does not let it call.
+func forOrigins(origins []string, next http.Handler) http.Handler {
+	if len(origins) == 0 {
+		return next
+	}
+	return cors.New(cors.Options{
+		AllowedOrigins: origins,
+		AllowedMethods: []string{http.MethodPost},
+		AllowedHeaders: []string{
+			"Authorization", "Content-Type", "Traceparent", "Tracestate",
+			"Connect-Protocol-Version", "Connect-Timeout-Ms", "Grpc-Timeout", "X-Grpc-Web", "X-User-Agent",
+		},
+		ExposedHeaders: []string{"Grpc-Message", "Grpc-Status", "Grpc-Status-Details-Bin"},
+		MaxAge:         7200, // seconds; no browser remembers longer
+	}).Handler(next)
 }
 
 func fromForeignPage(r *http.Request) bool {

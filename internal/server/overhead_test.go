@@ -25,6 +25,13 @@ import (
 // LoadOn is the variable with which this test binary is Load.
 const LoadOn = "TEST_LOAD_ON"
 
+// TestLimits are those of tests.
+var TestLimits = Limits{
+	Connections: 2000, Streams: 128, Calls: 1000, MessageBytes: 4 << 10, HeaderBytes: 8 << 10,
+	ConnectionTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, IdleTimeout: 5 * time.Minute,
+	ConnectionAge: 10 * time.Minute, ConnectionAgeGrace: 20 * time.Second, PingInterval: 10 * time.Second, CallTimeout: 16 * time.Second,
+}
+
 const (
 	loadStreams = 64
 	loadCalls   = 40_000
@@ -72,7 +79,7 @@ func BenchmarkWatching(b *testing.B) {
 	}
 	defer file.Close()
 	watching := func(h slog.Handler) grpc.ServerOption {
-		return grpc.UnaryInterceptor(aroundCall(observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(h))}))
+		return grpc.UnaryInterceptor(aroundCall(observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(observe.Named{Handler: h}))}, nil))
 	}
 	servers := []struct {
 		name    string
@@ -106,7 +113,7 @@ func cpuOfACall(b *testing.B, options ...grpc.ServerOption) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := grpc.NewServer(append(options, portOptions(time.Minute)...)...)
+	s := grpc.NewServer(append(options, TestLimits.grpcOptions()...)...)
 	pb.RegisterPhoneNumberServiceServer(s, emptyService{})
 	go s.Serve(listener)
 	defer s.Stop()

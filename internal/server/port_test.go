@@ -417,10 +417,10 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 		}
 	}
 	wants := [][]string{
-		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "caller=127.0.0.1", "number=+86186****8888", "country=CN", "result=accepted", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
-		{"method=Valid", "status=OK", "caller=127.0.0.1", "number=+86186****8888", "outcome=match"},
-		{"method=Valid", "status=OK", "caller=127.0.0.1", "number=+86186****8888", "outcome=none"},
-		{"method=Valid", "status=InvalidArgument", "caller=127.0.0.1", "error=\"phone_number must be one mobile number"},
+		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "peer=127.0.0.1", "number=+86186****8888", "country=CN", "result=accepted", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
+		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=match"},
+		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=none"},
+		{"method=Valid", "status=InvalidArgument", "peer=127.0.0.1", "error=\"phone_number must be one mobile number"},
 		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
 	}
 	if len(calls) != len(wants) {
@@ -441,7 +441,7 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 }
 
 func TestACallWithoutADeadlineGetsOneEvenBeforeItsMessageComes(t *testing.T) {
-	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Verifier.SMSTimeout = 0 })
+	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
 	ctx, cancel := context.WithCancel(context.Background()) // a deadline would go along with the call
 	defer cancel()
 	defer time.AfterFunc(40*time.Second, cancel).Stop()

@@ -13,25 +13,15 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
-	"google.golang.org/grpc/tap"
 
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
-)
-
-// Bounds for what one peer may take of the process.
-const (
-	maxStreams        = 128 // at once on one connection
-	maxMessageBytes   = 4 << 10
-	maxHeaderBytes    = 8 << 10
-	connectionTimeout = 2 * time.Second // to begin talking
-	pingsAtMostEvery  = 10 * time.Second
 )
 
 // streamWorkers are goroutines that take one call after the other, with a stack that
@@ -55,6 +45,11 @@ type Config struct {
 	Ready      func(context.Context) error // whether the store answers
 	DrainDelay time.Duration               // between "not serving" and no longer accepting
 	Inbox      *sms.Inbox                  // development only: what the page and /inbox.json show
+	TLS        *Certificates               // nil for plaintext
+	Identify   identify                    // who calls; nil asks nobody
+	Origins    []string                    // of web pages that may call, "*" for any
+	Reflection bool
+	Limits     Limits
 	Version    string
 	Watch      observe.Steps
 	Metrics    net.Listener // for scrapes and probes, nil for none
@@ -64,10 +59,6 @@ type Config struct {
 // still accepted for DrainDelay, calls in flight finish, and what is known of
 // their sends is stored.
 func Serve(ctx context.Context, c Config) error {
-	// No call that is heard of in time is cut off: an SMS may have gone out. The
-	// margins are for what is not waiting.
-	longest := c.Verifier.LongestSend() + time.Second
-	deadline := longest + 3*time.Second
 	streaming, endStreams := context.WithCancel(context.Background())
 	defer endStreams()
 	checked := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Watch.Metrics, lenient: c.Inbox != nil}
@@ -77,21 +68,30 @@ func Serve(ctx context.Context, c Config) error {
 		dev = &development{service: checked, inbox: c.Inbox, version: c.Version, started: time.Now(), ending: streaming}
 		svc = dev
 	}
-	around := aroundCall(c.Watch)
-	grpcServer := grpc.NewServer(append(portOptions(deadline),
-		grpc.UnaryInterceptor(around),
-		grpc.StreamInterceptor(untilDrained(streaming)))...)
+	around := aroundCall(c.Watch, c.Identify)
+	admitted := newAdmission(c.Limits, c.Watch)
+	options := append(c.Limits.grpcOptions(),
+		grpc.InTapHandle(admitted.tap),
+		grpc.ChainUnaryInterceptor(admitted.unary, around),
+		grpc.StreamInterceptor(untilDrained(streaming)))
+	if c.TLS != nil {
+		options = append(options, grpc.Creds(handshakeDone{insecure.NewCredentials()}))
+	}
+	grpcServer := grpc.NewServer(options...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
 	healthServer := health.NewServer()
 	healthpb.RegisterHealthServer(grpcServer, healthServer)
-	reflection.Register(grpcServer)
-	httpServer := newHTTPServer(svc, dev, around, deadline, c)
+	if c.Reflection {
+		reflection.Register(grpcServer)
+	}
+	httpServer := newHTTPServer(svc, dev, around, admitted, c)
 
 	grpcSide, httpSide := newSide(c.Listener.Addr()), newSide(c.Listener.Addr())
+	door := &door{listener: c.Listener, tls: c.TLS, limits: c.Limits, refused: c.Watch.Refused, grpcSide: grpcSide, httpSide: httpSide}
 	failed := make(chan error, 3)
 	go func() { failed <- grpcServer.Serve(grpcSide) }()
 	go func() { failed <- httpServer.Serve(httpSide) }()
-	go func() { failed <- serveByFirstBytes(c.Listener, grpcSide, httpSide) }()
+	go func() { failed <- door.serve() }()
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	ready := readiness{healthServer, c.Watch.Metrics}
@@ -118,25 +118,12 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	c.Listener.Close()
 	endStreams()
-	stopCalls(grpcServer, httpServer, max(callsFinishIn, longest))
+	stopCalls(grpcServer, httpServer, max(callsFinishIn, c.Verifier.LongestSend()+time.Second))
 	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
 	defer cancel()
 	c.Verifier.Wait(storing)
 	c.Watch.Log.Info("stopped")
 	return failure
-}
-
-func portOptions(deadline time.Duration) []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.InTapHandle(deadlineFromTheFirstByte(deadline)),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}), // finds peers that vanished
-		grpc.NumStreamWorkers(streamWorkers),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxRecvMsgSize(maxMessageBytes),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.ConnectionTimeout(connectionTimeout),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMostEvery, PermitWithoutStream: true}),
-	}
 }
 
 // untilDrained ends streams with ctx. Only health watches last, and they would
@@ -156,17 +143,6 @@ type endingStream struct {
 }
 
 func (s endingStream) Context() context.Context { return s.ctx }
-
-// deadlineFromTheFirstByte counts from a call's headers on: grpc-go calls
-// interceptors when the message is there, and it may never come.
-func deadlineFromTheFirstByte(standard time.Duration) tap.ServerInHandle {
-	return func(ctx context.Context, call *tap.Info) (context.Context, error) {
-		if call.FullMethodName == healthpb.Health_Watch_FullMethodName {
-			return ctx, nil // lasts as long as its client likes
-		}
-		return withDeadline(ctx, standard), nil
-	}
-}
 
 // stopCalls lets calls in flight finish, and ends them when patience does.
 func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, patience time.Duration) {
@@ -198,7 +174,7 @@ func (r readiness) watch(ctx context.Context, ready func(context.Context) error,
 	last := healthpb.HealthCheckResponse_UNKNOWN
 	for {
 		probe, cancel := context.WithTimeout(ctx, 2*readinessEvery)
-		_, err := recovered(log, "readiness", func() (any, error) { return nil, ready(probe) })
+		_, err := recovered(ctx, log, "readiness", func() (any, error) { return nil, ready(probe) })
 		cancel()
 		now := healthpb.HealthCheckResponse_SERVING
 		if err != nil {
@@ -243,7 +219,7 @@ func newMetricsServer(m *observe.Metrics, h *health.Server) *http.Server {
 	mux.Handle("GET /healthz", answer(Liveness))
 	mux.Handle("GET /readyz", answer(""))
 	return &http.Server{
-		Handler: mux, ReadHeaderTimeout: connectionTimeout, ReadTimeout: 5 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaderBytes,
+		Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10,
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -51,6 +52,13 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 	if faults != nil {
 		return nil, faults
 	}
+	caller := notesOf(ctx).caller
+	if err := caller.MaySend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
+		return nil, err
+	}
+	if err := caller.TakeSend(); err != nil {
+		return nil, err
+	}
 	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), r.GetTemplateCode())
 	notesOf(ctx).receipt = receipt
 	if sendErr != nil {
@@ -68,7 +76,7 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 	if err != nil {
 		return nil, err
 	}
-	s.metrics.Verified(number, found)
+	s.metrics.Verified(ctx, number, found)
 	notesOf(ctx).outcome = found.Outcome.String()
 	return &pb.ValidResponse{Valid: found.Valid()}, nil
 }

@@ -61,14 +61,14 @@ func TestMetricsCountCallsOfEveryProtocolByMethodAndStatus(t *testing.T) {
 		t.Errorf("got HTTP %d, want 200", status)
 	}
 	for _, want := range []string{
-		`phonenumber_call_duration_seconds_count{method="SendSMS",status="OK"} 1`,
-		`phonenumber_call_duration_seconds_count{method="SendSMS",status="ResourceExhausted"} 1`,
-		`phonenumber_call_duration_seconds_count{method="SendSMS",status="InvalidArgument"} 1`,
-		`phonenumber_call_duration_seconds_count{method="Valid",status="OK"} 2`,
-		`phonenumber_sends_total{aliyun_code="OK",country="CN",result="accepted"} 1`,
-		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",country="CN",result="limited"} 1`,
-		`phonenumber_verifications_total{country="CN",outcome="match"} 1`,
-		`phonenumber_verifications_total{country="CN",outcome="mismatch"} 1`,
+		`phonenumber_call_duration_seconds_count{caller="",method="SendSMS",status="OK"} 1`,
+		`phonenumber_call_duration_seconds_count{caller="",method="SendSMS",status="ResourceExhausted"} 1`,
+		`phonenumber_call_duration_seconds_count{caller="",method="SendSMS",status="InvalidArgument"} 1`,
+		`phonenumber_call_duration_seconds_count{caller="",method="Valid",status="OK"} 2`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="",country="CN",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",caller="",country="CN",result="limited"} 1`,
+		`phonenumber_verifications_total{caller="",country="CN",outcome="match"} 1`,
+		`phonenumber_verifications_total{caller="",country="CN",outcome="mismatch"} 1`,
 		`phonenumber_ready 1`,
 	} {
 		if !strings.Contains(body, "\n"+want+"\n") {

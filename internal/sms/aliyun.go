@@ -48,6 +48,9 @@ type Aliyun struct {
 
 type accessKey struct{ id, secret string }
 
+// CertificateHelp is the metric's, which counts the port's own certificate too.
+const CertificateHelp = "When the certificate ends, as last seen."
+
 const maxReplyBytes = 64 << 10
 
 // A space or line break that was copied along with a key would end up in a header.
@@ -57,7 +60,7 @@ var keyShape = regexp.MustCompile(`^[!-~]+$`)
 // of its configuration at once and quotes none of it.
 func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	a := &Aliyun{certificate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: "When the certificate ends, as last seen.",
+		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: CertificateHelp,
 	}, []string{"certificate"})}
 	var faults []error
 	if err := a.Rotate(c.AccessKeyID, c.AccessKeySecret); err != nil {

@@ -206,7 +206,7 @@ func (v *Verifier) store(ctx context.Context, n Number, transition func(State, *
 				err = fmt.Errorf("panic with a %T", p)
 			}
 			if err != nil {
-				v.Log.Error("the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
+				v.Log.ErrorContext(ctx, "the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
 			}
 			stored <- err == nil
 		}()

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// accessSettings say who may call, and how it is proved.
+type accessSettings struct {
+	TLSCert     string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"Certificate chain in PEM, with which the port speaks TLS."`
+	TLSKey      string `env:"PHONENUMBER_TLS_KEY" name:"tls-key" placeholder:"FILE" help:"Its key in PEM."`
+	TLSClientCA string `env:"PHONENUMBER_TLS_CLIENT_CA" name:"tls-client-ca" placeholder:"FILE" help:"CAs in PEM, of the certificates that callers must have."`
+	Callers     string `env:"PHONENUMBER_CALLERS" placeholder:"FILE" help:"YAML: who may call, and what (docs/security.md)."`
+	CORSOrigins string `env:"PHONENUMBER_CORS_ORIGINS" name:"cors-origins" placeholder:"ORIGINS" help:"Origins of web pages that may call, such as https://app.example.org, with commas (serve: none, dev: any)."`
+	Reflection  string `env:"PHONENUMBER_REFLECTION" default:"on" placeholder:"ON" help:"gRPC reflection, on or off (${default})."`
+}
+
+// access is who may call, and how it is proved.
+type access struct {
+	tls      *server.Certificates // nil for plaintext
+	tlsFiles tlsFiles
+	set      *callers.Set // nil without a callers file
+	file     callersFile
+	origins  []string
+	reflects bool
+	unusable *prometheus.GaugeVec
+}
+
+func (s accessSettings) resolve(f *faults, origins string) access {
+	a := access{unusable: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "phonenumber_files_unusable", Help: "1 while files changed and cannot be used, so that the old ones stay.",
+	}, []string{"files"})}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		f.add("--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both, or none")
+	} else if s.TLSClientCA != "" && s.TLSCert == "" {
+		f.add("--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY)")
+	} else if s.TLSCert != "" {
+		a.tls = &server.Certificates{}
+		f.read(func(f *faults) error {
+			a.tlsFiles = s.readTLS(f)
+			return a.tls.Replace(server.CertificateFiles(a.tlsFiles))
+		})
+	}
+	if s.Callers != "" {
+		a.set = &callers.Set{}
+		f.read(func(f *faults) error {
+			a.file = s.readCallers(f)
+			list, err := s.parseCallers(a.file)
+			a.set.Replace(list)
+			return err
+		})
+	}
+	if a.origins = strings.FieldsFunc(cmp.Or(s.CORSOrigins, origins), func(r rune) bool { return r == ',' || r == ' ' }); s.CORSOrigins != "" {
+		for _, o := range a.origins {
+			if u, err := url.Parse(o); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Scheme+"://"+u.Host != o || strings.Contains(o, "*") {
+				f.add("--cors-origins (PHONENUMBER_CORS_ORIGINS) is %q; it must be origins with commas, each such as https://app.example.org, without a path or *", s.CORSOrigins)
+				break
+			}
+		}
+	}
+	switch s.Reflection {
+	case "on", "off":
+		a.reflects = s.Reflection == "on"
+	default:
+		f.add("--reflection (PHONENUMBER_REFLECTION) is %q; it must be on or off", s.Reflection)
+	}
+	return a
+}
+
+// follow takes over certificates and callers that change, until ctx ends.
+func (a access) follow(ctx context.Context, s accessSettings, log *slog.Logger) {
+	if a.tls != nil {
+		go follow(ctx, log, a.unusable, a.tlsFiles, files[tlsFiles]{what: "certificates", read: s.readTLS, takeOver: func(_, now tlsFiles) error {
+			return a.tls.Replace(server.CertificateFiles(now))
+		}})
+	}
+	if a.set != nil {
+		go follow(ctx, log, a.unusable, a.file, files[callersFile]{what: "callers", read: s.readCallers, takeOver: func(_, now callersFile) error {
+			list, err := s.parseCallers(now)
+			if err == nil {
+				a.set.Replace(list)
+			}
+			return err
+		}})
+	}
+}
+
+// tlsFiles are those of the port's certificates.
+type tlsFiles server.CertificateFiles
+
+func (t tlsFiles) changed(before tlsFiles) (names []string) {
+	for _, pair := range [][2]server.File{{before.Certificate, t.Certificate}, {before.Key, t.Key}, {before.ClientCA, t.ClientCA}} {
+		if pair[0] != pair[1] {
+			names = append(names, pair[1].Name)
+		}
+	}
+	return names
+}
+
+func (s accessSettings) readTLS(f *faults) tlsFiles {
+	return tlsFiles{
+		Certificate: readFile(f, "--tls-cert (PHONENUMBER_TLS_CERT)", s.TLSCert),
+		Key:         readFile(f, "--tls-key (PHONENUMBER_TLS_KEY)", s.TLSKey),
+		ClientCA:    readFile(f, "--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA)", s.TLSClientCA),
+	}
+}
+
+// callersFile is the one that says who may call.
+type callersFile server.File
+
+func (c callersFile) changed(callersFile) []string { return []string{c.Name} }
+
+func (s accessSettings) readCallers(f *faults) callersFile {
+	return callersFile(readFile(f, "--callers (PHONENUMBER_CALLERS)", s.Callers))
+}
+
+func (s accessSettings) parseCallers(c callersFile) ([]*callers.Caller, error) {
+	known := callers.Known{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
+	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
+		known.Calls = append(known.Calls, method.MethodName)
+	}
+	return callers.Parse([]byte(c.Content), known)
+}
+
+// readFile reads the file that a setting names, none where that is "".
+func readFile(f *faults, setting, name string) server.File {
+	if name == "" {
+		return server.File{}
+	}
+	content, err := os.ReadFile(name)
+	var pathError *fs.PathError
+	if errors.As(err, &pathError) {
+		if strings.Contains(name, "-----BEGIN") { // a key itself, maybe
+			name = "what it holds is no file's name"
+		}
+		f.add("%s: %s: %v", setting, name, pathError.Err)
+	}
+	return server.File{Name: name, Content: string(content)}
+}
+
+// identify is nil where nobody asks who calls.
+func (a access) identify() func([]string, *x509.Certificate) (*callers.Caller, error) {
+	switch {
+	case a.set != nil:
+		return a.set.Identify
+	case a.tls != nil && a.tls.AsksClients():
+		return callers.Certified
+	}
+	return nil
+}
+
+// describe says who may call, as a warning where the network must be trusted.
+func (a access) describe() (level slog.Level, tls, who string) {
+	tls, who = "on", "those of "+a.file.Name
+	if a.tls == nil {
+		level, tls = slog.LevelWarn, "off: codes and tokens can be read on the way"
+	}
+	if a.set == nil {
+		who = "whoever has a certificate of PHONENUMBER_TLS_CLIENT_CA"
+		if a.identify() == nil {
+			level, who = slog.LevelWarn, "anyone who reaches the port can send at your cost and use up attempts"
+		}
+	}
+	return level, tls, who
+}

@@ -1,0 +1,183 @@
+// Package callers knows who may call: the callers file, how a caller proves who it
+// is, and what it may do.
+package callers
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// A Caller is one of the callers file. Where a list is nil, all are allowed; a nil
+// *Caller may do everything.
+type Caller struct {
+	Name string // for logs and metrics
+
+	tokens    [][sha256.Size]byte // SHA-256 of its bearer tokens
+	spiffeIDs []string
+	dnsSANs   []string // lower case
+
+	calls         []string // names of methods
+	signNames     []string
+	templateCodes []string
+	countries     []string // as numberplan.Country has them
+
+	sends *rate.Limiter // nil for no limit of its own
+}
+
+// NotAllowedError says what a known caller may not do.
+type NotAllowedError struct {
+	Caller  string
+	Refused string // call, signature, template_code or country
+}
+
+func (e *NotAllowedError) Error() string {
+	return "caller " + e.Caller + " may not use this " + e.Refused
+}
+
+// RateError says that a caller's own rate is used up.
+type RateError struct {
+	Caller     string
+	RetryAfter time.Duration
+}
+
+func (e *RateError) Error() string { return "caller " + e.Caller + " has used up its rate" }
+
+// MayCall reports whether the caller may make a call, by its method's name.
+func (c *Caller) MayCall(method string) error {
+	if c == nil || allows(c.calls, method) {
+		return nil
+	}
+	return &NotAllowedError{c.Name, "call"}
+}
+
+// MaySend reports whether the caller may send so, and to a country.
+func (c *Caller) MaySend(signName, templateCode, country string) error {
+	switch {
+	case c == nil:
+		return nil
+	case !allows(c.signNames, signName):
+		return &NotAllowedError{c.Name, "signature"}
+	case !allows(c.templateCodes, templateCode):
+		return &NotAllowedError{c.Name, "template_code"}
+	case !allows(c.countries, country):
+		return &NotAllowedError{c.Name, "country"}
+	}
+	return nil
+}
+
+func allows(list []string, value string) bool { return list == nil || slices.Contains(list, value) }
+
+// TakeSend takes one send of the caller's rate, or says when there will be one.
+func (c *Caller) TakeSend() error {
+	if c == nil || c.sends == nil {
+		return nil
+	}
+	r := c.sends.Reserve()
+	if wait := r.Delay(); wait > 0 {
+		r.Cancel()
+		return &RateError{c.Name, wait}
+	}
+	return nil
+}
+
+// A Set is all that may call, and can be replaced at any time.
+type Set struct{ list atomic.Pointer[[]*Caller] }
+
+// Replace takes the callers of a file that Parse read. Who is in both, with an equal
+// rate, keeps what is used of it.
+func (s *Set) Replace(list []*Caller) {
+	if before := s.list.Load(); before != nil {
+		for _, c := range list {
+			for _, old := range *before {
+				if old.Name == c.Name && old.sends != nil && c.sends != nil && old.sends.Limit() == c.sends.Limit() && old.sends.Burst() == c.sends.Burst() {
+					c.sends = old.sends
+				}
+			}
+		}
+	}
+	s.list.Store(&list)
+}
+
+// ErrUnknown is what Identify returns for whoever proves to be no caller.
+var ErrUnknown = errors.New("unknown caller")
+
+// Identify returns who makes a call with these values of the header authorization,
+// over a connection with this client certificate, nil for none that was verified. A
+// token that is sent counts alone.
+func (s *Set) Identify(authorization []string, certificate *x509.Certificate) (*Caller, error) {
+	list := *s.list.Load()
+	if len(authorization) > 0 {
+		if scheme, token, _ := strings.Cut(authorization[0], " "); len(authorization) == 1 && strings.EqualFold(scheme, "bearer") {
+			return withToken(list, strings.TrimSpace(token))
+		}
+		return nil, ErrUnknown
+	}
+	if certificate != nil {
+		for _, c := range list {
+			if c.holds(certificate) {
+				return c, nil
+			}
+		}
+	}
+	return nil, ErrUnknown
+}
+
+// withToken compares with all, in constant time.
+func withToken(list []*Caller, token string) (found *Caller, err error) {
+	hash := sha256.Sum256([]byte(token))
+	for _, c := range list {
+		for i := range c.tokens {
+			if subtle.ConstantTimeCompare(hash[:], c.tokens[i][:]) == 1 {
+				found = c
+			}
+		}
+	}
+	if found == nil {
+		return nil, ErrUnknown
+	}
+	return found, nil
+}
+
+func (c *Caller) holds(certificate *x509.Certificate) bool {
+	for _, id := range certificate.URIs {
+		if slices.Contains(c.spiffeIDs, id.String()) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(certificate.DNSNames, func(name string) bool {
+		return slices.Contains(c.dnsSANs, strings.ToLower(name))
+	})
+}
+
+// Certified is Identify where there is no callers file and every client certificate
+// that was verified may do everything.
+func Certified(_ []string, certificate *x509.Certificate) (*Caller, error) {
+	switch {
+	case certificate == nil:
+		return nil, ErrUnknown
+	case len(certificate.URIs) > 0:
+		return &Caller{Name: certificate.URIs[0].String()}, nil
+	case len(certificate.DNSNames) > 0:
+		return &Caller{Name: certificate.DNSNames[0]}, nil
+	}
+	return &Caller{Name: certificate.Subject.CommonName}, nil
+}
+
+// NewToken returns a bearer token of 256 random bits, and what the callers file has
+// of it.
+func NewToken() (token, hash string) {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	token = base64.RawURLEncoding.EncodeToString(b[:])
+	return token, hashOf(token)
+}

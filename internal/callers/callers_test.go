@@ -1,0 +1,265 @@
+package callers
+
+import (
+	"crypto/x509"
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var known = Known{
+	Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true, "US": true}, Certificates: true,
+}
+
+func parse(t *testing.T, text string) *Set {
+	t.Helper()
+	list, err := Parse([]byte(text), known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Set{}
+	s.Replace(list)
+	return s
+}
+
+func TestACallerIsKnownByTokenOrCertificate(t *testing.T) {
+	s := parse(t, `
+callers:
+  - name: login
+    token_sha256: [`+hashOf("first")+`, `+hashOf("second")+`]
+  - name: shop
+    spiffe_id: spiffe://example.org/ns/shop
+  - name: batch
+    dns_san: [batch.example.org, other.example.org]
+`)
+	id, err := url.Parse("spiffe://example.org/ns/shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shop := &x509.Certificate{URIs: []*url.URL{id}}
+	batch := &x509.Certificate{DNSNames: []string{"x", "Batch.Example.org"}}
+	for _, c := range []struct {
+		authorization []string
+		certificate   *x509.Certificate
+		want          string // "" is unknown
+	}{
+		{[]string{"Bearer first"}, nil, "login"},
+		{[]string{"bearer second"}, nil, "login"},
+		{nil, shop, "shop"},
+		{nil, batch, "batch"},
+		{[]string{"Bearer first"}, batch, "login"},
+		{[]string{"Bearer wrong"}, batch, ""}, // a wrong token is not made good
+		{[]string{"Bearer first", "Bearer first"}, nil, ""},
+		{[]string{"Bearer"}, nil, ""},
+		{[]string{"Bearer " + hashOf("first")}, nil, ""},
+		{[]string{"Basic first"}, nil, ""},
+		{[]string{""}, batch, ""},
+		{nil, &x509.Certificate{DNSNames: []string{"evil.example.org"}}, ""},
+		{nil, nil, ""},
+	} {
+		got, err := s.Identify(c.authorization, c.certificate)
+		if c.want == "" {
+			if !errors.Is(err, ErrUnknown) || got != nil {
+				t.Errorf("%q with a certificate %v: got %v, %v; want ErrUnknown", c.authorization, c.certificate != nil, got, err)
+			}
+		} else if err != nil || got.Name != c.want {
+			t.Errorf("%q with a certificate %v: got %v, %v; want %s", c.authorization, c.certificate != nil, got, err, c.want)
+		}
+	}
+}
+
+func TestACallerMayDoWhatItsListsSayAndAllWhereThereIsNone(t *testing.T) {
+	s := parse(t, `
+callers:
+  - {name: all, token_sha256: `+hashOf("all")+`}
+  - name: few
+    token_sha256: `+hashOf("few")+`
+    calls: SendSMS
+    sign_names: [阿里云, Acme]
+    template_codes: [SMS_1]
+    countries: [CN]
+`)
+	all, _ := s.Identify([]string{"Bearer all"}, nil)
+	few, _ := s.Identify([]string{"Bearer few"}, nil)
+	for _, c := range []struct {
+		name    string
+		err     error
+		refused string
+	}{
+		{"all, Valid", all.MayCall("Valid"), ""},
+		{"all, send", all.MaySend("x", "y", "US"), ""},
+		{"few, SendSMS", few.MayCall("SendSMS"), ""},
+		{"few, Valid", few.MayCall("Valid"), "call"},
+		{"few, send", few.MaySend("Acme", "SMS_1", "CN"), ""},
+		{"few, another sign name", few.MaySend("acme", "SMS_1", "CN"), "signature"},
+		{"few, another template", few.MaySend("Acme", "SMS_2", "CN"), "template_code"},
+		{"few, another country", few.MaySend("Acme", "SMS_1", "US"), "country"},
+		{"nobody asks", (*Caller)(nil).MaySend("x", "y", "US"), ""},
+	} {
+		var e *NotAllowedError
+		if c.refused == "" {
+			if c.err != nil {
+				t.Errorf("%s: got %v; want it allowed", c.name, c.err)
+			}
+		} else if !errors.As(c.err, &e) || e.Refused != c.refused || e.Caller != "few" {
+			t.Errorf("%s: got %v; want the %s refused", c.name, c.err, c.refused)
+		}
+	}
+}
+
+func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const file = "callers: [{name: a, token_sha256: HASH, sends_per_minute: 60, burst: 3}]"
+		text := strings.Replace(file, "HASH", hashOf("a"), 1)
+		s := parse(t, text)
+		take := func() error {
+			c, err := s.Identify([]string{"Bearer a"}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.TakeSend()
+		}
+		reload := func(text string) {
+			list, err := Parse([]byte(text), known)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Replace(list)
+		}
+		for i := range 3 {
+			if err := take(); err != nil {
+				t.Fatalf("send %d of the burst: %v", i, err)
+			}
+		}
+		var e *RateError
+		for range 3 { // what is refused takes nothing
+			if err := take(); !errors.As(err, &e) || e.RetryAfter != time.Second {
+				t.Fatalf("after the burst: got %v; want to wait a second", err)
+			}
+		}
+		reload(text + " # touched")
+		if take() == nil {
+			t.Error("a reload gave the burst anew")
+		}
+		time.Sleep(time.Second)
+		if err := take(); err != nil {
+			t.Errorf("a second later: %v", err)
+		}
+		if take() == nil {
+			t.Error("two sends in a second of 60 a minute")
+		}
+		reload(strings.Replace(text, "60", "600", 1))
+		if err := take(); err != nil {
+			t.Errorf("with another rate: %v", err)
+		}
+	})
+}
+
+func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
+	good := hashOf("x")
+	for name, c := range map[string]struct {
+		text  string
+		wants []string
+	}{
+		"empty":            {"", []string{`line 1: must begin with "callers:"`}},
+		"a comment":        {"# callers", []string{`line 1: must begin with "callers:"`}},
+		"no YAML":          {"callers:\n  - name: [\n", []string{"is not YAML"}},
+		"a list":           {"- name: a", []string{`line 1: the file must hold "callers:"`}},
+		"no callers":       {"callers: []", []string{"line 1: callers must be a list"}},
+		"an empty mapping": {"{}", []string{"line 1: callers is missing"}},
+		"two documents":    {"callers: [{name: a, token_sha256: " + good + "}]\n---\ncallers: []", []string{"one document"}},
+		"unknown fields": {"caller: []\ncallers:\n  - name: a\n    token: hunter2\n    token_sha256: " + good, []string{
+			"line 1: is no field here; there are callers", "line 4: is no field here; there are burst, calls, countries, dns_san, name, sends_per_minute, sign_names, spiffe_id, template_codes, token_sha256",
+		}},
+		"a token in clear":     {"callers:\n  - name: a\n    token_sha256: hunter2", []string{"line 3: token_sha256 must be the SHA-256 of a token", "if this is the token itself, make a new one"}},
+		"a hash in capitals":   {"callers:\n  - name: a\n    token_sha256: " + strings.ToUpper(good), []string{"line 3: token_sha256 must be"}},
+		"no proof":             {"callers:\n  - name: a", []string{"line 2: a caller must have token_sha256, spiffe_id or dns_san"}},
+		"a name that is proof": {"callers:\n  - name: dns_san", []string{"line 2: a caller must have token_sha256"}},
+		"no name":              {"callers:\n  - token_sha256: " + good, []string{"line 2: name is missing"}},
+		"a reserved name":      {"callers:\n  - name: unknown\n    token_sha256: " + good, []string{`line 2: name must be`}},
+		"a bad name":           {"callers:\n  - name: a b\n    token_sha256: " + good, []string{`line 2: name must be`}},
+		"the same twice": {"callers:\n  - name: a\n    token_sha256: " + good + "\n  - name: a\n    name: a\n    token_sha256: " + good, []string{
+			"line 4: name must not be that of another caller", "line 5: name is there twice", "line 6: proves a caller already",
+		}},
+		"empty lists":       {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: []\n    countries: []", []string{"line 4: calls is an empty list: leave it out to allow all", "line 5: countries is an empty list"}},
+		"nothing":           {"callers:\n  - name: a\n    token_sha256:\n    sign_names:", []string{"line 3: token_sha256 must be", "line 4: sign_names must be"}},
+		"an unknown call":   {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: [SendSMS, hunter2]", []string{"line 4: calls must be of SendSMS, Valid"}},
+		"no main country":   {"callers:\n  - name: a\n    token_sha256: " + good + "\n    countries: [CA]", []string{"line 4: countries must be ISO 3166 codes", "US is all of +1"}},
+		"a bad template":    {"callers:\n  - name: a\n    token_sha256: " + good + "\n    template_codes: SMS-1", []string{"line 4: template_codes must be"}},
+		"rates":             {"callers:\n  - name: a\n    token_sha256: " + good + "\n    sends_per_minute: 0\n    burst: many", []string{"line 4: sends_per_minute must be a whole number", "line 5: burst must be"}},
+		"a burst alone":     {"callers:\n  - name: a\n    token_sha256: " + good + "\n    burst: 3", []string{"line 4: burst needs sends_per_minute"}},
+		"a bad SPIFFE ID":   {"callers:\n  - name: a\n    spiffe_id: https://hunter2", []string{"line 3: spiffe_id must be a URI such as"}},
+		"a wildcard":        {"callers:\n  - name: a\n    dns_san: '*.example.org'", []string{"line 3: dns_san must be a DNS name"}},
+		"an alias":          {"callers:\n  - &a {name: a, token_sha256: " + good + "}\n  - *a", []string{"line 3: a caller must be fields"}},
+		"a caller as text":  {"callers: [hunter2]", []string{"line 1: a caller must be fields"}},
+		"an unknown anchor": {"callers: *hunter2", []string{"line 1: is not YAML"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(c.text), known)
+			if err == nil {
+				t.Fatal("it was taken")
+			}
+			for _, want := range c.wants {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v; want %q in it", err, want)
+				}
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%v: repeats a value", err)
+			}
+		})
+	}
+	if _, err := Parse([]byte("callers:\n  - name: a\n    dns_san: a.example.org"), Known{}); err == nil || !strings.Contains(err.Error(), "line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone") {
+		t.Errorf("certificates that are not asked for: got %v", err)
+	}
+	if _, err := Parse(make([]byte, maxFileBytes+1), known); err == nil {
+		t.Error("a file of more than a megabyte was taken")
+	}
+}
+
+func TestTokensAreLongAndNeverAlike(t *testing.T) {
+	one, hash := NewToken()
+	other, _ := NewToken()
+	if one == other || len(one) != 43 || hash != hashOf(one) {
+		t.Errorf("got %s, %s with %s", one, other, hash)
+	}
+}
+
+func FuzzCallersFile(f *testing.F) {
+	f.Add("callers:\n  - name: a\n    token_sha256: " + hashOf("x") + "\n    calls: [Valid]\n    sends_per_minute: 3\n    burst: 2\n")
+	f.Add("callers: [{name: a, spiffe_id: spiffe://a/b, dns_san: [a.b], sign_names: 阿里云, countries: CN}]")
+	f.Add("callers: &a [*a, *a]\n---\n{}")
+	f.Add("? [a]\n: !!binary x\n<<: {}\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := Parse([]byte(text), known)
+		if err != nil {
+			for _, line := range strings.Split(err.Error(), "\n") {
+				if !strings.HasPrefix(line, "line ") {
+					t.Errorf("a fault without its line: %q", line)
+				}
+			}
+			return
+		}
+		if len(list) == 0 {
+			t.Error("a file without callers was taken")
+		}
+		names := map[string]bool{}
+		for _, c := range list {
+			if !callerName.MatchString(c.Name) || c.Name == Unknown || names[c.Name] {
+				t.Errorf("a name that is none, or twice: %q", c.Name)
+			}
+			names[c.Name] = true
+			if len(c.tokens)+len(c.spiffeIDs)+len(c.dnsSANs) == 0 {
+				t.Errorf("%s cannot prove who it is", c.Name)
+			}
+			for what, listed := range map[string][]string{"calls": c.calls, "sign_names": c.signNames, "template_codes": c.templateCodes, "countries": c.countries} {
+				if strings.Contains(text, what) && listed != nil && len(listed) == 0 {
+					t.Errorf("%s: %s is an empty list", c.Name, what)
+				}
+			}
+		}
+	})
+}

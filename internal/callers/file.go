@@ -1,0 +1,247 @@
+package callers
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/time/rate"
+)
+
+// What a callers file may hold, beside what its values look like.
+const (
+	maxFileBytes      = 1 << 20
+	maxSendsPerMinute = 1_000_000
+)
+
+// Known are the names that a file may use.
+type Known struct {
+	Calls        []string
+	Countries    map[string]bool // as numberplan.Country has them
+	Certificates bool            // whether client certificates are asked for
+}
+
+// Parse reads a callers file. It reports every fault with its line and what would be
+// right, and never repeats a value: it could be a token.
+func Parse(content []byte, known Known) ([]*Caller, error) {
+	if len(content) > maxFileBytes {
+		return nil, fmt.Errorf("it is larger than %d bytes", maxFileBytes)
+	}
+	f := &file{known: known}
+	decoder := yaml.NewDecoder(bytes.NewReader(content))
+	var document, more yaml.Node
+	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
+		return nil, notYAML(err)
+	}
+	if decoder.Decode(&more) == nil {
+		f.add(&more, "there must be one document, without ---")
+	}
+	if len(document.Content) == 0 {
+		return nil, errors.New(`line 1: must begin with "callers:", a list of callers below it`)
+	}
+	f.file(document.Content[0])
+	return f.callers, errors.Join(f.faults...)
+}
+
+var lineOf = regexp.MustCompile(`line \d+`)
+
+// notYAML keeps the line alone: the parser's words can hold words of the file.
+func notYAML(err error) error {
+	where := lineOf.FindString(err.Error())
+	if where == "" {
+		where = "line 1"
+	}
+	return fmt.Errorf("%s: is not YAML", where)
+}
+
+type file struct {
+	known   Known
+	callers []*Caller
+	faults  []error
+	proofs  map[string]bool
+}
+
+func (f *file) add(at *yaml.Node, format string, args ...any) {
+	f.faults = append(f.faults, fmt.Errorf("line %d: %s", max(at.Line, 1), fmt.Sprintf(format, args...)))
+}
+
+func (f *file) file(top *yaml.Node) {
+	f.proofs = map[string]bool{}
+	f.fields(top, `the file must hold "callers:", a list of callers below it`, map[string]func(*yaml.Node){
+		"callers": func(list *yaml.Node) {
+			if list.Kind != yaml.SequenceNode || len(list.Content) == 0 {
+				f.add(list, `callers must be a list of callers, each beginning with "- name:"`)
+				return
+			}
+			for _, each := range list.Content {
+				f.caller(each)
+			}
+		},
+	})
+	if f.callers == nil && f.faults == nil {
+		f.add(top, `callers is missing: a list of callers, each beginning with "- name:"`)
+	}
+}
+
+// fields walks through the fields of a mapping and returns those that are there, nil
+// where it is none.
+func (f *file) fields(m *yaml.Node, want string, known map[string]func(*yaml.Node)) (seen map[string]bool) {
+	if m.Kind != yaml.MappingNode {
+		f.add(m, "%s", want)
+		return nil
+	}
+	var names []string
+	for name := range known {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	seen = map[string]bool{}
+	for i := 0; i < len(m.Content); i += 2 {
+		key, value := m.Content[i], m.Content[i+1]
+		read := known[key.Value]
+		switch {
+		case read == nil:
+			f.add(key, "is no field here; there are %s", strings.Join(names, ", "))
+		case seen[key.Value]:
+			f.add(key, "%s is there twice", key.Value)
+		default:
+			seen[key.Value] = true
+			read(value)
+		}
+	}
+	return seen
+}
+
+var (
+	callerName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	hexHash    = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	spiffeID   = regexp.MustCompile(`^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$`)
+	dnsName    = regexp.MustCompile(`^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$`)
+	template   = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+)
+
+// Unknown is the name of whoever is no caller.
+const Unknown = "unknown"
+
+func (f *file) caller(m *yaml.Node) {
+	c := &Caller{}
+	var perMinute, burst int
+	var burstAt *yaml.Node
+	has := f.fields(m, `a caller must be fields, the first of them "- name:"`, map[string]func(*yaml.Node){
+		"name": func(n *yaml.Node) {
+			if n.Kind != yaml.ScalarNode || !callerName.MatchString(n.Value) || n.Value == Unknown {
+				f.add(n, `name must be 1 to 64 letters, digits, ".", "_" and "-", and not "%s"`, Unknown)
+			} else if slices.ContainsFunc(f.callers, func(other *Caller) bool { return other.Name == n.Value }) {
+				f.add(n, "name must not be that of another caller")
+			}
+			c.Name = n.Value
+		},
+		"token_sha256": func(n *yaml.Node) {
+			for _, text := range f.list(n, "token_sha256", "must be the SHA-256 of a token, 64 digits of 0-9 and a-f, as the command token prints it; if this is the token itself, make a new one", hexHash.MatchString) {
+				f.proof(n, text)
+				var hash [sha256.Size]byte
+				hex.Decode(hash[:], []byte(text)) //nolint:errcheck // hexHash matched
+				c.tokens = append(c.tokens, hash)
+			}
+		},
+		"spiffe_id": func(n *yaml.Node) {
+			c.spiffeIDs = f.list(n, "spiffe_id", "must be a URI such as spiffe://example.org/login", spiffeID.MatchString)
+			f.certificates(n, c.spiffeIDs)
+		},
+		"dns_san": func(n *yaml.Node) {
+			c.dnsSANs = f.list(n, "dns_san", "must be a DNS name in lower case, without a wildcard, such as login.example.org", dnsName.MatchString)
+			f.certificates(n, c.dnsSANs)
+		},
+		"calls": func(n *yaml.Node) {
+			c.calls = f.list(n, "calls", "must be of "+strings.Join(f.known.Calls, ", "), func(s string) bool { return slices.Contains(f.known.Calls, s) })
+		},
+		"sign_names": func(n *yaml.Node) {
+			c.signNames = f.list(n, "sign_names", "must be Aliyun SMS sign names", func(s string) bool { return s != "" })
+		},
+		"template_codes": func(n *yaml.Node) {
+			c.templateCodes = f.list(n, "template_codes", "must be Aliyun SMS template codes, such as SMS_123456789", template.MatchString)
+		},
+		"countries": func(n *yaml.Node) {
+			c.countries = f.list(n, "countries", "must be ISO 3166 codes in capitals, each that of the main country of a country code: US is all of +1", func(s string) bool { return f.known.Countries[s] })
+		},
+		"sends_per_minute": func(n *yaml.Node) { perMinute = f.number(n, "sends_per_minute") },
+		"burst":            func(n *yaml.Node) { burst, burstAt = f.number(n, "burst"), n },
+	})
+	if has == nil {
+		return
+	}
+	if !has["name"] {
+		f.add(m, "name is missing")
+	}
+	if !has["token_sha256"] && !has["spiffe_id"] && !has["dns_san"] {
+		f.add(m, "a caller must have token_sha256, spiffe_id or dns_san to prove who it is")
+	}
+	switch {
+	case perMinute > 0:
+		if burst == 0 {
+			burst = perMinute
+		}
+		c.sends = rate.NewLimiter(rate.Limit(perMinute)/60, burst)
+	case burstAt != nil && !has["sends_per_minute"]:
+		f.add(burstAt, "burst needs sends_per_minute")
+	}
+	f.callers = append(f.callers, c)
+}
+
+// list reads a value, or a list of values, that are each as want says.
+func (f *file) list(n *yaml.Node, field, want string, right func(string) bool) (values []string) {
+	nodes := []*yaml.Node{n}
+	if n.Kind == yaml.SequenceNode {
+		nodes = n.Content
+	}
+	if len(nodes) == 0 {
+		f.add(n, "%s is an empty list: leave it out to allow all", field)
+	}
+	for _, each := range nodes {
+		if each.Kind != yaml.ScalarNode || !right(each.Value) {
+			f.add(each, "%s %s", field, want)
+			continue
+		}
+		values = append(values, each.Value)
+	}
+	return values
+}
+
+func (f *file) certificates(n *yaml.Node, proofs []string) {
+	if !f.known.Certificates {
+		f.add(n, "certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone; set it, or use token_sha256")
+	}
+	for _, p := range proofs {
+		f.proof(n, p)
+	}
+}
+
+// proof notes what proves one caller and can prove no other.
+func (f *file) proof(n *yaml.Node, p string) {
+	if f.proofs[p] {
+		f.add(n, "proves a caller already")
+	}
+	f.proofs[p] = true
+}
+
+func (f *file) number(n *yaml.Node, field string) int {
+	v, err := strconv.Atoi(n.Value)
+	if n.Kind != yaml.ScalarNode || err != nil || v < 1 || v > maxSendsPerMinute {
+		f.add(n, "%s must be a whole number from 1 to %d", field, maxSendsPerMinute)
+		return 0
+	}
+	return v
+}
+
+func hashOf(token string) string {
+	hash := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(hash[:])
+}

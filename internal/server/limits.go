@@ -1,0 +1,148 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/tap"
+
+	"github.com/liulinhuai/phone-number-service/internal/observe"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// Limits bound what peers may take of the process.
+type Limits struct {
+	Connections  int // open at once
+	Streams      int // at once on one connection
+	Calls        int // in flight, from their headers on; as many of health and reflection
+	MessageBytes int
+	HeaderBytes  int
+
+	ConnectionTimeout  time.Duration // to begin talking, TLS included; and for headers over HTTP/1.1
+	ReadTimeout        time.Duration // for a whole request over HTTP/1.1
+	IdleTimeout        time.Duration // of a connection without a call
+	ConnectionAge      time.Duration // then a gRPC client is asked to come anew, 10 % sooner or later
+	ConnectionAgeGrace time.Duration // for calls on a connection that is too old
+	PingInterval       time.Duration // at least, between a peer's pings
+	CallTimeout        time.Duration // for a call; one that asks for longer is cut
+}
+
+func (l Limits) grpcOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:              time.Minute, // finds peers that vanished
+			MaxConnectionIdle: l.IdleTimeout, MaxConnectionAge: l.ConnectionAge, MaxConnectionAgeGrace: l.ConnectionAgeGrace,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval, PermitWithoutStream: true}),
+		grpc.NumStreamWorkers(streamWorkers),
+		grpc.MaxConcurrentStreams(uint32(l.Streams)),
+		grpc.MaxRecvMsgSize(l.MessageBytes),
+		grpc.MaxHeaderListSize(uint32(l.HeaderBytes)),
+		grpc.ConnectionTimeout(l.ConnectionTimeout),
+	}
+}
+
+// A gate admits so many at once.
+type gate struct {
+	most   int64
+	inside atomic.Int64
+}
+
+func (g *gate) enter() bool {
+	if g.inside.Add(1) <= g.most {
+		return true
+	}
+	g.leave()
+	return false
+}
+
+func (g *gate) leave() { g.inside.Add(-1) }
+
+// admission counts calls from their headers on: grpc-go calls interceptors when the
+// message is there, and it may never come.
+type admission struct {
+	calls, others gate // others: health, reflection, and what is none of ours
+	timeout       time.Duration
+	watch         observe.Steps
+}
+
+func newAdmission(l Limits, watch observe.Steps) *admission {
+	return &admission{calls: gate{most: int64(l.Calls)}, others: gate{most: int64(l.Calls)}, timeout: l.CallTimeout, watch: watch}
+}
+
+type (
+	begunKey   struct{} // of the function that says that a call's handler has begun
+	refusedKey struct{}
+)
+
+const refusedWithin = 100 * time.Millisecond
+
+// tap implements grpc.InTapHandle. A call is in flight until both its context and
+// its handler have ended: a send goes on when its caller resets the stream.
+func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
+	g := &a.others
+	if strings.HasPrefix(call.FullMethodName, "/"+pb.PhoneNumberService_ServiceDesc.ServiceName+"/") {
+		g = &a.calls
+	}
+	if !g.enter() {
+		a.watch.Refused("calls")
+		if d, ok := ctx.Deadline(); ok && time.Until(d) > a.timeout {
+			// grpc-go keeps the timer of a call that is refused here until it fires, and a
+			// peer may ask for years. So this one is refused by refusedCall, or ends at once.
+			return context.WithValue(withTimeout(ctx, refusedWithin), refusedKey{}, true), nil
+		}
+		return nil, overloaded.status().Err()
+	}
+	if call.FullMethodName != healthpb.Health_Watch_FullMethodName { // which lasts as long as its client likes
+		ctx = withTimeout(ctx, a.timeout)
+	}
+	begun := context.AfterFunc(ctx, g.leave)
+	return context.WithValue(ctx, begunKey{}, handlerBegun(func() (ended func()) {
+		if begun() {
+			return g.leave
+		}
+		return func() {} // the context has ended already
+	})), nil
+}
+
+type handlerBegun func() (ended func())
+
+// unary is the interceptor that belongs to tap.
+func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if ctx.Value(refusedKey{}) != nil {
+		return nil, overloaded.status().Err()
+	}
+	if begun, ok := ctx.Value(begunKey{}).(handlerBegun); ok {
+		defer begun()()
+	}
+	return handler(ctx, req)
+}
+
+// withTimeout bounds ctx, which must end with the call: what the timeout takes ends
+// with it.
+func withTimeout(ctx context.Context, most time.Duration) context.Context {
+	bounded, cancel := context.WithTimeout(ctx, most) //nolint:gosec // ctx ends it
+	_ = cancel
+	return bounded
+}
+
+// http is the same over HTTP/1.1.
+func (a *admission) http(next http.Handler) http.Handler {
+	refuse := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !a.calls.enter() {
+			a.watch.Refused("calls")
+			refuse.Write(w, r, connectError(overloaded.status())) //nolint:errcheck // the caller has gone
+			return
+		}
+		defer a.calls.leave()
+		next.ServeHTTP(w, r.WithContext(withTimeout(r.Context(), a.timeout)))
+	})
+}
