@@ -133,7 +133,7 @@ func (s accessSettings) parseCallers(c callersFile) ([]*callers.Caller, error) {
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
 		known.Calls = append(known.Calls, method.MethodName)
 	}
-	return callers.Parse([]byte(c.Content), known)
+	return callers.Parse(c.Name, []byte(c.Content), known)
 }
 
 // readFile reads the file that a setting names, none where that is "".

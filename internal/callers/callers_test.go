@@ -16,7 +16,7 @@ var known = Known{
 
 func parse(t *testing.T, text string) *Set {
 	t.Helper()
-	list, err := Parse([]byte(text), known)
+	list, err := Parse("callers.yaml", []byte(text), known)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
 			return c.TakeSend()
 		}
 		reload := func(text string) {
-			list, err := Parse([]byte(text), known)
+			list, err := Parse("callers.yaml", []byte(text), known)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -198,7 +198,7 @@ func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
 		"an unknown anchor": {"callers: *hunter2", []string{"line 1: is not YAML"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Parse([]byte(c.text), known)
+			_, err := Parse("callers.yaml", []byte(c.text), known)
 			if err == nil {
 				t.Fatal("it was taken")
 			}
@@ -212,10 +212,10 @@ func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Parse([]byte("callers:\n  - name: a\n    dns_san: a.example.org"), Known{}); err == nil || !strings.Contains(err.Error(), "line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone") {
+	if _, err := Parse("callers.yaml", []byte("callers:\n  - name: a\n    dns_san: a.example.org"), Known{}); err == nil || !strings.Contains(err.Error(), "callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone") {
 		t.Errorf("certificates that are not asked for: got %v", err)
 	}
-	if _, err := Parse(make([]byte, maxFileBytes+1), known); err == nil {
+	if _, err := Parse("callers.yaml", make([]byte, maxFileBytes+1), known); err == nil {
 		t.Error("a file of more than a megabyte was taken")
 	}
 }
@@ -234,10 +234,10 @@ func FuzzCallersFile(f *testing.F) {
 	f.Add("callers: &a [*a, *a]\n---\n{}")
 	f.Add("? [a]\n: !!binary x\n<<: {}\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		list, err := Parse([]byte(text), known)
+		list, err := Parse("callers.yaml", []byte(text), known)
 		if err != nil {
 			for _, line := range strings.Split(err.Error(), "\n") {
-				if !strings.HasPrefix(line, "line ") {
+				if !strings.HasPrefix(line, "callers.yaml: line ") {
 					t.Errorf("a fault without its line: %q", line)
 				}
 			}

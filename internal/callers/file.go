@@ -2,6 +2,7 @@ package callers
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -29,40 +30,35 @@ type Known struct {
 	Certificates bool            // whether client certificates are asked for
 }
 
-// Parse reads a callers file. It reports every fault with its line and what would be
-// right, and never repeats a value: it could be a token.
-func Parse(content []byte, known Known) ([]*Caller, error) {
+// Parse reads the content of a callers file. It reports every fault with the file's
+// name, its line and what would be right, and never repeats a value: it could be a token.
+func Parse(name string, content []byte, known Known) ([]*Caller, error) {
 	if len(content) > maxFileBytes {
-		return nil, fmt.Errorf("it is larger than %d bytes", maxFileBytes)
+		return nil, fmt.Errorf("%s: is larger than %d bytes", name, maxFileBytes)
 	}
-	f := &file{known: known}
+	f := &file{name: name, known: known}
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	var document, more yaml.Node
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
-		return nil, notYAML(err)
+		return nil, fmt.Errorf("%s: %s: is not YAML", name, lineOf(err))
 	}
 	if decoder.Decode(&more) == nil {
 		f.add(&more, "there must be one document, without ---")
 	}
 	if len(document.Content) == 0 {
-		return nil, errors.New(`line 1: must begin with "callers:", a list of callers below it`)
+		return nil, fmt.Errorf(`%s: line 1: must begin with "callers:", a list of callers below it`, name)
 	}
 	f.file(document.Content[0])
 	return f.callers, errors.Join(f.faults...)
 }
 
-var lineOf = regexp.MustCompile(`line \d+`)
+var line = regexp.MustCompile(`line \d+`)
 
-// notYAML keeps the line alone: the parser's words can hold words of the file.
-func notYAML(err error) error {
-	where := lineOf.FindString(err.Error())
-	if where == "" {
-		where = "line 1"
-	}
-	return fmt.Errorf("%s: is not YAML", where)
-}
+// lineOf keeps the line alone: the parser's words can hold words of the file.
+func lineOf(err error) string { return cmp.Or(line.FindString(err.Error()), "line 1") }
 
 type file struct {
+	name    string
 	known   Known
 	callers []*Caller
 	faults  []error
@@ -70,7 +66,7 @@ type file struct {
 }
 
 func (f *file) add(at *yaml.Node, format string, args ...any) {
-	f.faults = append(f.faults, fmt.Errorf("line %d: %s", max(at.Line, 1), fmt.Sprintf(format, args...)))
+	f.faults = append(f.faults, fmt.Errorf("%s: line %d: %s", f.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
 }
 
 func (f *file) file(top *yaml.Node) {

@@ -39,7 +39,7 @@ type development struct {
 }
 
 func (d *development) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
-	defer d.settle(r.GetPhoneNumber(), "")
+	defer d.settle(ctx, r.GetPhoneNumber(), "")
 	return d.service.SendSMS(ctx, r)
 }
 
@@ -49,19 +49,19 @@ func (d *development) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidR
 	if res.GetValid() {
 		used = r.GetCode()
 	}
-	d.settle(r.GetPhoneNumber(), used)
+	d.settle(ctx, r.GetPhoneNumber(), used)
 	return res, err
 }
 
 // settle goes on when the caller has gone.
-func (d *development) settle(phoneNumber, used string) {
+func (d *development) settle(ctx context.Context, phoneNumber, used string) {
 	n, fault := d.numbers.Parse(phoneNumber)
 	if fault != nil {
 		return
 	}
 	d.settling.Lock()
 	defer d.settling.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	seen, err := d.verifier.Inspect(ctx, n)
 	if err != nil {

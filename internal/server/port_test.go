@@ -440,20 +440,25 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 	}
 }
 
-func TestACallWithoutADeadlineGetsOneEvenBeforeItsMessageComes(t *testing.T) {
+func TestACallWithoutADeadlineOrWithHoursEndsInTimeEvenIfItsMessageNeverComes(t *testing.T) {
 	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
-	ctx, cancel := context.WithCancel(context.Background()) // a deadline would go along with the call
-	defer cancel()
-	defer time.AfterFunc(40*time.Second, cancel).Stop()
-	stream, err := r.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Header(); err != nil { // sends ours
-		t.Logf("headers: %v", err)
-	}
-	if err := stream.RecvMsg(&pb.ValidResponse{}); status.Code(err) != codes.DeadlineExceeded {
-		t.Errorf("a call whose message never comes: got %v; want DeadlineExceeded", err)
+	for _, hours := range []time.Duration{0, 1000} {
+		ctx, cancel := context.WithCancel(context.Background())
+		if hours > 0 {
+			ctx, cancel = context.WithTimeout(ctx, hours*time.Hour)
+		}
+		defer cancel()
+		defer time.AfterFunc(40*time.Second, cancel).Stop()
+		stream, err := r.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Header(); err != nil { // sends ours
+			t.Logf("headers: %v", err)
+		}
+		if err := stream.RecvMsg(&pb.ValidResponse{}); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("a call with a deadline in %d hours (0: none) whose message never comes: got %v; want DeadlineExceeded", hours, err)
+		}
 	}
 }
 

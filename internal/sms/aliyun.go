@@ -61,7 +61,8 @@ var keyShape = regexp.MustCompile(`^[!-~]+$`)
 func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	a := &Aliyun{certificate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: CertificateHelp,
-	}, []string{"certificate"})}
+		ConstLabels: prometheus.Labels{"certificate": "aliyun"},
+	}, nil)}
 	var faults []error
 	if err := a.Rotate(c.AccessKeyID, c.AccessKeySecret); err != nil {
 		faults = append(faults, err)
@@ -121,7 +122,7 @@ func (a *Aliyun) Collectors() []prometheus.Collector { return []prometheus.Colle
 
 func (a *Aliyun) noteCertificate(c tls.ConnectionState) error {
 	if len(c.PeerCertificates) > 0 {
-		a.certificate.WithLabelValues("aliyun").Set(float64(c.PeerCertificates[0].NotAfter.Unix()))
+		a.certificate.WithLabelValues().Set(float64(c.PeerCertificates[0].NotAfter.Unix()))
 	}
 	return nil
 }

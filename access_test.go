@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/catest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// put writes a file into dir and returns its path.
+func put(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// newToken makes a token as an operator does.
+func newToken(t *testing.T) (token, hash string) {
+	t.Helper()
+	out, err := program(nil, "token").CombinedOutput()
+	if err != nil {
+		t.Fatalf("token: %v\n%s", err, out)
+	}
+	if n, err := fmt.Sscanf(string(out), "token:        %s\ntoken_sha256: %s\n", &token, &hash); n != 2 {
+		t.Fatalf("token printed %q: %v", out, err)
+	}
+	return token, hash
+}
+
+func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *testing.T) {
+	t.Parallel()
+	ca, fake, dir := catest.New(t), dysmsapitest.New(t), t.TempDir()
+	first, firstHash := newToken(t)
+	second, secondHash := newToken(t)
+	callersFile := func(hash string) string {
+		return put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+hash+"\n")
+	}
+	certificate, key := ca.Issue("127.0.0.1")
+	metrics := servicetest.FreeAddress(t)
+	env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
+		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+callersFile(firstHash),
+		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key))
+	p := run(t, env)
+	eventually(t, "healthcheck says serving over TLS", func() bool {
+		return program([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
+	})
+	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers.yaml") {
+		t.Errorf("the start-up line does not say who may call:\n%s", out)
+	}
+	connect := func(ca *catest.CA) *grpc.ClientConn {
+		conn, err := grpc.NewClient(p.Addr, grpc.WithTransportCredentials(credentials.NewTLS(ca.Client())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	call := func(conn *grpc.ClientConn, token string) error {
+		ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), 20*time.Second)
+		defer cancel()
+		_, err := pb.NewPhoneNumberServiceClient(conn).Valid(ctx, &pb.ValidRequest{PhoneNumber: "18612345678", Code: "000000"})
+		return err
+	}
+	old := connect(ca)
+	if err := call(old, first); err != nil {
+		t.Fatal(err)
+	}
+
+	// Calls go on through all that follows, by a caller whom every file knows.
+	both := "[" + firstHash + ", " + secondHash + "]"
+	var calls atomic.Int64
+	var failed error
+	stop := make(chan struct{})
+	var calling sync.WaitGroup
+	calling.Go(func() {
+		for failed == nil {
+			select {
+			case <-stop:
+				return
+			default:
+				failed = call(old, first)
+				calls.Add(1)
+			}
+		}
+	})
+	seen := func(what string) func() bool {
+		before := strings.Count(p.Output.String(), what)
+		return func() bool { return strings.Count(p.Output.String(), what) > before }
+	}
+	gauge := func(name string) string {
+		return regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindString(get(t, metrics, "/metrics", 200))
+	}
+	expiry := gauge(`phonenumber_certificate_expiry_timestamp_seconds{certificate="server"}`)
+	if expiry == "" {
+		t.Error("the metrics do not say when the certificate ends")
+	}
+
+	taken := seen("took over callers that changed")
+	callersFile(both)
+	eventually(t, "the callers are taken over", taken)
+	if err := call(old, second); err != nil {
+		t.Errorf("with the second token: %v", err)
+	}
+	refused := seen("callers changed and cannot be used; the old ones stay")
+	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
+	eventually(t, "a token in clear is refused", refused)
+	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") || strings.Contains(out, second) {
+		t.Errorf("want file and line, and no token:\n%s", out)
+	}
+	if got := gauge(`phonenumber_files_unusable{files="callers"}`); !strings.HasSuffix(got, " 1") {
+		t.Errorf("an alarm: got %q", got)
+	}
+	callersFile(both)
+	eventually(t, "the alarm ends", func() bool { return strings.HasSuffix(gauge(`phonenumber_files_unusable{files="callers"}`), " 0") })
+
+	refused = seen("certificates changed and cannot be used; the old ones stay")
+	_, keyOfAnother := ca.Issue("127.0.0.1")
+	put(t, dir, "tls.key", keyOfAnother)
+	eventually(t, "a key of another certificate is refused", refused)
+	if err := call(connect(ca), first); err != nil {
+		t.Errorf("a new connection beside a broken file: %v", err)
+	}
+	if got := gauge(`phonenumber_files_unusable{files="certificates"}`); !strings.HasSuffix(got, " 1") {
+		t.Errorf("an alarm: got %q", got)
+	}
+	next := catest.New(t)
+	certificate, key = next.Issue("127.0.0.1")
+	taken = seen("took over certificates that changed")
+	put(t, dir, "tls.crt", certificate)
+	put(t, dir, "tls.key", key)
+	eventually(t, "the certificates are taken over", taken)
+	if err := call(connect(next), first); err != nil {
+		t.Errorf("with the new certificate: %v", err)
+	}
+	callersFile(secondHash)
+	close(stop)
+	calling.Wait()
+	if failed != nil || calls.Load() == 0 {
+		t.Errorf("of %d calls meanwhile the last: %v", calls.Load(), failed)
+	}
+	eventually(t, "a token that was taken away is refused", func() bool { return status.Code(call(old, first)) == codes.Unauthenticated })
+	if out := p.Output.String(); strings.Contains(out, first) || strings.Contains(out, second) {
+		t.Error("the log holds a token")
+	}
+}
+
+func TestAnOpenPortIsSaidLoudlyInOneLine(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
+	if out := p.Output.String(); strings.Count(out, "level=WARN msg=listening") != 1 || !strings.Contains(out, `tls="off`) || !strings.Contains(out, `callers="anyone who reaches the port`) {
+		t.Errorf("got no such line:\n%s", out)
+	}
+	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "level=WARN msg=listening") {
+		t.Errorf("dev warns of what it is for:\n%s", out)
+	}
+}
+
+func TestBadFilesAndLimitsRefuseToStartAndSayWhatIsRight(t *testing.T) {
+	ca, dir := catest.New(t), t.TempDir()
+	certificate, key := ca.Issue("login.example.org")
+	_, another := ca.Issue("login.example.org")
+	crt, pkey := put(t, dir, "tls.crt", certificate), put(t, dir, "tls.key", key)
+	tlsWith := func(name, content string) []string {
+		env := map[string]string{"PHONENUMBER_TLS_CERT": crt, "PHONENUMBER_TLS_KEY": pkey}
+		env[name] = put(t, t.TempDir(), "file", content)
+		list := []string{}
+		for name, path := range env {
+			list = append(list, name+"="+path)
+		}
+		return list
+	}
+	callersFile := func(content string) []string {
+		return []string{"PHONENUMBER_CALLERS=" + put(t, t.TempDir(), "callers.yaml", content)}
+	}
+	for name, c := range map[string]struct {
+		env   []string
+		wants []string
+	}{
+		"a certificate alone":       {[]string{"PHONENUMBER_TLS_CERT=" + crt}, []string{"--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"}},
+		"a client CA alone":         {[]string{"PHONENUMBER_TLS_CLIENT_CA=" + crt}, []string{"--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert"}},
+		"no such file":              {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=/nowhere/tls.key"}, []string{"--tls-key (PHONENUMBER_TLS_KEY): /nowhere/tls.key: no such file"}},
+		"a key where a name should": {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): what it holds is no file's name"}},
+		"a key of another":          {tlsWith("PHONENUMBER_TLS_KEY", another), []string{"/file: line 1: must be the key of the first certificate in " + crt}},
+		"an unreadable key":         {tlsWith("PHONENUMBER_TLS_KEY", "hunter2"), []string{"/file: line 1: must be a private key in PEM"}},
+		"an empty client CA":        {tlsWith("PHONENUMBER_TLS_CLIENT_CA", ""), []string{"/file: line 1: must hold a certificate in PEM"}},
+		"a token in clear": {callersFile("callers:\n  - name: a\n    token_sha256: hunter2\n    quota: 3"), []string{
+			"/callers.yaml: line 3: token_sha256 must be the SHA-256", "/callers.yaml: line 4: is no field here",
+		}},
+		"certificates not asked for": {callersFile("callers:\n  - name: a\n    dns_san: a.example.org"), []string{"/callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA"}},
+		"a directory":                {[]string{"PHONENUMBER_CALLERS=" + dir}, []string{"--callers (PHONENUMBER_CALLERS): " + dir + ": is a directory"}},
+		"origins and reflection":     {[]string{"PHONENUMBER_CORS_ORIGINS=*", "PHONENUMBER_REFLECTION=maybe"}, []string{`PHONENUMBER_CORS_ORIGINS) is "*"; it must be origins`, `PHONENUMBER_REFLECTION) is "maybe"; it must be on or off`}},
+		"an origin with a path":      {[]string{"PHONENUMBER_CORS_ORIGINS=https://a.example.org,https://b.example.org/x"}, []string{"PHONENUMBER_CORS_ORIGINS"}},
+		"limits": {
+			[]string{
+				"PHONENUMBER_MAX_CONNECTIONS=0", "PHONENUMBER_MAX_STREAMS=x", "PHONENUMBER_MAX_CALLS=-1", "PHONENUMBER_MAX_MESSAGE_BYTES=9999999", "PHONENUMBER_MAX_HEADER_BYTES=1",
+				"PHONENUMBER_CONNECTION_TIMEOUT=1h", "PHONENUMBER_READ_TIMEOUT=0s", "PHONENUMBER_IDLE_TIMEOUT=1ms", "PHONENUMBER_CONNECTION_AGE=x", "PHONENUMBER_CONNECTION_AGE_GRACE=x", "PHONENUMBER_PING_INTERVAL=1ms", "PHONENUMBER_CALL_TIMEOUT=1h",
+			},
+			[]string{
+				`PHONENUMBER_MAX_CONNECTIONS) is "0"; it must be a whole number from 1`, "PHONENUMBER_MAX_STREAMS", "PHONENUMBER_MAX_CALLS", "PHONENUMBER_MAX_MESSAGE_BYTES", "PHONENUMBER_MAX_HEADER_BYTES",
+				`PHONENUMBER_CONNECTION_TIMEOUT) is "1h"; it must be a duration from 100ms to 1m`, "PHONENUMBER_READ_TIMEOUT", "PHONENUMBER_IDLE_TIMEOUT", "PHONENUMBER_CONNECTION_AGE)", "PHONENUMBER_CONNECTION_AGE_GRACE", "PHONENUMBER_PING_INTERVAL", "PHONENUMBER_CALL_TIMEOUT",
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, command := range []string{"serve", "dev"} {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				cmd := program(c.env, command)
+				started := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+				out, err := cmd.CombinedOutput()
+				started.Stop()
+				if err == nil || ctx.Err() != nil {
+					t.Fatalf("%s started", command)
+				}
+				for _, want := range c.wants {
+					if !strings.Contains(string(out), want) {
+						t.Errorf("%s: the message does not hold %q:\n%s", command, want, out)
+					}
+				}
+				if strings.Contains(string(out), "hunter2") || strings.Contains(string(out), strings.Split(key, "\n")[1]) {
+					t.Errorf("%s: the message holds a secret:\n%s", command, out)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,586 @@
+package server_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/catest"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// certificates are those of the port, issued by ca; clientCA may be nil.
+func certificates(t *testing.T, ca, clientCA *catest.CA) (*server.Certificates, server.CertificateFiles) {
+	t.Helper()
+	var f server.CertificateFiles
+	f.Certificate.Name, f.Key.Name = "tls.crt", "tls.key"
+	f.Certificate.Content, f.Key.Content = ca.Issue("127.0.0.1")
+	if clientCA != nil {
+		f.ClientCA = server.File{Name: "ca.crt", Content: clientCA.PEM}
+	}
+	c := &server.Certificates{}
+	if err := c.Replace(f); err != nil {
+		t.Fatal(err)
+	}
+	return c, f
+}
+
+// secureClient calls r over a connection of its own.
+func secureClient(t *testing.T, r *replica, config *tls.Config) pb.PhoneNumberServiceClient {
+	t.Helper()
+	return pb.NewPhoneNumberServiceClient(secureConn(t, r, config))
+}
+
+func secureConn(t *testing.T, r *replica, config *tls.Config) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func httpsClient(t *testing.T, config *tls.Config) *http.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true} // as browsers and curl: offers both
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+// postJSON makes a call and returns status code, protocol and body.
+func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string) (int, string, string) {
+	t.Helper()
+	q, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(headers); i += 2 {
+		q.Header.Set(headers[i], headers[i+1])
+	}
+	res, err := c.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, res.Proto, string(b)
+}
+
+const sendPath = "/phonenumberservice.PhoneNumberService/SendSMS"
+
+func TestOnePortSpeaksGRPCAndJSONUnderTLS(t *testing.T) {
+	ca := catest.New(t)
+	r, inbox := startDev(t, func(c *server.Config) { c.TLS, _ = certificates(t, ca, nil) })
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		config := ca.Client()
+		config.MaxVersion = version
+		if _, err := secureClient(t, r, config.Clone()).SendSMS(t.Context(), request("18600000000")); err != nil {
+			t.Errorf("gRPC over TLS %x: %v", version, err)
+		}
+		code, proto, body := postJSON(t, httpsClient(t, config), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`)
+		if code != 200 || body != "{}" || proto != "HTTP/1.1" {
+			t.Errorf("JSON over TLS %x: got %d %s over %s; want 200 {} over HTTP/1.1", version, code, body, proto)
+		}
+	}
+	if m := inbox.Messages(""); len(m) != 4 {
+		t.Errorf("%d messages; want 4", len(m))
+	}
+	old := ca.Client()
+	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+	if c, err := tls.Dial("tcp", r.addr, old); err == nil {
+		c.Close()
+		t.Error("TLS 1.1 was accepted")
+	}
+	if _, err := r.SendSMS(t.Context(), request("18600000000")); status.Code(err) != codes.Unavailable {
+		t.Errorf("gRPC in plaintext: got %v; want Unavailable", err)
+	}
+	if code, body := r.post(t, "SendSMS", `{}`); code != 400 || !strings.Contains(body, "https://") {
+		t.Errorf("JSON in plaintext: got %d %q; want 400 and to be told of https", code, body)
+	}
+}
+
+// A proxy that offers both protocols gets HTTP/1.1, over which gRPC cannot go; one that
+// offers h2 alone gets it.
+func TestAProxyMustOfferHTTP2AloneForGRPC(t *testing.T) {
+	ca := catest.New(t)
+	r, _ := startDev(t, func(c *server.Config) { c.TLS, _ = certificates(t, ca, nil) })
+	upstream, err := url.Parse("https://" + r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	through := func(t *testing.T, transport *http.Transport) (*httptest.Server, *catest.CA) {
+		transport.TLSClientConfig = ca.Client()
+		proxy := httputil.NewSingleHostReverseProxy(upstream)
+		proxy.Transport, proxy.FlushInterval = transport, -1
+		front := httptest.NewUnstartedServer(proxy)
+		front.EnableHTTP2 = true
+		front.StartTLS()
+		t.Cleanup(front.Close)
+		t.Cleanup(transport.CloseIdleConnections)
+		return front, ca
+	}
+	call := func(t *testing.T, front *httptest.Server) error {
+		config := &tls.Config{RootCAs: front.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com"}
+		conn, err := grpc.NewClient(front.Listener.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(config)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, err = pb.NewPhoneNumberServiceClient(conn).SendSMS(t.Context(), request("18600000000"))
+		return err
+	}
+	both, _ := through(t, &http.Transport{ForceAttemptHTTP2: true})
+	if err := call(t, both); err == nil {
+		t.Error("gRPC went through a proxy that speaks HTTP/1.1 to the port")
+	}
+	if code, _, body := postJSON(t, both.Client(), both.URL+sendPath, `{"phone_number":"18600000000"}`); code != 200 || body != "{}" {
+		t.Errorf("JSON through a proxy that offers both: got %d %s", code, body)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	alone, _ := through(t, &http.Transport{Protocols: protocols})
+	if err := call(t, alone); err != nil {
+		t.Errorf("gRPC through a proxy that offers h2 alone: %v", err)
+	}
+}
+
+func TestWithAClientCACallsNeedACertificateAndHealthDoesNot(t *testing.T) {
+	ca, clients := catest.New(t), catest.New(t)
+	r, inbox := startDev(t, func(c *server.Config) {
+		c.TLS, _ = certificates(t, ca, clients)
+		c.Identify = callers.Certified
+	})
+	bare := secureConn(t, r, ca.Client())
+	if res, err := healthpb.NewHealthClient(bare).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health without a certificate: got %v, %v", res, err)
+	}
+	if _, err := pb.NewPhoneNumberServiceClient(bare).SendSMS(t.Context(), request("18600000000")); reasonOf(t, err) != "Unauthenticated CALLER_UNKNOWN" {
+		t.Errorf("a call without a certificate: got %v", err)
+	}
+	if code, _, body := postJSON(t, httpsClient(t, ca.Client()), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 401 || !strings.Contains(body, "CALLER_UNKNOWN") {
+		t.Errorf("JSON without a certificate: got %d %s", code, body)
+	}
+	strange := catest.New(t).Client("login.example.org")
+	strange.RootCAs = ca.Pool
+	if _, err := secureClient(t, r, strange).SendSMS(t.Context(), request("18600000000")); err == nil {
+		t.Error("a certificate of another CA was accepted")
+	}
+	if len(inbox.Messages("")) != 0 {
+		t.Fatal("a message was sent")
+	}
+	known := clients.Client("login.example.org")
+	known.RootCAs = ca.Pool
+	if _, err := secureClient(t, r, known.Clone()).SendSMS(t.Context(), request("18600000000")); err != nil {
+		t.Errorf("with a certificate: %v", err)
+	}
+	if code, _, body := postJSON(t, httpsClient(t, known), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 200 {
+		t.Errorf("JSON with a certificate: got %d %s", code, body)
+	}
+	for _, want := range []string{"status=Unauthenticated", "caller=unknown", "caller=login.example.org"} {
+		if !strings.Contains(r.log.String(), want) {
+			t.Errorf("the log lacks %s", want)
+		}
+	}
+}
+
+func TestRotatedCertificatesCutNoCallAndABrokenOneChangesNothing(t *testing.T) {
+	before, after, clients := catest.New(t), catest.New(t), catest.New(t)
+	var certs *server.Certificates
+	var files server.CertificateFiles
+	r, _ := startDev(t, func(c *server.Config) {
+		certs, files = certificates(t, before, clients)
+		c.TLS, c.Identify = certs, callers.Certified
+	})
+	client := func(root *catest.CA, of *catest.CA) pb.PhoneNumberServiceClient {
+		config := of.Client("login.example.org")
+		config.RootCAs = root.Pool
+		return secureClient(t, r, config)
+	}
+	valid := func(c pb.PhoneNumberServiceClient) error {
+		_, err := c.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
+		return err
+	}
+	old := client(before, clients)
+	if err := valid(old); err != nil {
+		t.Fatal(err)
+	}
+	good := files
+	for what, broken := range map[string]struct {
+		change func(*server.CertificateFiles)
+		want   string
+	}{
+		"a key of another":   {func(f *server.CertificateFiles) { _, f.Key.Content = after.Issue("127.0.0.1") }, "tls.key: line 1: must be the key of the first certificate in tls.crt"},
+		"no key":             {func(f *server.CertificateFiles) { f.Key.Content = "secret words" }, "tls.key: line 1: must be a private key in PEM"},
+		"half a certificate": {func(f *server.CertificateFiles) { f.Certificate.Content = "# mine\n" + f.Certificate.Content[:200] }, "tls.crt: line 2: is no whole certificate in PEM"},
+		"no certificate":     {func(f *server.CertificateFiles) { f.Certificate.Content = "" }, "tls.crt: line 1: must hold a certificate"},
+		"a broken one in a bundle": {func(f *server.CertificateFiles) {
+			f.ClientCA.Content += "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+		}, fmt.Sprintf("ca.crt: line %d: is no X.509 certificate", 1+strings.Count(clients.PEM, "\n"))},
+		"an empty client CA": {func(f *server.CertificateFiles) { f.ClientCA.Content = "\n" }, "ca.crt: line 1: must hold a certificate"},
+	} {
+		files := good
+		broken.change(&files)
+		if err := certs.Replace(files); err == nil || !strings.Contains(err.Error(), broken.want) || strings.Contains(err.Error(), "secret words") {
+			t.Errorf("%s: got %v; want %q", what, err, broken.want)
+		}
+		if err := valid(client(before, clients)); err != nil {
+			t.Errorf("a new connection after %s: %v", what, err)
+		}
+	}
+	files.Certificate.Content, files.Key.Content = after.Issue("127.0.0.1")
+	files.ClientCA.Content = after.PEM
+	if err := certs.Replace(files); err != nil {
+		t.Fatal(err)
+	}
+	if err := valid(old); err != nil {
+		t.Errorf("on a connection from before: %v", err)
+	}
+	if err := valid(client(after, after)); err != nil {
+		t.Errorf("with the new certificates: %v", err)
+	}
+	if err := valid(client(after, clients)); err == nil {
+		t.Error("a client certificate of the CA that is gone was accepted")
+	}
+}
+
+func asCaller(ctx context.Context, token string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+}
+
+func hashOf(token string) string {
+	h := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(h[:])
+}
+
+func TestCallersMayDoWhatTheirFileSays(t *testing.T) {
+	list, err := callers.Parse("callers.yaml", []byte(`
+callers:
+  - name: login
+    token_sha256: `+hashOf("token-of-login")+`
+    sign_names: [阿里云]
+    template_codes: [SMS_123456789]
+    countries: [CN]
+    sends_per_minute: 1
+    burst: 2
+  - name: checks
+    token_sha256: `+hashOf("token-of-checks")+`
+    calls: [Valid]
+`), callers.Known{Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &callers.Set{}
+	set.Replace(list)
+	var scrape func(string) (int, string)
+	r, inbox := startDev(t, func(c *server.Config) {
+		c.Identify = set.Identify
+		scrape = scraped(t, c)
+	})
+	asker, checker := asCaller(t.Context(), "token-of-login"), asCaller(t.Context(), "token-of-checks")
+	send := func(ctx context.Context, q *pb.SendSMSRequest) error {
+		_, err := r.SendSMS(ctx, q)
+		return err
+	}
+	validAs := func(ctx context.Context) error {
+		_, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
+		return err
+	}
+	abroad := request("+85251234567")
+	other := request("18600000000")
+	other.Signature = "Acme"
+	template := request("18600000000")
+	template.TemplateCode = "SMS_1"
+	for _, c := range []struct {
+		what    string
+		err     error
+		code    codes.Code
+		refused string
+	}{
+		{"no token", send(t.Context(), request("18600000000")), codes.Unauthenticated, ""},
+		{"a wrong token", send(asCaller(t.Context(), "token-of-Login"), request("18600000000")), codes.Unauthenticated, ""},
+		{"a check without a token", validAs(t.Context()), codes.Unauthenticated, ""},
+		{"a call that is not allowed", send(checker, request("18600000000")), codes.PermissionDenied, "call"},
+		{"a sign name that is not", send(asker, other), codes.PermissionDenied, "signature"},
+		{"a template that is not", send(asker, template), codes.PermissionDenied, "template_code"},
+		{"a country that is not", send(asker, abroad), codes.PermissionDenied, "country"},
+		{"a check", validAs(checker), codes.OK, ""},
+		{"a send", send(asker, request("18600000000")), codes.OK, ""},
+		{"another send", send(asker, request("18600000000")), codes.OK, ""},
+		{"one too many", send(asker, request("18600000000")), codes.ResourceExhausted, ""},
+		{"a check of who may not send more", validAs(asker), codes.OK, ""},
+	} {
+		if status.Code(c.err) != c.code {
+			t.Errorf("%s: got %v; want %v", c.what, c.err, c.code)
+			continue
+		}
+		switch c.code {
+		case codes.Unauthenticated:
+			if reasonOf(t, c.err) != "Unauthenticated CALLER_UNKNOWN" {
+				t.Errorf("%s: got %v", c.what, c.err)
+			}
+		case codes.PermissionDenied:
+			info, _, _ := details(t, status.Convert(c.err))
+			if info.Reason != "CALLER_NOT_ALLOWED" || info.Metadata["refused"] != c.refused || !strings.Contains(c.err.Error(), c.refused) {
+				t.Errorf("%s: got %v, %v; want %s refused", c.what, c.err, info, c.refused)
+			}
+		case codes.ResourceExhausted:
+			info, retry, _ := details(t, status.Convert(c.err))
+			if info.Reason != "CALLER_RATE_LIMITED" || retry.RetryDelay.AsDuration() < 50*time.Second {
+				t.Errorf("%s: got %v, %v", c.what, info, retry)
+			}
+		}
+	}
+	for _, c := range []struct {
+		headers []string
+		want    int
+	}{{nil, 401}, {[]string{"Authorization", "Bearer x"}, 401}, {[]string{"Authorization", "Bearer token-of-checks"}, 403}, {[]string{"Authorization", "Bearer token-of-login"}, 429}} {
+		if code, body := r.post(t, "SendSMS", `{"phone_number":"18600000000","signature":"阿里云","template_code":"SMS_123456789"}`, c.headers...); code != c.want {
+			t.Errorf("JSON with %v: got %d %s; want %d", c.headers, code, body, c.want)
+		}
+	}
+	if n := len(inbox.Messages("")); n != 2 {
+		t.Errorf("%d messages were sent; want 2", n)
+	}
+	if res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health without a token: got %v, %v", res, err)
+	}
+	if code, body := r.ask(t, "GET", "/", ""); code != 200 {
+		t.Errorf("GET /: got %d %s", code, body)
+	}
+	_, metrics := scrape("/metrics")
+	for _, want := range []string{
+		`phonenumber_call_duration_seconds_count{caller="login",method="SendSMS",status="OK"} 2`,
+		`phonenumber_call_duration_seconds_count{caller="unknown",method="SendSMS",status="Unauthenticated"} 4`,
+		`phonenumber_call_duration_seconds_count{caller="checks",method="SendSMS",status="PermissionDenied"} 2`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="login",country="CN",result="accepted"} 2`,
+		`phonenumber_verifications_total{caller="checks",country="CN",outcome="none"} 1`,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	log := r.log.String()
+	if strings.Contains(log, "token-of") || strings.Contains(log, hashOf("token-of-login")) {
+		t.Error("the log holds a token or its hash")
+	}
+	for line := range strings.Lines(log) {
+		if (strings.Contains(line, "msg=call") || strings.Contains(line, "msg=step")) && !strings.Contains(line, " caller=") {
+			t.Errorf("a line without its caller: %s", line)
+		}
+	}
+}
+
+func TestReflectionFollowsItsSetting(t *testing.T) {
+	r, _ := startDev(t, func(c *server.Config) { c.Reflection = false })
+	stream, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("got %v; want Unimplemented", err)
+	}
+}
+
+func TestWebPagesOfAllowedOriginsMayCall(t *testing.T) {
+	const allowed, other = "https://app.example.org", "https://evil.example"
+	for name, origins := range map[string][]string{"none": nil, "one": {allowed}, "any": {"*"}} {
+		t.Run(name, func(t *testing.T) {
+			r, inbox := startDev(t, func(c *server.Config) { c.Origins = origins })
+			ask := func(method, path, origin string, headers ...string) *http.Response {
+				q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(`{"phone_number":"18600000000"}`))
+				if err != nil {
+					t.Fatal(err)
+				}
+				q.Header.Set("Origin", origin)
+				for i := 0; i < len(headers); i += 2 {
+					q.Header.Set(headers[i], headers[i+1])
+				}
+				res, err := http.DefaultClient.Do(q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				res.Body.Close()
+				return res
+			}
+			for origin, want := range map[string]bool{allowed: name != "none", other: name == "any"} {
+				preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,connect-protocol-version,content-type")
+				let := preflight.Header.Get("Access-Control-Allow-Origin")
+				if (let != "") != want || want && preflight.StatusCode/100 != 2 {
+					t.Errorf("asked before by %s: got %d %v; want it allowed: %v", origin, preflight.StatusCode, preflight.Header, want)
+				}
+				if asked := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-evil"); asked.Header.Get("Access-Control-Allow-Headers") != "" {
+					t.Errorf("any header is allowed: %v", asked.Header)
+				}
+				if inboxAnswer := ask(http.MethodGet, "/inbox.json", origin); inboxAnswer.StatusCode != http.StatusForbidden || inboxAnswer.Header.Get("Access-Control-Allow-Origin") != "" {
+					t.Errorf("the inbox, asked by %s: got %d %v; want 403", origin, inboxAnswer.StatusCode, inboxAnswer.Header)
+				}
+			}
+			if name == "none" {
+				return
+			}
+			sent := len(inbox.Messages(""))
+			res := ask(http.MethodPost, sendPath, allowed, "Content-Type", "application/json", "Sec-Fetch-Site", "cross-site")
+			if got := res.Header.Get("Access-Control-Allow-Origin"); res.StatusCode != 200 || got == "" || len(inbox.Messages("")) != sent+1 {
+				t.Errorf("a call from an allowed origin: got %d, allowed origin %q", res.StatusCode, got)
+			}
+		})
+	}
+}
+
+func TestCallsBeyondTheCapAreUnavailableAndHealthIsNot(t *testing.T) {
+	const most = 3
+	hold := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hold) })
+	defer release()
+	asked := make(chan struct{}, most)
+	held := senderFunc(func(verify.Message) (verify.Receipt, error) {
+		asked <- struct{}{}
+		<-hold
+		return verify.Receipt{BizID: "1"}, nil
+	})
+	var scrape func(string) (int, string)
+	r := start(t, openStore(t, "sqlite::memory:"), held, func(c *server.Config) {
+		c.Limits.Calls = most
+		scrape = scraped(t, c)
+	})
+	done := make(chan error)
+	for range most {
+		go func() {
+			_, err := r.SendSMS(context.Background(), request(freshNumber()))
+			done <- err
+		}()
+	}
+	for range most {
+		<-asked
+	}
+	_, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
+	if info, retry, _ := details(t, status.Convert(err)); status.Code(err) != codes.Unavailable || info.Reason != "OVERLOADED" || retry == nil {
+		t.Errorf("beyond the cap: got %v, %v, %v", err, info, retry)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)
+	defer cancel()
+	if _, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); reasonOf(t, err) != "Unavailable OVERLOADED" {
+		t.Errorf("beyond the cap, with a deadline in weeks: got %v", err)
+	}
+	if code, body := r.post(t, "Valid", `{"phone_number":"18600000000","code":"1"}`); code != 503 || !strings.Contains(body, "OVERLOADED") {
+		t.Errorf("JSON beyond the cap: got %d %s", code, body)
+	}
+	if res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health beyond the cap: got %v, %v", res, err)
+	}
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_refused_total{reason="calls"}`) {
+		t.Error("the metrics lack what was refused")
+	}
+	release()
+	for range most {
+		if err := <-done; err != nil {
+			t.Errorf("a call within the cap: %v", err)
+		}
+	}
+	for range 3 * most { // the places came back
+		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+			t.Errorf("after them: %v", err)
+		}
+	}
+}
+
+// A caller who resets a stream frees no place while its send goes on.
+func TestAResetSendKeepsItsPlace(t *testing.T) {
+	hold := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hold) })
+	defer release()
+	asked := make(chan struct{}, 10)
+	held := senderFunc(func(verify.Message) (verify.Receipt, error) {
+		asked <- struct{}{}
+		<-hold
+		return verify.Receipt{BizID: "1"}, nil
+	})
+	r := start(t, openStore(t, "sqlite::memory:"), held, func(c *server.Config) { c.Limits.Calls = 1 })
+	ctx, cancel := context.WithCancel(t.Context())
+	go r.SendSMS(ctx, request(freshNumber()))
+	<-asked
+	cancel()
+	for range 20 {
+		if _, err := r.SendSMS(t.Context(), request(freshNumber())); status.Code(err) != codes.Unavailable {
+			t.Fatalf("beside a send whose caller has gone: got %v; want Unavailable", err)
+		}
+	}
+	release()
+	eventually(t, "the place is free", func() bool {
+		_, err := r.SendSMS(t.Context(), request(freshNumber()))
+		return err == nil
+	})
+}
+
+func TestConnectionsBeyondTheCapAreClosed(t *testing.T) {
+	r, _ := startDev(t, func(c *server.Config) { c.Limits.Connections = 2 })
+	var open []net.Conn
+	closed := func(c net.Conn) bool {
+		c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		return err == io.EOF
+	}
+	for range 2 {
+		c, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		open = append(open, c)
+	}
+	eventually(t, "a third connection is closed", func() bool {
+		c, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return closed(c)
+	})
+	for _, c := range open {
+		c.Close()
+	}
+	if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}, grpc.WaitForReady(true)); err != nil {
+		t.Errorf("when they are closed: %v", err)
+	}
+}
+
+// Old connections are given up without a failed call.
+func TestAnOldConnectionIsReplacedWithoutAFailedCall(t *testing.T) {
+	r, _ := startDev(t, func(c *server.Config) {
+		c.Limits.ConnectionAge, c.Limits.ConnectionAgeGrace = 200*time.Millisecond, 5*time.Second
+	})
+	var scrape = func() int { return strings.Count(r.log.String(), "msg=call") }
+	for deadline := time.Now().Add(1500 * time.Millisecond); time.Now().Before(deadline); {
+		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+			t.Fatalf("after %d calls: %v", scrape(), err)
+		}
+	}
+}
