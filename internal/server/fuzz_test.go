@@ -1,0 +1,115 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/liulinhuai/phone-number-service/internal/observe"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// Whatever a connection begins with and however it is cut, one side gets every byte of
+// it, or the connection is closed.
+func FuzzFirstBytes(f *testing.F) {
+	for _, seed := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST / HTTP/1.1\r\n\r\n", "PR", "", "PRX", "pri", "\x16\x03\x01", "\x00\x00\x00"} {
+		f.Add([]byte(seed), uint8(1))
+		f.Add([]byte(seed), uint8(255))
+	}
+	f.Fuzz(func(t *testing.T, sent []byte, cut uint8) {
+		var refused []string
+		d := &door{
+			limits: TestLimits, refused: func(reason string) { refused = append(refused, reason) },
+			grpcSide: newSide(nil), httpSide: newSide(nil),
+		}
+		client, conn := net.Pipe()
+		go func() {
+			at := min(int(cut), len(sent))
+			client.Write(sent[:at])
+			client.Write(sent[at:])
+			client.Close()
+		}()
+		welcomed := make(chan struct{})
+		go func() {
+			d.welcome(conn)
+			close(welcomed)
+		}()
+		var got net.Conn
+		var isGRPC bool
+		select {
+		case got = <-d.grpcSide.conns:
+			isGRPC = true
+		case got = <-d.httpSide.conns:
+		case <-welcomed:
+			if len(sent) >= 3 || len(refused) != 1 || refused[0] != "silent" {
+				t.Fatalf("%q was closed (%v)", sent, refused)
+			}
+			return
+		}
+		<-welcomed
+		all, err := io.ReadAll(got)
+		if err != nil || !bytes.Equal(all, sent) {
+			t.Errorf("got %q, %v; want %q", all, err, sent)
+		}
+		if isGRPC != bytes.HasPrefix(sent, []byte("PRI")) {
+			t.Errorf("%q went to gRPC: %v", sent, isGRPC)
+		}
+	})
+}
+
+var sixDigits = regexp.MustCompile(`[0-9]{6,}`)
+
+// Whatever is sent as a call over HTTP/1.1, the answer is JSON, the handler gets valid
+// texts alone, and no number or code comes back or is logged.
+func FuzzJSON(f *testing.F) {
+	for _, seed := range []string{
+		`{"phone_number":"18600000000","code":"123456"}`, `{"phoneNumber":"18600000000"}`, `{"123456":"code"}`, `{"code":123456}`, `{"code":"123456","code":"123456"}`,
+		`[123456]`, ``, `null`, `"123456`, "{\"code\":\"\xff123456\"}", `{"code":{"123456":"123456"}}`, `{"code":"\ud800123456"}`, "\n\v\x01\x00",
+	} {
+		for _, contentType := range []string{"application/json", "application/proto", "application/x-www-form-urlencoded", "application/grpc-web+proto", "application/connect+json"} {
+			f.Add(contentType, []byte(seed))
+		}
+	}
+	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
+		var log bytes.Buffer
+		handled := false
+		around := aroundCall(observe.Steps{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+		handler := jsonByDefault(bridge(pb.PhoneNumberService_Valid_FullMethodName, around, TestLimits, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+			handled = true
+			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
+				t.Errorf("%q, %q are no text", r.PhoneNumber, r.Code)
+			}
+			return &pb.ValidResponse{}, nil
+		}))
+		q := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pb.PhoneNumberService_Valid_FullMethodName, bytes.NewReader(body))
+		q.Header.Set("Content-Type", contentType)
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, q)
+		if answer.Code == http.StatusOK && !handled && !strings.Contains(strings.ToLower(contentType), "grpc") {
+			t.Errorf("%q as %q: got 200 and no call", body, contentType)
+		}
+		if answer.Header().Get("Content-Type") == "application/json" && !json.Valid(answer.Body.Bytes()) {
+			t.Errorf("%q as %q: got %q, which is no JSON", body, contentType, answer.Body)
+		}
+		for _, secret := range sixDigits.FindAllString(string(body), -1) {
+			logged := lineTime.ReplaceAllString(log.String(), "")
+			if strings.Contains(answer.Body.String(), secret) || strings.Contains(logged, secret) {
+				t.Errorf("%q as %q: the answer %q or the log %q holds %s", body, contentType, answer.Body, logged, secret)
+			}
+		}
+	})
+}
+
+var (
+	fuzzMetrics = observe.NewMetrics("test")
+	lineTime    = regexp.MustCompile(`time=\S+|duration_ms=\S+`)
+)
