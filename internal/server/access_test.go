@@ -512,6 +512,27 @@ func TestCallsBeyondTheCapAreUnavailableAndHealthIsNot(t *testing.T) {
 	}
 }
 
+func TestWhoIsNoCallerTakesNoCallersPlace(t *testing.T) {
+	list, err := callers.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), callers.Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &callers.Set{}
+	set.Replace(list)
+	r, _ := startDev(t, func(c *server.Config) { c.Identify, c.Limits.Calls = set.Identify, 2 })
+	for range 10 { // of which the message never comes
+		if _, err := r.conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the strangers' places are taken", func() bool { return strings.Contains(r.log.String(), "msg=refused reason=calls") })
+	for range 10 {
+		if _, err := r.Valid(asCaller(t.Context(), "a"), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+			t.Fatalf("a caller beside strangers: %v", err)
+		}
+	}
+}
+
 // A caller who resets a stream frees no place while its send goes on.
 func TestAResetSendKeepsItsPlace(t *testing.T) {
 	hold := make(chan struct{})

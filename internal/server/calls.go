@@ -48,10 +48,22 @@ func notesOf(ctx context.Context) *notes {
 // authorization and this verified client certificate, nil for none.
 type identify func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
 
-// of returns ctx with the caller's name, and the caller. A nil function asks nobody.
-func (f identify) of(ctx context.Context) (context.Context, *callers.Caller, error) {
+// identified is who makes a call, or why that is not known.
+type identified struct {
+	caller *callers.Caller // nil where nobody asks
+	err    error
+}
+
+type identifiedKey struct{}
+
+// of returns ctx of a call with who makes it, which it finds out once. A nil function
+// asks nobody.
+func (f identify) of(ctx context.Context) (context.Context, identified) {
 	if f == nil {
-		return ctx, nil, nil
+		return ctx, identified{}
+	}
+	if who, ok := ctx.Value(identifiedKey{}).(identified); ok {
+		return ctx, who
 	}
 	var certificate *x509.Certificate
 	if p, ok := peer.FromContext(ctx); ok {
@@ -59,11 +71,12 @@ func (f identify) of(ctx context.Context) (context.Context, *callers.Caller, err
 			certificate = t.State.VerifiedChains[0][0]
 		}
 	}
-	caller, err := f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate)
-	if err != nil {
-		return observe.WithCaller(ctx, callers.Unknown), nil, err
+	var who identified
+	name := callers.Unknown
+	if who.caller, who.err = f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate); who.err == nil {
+		name = who.caller.Name
 	}
-	return observe.WithCaller(ctx, caller.Name), caller, nil
+	return context.WithValue(observe.WithCaller(ctx, name), identifiedKey{}, who), who
 }
 
 // aroundCall is what every call of every protocol passes through: who makes it, its
@@ -79,11 +92,12 @@ func aroundCall(watch observe.Steps, who identify) grpc.UnaryServerInterceptor {
 		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
 			ctx = observe.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
 		}
-		ctx, caller, refused := who.of(ctx)
+		ctx, by := who.of(ctx)
+		refused := by.err
 		if refused == nil {
-			refused = caller.MayCall(method)
+			refused = by.caller.MayCall(method)
 		}
-		n := &notes{caller: caller}
+		n := &notes{caller: by.caller}
 		ctx, span := watch.Call(context.WithValue(ctx, notesKey{}, n), info.FullMethod)
 		res, err := recovered(ctx, watch.Log, method, func() (any, error) {
 			if refused != nil {

@@ -37,7 +37,7 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, admitted *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
 	call := func(method string, handler http.Handler) {
-		mux.Handle(method, forOrigins(c.Origins, admitted.http(jsonByDefault(handler))))
+		mux.Handle(method, forOrigins(c.Origins, asIncoming(admitted.http(jsonByDefault(handler)))))
 	}
 	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, svc.SendSMS))
 	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, svc.Valid))
@@ -72,7 +72,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 // call over gRPC does.
 func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, r *connect.Request[body]) (*connect.Response[Res], error) {
-		res, err := around(asIncoming(ctx, r.Header()), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+		res, err := around(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
 			request := new(Req)
 			if err := r.Msg.decode(any(request).(proto.Message)); err != nil {
 				return nil, err
@@ -84,27 +84,27 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, lim
 		}
 		return connect.NewResponse(res.(*Res)), nil
 	}
-	handler := connect.NewUnaryHandler(method, unary, connect.WithReadMaxBytes(limits.MessageBytes),
+	return connect.NewUnaryHandler(method, unary, connect.WithReadMaxBytes(limits.MessageBytes),
 		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
 		connect.WithCodec(codec{"proto", proto.Marshal, unmarshalProto}))
+}
+
+// asIncoming gives a request's context what that of a call over gRPC has, where it is
+// looked for.
+func asIncoming(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p := &peer.Peer{Addr: address(r.RemoteAddr)}
 		if r.TLS != nil {
 			p.AuthInfo = credentials.TLSInfo{State: *r.TLS}
 		}
-		handler.ServeHTTP(w, r.WithContext(peer.NewContext(r.Context(), p)))
-	})
-}
-
-// asIncoming gives ctx what a call over gRPC has in it and aroundCall looks for.
-func asIncoming(ctx context.Context, h http.Header) context.Context {
-	incoming := metadata.MD{}
-	for _, name := range []string{"authorization", "traceparent", "tracestate"} {
-		if values := h.Values(name); values != nil {
-			incoming[name] = values
+		incoming := metadata.MD{}
+		for _, name := range []string{"authorization", "traceparent", "tracestate"} {
+			if values := r.Header.Values(name); values != nil {
+				incoming[name] = values
+			}
 		}
-	}
-	return metadata.NewIncomingContext(ctx, incoming)
+		next.ServeHTTP(w, r.WithContext(metadata.NewIncomingContext(peer.NewContext(r.Context(), p), incoming)))
+	})
 }
 
 // address is a net.Addr as text.

@@ -68,13 +68,14 @@ func (g *gate) leave() { g.inside.Add(-1) }
 // admission counts calls from their headers on: grpc-go calls interceptors when the
 // message is there, and it may never come.
 type admission struct {
-	calls, others gate // others: health, reflection, and what is none of ours
+	calls, others gate // others: health, reflection, and calls of unknown callers
+	who           identify
 	timeout       time.Duration
 	watch         observe.Steps
 }
 
-func newAdmission(l Limits, watch observe.Steps) *admission {
-	return &admission{calls: gate{most: int64(l.Calls)}, others: gate{most: int64(l.Calls)}, timeout: l.CallTimeout, watch: watch}
+func newAdmission(l Limits, who identify, watch observe.Steps) *admission {
+	return &admission{calls: gate{most: int64(l.Calls)}, others: gate{most: int64(l.Calls)}, who: who, timeout: l.CallTimeout, watch: watch}
 }
 
 type (
@@ -89,7 +90,7 @@ const refusedWithin = 100 * time.Millisecond
 func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
 	g := &a.others
 	if strings.HasPrefix(call.FullMethodName, "/"+pb.PhoneNumberService_ServiceDesc.ServiceName+"/") {
-		g = &a.calls
+		ctx, g = a.gateOf(ctx)
 	}
 	if !g.enter() {
 		a.watch.Refused("calls")
@@ -110,6 +111,15 @@ func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, e
 		}
 		return func() {} // the context has ended already
 	})), nil
+}
+
+// gateOf keeps whoever is no caller from taking the callers' places.
+func (a *admission) gateOf(ctx context.Context) (context.Context, *gate) {
+	ctx, by := a.who.of(ctx)
+	if by.err != nil {
+		return ctx, &a.others
+	}
+	return ctx, &a.calls
 }
 
 type handlerBegun func() (ended func())
@@ -137,12 +147,13 @@ func withTimeout(ctx context.Context, most time.Duration) context.Context {
 func (a *admission) http(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !a.calls.enter() {
+		ctx, g := a.gateOf(r.Context())
+		if !g.enter() {
 			a.watch.Refused("calls")
 			refuse.Write(w, r, connectError(overloaded.status())) //nolint:errcheck // the caller has gone
 			return
 		}
-		defer a.calls.leave()
-		next.ServeHTTP(w, r.WithContext(withTimeout(r.Context(), a.timeout)))
+		defer g.leave()
+		next.ServeHTTP(w, r.WithContext(withTimeout(ctx, a.timeout)))
 	})
 }

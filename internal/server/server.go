@@ -69,7 +69,7 @@ func Serve(ctx context.Context, c Config) error {
 		svc = dev
 	}
 	around := aroundCall(c.Watch, c.Identify)
-	admitted := newAdmission(c.Limits, c.Watch)
+	admitted := newAdmission(c.Limits, c.Identify, c.Watch)
 	options := append(c.Limits.grpcOptions(),
 		grpc.InTapHandle(admitted.tap),
 		grpc.ChainUnaryInterceptor(admitted.unary, around),
