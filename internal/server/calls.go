@@ -14,7 +14,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -66,10 +65,8 @@ func (f identify) of(ctx context.Context) (context.Context, identified) {
 		return ctx, who
 	}
 	var certificate *x509.Certificate
-	if p, ok := peer.FromContext(ctx); ok {
-		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.VerifiedChains) > 0 {
-			certificate = t.State.VerifiedChains[0][0]
-		}
+	if a := arrivalOf(ctx); a != nil && a.tls != nil && len(a.tls.VerifiedChains) > 0 {
+		certificate = a.tls.VerifiedChains[0][0]
 	}
 	var who identified
 	name := callers.Unknown

@@ -19,7 +19,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/rs/cors"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -93,10 +92,7 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, lim
 // looked for.
 func asIncoming(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p := &peer.Peer{Addr: address(r.RemoteAddr)}
-		if r.TLS != nil {
-			p.AuthInfo = credentials.TLSInfo{State: *r.TLS}
-		}
+		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &arrival{tls: r.TLS}}
 		incoming := metadata.MD{}
 		for _, name := range []string{"authorization", "traceparent", "tracestate"} {
 			if values := r.Header.Values(name); values != nil {

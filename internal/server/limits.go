@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
 	"github.com/liulinhuai/phone-number-service/internal/observe"
@@ -46,6 +47,8 @@ func (l Limits) grpcOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(l.MessageBytes),
 		grpc.MaxHeaderListSize(uint32(l.HeaderBytes)),
 		grpc.ConnectionTimeout(l.ConnectionTimeout),
+		grpc.StaticStreamWindowSize(64 << 10), // a message is small: what is more is a bomb
+		grpc.StaticConnWindowSize(64 << 10),
 	}
 }
 
@@ -104,13 +107,35 @@ func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, e
 	if call.FullMethodName != healthpb.Health_Watch_FullMethodName { // which lasts as long as its client likes
 		ctx = withTimeout(ctx, a.timeout)
 	}
-	begun := context.AfterFunc(ctx, g.leave)
-	return context.WithValue(ctx, begunKey{}, handlerBegun(func() (ended func()) {
-		if begun() {
-			return g.leave
+	from := arrivalOf(ctx)
+	waits := context.AfterFunc(ctx, func() {
+		g.leave()
+		if cut := from.cut.Add(1); cut > mostCut && cut > from.begun.Load() {
+			a.watch.Refused("resets")
+			from.conn.Close()
 		}
-		return func() {} // the context has ended already
+	})
+	return context.WithValue(ctx, begunKey{}, handlerBegun(func() (ended func()) {
+		if !waits() {
+			return func() {} // the context has ended already
+		}
+		from.begun.Add(1)
+		return g.leave
 	})), nil
+}
+
+// mostCut is how many calls a connection may reset before their handlers begin, where
+// it has no more that begin: to reset is to have more than MaxStreams, and what is left
+// of a call stays for a while.
+const mostCut = 1000
+
+func arrivalOf(ctx context.Context) *arrival {
+	if p, ok := peer.FromContext(ctx); ok {
+		if a, ok := p.AuthInfo.(*arrival); ok {
+			return a
+		}
+	}
+	return nil
 }
 
 // gateOf keeps whoever is no caller from taking the callers' places.

@@ -121,6 +121,17 @@ type secured struct {
 
 func (c *secured) ConnectionState() tls.ConnectionState { return c.state }
 
+// An arrival is the connection that a call comes over.
+type arrival struct {
+	tls  *tls.ConnectionState // nil for plaintext
+	conn net.Conn             // nil over HTTP/1.1
+
+	begun, cut atomic.Int64 // calls whose handlers began, and that were reset before
+}
+
+// AuthType implements credentials.AuthInfo.
+func (*arrival) AuthType() string { return "arrival" }
+
 // handshakeDone are credentials that tell grpc-go of a handshake it had no part in.
 type handshakeDone struct {
 	credentials.TransportCredentials
@@ -128,11 +139,11 @@ type handshakeDone struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (handshakeDone) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	s, ok := c.(*secured)
-	if !ok { // in plaintext
-		return c, nil, nil
+	a := &arrival{conn: c}
+	if s, ok := c.(*secured); ok {
+		a.tls = &s.state
 	}
-	return c, credentials.TLSInfo{State: s.state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}, nil
+	return c, a, nil
 }
 
 // Clone implements credentials.TransportCredentials.

@@ -1,0 +1,509 @@
+package prove
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// What a hostile peer may cost a good client beside it, and the process.
+const (
+	attackFor     = 6 * time.Second
+	goodCallEvery = 20 * time.Millisecond
+	mostP99       = 500 * time.Millisecond
+	mostMemory    = 100 << 20
+	mostCallTime  = 10 * time.Second
+)
+
+const validPath = "/phonenumberservice.PhoneNumberService/Valid"
+
+func TestAHostilePeerCostsAGoodClientNothing(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	metrics := servicetest.FreeAddress(t)
+	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mariadbtest.DSN(t)),
+		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_IDLE_TIMEOUT=2s")).Serving(t)
+	gauge := func(name string) float64 { return scrapeGauge(t, metrics, name) }
+	good := startGoodClient(t, p.Addr)
+	waitFor(t, "the good client has called", func() bool { return good.calls.Load() > 50 })
+	good.take()
+	idle := gauge("go_goroutines")
+	t.Logf("at rest: %.0f goroutines, %.1f MB", idle, gauge("process_resident_memory_bytes")/(1<<20))
+	for _, a := range []struct {
+		name   string
+		attack func(ctx context.Context, addr string) (what string)
+	}{
+		{"rapid reset", rapidReset},
+		{"silent connections", silentConnections},
+		{"slow loris", slowLoris},
+		{"header bombs", headerBombs},
+		{"message bombs", messageBombs},
+		{"connections opened and dropped", openedAndDropped},
+		{"garbage before the preface", garbage},
+		{"gRPC-Web nonsense", webNonsense},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), attackFor)
+		var mostGoroutines, mostBytes float64
+		watching := make(chan struct{})
+		go func() {
+			defer close(watching)
+			for ctx.Err() == nil {
+				mostGoroutines = max(mostGoroutines, gauge("go_goroutines"))
+				mostBytes = max(mostBytes, gauge("process_resident_memory_bytes"))
+				time.Sleep(100 * time.Millisecond)
+			}
+		}()
+		what := a.attack(ctx, p.Addr)
+		<-watching
+		cancel()
+		calls, failures, p99, longest := good.take()
+		t.Logf("%s: %s. Beside it %d calls, %d failed, p99 %v, longest %v; at most %.0f goroutines, %.1f MB",
+			a.name, what, calls, len(failures), p99.Round(time.Millisecond), longest.Round(time.Millisecond), mostGoroutines, mostBytes/(1<<20))
+		if len(failures) > 0 {
+			t.Errorf("%s: the good client's calls failed: %v", a.name, failures[0])
+		}
+		if calls < 50 || p99 > mostP99 {
+			t.Errorf("%s: the good client had %d calls with a p99 of %v; want 50 at least, and %v at most", a.name, calls, p99, mostP99)
+		}
+		if mostBytes > mostMemory {
+			t.Errorf("%s: the service took %.1f MB; want %d at most", a.name, mostBytes/(1<<20), mostMemory>>20)
+		}
+		start := time.Now()
+		waitFor(t, "all comes back to idle after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
+		t.Logf("%s: idle again after %v", a.name, time.Since(start).Round(time.Millisecond))
+		good.take()
+	}
+	if log := p.Output.String(); strings.Contains(log, "panic") {
+		t.Errorf("a panic:\n%s", log)
+	}
+}
+
+// scrapeGauge returns the value of a metric without labels.
+func scrapeGauge(t *testing.T, addr, name string) float64 {
+	res, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(body)
+	if found == nil {
+		t.Errorf("the metrics lack %s", name)
+		return 0
+	}
+	value, err := strconv.ParseFloat(string(found[1]), 64)
+	if err != nil {
+		t.Error(err)
+	}
+	return value
+}
+
+// A goodClient calls at a steady pace, whatever the answers take.
+type goodClient struct {
+	calls    atomic.Int64
+	mu       sync.Mutex
+	took     []time.Duration
+	failures []error
+}
+
+func startGoodClient(t *testing.T, addr string) *goodClient {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, g := pb.NewPhoneNumberServiceClient(conn), &goodClient{}
+	stop := make(chan struct{})
+	var calling sync.WaitGroup
+	calling.Go(func() {
+		tick := time.NewTicker(goodCallEvery)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			number := fmt.Sprintf("186%08d", i%1000)
+			calling.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), mostCallTime)
+				defer cancel()
+				start := time.Now()
+				var err error
+				if i%2 == 0 {
+					_, err = client.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"})
+				} else {
+					_, err = client.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: "000000"})
+				}
+				g.calls.Add(1)
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				g.took = append(g.took, time.Since(start))
+				if err != nil {
+					g.failures = append(g.failures, err)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		close(stop)
+		calling.Wait()
+		conn.Close()
+	})
+	return g
+}
+
+// take returns what happened since it was last called.
+func (g *goodClient) take() (calls int, failures []error, p99, longest time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	took := g.took
+	failures = g.failures
+	g.took, g.failures = nil, nil
+	if len(took) == 0 {
+		return 0, failures, 0, 0
+	}
+	slices.Sort(took)
+	return len(took), failures, took[len(took)*99/100], took[len(took)-1]
+}
+
+// times runs f n times at once, again and again until ctx ends, and returns how often.
+func times(ctx context.Context, n int, f func()) int64 {
+	var done atomic.Int64
+	var running sync.WaitGroup
+	for range n {
+		running.Go(func() {
+			// The attacker has a machine of its own, as it were: what it computes should not
+			// take this one's time from the service.
+			runtime.LockOSThread()
+			syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19)
+			for ctx.Err() == nil {
+				f()
+				done.Add(1)
+			}
+		})
+	}
+	running.Wait()
+	return done.Load()
+}
+
+// connect dials and says something; it returns nil where that fails.
+func connect(ctx context.Context, addr, words string) net.Conn {
+	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		time.Sleep(10 * time.Millisecond)
+		return nil
+	}
+	deadline, _ := ctx.Deadline()
+	c.SetDeadline(deadline)
+	if _, err := io.WriteString(c, words); err != nil {
+		c.Close()
+		return nil
+	}
+	return c
+}
+
+func callHeaders(more ...hpack.HeaderField) []byte {
+	var b bytes.Buffer
+	e := hpack.NewEncoder(&b)
+	for _, f := range append([]hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: validPath}, {Name: ":authority", Value: "x"},
+		{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}, {Name: "grpc-timeout", Value: "99999999H"},
+	}, more...) {
+		e.WriteField(f)
+	}
+	return b.Bytes()
+}
+
+// frame is a gRPC message with its prefix.
+func frame(compressed byte, message []byte) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{compressed}, uint32(len(message))), message...)
+}
+
+// gzipped returns so many zeros, packed.
+func gzipped(size int) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write(make([]byte, size))
+	w.Close()
+	return b.Bytes()
+}
+
+// drained reads and forgets what the other side says.
+func drained(c net.Conn) { go io.Copy(io.Discard, c) }
+
+// Calls are begun and reset at once, with and without their message.
+func rapidReset(ctx context.Context, addr string) string {
+	var resets atomic.Int64
+	message := frame(0, []byte("\x0a\x0b18600000000\x12\x06000000"))
+	headers := callHeaders()
+	connections := times(ctx, 4, func() {
+		c := connect(ctx, addr, http2.ClientPreface)
+		if c == nil {
+			return
+		}
+		defer c.Close()
+		drained(c)
+		framer := http2.NewFramer(c, nil)
+		framer.WriteSettings()
+		for id := uint32(1); id < 1<<30 && ctx.Err() == nil; id += 2 {
+			if framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers, EndHeaders: true}) != nil {
+				return
+			}
+			if id%4 == 1 {
+				framer.WriteData(id, true, message)
+			}
+			if framer.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
+				return
+			}
+			resets.Add(1)
+		}
+	})
+	return fmt.Sprintf("%d resets on %d connections", resets.Load(), connections)
+}
+
+func silentConnections(ctx context.Context, addr string) string {
+	const silent = 200
+	var closed atomic.Int64
+	var open sync.WaitGroup
+	for range silent {
+		open.Go(func() {
+			c := connect(ctx, addr, "")
+			if c == nil {
+				return
+			}
+			defer c.Close()
+			if _, err := c.Read(make([]byte, 1)); err == io.EOF {
+				closed.Add(1)
+			}
+		})
+	}
+	open.Wait()
+	<-ctx.Done()
+	return fmt.Sprintf("%d of %d closed by the service", closed.Load(), silent)
+}
+
+// Requests over HTTP/1.1 that come a byte at a time: their headers, or their bodies.
+func slowLoris(ctx context.Context, addr string) string {
+	requests := times(ctx, 200, func() {
+		begin := "POST " + validPath + " HTTP/1.1\r\nHost: x\r\n"
+		if rand.N(2) == 0 {
+			begin += "Content-Type: application/json\r\nContent-Length: 4000\r\n\r\n{"
+		}
+		c := connect(ctx, addr, begin)
+		if c == nil {
+			return
+		}
+		defer c.Close()
+		for {
+			if _, err := io.WriteString(c, "x"); err != nil {
+				return
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return fmt.Sprintf("%d requests", requests)
+}
+
+// Headers without end over HTTP/1.1, in one frame and in many over HTTP/2, and few
+// bytes that mean many.
+func headerBombs(ctx context.Context, addr string) string {
+	long := strings.Repeat("x", 4000)
+	table := callHeaders(hpack.HeaderField{Name: "bomb", Value: long})
+	kinds := []func(c net.Conn, f *http2.Framer) error{
+		func(c net.Conn, f *http2.Framer) error {
+			for id := uint32(1); id < 1000; id += 2 {
+				block := callHeaders(hpack.HeaderField{Name: "long", Value: long}, hpack.HeaderField{Name: "longer", Value: long}, hpack.HeaderField{Name: "longest", Value: long})
+				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		func(c net.Conn, f *http2.Framer) error {
+			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: callHeaders()}); err != nil {
+				return err
+			}
+			for {
+				block := callHeaders(hpack.HeaderField{Name: "more", Value: long})
+				if err := f.WriteContinuation(1, false, block); err != nil {
+					return err
+				}
+			}
+		},
+		func(c net.Conn, f *http2.Framer) error {
+			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: table, EndHeaders: true, EndStream: true}); err != nil {
+				return err
+			}
+			for id := uint32(3); id < 1000; id += 2 { // each byte is the long header again
+				block := append(callHeaders(), bytes.Repeat([]byte{0xbe}, 10_000)...)
+				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true, EndStream: true}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	var kind atomic.Int64
+	bombs := times(ctx, 8, func() {
+		k := int(kind.Add(1)) % (len(kinds) + 1)
+		if k == len(kinds) {
+			if c := connect(ctx, addr, "GET / HTTP/1.1\r\nHost: x\r\n"); c != nil {
+				defer c.Close()
+				drained(c)
+				for {
+					if _, err := io.WriteString(c, "X: "+long+"\r\n"); err != nil {
+						return
+					}
+				}
+			}
+			return
+		}
+		if c := connect(ctx, addr, http2.ClientPreface); c != nil {
+			defer c.Close()
+			drained(c)
+			f := http2.NewFramer(c, nil)
+			f.WriteSettings()
+			kinds[k](c, f)
+		}
+	})
+	return fmt.Sprintf("%d bombs", bombs)
+}
+
+// Messages that are too long, or say that they are, or grow when they are unpacked.
+func messageBombs(ctx context.Context, addr string) string {
+	packed := gzipped(64 << 20)
+	bodies := [][]byte{
+		binary.BigEndian.AppendUint32([]byte{0}, 1<<31),
+		frame(0, make([]byte, 1<<20)),
+		frame(1, packed),
+	}
+	var kind atomic.Int64
+	bombs := times(ctx, 8, func() {
+		k := int(kind.Add(1)) % (len(bodies) + 1)
+		if k == len(bodies) {
+			q, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+validPath, bytes.NewReader(packed))
+			if err != nil {
+				return
+			}
+			q.Header.Set("Content-Type", "application/json")
+			q.Header.Set("Content-Encoding", "gzip")
+			if res, err := http.DefaultClient.Do(q); err == nil {
+				io.Copy(io.Discard, res.Body)
+				res.Body.Close()
+			}
+			return
+		}
+		c := connect(ctx, addr, http2.ClientPreface)
+		if c == nil {
+			return
+		}
+		defer c.Close()
+		drained(c)
+		f := http2.NewFramer(c, nil)
+		f.WriteSettings()
+		headers := callHeaders(hpack.HeaderField{Name: "grpc-encoding", Value: "gzip"})
+		for id := uint32(1); id < 200; id += 2 {
+			f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers, EndHeaders: true})
+			for body := range slices.Chunk(bodies[k], 16<<10) {
+				if f.WriteData(id, false, body) != nil {
+					return
+				}
+			}
+		}
+	})
+	return fmt.Sprintf("%d bombs", bombs)
+}
+
+func openedAndDropped(ctx context.Context, addr string) string {
+	const all = 10_000
+	var begun atomic.Int64
+	var dropping sync.WaitGroup
+	for range 50 {
+		dropping.Go(func() {
+			for i := begun.Add(1); i <= all && ctx.Err() == nil; i = begun.Add(1) {
+				c := connect(ctx, addr, []string{"", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST "}[i%4])
+				if c == nil {
+					continue
+				}
+				if i%2 == 0 {
+					c.(*net.TCPConn).SetLinger(0) // with a reset
+				}
+				c.Close()
+			}
+		})
+	}
+	dropping.Wait()
+	n := min(begun.Load(), all)
+	<-ctx.Done()
+	return fmt.Sprintf("%d connections", n)
+}
+
+func garbage(ctx context.Context, addr string) string {
+	connections := times(ctx, 20, func() {
+		words := make([]byte, 1+rand.N(4000))
+		for i := range words {
+			words[i] = byte(rand.N(256))
+		}
+		c := connect(ctx, addr, []string{"", "PRI", http2.ClientPreface, "\x16\x03\x01\x02\x00", "POST " + validPath + " HTTP/1.1\r\n"}[rand.N(5)]+string(words))
+		if c == nil {
+			return
+		}
+		defer c.Close()
+		c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		io.Copy(io.Discard, c)
+	})
+	return fmt.Sprintf("%d connections", connections)
+}
+
+func webNonsense(ctx context.Context, addr string) string {
+	bodies := [][]byte{nil, {0}, frame(0, nil), frame(0x80, []byte("grpc-status: 0\r\n")), binary.BigEndian.AppendUint32([]byte{0}, 1<<31), frame(1, []byte("no gzip")), frame(0xff, make([]byte, 8000)), bytes.Repeat(frame(0, []byte("\x0a\x01x")), 500)}
+	types := []string{"application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "application/grpc-web+json", "application/grpc", "application/connect+proto", "application/proto"}
+	requests := times(ctx, 8, func() {
+		q, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+validPath, bytes.NewReader(bodies[rand.N(len(bodies))]))
+		if err != nil {
+			return
+		}
+		q.Header.Set("Content-Type", types[rand.N(len(types))])
+		q.Header.Set("Grpc-Timeout", []string{"1n", "99999999H", "x", "-1S"}[rand.N(4)])
+		if res, err := http.DefaultClient.Do(q); err == nil {
+			io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+		}
+	})
+	return fmt.Sprintf("%d requests", requests)
+}
