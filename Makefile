@@ -2,6 +2,7 @@
 BUF      := npx --yes @bufbuild/buf@1.75.0
 LINT     := .bin/golangci-lint-2.15.0
 GRPCURL  := .bin/grpcurl-1.9.4
+SBOM     := .bin/cyclonedx-gomod-1.10.0
 SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
@@ -79,7 +80,7 @@ tools:
 	 { $(SUDO) apt-get update -qq && mkdir -p .bin/prometheus && cd .bin/prometheus && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .; } # to install it would start it
 
 lint: $(LINT) proto
-	for module in . tools internal/sms/oracle internal/prove internal/deploytest; do (cd $$module && go mod tidy -diff) || exit 1; done
+	for module in . tools internal/sms/oracle internal/prove internal/deploytest; do (cd $$module && go mod verify && go mod tidy -diff) || exit 1; done
 	go vet ./...
 	$(LINT) run ./...
 	cd internal/prove && go vet ./... && ../../$(LINT) run ./...
@@ -92,6 +93,10 @@ $(LINT):
 $(GRPCURL):
 	GOBIN=$(CURDIR)/.bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v$(subst .bin/grpcurl-,,$@)
 	cp .bin/grpcurl $@ # page tests call it by its name
+
+$(SBOM):
+	GOBIN=$(CURDIR)/.bin go install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v$(subst .bin/cyclonedx-gomod-,,$@)
+	mv .bin/cyclonedx-gomod $@
 
 # The wire contract is well-formed, and nothing that a client relies on changed.
 proto:
@@ -113,15 +118,18 @@ fuzz:
 image:
 	docker build --build-arg VERSION=$$(git describe --tags --always) -t phone-number-service .
 
-# The archives of a release, in dist/: the same bytes wherever a commit is built with one
-# version of Go.
-release:
+# The archives of a release, in dist/, and of each program what is in it (CycloneDX): the same
+# bytes wherever a commit is built with one version of Go. So the time is the commit's, and the
+# hashes of cyclonedx-gomod's own file, which differ by where it was built, are left out.
+release: $(SBOM)
 	rm -rf dist
 	set -e; version=$$(git describe --tags --always --dirty); for arch in amd64 arm64; do \
 	 name=phone-number-service_$${version}_linux_$$arch; mkdir -p dist/$$name; \
 	 GOOS=linux GOARCH=$$arch CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$$version" -o dist/$$name .; \
+	 $(SBOM) bin -json -std -noserial -notimestamp -version $$version -output dist/$$name.cdx.json dist/$$name/phone-number-service; \
+	 sed -i -e '/^    "tools": /,/"externalReferences"/{/"hashes"/,/\]/d}' -e 's/^  "metadata": {$$/&\n    "timestamp": "'$$(git log -1 --format=%cI)'",/' dist/$$name.cdx.json; \
 	 cp LICENSE README.md phonenumberservice.sql deploy/systemd/phone-number-service.service dist/$$name; \
 	 tar -C dist --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$$(git log -1 --format=%ct) -cf dist/$$name.tar $$name; \
 	 gzip -9n dist/$$name.tar; rm -r dist/$$name; \
 	done
-	cd dist && sha256sum *.tar.gz >SHA256SUMS
+	cd dist && sha256sum *.tar.gz *.cdx.json >SHA256SUMS

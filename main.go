@@ -68,7 +68,7 @@ To try it with nothing installed: phone-number-service dev`
 
 func main() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400) // of a few MB that live; at the usual 100, a tenth of the throughput goes
+		debug.SetGCPercent(200) // of a few MB that live; at the usual 100, a tenth of the throughput goes, and at 400 a hostile peer can have it take over 100 MB
 	}
 	// Libraries that log by themselves could quote what a peer sent: net/http does
 	// so with a reply that nobody asked for.

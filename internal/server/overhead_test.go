@@ -72,7 +72,7 @@ func (emptyService) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse,
 // process.
 func BenchmarkWatching(b *testing.B) {
 	const rounds = 7
-	defer debug.SetGCPercent(debug.SetGCPercent(400)) // as main does
+	defer debug.SetGCPercent(debug.SetGCPercent(200)) // as main does
 	file, err := os.Create(filepath.Join(b.TempDir(), "log"))
 	if err != nil {
 		b.Fatal(err)
