@@ -267,7 +267,7 @@ func rapidReset(ctx context.Context, addr string) string {
 	var resets atomic.Int64
 	message := frame(0, []byte("\x0a\x0b18600000000\x12\x06000000"))
 	headers := callHeaders()
-	connections := times(ctx, 4, func() {
+	connections := times(ctx, 2, func() {
 		c := connect(ctx, addr, http2.ClientPreface)
 		if c == nil {
 			return
