@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-
 	"path/filepath"
 	"regexp"
 	"strings"

@@ -24,7 +24,7 @@ func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
 		t.Fatal(err)
 	}
 	named := 0
-	for _, page := range []string{"guarantees.md", "scaling.md"} {
+	for _, page := range []string{"guarantees.md", "scaling.md", "security.md"} {
 		text, err := os.ReadFile(filepath.Join(root, "docs", page))
 		if err != nil {
 			t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -237,8 +238,13 @@ func callHeaders(more ...hpack.HeaderField) []byte {
 	var b bytes.Buffer
 	e := hpack.NewEncoder(&b)
 	for _, f := range append([]hpack.HeaderField{
-		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: validPath}, {Name: ":authority", Value: "x"},
-		{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}, {Name: "grpc-timeout", Value: "99999999H"},
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: validPath},
+		{Name: ":authority", Value: "x"},
+		{Name: "content-type", Value: "application/grpc"},
+		{Name: "te", Value: "trailers"},
+		{Name: "grpc-timeout", Value: "99999999H"},
 	}, more...) {
 		e.WriteField(f)
 	}
@@ -303,7 +309,7 @@ func silentConnections(ctx context.Context, addr string) string {
 				return
 			}
 			defer c.Close()
-			if _, err := c.Read(make([]byte, 1)); err == io.EOF {
+			if _, err := c.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
 				closed.Add(1)
 			}
 		})
