@@ -44,6 +44,9 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 	a := access{unusable: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "phonenumber_files_unusable", Help: "1 while files changed and cannot be used, so that the old ones stay.",
 	}, []string{"files"})}
+	for _, what := range []string{"callers", "certificates", "secrets"} {
+		a.unusable.WithLabelValues(what) // 0, also where nothing comes from files
+	}
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		f.add("--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both, or none")
 	} else if s.TLSClientCA != "" && s.TLSCert == "" {

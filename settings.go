@@ -53,7 +53,7 @@ type limitSettings struct {
 	ConnectionTimeout  string `env:"PHONENUMBER_CONNECTION_TIMEOUT" default:"2s" placeholder:"DURATION" help:"For a connection to begin talking, TLS included, and for headers over HTTP/1.1 (${default})."`
 	ReadTimeout        string `env:"PHONENUMBER_READ_TIMEOUT" default:"5s" placeholder:"DURATION" help:"For a whole request over HTTP/1.1 (${default})."`
 	IdleTimeout        string `env:"PHONENUMBER_IDLE_TIMEOUT" default:"5m" placeholder:"DURATION" help:"How long a connection stays open without a call (${default})."`
-	ConnectionAge      string `env:"PHONENUMBER_CONNECTION_AGE" default:"10m" placeholder:"DURATION" help:"When a gRPC client is asked to connect anew, 10 % sooner or later (${default})."`
+	ConnectionAge      string `env:"PHONENUMBER_CONNECTION_AGE" default:"10m" placeholder:"DURATION" help:"When a client is asked to connect anew, over gRPC 10 % sooner or later (${default})."`
 	ConnectionAgeGrace string `env:"PHONENUMBER_CONNECTION_AGE_GRACE" placeholder:"DURATION" help:"How long calls on such a connection may go on (the call timeout)."`
 	PingInterval       string `env:"PHONENUMBER_PING_INTERVAL" default:"10s" placeholder:"DURATION" help:"How far apart a gRPC client's pings must be (${default})."`
 	CallTimeout        string `env:"PHONENUMBER_CALL_TIMEOUT" placeholder:"DURATION" help:"For a call without a deadline, or with a longer one (what a send can take, and 4s)."`

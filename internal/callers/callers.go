@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -82,12 +83,11 @@ func (c *Caller) TakeSend() error {
 	if c == nil || c.sends == nil {
 		return nil
 	}
-	r := c.sends.Reserve()
-	if wait := r.Delay(); wait > 0 {
-		r.Cancel()
-		return &RateError{c.Name, wait}
+	if c.sends.Allow() { // Reserve and Cancel by many at once lend and give twice
+		return nil
 	}
-	return nil
+	wait := time.Duration((1 - c.sends.Tokens()) / float64(c.sends.Limit()) * float64(time.Second))
+	return &RateError{c.Name, max(wait, time.Millisecond)}
 }
 
 // A Set is all that may call, and can be replaced at any time.
@@ -162,15 +162,19 @@ func (c *Caller) holds(certificate *x509.Certificate) bool {
 // Certified is Identify where there is no callers file and every client certificate
 // that was verified may do everything.
 func Certified(_ []string, certificate *x509.Certificate) (*Caller, error) {
-	switch {
-	case certificate == nil:
+	if certificate == nil {
 		return nil, ErrUnknown
-	case len(certificate.URIs) > 0:
-		return &Caller{Name: certificate.URIs[0].String()}, nil
-	case len(certificate.DNSNames) > 0:
-		return &Caller{Name: certificate.DNSNames[0]}, nil
 	}
-	return &Caller{Name: certificate.Subject.CommonName}, nil
+	name := certificate.Subject.CommonName
+	switch {
+	case len(certificate.URIs) > 0:
+		name = certificate.URIs[0].String()
+	case len(certificate.DNSNames) > 0:
+		name = certificate.DNSNames[0]
+	case name == "" || name == Unknown:
+		name = fmt.Sprintf("sha256:%x", sha256.Sum256(certificate.Raw))
+	}
+	return &Caller{Name: name}, nil
 }
 
 // NewToken returns a bearer token of 256 random bits, and what the callers file has

@@ -2,9 +2,12 @@ package callers
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -158,6 +161,42 @@ func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
 	})
 }
 
+func TestARateHoldsUnderConcurrency(t *testing.T) {
+	c := parse(t, "callers: [{name: a, token_sha256: "+hashOf("a")+", sends_per_minute: 600, burst: 1}]")
+	caller, err := c.Identify([]string{"Bearer a"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	var taken atomic.Int64
+	var taking sync.WaitGroup
+	for range 64 {
+		taking.Go(func() {
+			for time.Since(start) < time.Second {
+				if caller.TakeSend() == nil {
+					taken.Add(1)
+				}
+			}
+		})
+	}
+	taking.Wait()
+	if due := 1 + 10*time.Since(start).Seconds(); float64(taken.Load()) > due || taken.Load() < 5 {
+		t.Errorf("%d sends in %v; want 5 at least, and %.1f at most", taken.Load(), time.Since(start), due)
+	}
+}
+
+func TestEveryCertificateHasAName(t *testing.T) {
+	for _, c := range []*x509.Certificate{{}, {Subject: pkix.Name{CommonName: Unknown}}, {Subject: pkix.Name{CommonName: "login"}}} {
+		caller, err := Certified(nil, c)
+		if err != nil || caller.Name == "" || caller.Name == Unknown {
+			t.Errorf("%q: got %v, %v; want a name", c.Subject.CommonName, caller, err)
+		}
+	}
+	if _, err := Certified(nil, nil); !errors.Is(err, ErrUnknown) {
+		t.Errorf("no certificate: got %v; want ErrUnknown", err)
+	}
+}
+
 func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
 	good := hashOf("x")
 	for name, c := range map[string]struct {
@@ -170,7 +209,8 @@ func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
 		"a list":           {"- name: a", []string{`line 1: the file must hold "callers:"`}},
 		"no callers":       {"callers: []", []string{"line 1: callers must be a list"}},
 		"an empty mapping": {"{}", []string{"line 1: callers is missing"}},
-		"two documents":    {"callers: [{name: a, token_sha256: " + good + "}]\n---\ncallers: []", []string{"one document"}},
+		"two documents":    {"callers: [{name: a, token_sha256: " + good + "}]\n---\ncallers: []", []string{"one YAML document"}},
+		"garbage behind":   {"callers: [{name: a, token_sha256: " + good + "}]\n...\n}{ hunter2", []string{"one YAML document"}},
 		"unknown fields": {"caller: []\ncallers:\n  - name: a\n    token: hunter2\n    token_sha256: " + good, []string{
 			"line 1: is no field here; there are callers", "line 4: is no field here; there are burst, calls, countries, dns_san, name, sends_per_minute, sign_names, spiffe_id, template_codes, token_sha256",
 		}},

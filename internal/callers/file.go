@@ -42,8 +42,8 @@ func Parse(name string, content []byte, known Known) ([]*Caller, error) {
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: %s: is not YAML", name, lineOf(err))
 	}
-	if decoder.Decode(&more) == nil {
-		f.add(&more, "there must be one document, without ---")
+	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
+		f.add(&more, "there must be one YAML document, and nothing behind it")
 	}
 	if len(document.Content) == 0 {
 		return nil, fmt.Errorf(`%s: line 1: must begin with "callers:", a list of callers below it`, name)

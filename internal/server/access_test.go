@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -18,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -180,9 +183,10 @@ func TestWithAClientCACallsNeedACertificateAndHealthDoesNot(t *testing.T) {
 		c.Identify = callers.Certified
 	})
 	bare := secureConn(t, r, ca.Client())
-	if res, err := healthpb.NewHealthClient(bare).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("health without a certificate: got %v, %v", res, err)
-	}
+	eventually(t, "health is SERVING without a certificate", func() bool {
+		res, err := healthpb.NewHealthClient(bare).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
+	})
 	if _, err := pb.NewPhoneNumberServiceClient(bare).SendSMS(t.Context(), request("18600000000")); reasonOf(t, err) != "Unauthenticated CALLER_UNKNOWN" {
 		t.Errorf("a call without a certificate: got %v", err)
 	}
@@ -370,9 +374,10 @@ callers:
 	if n := len(inbox.Messages("")); n != 2 {
 		t.Errorf("%d messages were sent; want 2", n)
 	}
-	if res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("health without a token: got %v, %v", res, err)
-	}
+	eventually(t, "health is SERVING without a token", func() bool {
+		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
+	})
 	if code, body := r.ask(t, "GET", "/", ""); code != 200 {
 		t.Errorf("GET /: got %d %s", code, body)
 	}
@@ -494,9 +499,10 @@ func TestCallsBeyondTheCapAreUnavailableAndHealthIsNot(t *testing.T) {
 	if code, body := r.post(t, "Valid", `{"phone_number":"18600000000","code":"1"}`); code != 503 || !strings.Contains(body, "OVERLOADED") {
 		t.Errorf("JSON beyond the cap: got %d %s", code, body)
 	}
-	if res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("health beyond the cap: got %v, %v", res, err)
-	}
+	eventually(t, "health is SERVING beyond the cap", func() bool {
+		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
+	})
 	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_refused_total{reason="calls"}`) {
 		t.Error("the metrics lack what was refused")
 	}
@@ -594,6 +600,35 @@ func TestConnectionsBeyondTheCapAreClosed(t *testing.T) {
 	}
 }
 
+// As over gRPC: or the certificate of a CA that is gone would be good for ever.
+func TestAnOldConnectionOverHTTPIsClosedAfterItsAnswer(t *testing.T) {
+	r, _ := startDev(t, func(c *server.Config) { c.Limits.ConnectionAge = 300 * time.Millisecond })
+	client := httpsClient(t, nil)
+	ask := func() bool {
+		q, err := http.NewRequest(http.MethodPost, "http://"+r.addr+sendPath, strings.NewReader(`{"phone_number":"18600000000"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := client.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		io.Copy(io.Discard, res.Body)
+		if res.StatusCode != 200 {
+			t.Fatalf("got %d", res.StatusCode)
+		}
+		return res.Close
+	}
+	if ask() {
+		t.Error("a young connection is closed")
+	}
+	eventually(t, "the old connection is closed", ask)
+	if ask() {
+		t.Error("the next one is closed at once")
+	}
+}
+
 // Old connections are given up without a failed call.
 func TestAnOldConnectionIsReplacedWithoutAFailedCall(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) {
@@ -605,5 +640,62 @@ func TestAnOldConnectionIsReplacedWithoutAFailedCall(t *testing.T) {
 			t.Fatalf("after %d calls: %v", calls, err)
 		}
 		calls++
+	}
+}
+
+// Streams that end are no calls that were reset.
+func TestAConnectionOutlivesManyStreamsAndNotManyResets(t *testing.T) {
+	r, _ := startDev(t)
+	health := healthpb.NewHealthClient(r.conn)
+	for i := range 1200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		stream, err := health.Watch(ctx, &healthpb.HealthCheckRequest{})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		cancel()
+		if err != nil {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+	}
+	if strings.Contains(r.log.String(), "reason=resets") {
+		t.Error("a connection was closed for its streams")
+	}
+	c, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(c, http2.ClientPreface)
+	closed := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, c)
+		close(closed)
+	}()
+	var headers bytes.Buffer
+	encoder := hpack.NewEncoder(&headers)
+	for _, f := range []hpack.HeaderField{
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: pb.PhoneNumberService_Valid_FullMethodName},
+		{Name: ":authority", Value: "x"},
+		{Name: "content-type", Value: "application/grpc"},
+	} {
+		encoder.WriteField(f)
+	}
+	framer := http2.NewFramer(c, nil)
+	framer.WriteSettings()
+	for id := uint32(1); ; id += 2 {
+		select {
+		case <-closed:
+			if !strings.Contains(r.log.String(), "reason=resets") {
+				t.Error("the log does not say why the connection was closed")
+			}
+			return
+		default:
+			framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers.Bytes(), EndHeaders: true}) //nolint:errcheck // until it is closed
+			framer.WriteRSTStream(id, http2.ErrCodeCancel)                                                               //nolint:errcheck // the same
+		}
 	}
 }

@@ -47,33 +47,16 @@ func notesOf(ctx context.Context) *notes {
 // authorization and this verified client certificate, nil for none.
 type identify func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
 
-// identified is who makes a call, or why that is not known.
-type identified struct {
-	caller *callers.Caller // nil where nobody asks
-	err    error
-}
-
-type identifiedKey struct{}
-
-// of returns ctx of a call with who makes it, which it finds out once. A nil function
-// asks nobody.
-func (f identify) of(ctx context.Context) (context.Context, identified) {
+// of returns who makes the call of ctx. A nil function asks nobody, and returns nil.
+func (f identify) of(ctx context.Context) (*callers.Caller, error) {
 	if f == nil {
-		return ctx, identified{}
-	}
-	if who, ok := ctx.Value(identifiedKey{}).(identified); ok {
-		return ctx, who
+		return nil, nil
 	}
 	var certificate *x509.Certificate
-	if a := arrivalOf(ctx); a != nil && a.tls != nil && len(a.tls.VerifiedChains) > 0 {
+	if a := arrivalOf(ctx); a.tls != nil && len(a.tls.VerifiedChains) > 0 && time.Now().Before(a.tls.VerifiedChains[0][0].NotAfter) {
 		certificate = a.tls.VerifiedChains[0][0]
 	}
-	var who identified
-	name := callers.Unknown
-	if who.caller, who.err = f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate); who.err == nil {
-		name = who.caller.Name
-	}
-	return context.WithValue(observe.WithCaller(ctx, name), identifiedKey{}, who), who
+	return f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate)
 }
 
 // aroundCall is what every call of every protocol passes through: who makes it, its
@@ -89,12 +72,15 @@ func aroundCall(watch observe.Steps, who identify) grpc.UnaryServerInterceptor {
 		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
 			ctx = observe.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
 		}
-		ctx, by := who.of(ctx)
-		refused := by.err
-		if refused == nil {
-			refused = by.caller.MayCall(method)
+		caller, refused := who.of(ctx)
+		switch {
+		case refused != nil:
+			ctx = observe.WithCaller(ctx, callers.Unknown)
+		case caller != nil:
+			ctx = observe.WithCaller(ctx, caller.Name)
+			refused = caller.MayCall(method)
 		}
-		n := &notes{caller: by.caller}
+		n := &notes{caller: caller}
 		ctx, span := watch.Call(context.WithValue(ctx, notesKey{}, n), info.FullMethod)
 		res, err := recovered(ctx, watch.Log, method, func() (any, error) {
 			if refused != nil {

@@ -36,7 +36,7 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, admitted *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
 	call := func(method string, handler http.Handler) {
-		mux.Handle(method, forOrigins(c.Origins, asIncoming(admitted.http(jsonByDefault(handler)))))
+		mux.Handle(method, forOrigins(c.Origins, asIncoming(c.Limits.ConnectionAge, admitted.http(jsonByDefault(handler)))))
 	}
 	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, svc.SendSMS))
 	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, svc.Valid))
@@ -57,7 +57,10 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 		}
 	}
 	return &http.Server{
-		Handler:           handler,
+		Handler: handler,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, arrivedKey{}, time.Now())
+		},
 		ReadHeaderTimeout: c.Limits.ConnectionTimeout,
 		ReadTimeout:       c.Limits.ReadTimeout,
 		WriteTimeout:      c.Limits.CallTimeout + 10*time.Second,
@@ -90,8 +93,11 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, lim
 
 // asIncoming gives a request's context what that of a call over gRPC has, where it is
 // looked for.
-func asIncoming(next http.Handler) http.Handler {
+func asIncoming(oldest time.Duration, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if arrived, ok := r.Context().Value(arrivedKey{}).(time.Time); ok && time.Since(arrived) > oldest {
+			w.Header().Set("Connection", "close")
+		}
 		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &arrival{tls: r.TLS}}
 		incoming := metadata.MD{}
 		for _, name := range []string{"authorization", "traceparent", "tracestate"} {
@@ -102,6 +108,8 @@ func asIncoming(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r.WithContext(metadata.NewIncomingContext(peer.NewContext(r.Context(), p), incoming)))
 	})
 }
+
+type arrivedKey struct{}
 
 // address is a net.Addr as text.
 type address string

@@ -22,14 +22,14 @@ import (
 type Limits struct {
 	Connections  int // open at once
 	Streams      int // at once on one connection
-	Calls        int // in flight, from their headers on; as many of health and reflection
+	Calls        int // in flight, from their headers on; as many streams of health and reflection
 	MessageBytes int
 	HeaderBytes  int
 
 	ConnectionTimeout  time.Duration // to begin talking, TLS included; and for headers over HTTP/1.1
 	ReadTimeout        time.Duration // for a whole request over HTTP/1.1
 	IdleTimeout        time.Duration // of a connection without a call
-	ConnectionAge      time.Duration // then a gRPC client is asked to come anew, 10 % sooner or later
+	ConnectionAge      time.Duration // then a client is asked to come anew, over gRPC 10 % sooner or later
 	ConnectionAgeGrace time.Duration // for calls on a connection that is too old
 	PingInterval       time.Duration // at least, between a peer's pings
 	CallTimeout        time.Duration // for a call; one that asks for longer is cut
@@ -71,7 +71,7 @@ func (g *gate) leave() { g.inside.Add(-1) }
 // admission counts calls from their headers on: grpc-go calls interceptors when the
 // message is there, and it may never come.
 type admission struct {
-	calls, others gate // others: health, reflection, and calls of unknown callers
+	calls, others gate // others: watches of health, reflection, and calls of unknown callers
 	who           identify
 	timeout       time.Duration
 	watch         observe.Steps
@@ -91,15 +91,18 @@ const refusedWithin = 100 * time.Millisecond
 // tap implements grpc.InTapHandle. A call is in flight until both its context and
 // its handler have ended: a send goes on when its caller resets the stream.
 func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
+	if call.FullMethodName == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
+		return withTimeout(ctx, a.timeout), nil
+	}
 	g := &a.others
 	if strings.HasPrefix(call.FullMethodName, "/"+pb.PhoneNumberService_ServiceDesc.ServiceName+"/") {
-		ctx, g = a.gateOf(ctx)
+		g = a.gateOf(ctx)
 	}
 	if !g.enter() {
 		a.watch.Refused("calls")
 		if d, ok := ctx.Deadline(); ok && time.Until(d) > a.timeout {
 			// grpc-go keeps the timer of a call that is refused here until it fires, and a
-			// peer may ask for years. So this one is refused by refusedCall, or ends at once.
+			// peer may ask for years. So this one is refused by unary, or ends at once.
 			return context.WithValue(withTimeout(ctx, refusedWithin), refusedKey{}, true), nil
 		}
 		return nil, overloaded.status().Err()
@@ -124,27 +127,36 @@ func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, e
 	})), nil
 }
 
-// mostCut is how many calls a connection may reset before their handlers begin, where
-// it has no more that begin: to reset is to have more than MaxStreams, and what is left
-// of a call stays for a while.
+// mostCut is how many calls of a connection may end before their handlers begin, unless
+// more begin. Whoever resets each call at once has no bound in Limits.Streams, and what
+// is left of a call stays until grpc-go's writer comes to it.
 const mostCut = 1000
 
+// handlerBegins says that the handler of a call begins, and returns what is to be done
+// when it has ended.
+func handlerBegins(ctx context.Context) (ended func()) {
+	if begun, ok := ctx.Value(begunKey{}).(handlerBegun); ok {
+		return begun()
+	}
+	return func() {}
+}
+
+// arrivalOf is that of a call over either protocol.
 func arrivalOf(ctx context.Context) *arrival {
 	if p, ok := peer.FromContext(ctx); ok {
 		if a, ok := p.AuthInfo.(*arrival); ok {
 			return a
 		}
 	}
-	return nil
+	return &arrival{}
 }
 
 // gateOf keeps whoever is no caller from taking the callers' places.
-func (a *admission) gateOf(ctx context.Context) (context.Context, *gate) {
-	ctx, by := a.who.of(ctx)
-	if by.err != nil {
-		return ctx, &a.others
+func (a *admission) gateOf(ctx context.Context) *gate {
+	if _, err := a.who.of(ctx); err != nil {
+		return &a.others
 	}
-	return ctx, &a.calls
+	return &a.calls
 }
 
 type handlerBegun func() (ended func())
@@ -154,9 +166,7 @@ func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 	if ctx.Value(refusedKey{}) != nil {
 		return nil, overloaded.status().Err()
 	}
-	if begun, ok := ctx.Value(begunKey{}).(handlerBegun); ok {
-		defer begun()()
-	}
+	defer handlerBegins(ctx)()
 	return handler(ctx, req)
 }
 
@@ -172,13 +182,13 @@ func withTimeout(ctx context.Context, most time.Duration) context.Context {
 func (a *admission) http(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, g := a.gateOf(r.Context())
+		g := a.gateOf(r.Context())
 		if !g.enter() {
 			a.watch.Refused("calls")
 			refuse.Write(w, r, connectError(overloaded.status())) //nolint:errcheck // the caller has gone
 			return
 		}
 		defer g.leave()
-		next.ServeHTTP(w, r.WithContext(withTimeout(ctx, a.timeout)))
+		next.ServeHTTP(w, r.WithContext(withTimeout(r.Context(), a.timeout)))
 	})
 }

@@ -128,6 +128,7 @@ func Serve(ctx context.Context, c Config) error {
 // hold up the end of the process for as long as their clients like.
 func untilDrained(ctx context.Context) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		defer handlerBegins(stream.Context())()
 		own, cancel := context.WithCancel(stream.Context())
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()
