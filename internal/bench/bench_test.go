@@ -33,7 +33,7 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	debug.SetGCPercent(400) // as the service has it: the load's garbage is not what is measured
+	debug.SetGCPercent(400) // the garbage of the load is not what is measured
 	if *profile != "" {
 		path, _ := filepath.Abs(*profile)
 		os.Setenv("CPU_PROFILE", path)
