@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -19,8 +20,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/catest"
+	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -242,5 +245,20 @@ func TestBadFilesAndLimitsRefuseToStartAndSayWhatIsRight(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
+	var serve serveCommand
+	parser, err := kong.New(&serve, kong.Vars{"aliyun_endpoint": "https://x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parser.Parse(nil); err != nil {
+		t.Fatal(err)
+	}
+	var f faults
+	if got := serve.limitSettings.resolve(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
+		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
 	}
 }

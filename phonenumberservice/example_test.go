@@ -96,6 +96,7 @@ func startService() (address string, inbox *sms.Inbox, stop func()) {
 			Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 			Ready:   db.Ready,
 			Inbox:   inbox,
+			Limits:  server.DefaultLimits,
 			Watch:   observe.Steps{Metrics: observe.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
 		})
 	}()

@@ -28,7 +28,7 @@ func FuzzFirstBytes(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte, cut uint8) {
 		var refused []string
 		d := &door{
-			limits: TestLimits, refused: func(reason string) { refused = append(refused, reason) },
+			limits: DefaultLimits, refused: func(reason string) { refused = append(refused, reason) },
 			grpcSide: newSide(nil), httpSide: newSide(nil),
 		}
 		client, conn := net.Pipe()
@@ -83,7 +83,7 @@ func FuzzJSON(f *testing.F) {
 		var log bytes.Buffer
 		handled := false
 		around := aroundCall(observe.Steps{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
-		handler := jsonByDefault(bridge(pb.PhoneNumberService_Valid_FullMethodName, around, TestLimits, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+		handler := jsonByDefault(bridge(pb.PhoneNumberService_Valid_FullMethodName, around, DefaultLimits, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 			handled = true
 			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
 				t.Errorf("%q, %q are no text", r.PhoneNumber, r.Code)

@@ -100,7 +100,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 		Ready:   db.Ready,
 		Version: "test",
-		Limits:  server.TestLimits, Reflection: true,
+		Limits:  server.DefaultLimits, Reflection: true,
 		Watch: observe.Steps{Metrics: observe.NewMetrics("test"), Log: log},
 	}
 	for _, f := range change {

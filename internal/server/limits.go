@@ -35,6 +35,13 @@ type Limits struct {
 	CallTimeout        time.Duration // for a call; one that asks for longer is cut
 }
 
+// DefaultLimits are those of the settings, with which a send can take 11 s.
+var DefaultLimits = Limits{
+	Connections: 2000, Streams: 128, Calls: 1000, MessageBytes: 4 << 10, HeaderBytes: 8 << 10,
+	ConnectionTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, IdleTimeout: 5 * time.Minute,
+	ConnectionAge: 10 * time.Minute, ConnectionAgeGrace: 15 * time.Second, PingInterval: 10 * time.Second, CallTimeout: 15 * time.Second,
+}
+
 func (l Limits) grpcOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.KeepaliveParams(keepalive.ServerParameters{

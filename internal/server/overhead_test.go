@@ -25,13 +25,6 @@ import (
 // LoadOn is the variable with which this test binary is Load.
 const LoadOn = "TEST_LOAD_ON"
 
-// TestLimits are those of tests.
-var TestLimits = Limits{
-	Connections: 2000, Streams: 128, Calls: 1000, MessageBytes: 4 << 10, HeaderBytes: 8 << 10,
-	ConnectionTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, IdleTimeout: 5 * time.Minute,
-	ConnectionAge: 10 * time.Minute, ConnectionAgeGrace: 20 * time.Second, PingInterval: 10 * time.Second, CallTimeout: 16 * time.Second,
-}
-
 const (
 	loadStreams = 64
 	loadCalls   = 40_000
@@ -113,7 +106,7 @@ func cpuOfACall(b *testing.B, options ...grpc.ServerOption) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := grpc.NewServer(append(options, TestLimits.grpcOptions()...)...)
+	s := grpc.NewServer(append(options, DefaultLimits.grpcOptions()...)...)
 	pb.RegisterPhoneNumberServiceServer(s, emptyService{})
 	go s.Serve(listener)
 	defer s.Stop()
