@@ -62,9 +62,7 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 		a.set = &callers.Set{}
 		f.read(func(f *faults) error {
 			a.file = s.readCallers(f)
-			list, err := s.parseCallers(a.file)
-			a.set.Replace(list)
-			return err
+			return s.takeCallers(a.set, a.file)
 		})
 	}
 	if a.origins = strings.FieldsFunc(cmp.Or(s.CORSOrigins, origins), func(r rune) bool { return r == ',' || r == ' ' }); s.CORSOrigins != "" {
@@ -93,11 +91,7 @@ func (a access) follow(ctx context.Context, s accessSettings, log *slog.Logger) 
 	}
 	if a.set != nil {
 		go follow(ctx, log, a.unusable, a.file, files[callersFile]{what: "callers", read: s.readCallers, takeOver: func(_, now callersFile) error {
-			list, err := s.parseCallers(now)
-			if err == nil {
-				a.set.Replace(list)
-			}
-			return err
+			return s.takeCallers(a.set, now)
 		}})
 	}
 }
@@ -131,12 +125,17 @@ func (s accessSettings) readCallers(f *faults) callersFile {
 	return callersFile(readFile(f, "--callers (PHONENUMBER_CALLERS)", s.Callers))
 }
 
-func (s accessSettings) parseCallers(c callersFile) ([]*callers.Caller, error) {
+// takeCallers replaces set by what is in a file, or says what is wrong with that.
+func (s accessSettings) takeCallers(set *callers.Set, c callersFile) error {
 	known := callers.Known{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
 		known.Calls = append(known.Calls, method.MethodName)
 	}
-	return callers.Parse(c.Name, []byte(c.Content), known)
+	list, err := callers.Parse(c.Name, []byte(c.Content), known)
+	if err == nil {
+		set.Replace(list)
+	}
+	return err
 }
 
 // readFile reads the file that a setting names, none where that is "".
