@@ -86,16 +86,8 @@ func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string)
 	for i := 0; i < len(headers); i += 2 {
 		q.Header.Set(headers[i], headers[i+1])
 	}
-	res, err := c.Do(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res.StatusCode, res.Proto, string(b)
+	res, b := answer(t, c, q)
+	return res.StatusCode, res.Proto, b
 }
 
 const sendPath = "/phonenumberservice.PhoneNumberService/SendSMS"

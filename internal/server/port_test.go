@@ -56,9 +56,16 @@ func (r *replica) ask(t *testing.T, method, path, body string, headers ...string
 
 func do(t *testing.T, q *http.Request) (int, string) {
 	t.Helper()
+	res, body := answer(t, http.DefaultClient, q)
+	return res.StatusCode, body
+}
+
+// answer makes a request and returns what came, and its body.
+func answer(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for an answer that never ends
 	defer cancel()
-	res, err := http.DefaultClient.Do(q.WithContext(ctx))
+	res, err := c.Do(q.WithContext(ctx))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +74,7 @@ func do(t *testing.T, q *http.Request) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res.StatusCode, string(b)
+	return res, string(b)
 }
 
 func TestJSONOverHTTPSendsAndVerifies(t *testing.T) {
