@@ -53,9 +53,10 @@ var (
 		verify.SendPrecondition: {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
 		verify.SendBadRequest:   {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
 	}
-	overloaded  = answer{codes.Unavailable, "OVERLOADED", "too many calls are in flight; nothing was sent and nothing was counted", time.Second}
-	notAllowed  = answer{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
-	rateLimited = answer{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
+	overloaded      = answer{codes.Unavailable, "OVERLOADED", "too many calls are in flight; nothing was sent and nothing was counted", time.Second}
+	headersTooLarge = answer{codes.ResourceExhausted, "HEADERS_TOO_LARGE", "the headers of this call are larger than this service takes; nothing was sent and nothing was counted", 0}
+	notAllowed      = answer{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
+	rateLimited     = answer{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
 	// For a panic, and for what nobody thought of.
 	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
 )

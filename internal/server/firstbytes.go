@@ -19,6 +19,7 @@ type door struct {
 	tls                *Certificates // nil for plaintext
 	limits             Limits
 	refused            func(reason string)
+	http2              *http2Conns
 	grpcSide, httpSide *side
 
 	open atomic.Int64
@@ -67,16 +68,19 @@ func (d *door) welcome(conn net.Conn) {
 		return
 	}
 	conn.SetDeadline(time.Time{})
-	to := d.httpSide
-	if string(first) == "PRI" {
-		to = d.grpcSide
-	}
 	begun := prefixedConn{Conn: conn, prefix: first}
-	if secure != nil {
-		to.hand(&secured{begun, secure.ConnectionState()})
-		return
+	isHTTP2 := string(first) == "PRI"
+	switch {
+	case isHTTP2 && secure != nil:
+		state := secure.ConnectionState()
+		d.grpcSide.hand(d.http2.add(&begun, &state))
+	case isHTTP2:
+		d.grpcSide.hand(d.http2.add(&begun, nil))
+	case secure != nil:
+		d.httpSide.hand(&secured{begun, secure.ConnectionState()})
+	default:
+		d.httpSide.hand(&begun)
 	}
-	to.hand(&begun)
 }
 
 // A counted connection says when it is closed.

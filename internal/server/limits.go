@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,14 +14,13 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"github.com/liulinhuai/phone-number-service/internal/observe"
-	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 // Limits bound what peers may take of the process.
 type Limits struct {
 	Connections  int // open at once
 	Streams      int // at once on one connection
-	Calls        int // in flight, from their headers on; as many streams of health and reflection
+	Calls        int // in flight; as many streams of health and reflection, and as many that wait
 	MessageBytes int
 	HeaderBytes  int
 
@@ -48,11 +46,13 @@ func (l Limits) grpcOptions() []grpc.ServerOption {
 			Time:              time.Minute, // finds peers that vanished
 			MaxConnectionIdle: l.IdleTimeout, MaxConnectionAge: l.ConnectionAge, MaxConnectionAgeGrace: l.ConnectionAgeGrace,
 		}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval, PermitWithoutStream: true}),
+		// Timers jitter: a client that pings at the interval must not be punished.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval * 3 / 4, PermitWithoutStream: true}),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(uint32(l.Streams)),
 		grpc.MaxRecvMsgSize(l.MessageBytes),
-		grpc.MaxHeaderListSize(uint32(l.HeaderBytes)),
+		grpc.MaxHeaderListSize(maxHeaderBytes), // the tap has the limit of a call
+		grpc.ReadBufferSize(0),                 // see http2Conn
 		grpc.ConnectionTimeout(l.ConnectionTimeout),
 		grpc.StaticStreamWindowSize(64 << 10), // a message is small: what is more is a bomb
 		grpc.StaticConnWindowSize(64 << 10),
@@ -75,77 +75,52 @@ func (g *gate) enter() bool {
 
 func (g *gate) leave() { g.inside.Add(-1) }
 
-// admission counts calls from their headers on: grpc-go calls interceptors when the
-// message is there, and it may never come.
+// admission implements admission control: it bounds the calls in flight. A call is in
+// flight while its handler runs: a send goes on if its caller resets the stream. Calls whose
+// message does not arrive, and replies that nobody reads, are bounded by http2Conns.
 type admission struct {
 	calls, others gate // others: watches of health, reflection, and calls of unknown callers
 	who           identify
-	timeout       time.Duration
+	limits        Limits
 	watch         observe.Steps
 }
 
 func newAdmission(l Limits, who identify, watch observe.Steps) *admission {
-	return &admission{calls: gate{most: int64(l.Calls)}, others: gate{most: int64(l.Calls)}, who: who, timeout: l.CallTimeout, watch: watch}
+	return &admission{calls: gate{most: int64(l.Calls)}, others: gate{most: int64(l.Calls)}, who: who, limits: l, watch: watch}
 }
 
-type (
-	begunKey   struct{} // of the function that says that a call's handler has begun
-	refusedKey struct{}
-)
+type streamKey struct{}
 
-const refusedWithin = 100 * time.Millisecond
+// A stream is that of a call over gRPC.
+type stream struct {
+	conn *http2Conn
+	id   uint32
+}
 
-// tap implements grpc.InTapHandle. A call is in flight until both its context and
-// its handler have ended: a send goes on when its caller resets the stream.
+// run notes that the handler of the call of ctx starts, and returns the function that
+// notes its end.
+func run(ctx context.Context) (ended func()) {
+	s := ctx.Value(streamKey{}).(stream)
+	return s.conn.run(s.id)
+}
+
+// tap implements grpc.InTapHandle: it decides as soon as the headers of a call are there.
 func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
-	if call.FullMethodName == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
-		return withTimeout(ctx, a.timeout), nil
-	}
-	g := &a.others
-	if strings.HasPrefix(call.FullMethodName, "/"+pb.PhoneNumberService_ServiceDesc.ServiceName+"/") {
-		g = a.gateOf(ctx)
-	}
-	if !g.enter() {
-		a.watch.Refused("calls")
-		if d, ok := ctx.Deadline(); ok && time.Until(d) > a.timeout {
-			// grpc-go keeps the timer of a call that is refused here until it fires, and a
-			// peer may ask for years. So this one is refused by unary, or ends at once.
-			return context.WithValue(withTimeout(ctx, refusedWithin), refusedKey{}, true), nil
+	conn := arrivalOf(ctx).conn
+	if size := conn.current.bytes; size > a.limits.HeaderBytes {
+		a.watch.Refused("headers")
+		if d, ok := ctx.Deadline(); !ok || time.Until(d) <= a.limits.CallTimeout {
+			// grpc-go keeps the timer of a call that is rejected here until it fires. So a
+			// call with a far deadline earns no frames.
+			conn.earn()
 		}
-		return nil, overloaded.status().Err()
+		conn.spend(size / rejectedBytesPerFrame)
+		return nil, headersTooLarge.status().Err()
 	}
 	if call.FullMethodName != healthpb.Health_Watch_FullMethodName { // which lasts as long as its client likes
-		ctx = withTimeout(ctx, a.timeout)
+		ctx = withTimeout(ctx, a.limits.CallTimeout)
 	}
-	from := arrivalOf(ctx)
-	waits := context.AfterFunc(ctx, func() {
-		g.leave()
-		if cut := from.cut.Add(1); cut > mostCut && cut > from.begun.Load() {
-			a.watch.Refused("resets")
-			from.conn.Close()
-		}
-	})
-	return context.WithValue(ctx, begunKey{}, handlerBegun(func() (ended func()) {
-		if !waits() {
-			return func() {} // the context has ended already
-		}
-		from.begun.Add(1)
-		return g.leave
-	})), nil
-}
-
-// mostCut is how many calls of a connection may end before their handlers begin, unless
-// more begin. Whoever resets each call at once has no bound in Limits.Streams, and what
-// is left of a call stays until grpc-go's writer comes to it.
-const mostCut = 1000
-
-// handlerBegins says that the handler of a call begins, and returns what is to be done
-// when it has ended.
-func handlerBegins(ctx context.Context) (ended func()) {
-	if begun, ok := ctx.Value(begunKey{}).(handlerBegun); ok {
-		return begun()
-	}
-	return func() {}
+	return context.WithValue(ctx, streamKey{}, stream{conn, conn.current.stream}), nil
 }
 
 // arrivalOf is that of a call over either protocol.
@@ -166,15 +141,30 @@ func (a *admission) gateOf(ctx context.Context) *gate {
 	return &a.calls
 }
 
-type handlerBegun func() (ended func())
-
-// unary is the interceptor that belongs to tap.
-func (a *admission) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if ctx.Value(refusedKey{}) != nil {
+// unary implements grpc.UnaryServerInterceptor.
+func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	defer run(ctx)()
+	if info.FullMethod == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
+		return handler(ctx, req)
+	}
+	g := a.gateOf(ctx)
+	if !g.enter() {
+		a.watch.Refused("calls")
 		return nil, overloaded.status().Err()
 	}
-	defer handlerBegins(ctx)()
+	defer g.leave()
 	return handler(ctx, req)
+}
+
+// stream implements grpc.StreamServerInterceptor.
+func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	defer run(ss.Context())()
+	if !a.others.enter() {
+		a.watch.Refused("calls")
+		return overloaded.status().Err()
+	}
+	defer a.others.leave()
+	return handler(srv, ss)
 }
 
 // withTimeout bounds ctx, which must end with the call: what the timeout takes ends
@@ -196,6 +186,6 @@ func (a *admission) http(next http.Handler) http.Handler {
 			return
 		}
 		defer g.leave()
-		next.ServeHTTP(w, r.WithContext(withTimeout(r.Context(), a.timeout)))
+		next.ServeHTTP(w, r.WithContext(withTimeout(r.Context(), a.limits.CallTimeout)))
 	})
 }

@@ -483,7 +483,7 @@ func TestAPeerIsToldItsBounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for id, want := range map[http2.SettingID]uint32{http2.SettingMaxConcurrentStreams: 128, http2.SettingMaxHeaderListSize: 8 << 10} {
+	for id, want := range map[http2.SettingID]uint32{http2.SettingMaxConcurrentStreams: 128, http2.SettingMaxHeaderListSize: 1 << 20} {
 		if got, _ := frame.(*http2.SettingsFrame).Value(id); got != want {
 			t.Errorf("%v: got %d; want %d", id, got, want)
 		}

@@ -73,7 +73,7 @@ func Serve(ctx context.Context, c Config) error {
 	options := append(c.Limits.grpcOptions(),
 		grpc.InTapHandle(admitted.tap),
 		grpc.ChainUnaryInterceptor(admitted.unary, around),
-		grpc.StreamInterceptor(untilDrained(streaming)),
+		grpc.ChainStreamInterceptor(admitted.stream, untilDrained(streaming)),
 		grpc.Creds(handshakeDone{insecure.NewCredentials()}))
 	grpcServer := grpc.NewServer(options...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
@@ -85,7 +85,10 @@ func Serve(ctx context.Context, c Config) error {
 	httpServer := newHTTPServer(svc, dev, around, admitted, c)
 
 	grpcSide, httpSide := newSide(c.Listener.Addr()), newSide(c.Listener.Addr())
-	door := &door{listener: c.Listener, tls: c.TLS, limits: c.Limits, refused: c.Watch.Refused, grpcSide: grpcSide, httpSide: httpSide}
+	door := &door{listener: c.Listener, tls: c.TLS, limits: c.Limits, refused: c.Watch.Refused, http2: newHTTP2Conns(c.Limits, c.Watch.Refused), grpcSide: grpcSide, httpSide: httpSide}
+	sweeping, stopSweeping := context.WithCancel(context.Background())
+	defer stopSweeping()
+	go door.http2.sweep(sweeping)
 	failed := make(chan error, 3)
 	go func() { failed <- grpcServer.Serve(grpcSide) }()
 	go func() { failed <- httpServer.Serve(httpSide) }()
@@ -128,7 +131,6 @@ func Serve(ctx context.Context, c Config) error {
 // hold up the end of the process for as long as their clients like.
 func untilDrained(ctx context.Context) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		defer handlerBegins(stream.Context())()
 		own, cancel := context.WithCancel(stream.Context())
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()

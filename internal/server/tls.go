@@ -124,9 +124,7 @@ func (c *secured) ConnectionState() tls.ConnectionState { return c.state }
 // An arrival is the connection that a call comes over.
 type arrival struct {
 	tls  *tls.ConnectionState // nil for plaintext
-	conn net.Conn             // nil over HTTP/1.1
-
-	begun, cut atomic.Int64 // calls whose handlers began, and that were reset before
+	conn *http2Conn           // nil over HTTP/1.1
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -139,11 +137,8 @@ type handshakeDone struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (handshakeDone) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	a := &arrival{conn: c}
-	if s, ok := c.(*secured); ok {
-		a.tls = &s.state
-	}
-	return c, a, nil
+	conn := c.(*http2Conn)
+	return c, &arrival{conn.tls, conn}, nil
 }
 
 // Clone implements credentials.TransportCredentials.

@@ -1,0 +1,206 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/liulinhuai/phone-number-service/internal/observe"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// slowService answers Valid after a moment and never answers SendSMS.
+type slowService struct {
+	pb.UnimplementedPhoneNumberServiceServer
+}
+
+func (slowService) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse, error) {
+	time.Sleep(time.Duration(rand.N(int64(2 * time.Millisecond))))
+	return &pb.ValidResponse{}, nil
+}
+
+func (slowService) SendSMS(ctx context.Context, _ *pb.SendSMSRequest) (*pb.Empty, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Calls of every kind and end leave no stream in the account, while their connections
+// stay open.
+func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(slog.DiscardHandler)}
+	conns := newHTTP2Conns(DefaultLimits, watch.Refused)
+	admitted := newAdmission(DefaultLimits, nil, watch)
+	s := grpc.NewServer(append(DefaultLimits.grpcOptions(), grpc.InTapHandle(admitted.tap), grpc.UnaryInterceptor(admitted.unary),
+		grpc.StreamInterceptor(admitted.stream), grpc.Creds(handshakeDone{insecure.NewCredentials()}))...)
+	pb.RegisterPhoneNumberServiceServer(s, slowService{})
+	healthpb.RegisterHealthServer(s, health.NewServer())
+	accepted := newSide(listener.Addr())
+	d := &door{listener: listener, limits: DefaultLimits, refused: watch.Refused, http2: conns, grpcSide: accepted, httpSide: newSide(listener.Addr())}
+	go d.serve()
+	go s.Serve(accepted)
+	defer s.Stop()
+	defer listener.Close()
+
+	var calling sync.WaitGroup
+	for range 4 {
+		conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		client, healthClient := pb.NewPhoneNumberServiceClient(conn), healthpb.NewHealthClient(conn)
+		calls := []func(ctx context.Context){
+			func(ctx context.Context) { client.Valid(ctx, &pb.ValidRequest{}) },
+			func(ctx context.Context) { client.SendSMS(ctx, &pb.SendSMSRequest{}) },
+			func(ctx context.Context) { healthClient.Check(ctx, &healthpb.HealthCheckRequest{}) },
+			func(ctx context.Context) { healthClient.Check(ctx, &healthpb.HealthCheckRequest{Service: "none"}) },
+			func(ctx context.Context) { conn.Invoke(ctx, "/no.Service/Method", &pb.Empty{}, &pb.Empty{}) },
+			func(ctx context.Context) {
+				if watch, err := healthClient.Watch(ctx, &healthpb.HealthCheckRequest{}); err == nil {
+					for err == nil {
+						_, err = watch.Recv()
+					}
+				}
+			},
+			func(ctx context.Context) { // no message
+				if half, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName); err == nil {
+					half.RecvMsg(&pb.ValidResponse{})
+				}
+			},
+		}
+		for range 16 {
+			calling.Go(func() {
+				for i := range 40 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.N(int64(20*time.Millisecond))))
+					if i%3 == 0 {
+						time.AfterFunc(time.Duration(rand.N(int64(2*time.Millisecond))), cancel)
+					}
+					calls[rand.N(len(calls))](ctx)
+					cancel()
+				}
+			})
+		}
+	}
+	calling.Wait()
+	left := func() (waiting int64, streams, open int) {
+		conns.mu.Lock()
+		defer conns.mu.Unlock()
+		for c := range conns.open {
+			c.mu.Lock()
+			streams += len(c.streams)
+			c.mu.Unlock()
+		}
+		return conns.waiting.Load(), streams, len(conns.open)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		waiting, streams, open := left()
+		if waiting == 0 && streams == 0 && open == 4 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("got %d waiting of %d streams on %d connections; want 0 of 0 on 4", waiting, streams, open)
+		}
+	}
+	if bytes := conns.unfinished.Load(); bytes != 0 {
+		t.Errorf("got %d bytes of unfinished headers; want 0", bytes)
+	}
+}
+
+// writerConn keeps the bytes that are written.
+type writerConn struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (c *writerConn) Write(p []byte) (int, error) { return c.Buffer.Write(p) }
+func (c *writerConn) Read(p []byte) (int, error)  { return c.Buffer.Read(p) }
+func (c *writerConn) Close() error                { return nil }
+
+func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
+	var frames bytes.Buffer
+	framer := http2.NewFramer(&frames, nil)
+	write := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte("reply"), EndHeaders: true}))
+	write(framer.WriteData(1, false, make([]byte, 100)))
+	write(framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte("trailers"), EndHeaders: true, EndStream: true}))
+	write(framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: []byte("reply"), EndHeaders: true}))
+	write(framer.WriteData(5, true, nil))
+	write(framer.WritePing(true, [8]byte{1, 2, 3}))
+	write(framer.WriteRSTStream(7, http2.ErrCodeNo))
+	for size := 1; size <= 40; size++ {
+		conns := newHTTP2Conns(DefaultLimits, func(string) {})
+		c := conns.add(&writerConn{}, nil)
+		for _, id := range []uint32{1, 3, 5, 7, 9} {
+			c.opened(id, true)
+		}
+		for rest := frames.Bytes(); len(rest) > 0; {
+			n, err := c.Write(rest[:min(size, len(rest))])
+			write(err)
+			rest = rest[n:]
+		}
+		if len(c.streams) != 2 || c.streams[3].since.IsZero() || c.streams[9].since.IsZero() || conns.waiting.Load() != 2 {
+			t.Errorf("in pieces of %d bytes: got %v, %d waiting; want streams 3 and 9", size, c.streams, conns.waiting.Load())
+		}
+	}
+}
+
+// FuzzHTTP2Conn_Read reads any bytes as grpc-go would and wants them unchanged.
+func FuzzHTTP2Conn_Read(f *testing.F) {
+	var frames bytes.Buffer
+	framer := http2.NewFramer(&frames, nil)
+	framer.WriteSettings()
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte("some")})
+	framer.WriteContinuation(1, false, []byte("more"))
+	framer.WriteContinuation(1, true, []byte("end"))
+	framer.WriteData(1, true, []byte("data"))
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: []byte("some")})
+	framer.WritePing(false, [8]byte{})
+	framer.WriteRSTStream(3, http2.ErrCodeCancel)
+	f.Add(frames.Bytes(), uint8(9))
+	f.Add([]byte("\x00\x00\x04\x01\x00\x00\x00\x00\x01"), uint8(1))
+	f.Fuzz(func(t *testing.T, in []byte, size uint8) {
+		in = append([]byte(http2.ClientPreface), in...)
+		local, remote := net.Pipe()
+		go func() {
+			remote.Write(in)
+			remote.Close()
+		}()
+		conns := newHTTP2Conns(DefaultLimits, func(string) {})
+		c := conns.add(local, nil)
+		var got []byte
+		var err error
+		for p := make([]byte, int(size)+1); err == nil; {
+			var n int
+			n, err = c.Read(p)
+			got = append(got, p[:n]...)
+		}
+		c.Close()
+		io.Copy(io.Discard, local)
+		if !bytes.HasPrefix(in, got) {
+			t.Errorf("got bytes that were not sent: %q of %q", got, in)
+		}
+		if conns.waiting.Load() != 0 || conns.unfinished.Load() != 0 {
+			t.Errorf("got %d waiting streams and %d unfinished bytes after the end; want none", conns.waiting.Load(), conns.unfinished.Load())
+		}
+	})
+}

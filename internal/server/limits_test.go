@@ -1,0 +1,359 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// rawPeer speaks HTTP/2 frame by frame. It reads and forgets the answers.
+type rawPeer struct {
+	*http2.Framer
+	conn   net.Conn
+	closed chan struct{} // when the service has closed the connection
+	goAway chan string   // its debug data
+}
+
+func dialRaw(t *testing.T, addr string, settings ...http2.Setting) *rawPeer {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	p := &rawPeer{http2.NewFramer(c, c), c, make(chan struct{}), make(chan string, 1)}
+	if err := p.WriteSettings(settings...); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.closed)
+		for {
+			f, err := p.ReadFrame()
+			if err != nil {
+				return
+			}
+			if g, ok := f.(*http2.GoAwayFrame); ok {
+				select {
+				case p.goAway <- string(g.DebugData()):
+				default:
+				}
+			}
+		}
+	}()
+	return p
+}
+
+// call begins a call; end says that no message comes.
+func (p *rawPeer) call(id uint32, path string, end bool, more ...hpack.HeaderField) error {
+	return p.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headerBlock(path, more...), EndHeaders: true, EndStream: end})
+}
+
+func headerBlock(path string, more ...hpack.HeaderField) []byte {
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, f := range append([]hpack.HeaderField{
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: path},
+		{Name: ":authority", Value: "x"},
+		{Name: "content-type", Value: "application/grpc"},
+	}, more...) {
+		encoder.WriteField(f) //nolint:errcheck // to memory
+	}
+	return block.Bytes()
+}
+
+// whole begins a call and sends an empty message.
+func (p *rawPeer) whole(id uint32, path string) error {
+	if err := p.call(id, path, false); err != nil {
+		return err
+	}
+	return p.WriteData(id, true, make([]byte, 5))
+}
+
+func (p *rawPeer) mustClose(t *testing.T, within time.Duration, what string) {
+	t.Helper()
+	select {
+	case <-p.closed:
+	case <-time.After(within):
+		t.Errorf("%s: the connection is open after %v; want it closed", what, within)
+	}
+}
+
+// heldSender keeps each send until release is closed.
+func heldSender(asked chan<- struct{}, release <-chan struct{}) senderFunc {
+	return func(verify.Message) (verify.Receipt, error) {
+		asked <- struct{}{}
+		<-release
+		return verify.Receipt{BizID: "1"}, nil
+	}
+}
+
+func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
+	asked, release := make(chan struct{}, 1), make(chan struct{})
+	var scrape func(string) (int, string)
+	r := start(t, openStore(t, "sqlite::memory:"), heldSender(asked, release), func(c *server.Config) { scrape = scraped(t, c) })
+	sent := make(chan error, 1)
+	go func() {
+		_, err := r.SendSMS(context.Background(), request(freshNumber()))
+		sent <- err
+	}()
+	<-asked
+	many := metadata.MD{}
+	for i := range 300 {
+		many.Set(fmt.Sprintf("header-%d", i), strings.Repeat("v", 100))
+	}
+	tooLarge := []metadata.MD{
+		metadata.Pairs("long", strings.Repeat("a", 8193)),
+		metadata.Pairs("long", strings.Repeat("a", 20_000)),
+		metadata.Pairs("long", strings.Repeat("a", 600_000)), // in many frames
+		many,
+	}
+	for i, md := range tooLarge {
+		_, err := r.Valid(metadata.NewOutgoingContext(t.Context(), md), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"})
+		if got, want := reasonOf(t, err), "ResourceExhausted HEADERS_TOO_LARGE"; got != want {
+			t.Errorf("headers %d: got %q; want %q", i, got, want)
+		}
+	}
+	fits := metadata.NewOutgoingContext(t.Context(), metadata.Pairs("long", strings.Repeat("a", 7<<10)))
+	if _, err := r.Valid(fits, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"}); err != nil {
+		t.Errorf("headers of 7 KiB: got %v; want them taken", err)
+	}
+	close(release)
+	if err := <-sent; err != nil {
+		t.Errorf("the send in flight beside them: got %v; want OK", err)
+	}
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, fmt.Sprintf(`phonenumber_refused_total{reason="headers"} %d`, len(tooLarge))) {
+		t.Error("the metrics lack the rejected calls")
+	}
+}
+
+func TestHeaders_OfMegabytesEndTheConnection(t *testing.T) {
+	r, _ := startDev(t)
+	p := dialRaw(t, r.addr)
+	block := headerBlock(pb.PhoneNumberService_Valid_FullMethodName)
+	err := p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block})
+	for n := 0; err == nil && n < 3<<20; n += 16 << 10 {
+		err = p.WriteContinuation(1, false, make([]byte, 16<<10))
+	}
+	p.mustClose(t, 20*time.Second, "headers of 3 MiB")
+}
+
+func TestHeaders_UnfinishedEndTheConnection(t *testing.T) {
+	r, _ := startDev(t, func(c *server.Config) { c.Limits.ConnectionTimeout = 300 * time.Millisecond })
+	p := dialRaw(t, r.addr)
+	if err := p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headerBlock("/x")}); err != nil {
+		t.Fatal(err)
+	}
+	p.mustClose(t, 20*time.Second, "headers without their last frame")
+}
+
+func TestPing_AtTheIntervalIsAllowedAndAtHalfIsNot(t *testing.T) {
+	const interval = 400 * time.Millisecond
+	r, _ := startDev(t, func(c *server.Config) { c.Limits.PingInterval = interval })
+	ping := func(every time.Duration, n int) (goAway string) {
+		p := dialRaw(t, r.addr)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for range n {
+			select {
+			case <-tick.C:
+				if err := p.WritePing(false, [8]byte{}); err != nil {
+					t.Fatal(err)
+				}
+			case goAway = <-p.goAway:
+				return goAway
+			case <-p.closed:
+				t.Fatal("closed without a GOAWAY")
+			}
+		}
+		select {
+		case goAway = <-p.goAway:
+		case <-time.After(every):
+		}
+		return goAway
+	}
+	if got := ping(interval, 10); got != "" {
+		t.Errorf("pings at the interval: got GOAWAY %q; want none", got)
+	}
+	if got, want := ping(interval/2, 10), "too_many_pings"; got != want {
+		t.Errorf("pings at half of the interval: got GOAWAY %q; want %q", got, want)
+	}
+}
+
+// Replies that the peer never reads end its connection after seconds.
+func TestStreams_UnreadRepliesEndTheConnection(t *testing.T) {
+	r, _ := startDev(t)
+	p := dialRaw(t, r.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	if err := p.whole(1, healthpb.Health_Check_FullMethodName); err != nil {
+		t.Fatal(err)
+	}
+	p.mustClose(t, 20*time.Second, "a reply without a window")
+	if !strings.Contains(r.log.String(), "reason=unread") {
+		t.Error("the log does not say why the connection was closed")
+	}
+}
+
+// A peer that opens more streams than may wait loses its connections; a good client
+// beside it loses no call.
+func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
+	const most = 20
+	for name, open := range map[string]func(p *rawPeer, id uint32) error{
+		"unread replies":           func(p *rawPeer, id uint32) error { return p.whole(id, healthpb.Health_Check_FullMethodName) },
+		"health without a message": func(p *rawPeer, id uint32) error { return p.call(id, healthpb.Health_Check_FullMethodName, false) },
+		"calls without a message": func(p *rawPeer, id uint32) error {
+			return p.call(id, pb.PhoneNumberService_Valid_FullMethodName, false)
+		},
+		"unknown without a message": func(p *rawPeer, id uint32) error { return p.call(id, "/no.Service/Method", false) },
+		"reflection that says nothing": func(p *rawPeer, id uint32) error {
+			return p.call(id, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", false)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = most })
+			r.valid(t, "18600000000", "1")
+			for range 4 {
+				p := dialRaw(t, r.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+				for id := uint32(1); id < 2*most; id += 2 {
+					if open(p, id) != nil {
+						break // it was closed
+					}
+				}
+			}
+			for range 50 {
+				if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+					t.Fatalf("a good client's call: %v", err)
+				}
+				if _, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
+					t.Fatalf("a good client's health check: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// Peers that are no callers take no place of a caller, over either protocol.
+func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
+	list, err := callers.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), callers.Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &callers.Set{}
+	set.Replace(list)
+	r, _ := startDev(t, func(c *server.Config) { c.Identify, c.Limits.Calls = set.Identify, 2 })
+	for range 10 {
+		if err := dialRaw(t, r.addr).call(1, pb.PhoneNumberService_Valid_FullMethodName, false); err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n", pb.PhoneNumberService_Valid_FullMethodName)
+	}
+	for range 50 {
+		if _, err := r.Valid(asCaller(t.Context(), "a"), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+			t.Fatalf("a caller beside strangers: %v", err)
+		}
+	}
+}
+
+// Frames that serve no call end their connection, and no other.
+func TestFrames_FloodEndsTheConnection(t *testing.T) {
+	kinds := map[string]func(p *rawPeer, i uint32) error{
+		"SETTINGS": func(p *rawPeer, i uint32) error {
+			return p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: i % 2 * 65535})
+		},
+		"header table size": func(p *rawPeer, i uint32) error {
+			return p.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: i % 2 * 4096})
+		},
+		"PING acks":     func(p *rawPeer, _ uint32) error { return p.WritePing(true, [8]byte{}) },
+		"PRIORITY":      func(p *rawPeer, i uint32) error { return p.WritePriority(2*i+1, http2.PriorityParam{}) },
+		"WINDOW_UPDATE": func(p *rawPeer, _ uint32) error { return p.WriteWindowUpdate(0, 1) },
+		"unknown":       func(p *rawPeer, _ uint32) error { return p.WriteRawFrame(0xfb, 0, 0, nil) },
+		"empty DATA": func(p *rawPeer, i uint32) error {
+			if i == 0 {
+				return p.call(1, pb.PhoneNumberService_Valid_FullMethodName, false)
+			}
+			return p.WriteData(1, false, nil)
+		},
+		"empty CONTINUATION": func(p *rawPeer, i uint32) error {
+			if i == 0 {
+				return p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headerBlock("/x")})
+			}
+			return p.WriteContinuation(1, false, nil)
+		},
+		"unknown methods": func(p *rawPeer, i uint32) error { return p.call(2*i+1, "/no.Service/Method", true) },
+		"rapid reset": func(p *rawPeer, i uint32) error {
+			if err := p.call(2*i+1, pb.PhoneNumberService_Valid_FullMethodName, false); err != nil {
+				return err
+			}
+			return p.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		},
+	}
+	for name, write := range kinds {
+		t.Run(name, func(t *testing.T) {
+			r, _ := startDev(t)
+			r.valid(t, "18600000000", "1")
+			p := dialRaw(t, r.addr)
+			for i := range uint32(100_000) {
+				if write(p, i) != nil {
+					break
+				}
+			}
+			p.mustClose(t, 20*time.Second, "100,000 frames")
+			if !strings.Contains(r.log.String(), "reason=frames") {
+				t.Error("the log does not say why the connection was closed")
+			}
+			r.valid(t, "18600000000", "1")
+		})
+	}
+}
+
+// A connection with many calls, pings and cancelled calls is no flood.
+func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
+	r, _ := startDev(t)
+	conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := pb.NewPhoneNumberServiceClient(conn)
+	for i := range 3000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		if i%5 == 0 {
+			time.AfterFunc(200*time.Microsecond, cancel)
+		}
+		_, err := client.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
+		cancel()
+		if code := status.Code(err); code != codes.OK && code != codes.Canceled {
+			t.Fatalf("call %d: %v", i, err)
+		}
+	}
+	if strings.Contains(r.log.String(), "reason=frames") {
+		t.Error("a connection was closed for its calls")
+	}
+}
