@@ -67,37 +67,42 @@ func TestAHostilePeerCostsAGoodClientNothing(t *testing.T) {
 		{"connections opened and dropped", openedAndDropped},
 		{"garbage before the preface", garbage},
 		{"gRPC-Web nonsense", webNonsense},
+		{"unread replies", unreadReplies},
+		{"half-open calls", halfOpenCalls},
+		{"frame floods", frameFloods},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), attackFor)
-		var mostGoroutines, mostBytes float64
-		watching := make(chan struct{})
-		go func() {
-			defer close(watching)
-			for ctx.Err() == nil {
-				mostGoroutines = max(mostGoroutines, gauge("go_goroutines"))
-				mostBytes = max(mostBytes, gauge("process_resident_memory_bytes"))
-				time.Sleep(100 * time.Millisecond)
+		t.Run(a.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), attackFor)
+			var mostGoroutines, mostBytes float64
+			watching := make(chan struct{})
+			go func() {
+				defer close(watching)
+				for ctx.Err() == nil {
+					mostGoroutines = max(mostGoroutines, gauge("go_goroutines"))
+					mostBytes = max(mostBytes, gauge("process_resident_memory_bytes"))
+					time.Sleep(100 * time.Millisecond)
+				}
+			}()
+			what := a.attack(ctx, p.Addr)
+			<-watching
+			cancel()
+			calls, failures, p99, longest := good.take()
+			t.Logf("%s: %s. Beside it %d calls, %d failed, p99 %v, longest %v; at most %.0f goroutines, %.1f MB",
+				a.name, what, calls, len(failures), p99.Round(time.Millisecond), longest.Round(time.Millisecond), mostGoroutines, mostBytes/(1<<20))
+			if len(failures) > 0 {
+				t.Errorf("%s: the good client's calls failed: %v", a.name, failures[0])
 			}
-		}()
-		what := a.attack(ctx, p.Addr)
-		<-watching
-		cancel()
-		calls, failures, p99, longest := good.take()
-		t.Logf("%s: %s. Beside it %d calls, %d failed, p99 %v, longest %v; at most %.0f goroutines, %.1f MB",
-			a.name, what, calls, len(failures), p99.Round(time.Millisecond), longest.Round(time.Millisecond), mostGoroutines, mostBytes/(1<<20))
-		if len(failures) > 0 {
-			t.Errorf("%s: the good client's calls failed: %v", a.name, failures[0])
-		}
-		if calls < 50 || p99 > mostP99 {
-			t.Errorf("%s: the good client had %d calls with a p99 of %v; want 50 at least, and %v at most", a.name, calls, p99, mostP99)
-		}
-		if mostBytes > mostMemory {
-			t.Errorf("%s: the service took %.1f MB; want %d at most", a.name, mostBytes/(1<<20), mostMemory>>20)
-		}
-		start := time.Now()
-		waitFor(t, "all comes back to idle after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
-		t.Logf("%s: idle again after %v", a.name, time.Since(start).Round(time.Millisecond))
-		good.take()
+			if calls < 50 || p99 > mostP99 {
+				t.Errorf("%s: the good client had %d calls with a p99 of %v; want 50 at least, and %v at most", a.name, calls, p99, mostP99)
+			}
+			if mostBytes > mostMemory {
+				t.Errorf("%s: the service took %.1f MB; want %d at most", a.name, mostBytes/(1<<20), mostMemory>>20)
+			}
+			start := time.Now()
+			waitFor(t, "all comes back to idle after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
+			t.Logf("%s: idle again after %v", a.name, time.Since(start).Round(time.Millisecond))
+			good.take()
+		})
 	}
 	if log := p.Output.String(); strings.Contains(log, "panic") {
 		t.Errorf("a panic:\n%s", log)
@@ -237,10 +242,14 @@ func connect(ctx context.Context, addr, words string) net.Conn {
 func callHeaders(more ...hpack.HeaderField) []byte {
 	var b bytes.Buffer
 	e := hpack.NewEncoder(&b)
+	path := hpack.HeaderField{Name: ":path", Value: validPath}
+	if len(more) > 0 && more[0].Name == ":path" {
+		path, more = more[0], more[1:]
+	}
 	for _, f := range append([]hpack.HeaderField{
 		{Name: ":method", Value: "POST"},
 		{Name: ":scheme", Value: "http"},
-		{Name: ":path", Value: validPath},
+		path,
 		{Name: ":authority", Value: "x"},
 		{Name: "content-type", Value: "application/grpc"},
 		{Name: "te", Value: "trailers"},
@@ -516,4 +525,124 @@ func webNonsense(ctx context.Context, addr string) string {
 		}
 	})
 	return fmt.Sprintf("%d requests", requests)
+}
+
+// manyStreams opens connections at once and streams on each, again and again.
+func manyStreams(ctx context.Context, addr string, connections int, open func(f *http2.Framer, id uint32) error) string {
+	var streams, closed atomic.Int64
+	times(ctx, 64, func() {
+		var mine []net.Conn
+		defer func() {
+			for _, c := range mine {
+				c.Close()
+			}
+		}()
+		for range connections / 64 {
+			c := connect(ctx, addr, http2.ClientPreface)
+			if c == nil {
+				return
+			}
+			mine = append(mine, c)
+			f := http2.NewFramer(c, c)
+			f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+			go func() { // acknowledges pings, as a live peer does
+				for {
+					g, err := f.ReadFrame()
+					if err != nil {
+						closed.Add(1)
+						return
+					}
+					if ping, ok := g.(*http2.PingFrame); ok && !ping.IsAck() {
+						f.WritePing(true, ping.Data)
+					}
+				}
+			}()
+			for id := uint32(1); id < 256; id += 2 {
+				if open(f, id) != nil {
+					break
+				}
+				streams.Add(1)
+			}
+		}
+		<-ctx.Done()
+	})
+	return fmt.Sprintf("%d streams on %d connections, of which %d were closed", streams.Load(), connections/64*64, closed.Load())
+}
+
+// Whole calls whose replies are never read: the peer's window stays shut.
+func unreadReplies(ctx context.Context, addr string) string {
+	health := healthHeaders()
+	return manyStreams(ctx, addr, 1900, func(f *http2.Framer, id uint32) error {
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: health, EndHeaders: true}); err != nil {
+			return err
+		}
+		return f.WriteData(id, true, frame(0, nil))
+	})
+}
+
+// Calls and health checks whose message never comes, with headers as long as they may be.
+func halfOpenCalls(ctx context.Context, addr string) string {
+	long := hpack.HeaderField{Name: "long", Value: strings.Repeat("x", 7000)}
+	headers := [][]byte{callHeaders(long), healthHeaders(long)}
+	return manyStreams(ctx, addr, 1900, func(f *http2.Framer, id uint32) error {
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers[id/2%2], EndHeaders: true})
+	})
+}
+
+func healthHeaders(more ...hpack.HeaderField) []byte {
+	return callHeaders(append([]hpack.HeaderField{{Name: ":path", Value: "/grpc.health.v1.Health/Check"}}, more...)...)
+}
+
+// Frames that serve no call: SETTINGS, PING acks, PRIORITY, WINDOW_UPDATE, empty DATA and
+// CONTINUATION, calls of no method, and trailers where a message belongs.
+func frameFloods(ctx context.Context, addr string) string {
+	headers := callHeaders()
+	unknown := callHeaders(hpack.HeaderField{Name: ":path", Value: "/no.Service/Method"})
+	kinds := []func(f *http2.Framer, i uint32) error{
+		func(f *http2.Framer, i uint32) error {
+			return f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: i % 2 * 65535})
+		},
+		func(f *http2.Framer, i uint32) error {
+			return f.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: i % 2 * 4096})
+		},
+		func(f *http2.Framer, _ uint32) error { return f.WritePing(true, [8]byte{}) },
+		func(f *http2.Framer, i uint32) error { return f.WritePriority(2*i+1, http2.PriorityParam{}) },
+		func(f *http2.Framer, _ uint32) error { return f.WriteWindowUpdate(0, 1) },
+		func(f *http2.Framer, i uint32) error {
+			if i == 0 {
+				return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers, EndHeaders: true})
+			}
+			return f.WriteData(1, false, nil)
+		},
+		func(f *http2.Framer, i uint32) error {
+			if i == 0 {
+				return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers})
+			}
+			return f.WriteContinuation(1, false, nil)
+		},
+		func(f *http2.Framer, i uint32) error {
+			return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: unknown, EndHeaders: true, EndStream: true})
+		},
+		func(f *http2.Framer, i uint32) error {
+			for _, end := range []bool{false, true} {
+				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: headers, EndHeaders: true, EndStream: end}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	var kind, frames atomic.Int64
+	connections := times(ctx, 9, func() {
+		write := kinds[int(kind.Add(1))%len(kinds)]
+		c, f := speak(ctx, addr)
+		if c == nil {
+			return
+		}
+		defer c.Close()
+		for i := uint32(0); i < 1<<30 && ctx.Err() == nil && write(f, i) == nil; i++ {
+			frames.Add(1)
+		}
+	})
+	return fmt.Sprintf("%d frames on %d connections", frames.Load(), connections)
 }
