@@ -144,8 +144,13 @@ func (c *serveCommand) Run(ctx context.Context) error {
 }
 
 func (c *serveCommand) aliyun(f *faults, s secrets) *sms.Aliyun {
-	if _, err := sms.ParseAliyunEndpoint(c.AliyunEndpoint); err != nil {
+	endpoint, err := sms.ParseAliyunEndpoint(c.AliyunEndpoint)
+	if err != nil {
 		f.add("--aliyun-endpoint (ALIYUN_ENDPOINT): %v", err)
+		return nil
+	}
+	if err := sms.CheckProxy(endpoint); err != nil {
+		f.add("%v", err)
 		return nil
 	}
 	aliyun, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: s.keyID, AccessKeySecret: s.keySecret, Endpoint: c.AliyunEndpoint})

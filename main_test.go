@@ -324,6 +324,8 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 		{"an empty secret file", []string{"PHONENUMBER_CODE_KEY_FILE=/dev/null", "ALIYUN_ACCESS_KEY_SECRET_FILE=/dev/null"}, nil, []string{"the file that PHONENUMBER_CODE_KEY_FILE names is empty", "the file that ALIYUN_ACCESS_KEY_SECRET_FILE names is empty"}},
 		{"a store in memory for production", []string{"DATA_SOURCE_NAME=sqlite::memory:"}, nil, []string{"loses every code at a restart"}},
 		{"keys with a space", []string{"ALIYUN_ACCESS_KEY_ID=hunter 2", "ALIYUN_ACCESS_KEY_SECRET=hunter 3"}, nil, []string{"access key ID must be printable", "access key secret must be printable", "DATA_SOURCE_NAME is missing"}},
+		{"a proxy that cannot be read", []string{"HTTPS_PROXY=http://user:hunter#2@10.0.0.1:3128"}, nil, []string{"HTTPS_PROXY must be http://HOST:PORT", "DATA_SOURCE_NAME is missing"}},
+		{"a proxy in quotes", []string{`https_proxy="http://10.0.0.1:3128"`}, nil, []string{"https_proxy must be http://HOST:PORT", "ALIYUN_ACCESS_KEY_ID is missing"}},
 		{"two data source names", []string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"}, nil, []string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"}},
 		{"credentials beside dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
 		{"a failure that is none", []string{"PHONENUMBER_FAIL_SENDS=limit:3", "PHONENUMBER_REGION=XX"}, []string{"dev"}, []string{"PHONENUMBER_FAIL_SENDS", "limit_minute, limit_hour", "PHONENUMBER_REGION"}},
@@ -345,6 +347,20 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 				t.Errorf("the message holds a secret:\n%s", out)
 			}
 		})
+	}
+}
+
+func TestServe_ProxyThatIsAwayIsNamedInTheLog(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
+		"ALIYUN_ENDPOINT=https://aliyun.invalid", "HTTPS_PROXY=http://user:hunter2@"+servicetest.FreeAddress(t))).serving(t)
+	_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("got %v; want Unavailable", err)
+	}
+	const want = `proxy: connection refused`
+	if out := p.Output.String(); !strings.Contains(out, want) || strings.Contains(out, "hunter2") {
+		t.Errorf("got the log\n%s\nwant %q in it, and no password", out, want)
 	}
 }
 

@@ -68,6 +68,10 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 		faults = append(faults, err)
 	}
 	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
+	var proxy *url.URL
+	if err == nil {
+		proxy, err = proxyFor(endpoint)
+	}
 	if err != nil {
 		faults = append(faults, err)
 	}
@@ -80,7 +84,6 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	protocols.SetHTTP1(true)
 	a.endpoint = endpoint
 	a.transport = &http.Transport{
-		Proxy:               http.ProxyFromEnvironment, // never for a loopback address
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 3 * time.Second,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: a.noteCertificate},
@@ -91,6 +94,10 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 		// with an unknown outcome: rather dial again than trust an old one.
 		IdleConnTimeout:        15 * time.Second,
 		MaxResponseHeaderBytes: maxReplyBytes,
+	}
+	if proxy != nil {
+		a.transport.Proxy = http.ProxyURL(proxy)
+		a.transport.OnProxyConnectResponse = refusedByProxy
 	}
 	return a, nil
 }
@@ -153,7 +160,7 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	// number and code elsewhere and could be a second send.
 	response, err := a.transport.RoundTrip(a.NewRequest(ctx, m, time.Now(), rand.Text()))
 	if err != nil && !written.Load() {
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAsked, Detail: whyNotAsked(ctx, err)}
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAsked, Detail: a.whyNotAsked(ctx, err)}
 	}
 	if err != nil {
 		return verify.Receipt{}, lostReply(ctx, 0)
@@ -173,15 +180,35 @@ func lostReply(ctx context.Context, status int) error {
 	return &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: status, Detail: "connection lost after the request was written"}
 }
 
-func whyNotAsked(ctx context.Context, err error) string {
+// whyNotAsked says in fixed words why no byte of a request was written, and
+// whether the proxy is what failed.
+func (a *Aliyun) whyNotAsked(ctx context.Context, err error) string {
+	cause := connectFailure(ctx, err)
+	var (
+		step    *net.OpError
+		refused *proxyRefusal
+	)
+	switch {
+	case errors.As(err, &refused) || errors.As(err, &step) && (step.Op == "proxyconnect" || strings.HasPrefix(step.Op, "socks")):
+		return "proxy: " + cause
+	case a.transport.Proxy != nil:
+		return cause + ", through the proxy"
+	}
+	return cause
+}
+
+func connectFailure(ctx context.Context, err error) string {
 	var (
 		timeout     net.Error
 		resolution  *net.DNSError
 		certificate *tls.CertificateVerificationError
+		refused     *proxyRefusal
 	)
 	switch {
 	case ctx.Err() != nil:
 		return "time was up before the request was written"
+	case errors.As(err, &refused):
+		return refused.Error()
 	case errors.As(err, &resolution):
 		return "host name not resolved"
 	case errors.As(err, &certificate):
