@@ -49,8 +49,10 @@ var (
 func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
 // Parse drops ASCII spaces, hyphens and parentheses, reads "+" as the start of a
-// country code and everything else as it is dialled in the parser's region. Its
-// error never repeats the input.
+// country code and everything else as it is dialled in the parser's region. It refuses
+// a number that begins with 00 if that number is another one with + for the 00: people
+// write 00 for + in every region, also where 00 begins another prefix. Its error never
+// repeats the input.
 func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	if raw == "" {
 		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
@@ -69,6 +71,18 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 		}
 	}
 	number := string(kept)
+	n, fault := p.read(number)
+	// 0011 is Australia's prefix alone: no area code of +1 begins with 1.
+	if international, ok := strings.CutPrefix(number, "00"); ok && fault == nil && !strings.HasPrefix(international, "11") {
+		if other, fault := p.read("+" + international); fault == nil && other != n {
+			return "", &FieldError{"phone_number", numberWanted + "; this one, with its 00, can be read as two numbers: write + and the country code"}
+		}
+	}
+	return n, fault
+}
+
+// read reads ASCII digits, after a plus where they are international.
+func (p NumberParser) read(number string) (Number, *FieldError) {
 	// Elsewhere 00 can be the start of another prefix (Hong Kong dials 001, 0060
 	// and more), which the plan knows.
 	if rest, ok := strings.CutPrefix(number, "00"); ok && p.Region == "CN" {

@@ -2,10 +2,13 @@ package verify_test
 
 import (
 	"errors"
+	"math/rand/v2"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/nyaruka/phonenumbers"
 	"pgregory.net/rapid"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
@@ -53,9 +56,10 @@ func TestNumbersOfOtherCountriesGoByTheirOwnPlan(t *testing.T) {
 		{"HK", "001 86 186 1234 5678", "+8618612345678"},
 		{"US", "011 86 186 1234 5678", "+8618612345678"},
 		{"SG", "+86 199 0000 0000", "+8619900000000"},
-		// A prefix that begins with 00 is not 00: these would reach strangers in +1.
-		{"HK", "001 65 9234 5678", "+6592345678"},
+		// A prefix that begins with 00 is not 00: this would reach a stranger in +1.
 		{"AU", "0011 65 9234 5678", "+6592345678"},
+		{"HK", "001 44 7400 123456", "+447400123456"},
+		{"AU", "0011 1 201 555 0123", "+12015550123"},
 	} {
 		t.Run(c.region+" "+c.raw, func(t *testing.T) {
 			p := verify.NumberParser{Region: c.region, Plan: numberplan.Mobile}
@@ -64,6 +68,65 @@ func TestNumbersOfOtherCountriesGoByTheirOwnPlan(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestParse_DoubleZeroOfTwoMeaningsIsRefused(t *testing.T) {
+	for _, c := range []struct{ region, raw string }{
+		{"HK", "0091 81234 56789"}, // 009, +1 812 345 6789
+		{"HK", "(00) 91-81234-56789"},
+		{"HK", "001 65 9234 5678"}, // 001, +65 9234 5678, or 00, +1 659 234 5678
+		{"SG", "0091 81234 56789"},
+	} {
+		p := verify.NumberParser{Region: c.region, Plan: numberplan.Mobile}
+		if got, err := p.Parse(c.raw); err == nil || !strings.Contains(err.Error(), "write + and the country code") {
+			t.Errorf("%s %s: got %q, %v; want it refused, with what to write", c.region, c.raw, got, err)
+		}
+	}
+}
+
+// People write 00 for + in every region. Such a number never reaches another person.
+func TestParse_DoubleZeroNeverReachesAnotherNumber(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	shapes := []string{ // of mobile numbers: CN, IN, JP, GB, SG, US, TW
+		"861[3-9]xxxxxxxxx", "91[6-9]xxxxxxxxx", "81[7-9]0[1-9]xxxxxxx", "447[4-9]xxxxxxxx", "65[89]xxxxxxx", "1[2-9][0-8]x[2-9]xxxxxx", "8869xxxxxxxx",
+	}
+	tried, refused := 0, 0
+	for region := range phonenumbers.GetSupportedRegions() {
+		p := verify.NumberParser{Region: region, Plan: numberplan.Mobile}
+		for _, shape := range shapes {
+			for range 3 {
+				digits := draw(random, shape)
+				want, err := p.Parse("+" + digits)
+				if err != nil {
+					continue
+				}
+				tried++
+				got, err := p.Parse("00" + digits)
+				if err != nil {
+					refused++
+				} else if got != want {
+					t.Errorf("%s: 00%s reaches %s; want %s, or an error", region, digits, got, want)
+				}
+			}
+		}
+	}
+	if tried < 2500 || refused == 0 || refused == tried {
+		t.Errorf("%d numbers, %d of them refused; want 2,500 or more, and some refused", tried, refused)
+	}
+}
+
+// draw returns a random text of shape, in which x is a digit and [2-9] one of these.
+func draw(r *rand.Rand, shape string) string {
+	return regexp.MustCompile(`x|\[[0-9]+(-[0-9])?\]`).ReplaceAllStringFunc(shape, func(class string) string {
+		switch {
+		case class == "x":
+			return strconv.Itoa(r.IntN(10))
+		case strings.Contains(class, "-"):
+			return string(rune(int(class[1]) + r.IntN(int(class[3]-class[1])+1)))
+		default:
+			return string(class[1+r.IntN(len(class)-2)])
+		}
+	})
 }
 
 func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *testing.T) {
