@@ -48,8 +48,18 @@ var (
 // is the shape: 1, then 3 to 9, then nine digits.
 func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
-// Parse drops ASCII spaces, hyphens and parentheses, reads "+" as the start of a
-// country code and everything else as it is dialled in the parser's region. It refuses
+// isFiller reports whether c stands in a number for the eye alone: a space, a hyphen, a
+// parenthesis, or one of the invisible characters that contact apps put around numbers
+// so that these are shown from left to right and on one line.
+func isFiller(c rune) bool {
+	switch c {
+	case ' ', '-', '(', ')', '\u00a0', '\u202f', '\u2060', '\ufeff':
+		return true
+	}
+	return '\u200b' <= c && c <= '\u200f' || '\u202a' <= c && c <= '\u202e' || '\u2066' <= c && c <= '\u2069'
+}
+
+// Parse drops what isFiller says, reads "+" as the start of a country code and everything else as it is dialled in the parser's region. It refuses
 // a number that begins with 00 if that number is another one with + for the 00: people
 // write 00 for + in every region, also where 00 begins another prefix. Its error never
 // repeats the input.
@@ -61,11 +71,11 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 		return "", &FieldError{"phone_number", numberWanted + "; this is too long"}
 	}
 	kept := make([]byte, 0, len(raw))
-	for i := range len(raw) {
-		switch c := raw[i]; {
-		case c == ' ' || c == '-' || c == '(' || c == ')':
+	for _, c := range raw {
+		switch {
+		case isFiller(c):
 		case c >= '0' && c <= '9' || c == '+' && len(kept) == 0:
-			kept = append(kept, c)
+			kept = append(kept, byte(c))
 		default:
 			return "", &FieldError{"phone_number", numberWanted + "; only digits, a leading +, spaces, hyphens and parentheses may stand in it"}
 		}
@@ -100,8 +110,12 @@ func (p NumberParser) read(number string) (Number, *FieldError) {
 			return "", &FieldError{"phone_number", numberWanted + "; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
 		}
 	}
-	if national, ok := strings.CutPrefix(number, "+86"); ok && !IsMainlandMobile(national) {
-		return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
+	if national, ok := strings.CutPrefix(number, "+86"); ok {
+		national = strings.TrimPrefix(national, "0") // a trunk zero: no area code begins with 013 to 019
+		if !IsMainlandMobile(national) {
+			return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
+		}
+		number = "+86" + national
 	}
 	return Number(number), nil
 }

@@ -22,6 +22,9 @@ func TestOnePersonHasOneNumberHoweverItIsWritten(t *testing.T) {
 		"18612345678", "+86 186 1234 5678", "8618612345678", "008618612345678", "(186) 1234-5678", // the contract's own
 		"+8618612345678", "86 186 1234 5678", "0086 186-1234-5678", "00 86 18612345678", "(0086)18612345678",
 		"(+86) 186 1234 5678", "+86-186-1234-5678", " 18612345678 ", "1-8-6-1-2-3-4-5-6-7-8", "+ 86 18612345678",
+		"018612345678", "+86 (0)186 1234 5678", "+86018612345678", "86018612345678", "0086 0186-1234-5678", "(0186) 1234 5678", // a trunk zero
+		"\u202a+86 186 1234 5678\u202c", "\u202d18612345678\u202c", "\u206618612345678\u2069", "\ufeff18612345678", // as contact apps copy them
+		"186\u200b1234\u200c56\u200d78\u200e\u200f", "\u2068+86\u00a0186\u202f1234\u20605678\u2069",
 	} {
 		t.Run(raw, func(t *testing.T) {
 			if got, err := china.Parse(raw); err != nil || got != "+8618612345678" {
@@ -150,8 +153,16 @@ func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *tes
 		"a letter":                             "1861234567a",
 		"letters of a vanity number":           "+1800FLOWERS",
 		"an extension":                         "+12015550123;ext=5",
-		"a non-breaking space":                 "186\u00a012345678",
-		"a zero-width space":                   "186\u200b12345678",
+		"invisible characters alone":           "\u200b\ufeff\u00a0",
+		"an em space":                          "186\u200312345678",
+		"an ideographic space":                 "186\u300012345678",
+		"a soft hyphen":                        "186\u00ad12345678",
+		"an invisible plus":                    "\u20648618612345678",
+		"a line separator":                     "18612345678\u2028",
+		"a tag":                                "18612345678\U000e0031",
+		"a variation selector":                 "1861234567" + "8\ufe0e",
+		"a plus after an invisible character":  "1\u200b+8618612345678",
+		"half of a UTF-8 sequence":             "18612345678\xe2\x80",
 		"an en dash":                           "186–1234–5678",
 		"a dot":                                "186.1234.5678",
 		"invalid UTF-8":                        "1861234567\xff",
@@ -165,7 +176,11 @@ func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *tes
 		"too long with the country code":       "+86186123456789",
 		"the country code twice":               "+868618612345678",
 		"the country code twice, bare":         "868618612345678",
-		"a trunk zero":                         "018612345678",
+		"two trunk zeros":                      "0018612345678",
+		"two trunk zeros after the code":       "+860018612345678",
+		"a trunk zero before the code":         "08618612345678",
+		"a trunk zero and a landline":          "+86 (0)10 8232 5588",
+		"a trunk zero and an area of 10 to 12": "+86 (0)12012345678",
 		"2 KB of digits":                       strings.Repeat("1", 2048),
 		"2 KB of spaces round a number":        "18612345678" + strings.Repeat(" ", 2048),
 		"a landline":                           "010-82325588",
@@ -251,10 +266,10 @@ func TestMainlandNumbersAreThoseOfCountryCode86(t *testing.T) {
 func TestSpellingsOfOneMainlandNumberAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		national := rapid.StringMatching(`1[3-9][0-9]{9}`).Draw(t, "number")
-		digits := rapid.SampledFrom([]string{"", "86", "0086", "+86"}).Draw(t, "prefix") + national
+		digits := rapid.SampledFrom([]string{"", "86", "0086", "+86"}).Draw(t, "prefix") + rapid.SampledFrom([]string{"", "0"}).Draw(t, "trunk") + national
 		var raw strings.Builder
 		for _, d := range digits {
-			raw.WriteString(rapid.SampledFrom([]string{"", "", " ", "-", "(", ")"}).Draw(t, "filler"))
+			raw.WriteString(rapid.SampledFrom([]string{"", "", " ", "-", "(", ")", "\u200e", "\u00a0"}).Draw(t, "filler"))
 			raw.WriteRune(d)
 		}
 		if got, err := china.Parse(raw.String()); err != nil || string(got) != "+86"+national {
@@ -267,7 +282,7 @@ func FuzzParseNumber(f *testing.F) {
 	for _, raw := range []string{
 		"18612345678", "+86 186 1234 5678", "008618612345678", "(186) 1234-5678", "10086", "",
 		"+12015550123", "+5491123456789", "+5215512345678", "+390312345678", "+2250123456789", "+447400123456",
-		"１８６１２３４５６７８", "18612345678,18612345679", "+1 684 733 1234", "\x00", "+870773111632", "+262692123456",
+		"１８６１２３４５６７８", "18612345678,18612345679", "+1 684 733 1234", "\x00", "+86 (0)186\u00a01234 5678", "0091 81234 56789", "\u202a018612345678\u202c", "+870773111632", "+262692123456",
 	} {
 		f.Add(raw, "CN")
 		f.Add(raw, "US")
@@ -286,7 +301,10 @@ func FuzzParseNumber(f *testing.F) {
 		if !want.MatchString(string(n)) {
 			t.Fatalf("%q: got %q, want E.164", raw, n)
 		}
-		spellings := []string{string(n), " " + string(n[:3]) + "-(" + string(n[3:]) + ")"}
+		spellings := []string{string(n), " " + string(n[:3]) + "-(" + string(n[3:]) + ")", "\u202a" + string(n[:4]) + "\u00a0" + string(n[4:]) + "\u202c"}
+		if n.Mainland() {
+			spellings = append(spellings, "+86 (0)"+string(n[3:]))
+		}
 		if region == "CN" {
 			spellings = append(spellings, "00"+string(n[1:]))
 		}
