@@ -231,7 +231,11 @@ func TestBadFieldsAreNamedAndNothingIsStoredOrSent(t *testing.T) {
 	for _, n := range numbers {
 		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.PhoneNumber = n }), []string{"phone_number"}})
 	}
-	for _, s := range []string{"", strings.Repeat("签", 65), " ", "a\nb", "a\x00b", "a\u200bb", "a\u202eb"} {
+	for _, s := range []string{
+		"", strings.Repeat("签", 65), " ", "a\nb", "a\x00b", "a\u200bb", "a\u202eb",
+		"签\u00a0名", "签\u3000名", "签\u2028名", "签\u2029名", "签\x7f", "签\u0085", "签\ufeff", "签\ue000", "签\U000f0000", "签\U0010fffd",
+		"签\ufdd0", "签\ufdef", "签\uffff", "签\U0002fffe", "签\U0010ffff", "签\U000e0041", "签\U000e0fff", "签\ufff0",
+	} {
 		table = append(table, bad{good(func(q *pb.SendSMSRequest) { q.Signature = s }), []string{"signature"}})
 	}
 	for _, c := range []string{"", strings.Repeat("a", 65), "SMS-1", "SMS 1", "短信", "SMS_1\n"} {
@@ -264,7 +268,12 @@ func TestBadFieldsAreNamedAndNothingIsStoredOrSent(t *testing.T) {
 	if swaps.Load() != 0 || fake.Requests() != 0 {
 		t.Errorf("%d writes and %d requests to Aliyun; want none", swaps.Load(), fake.Requests())
 	}
-	for _, s := range []string{strings.Repeat("签", 64), "Acme Inc.", "a"} {
+	for _, s := range []string{
+		strings.Repeat("签", 64), "Acme Inc.", "a",
+		"\U0002ebf0电商", "\U0002ee5d", "\U00031350", "\U000323af", // hanzi of extensions I and H
+		"\U000323b0", "\U0002fa1e", "\U00033479", "\U0001fae9", // hanzi and an emoji that tables may not have yet
+		"葛\U000e0100城", "é\u0301", "\u3164",
+	} {
 		if _, err := r.SendSMS(t.Context(), good(func(q *pb.SendSMSRequest) { q.Signature = s; q.PhoneNumber = freshNumber() })); err != nil {
 			t.Errorf("sign name %q: %v", s, err)
 		}

@@ -91,5 +91,14 @@ func (s *service) number(ctx context.Context, raw string) (verify.Number, *verif
 
 func isSignName(s string) bool {
 	n := utf8.RuneCountInString(s)
-	return strings.TrimSpace(s) != "" && utf8.ValidString(s) && n >= 1 && n <= 64 && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+	return strings.TrimSpace(s) != "" && utf8.ValidString(s) && n <= 64 && !strings.ContainsFunc(s, neverPrinted)
+}
+
+// neverPrinted reports whether r is of no printable kind in any version of Unicode: a
+// control, a format or private-use character, a space but ' ', or a code point that
+// never becomes a character. A code point that is only unassigned in this program's
+// tables may be a hanzi of a later version, which can be in a name.
+func neverPrinted(r rune) bool {
+	return !unicode.IsPrint(r) && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Z,
+		unicode.Noncharacter_Code_Point, unicode.Other_Default_Ignorable_Code_Point)
 }
