@@ -47,6 +47,11 @@ func TestEveryOutcomeAtAliyunHasItsStatus(t *testing.T) {
 		{"limit by hour", limit("触发小时级流控Permits:5"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Hour, 0, ""},
 		{"limit by day", limit("触发天级流控Permits:10"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, ""},
 		{"limit without a tier", limit("limited"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Minute, 0, ""},
+		{"limit by day, in English", limit("The number has exceeded the limit for the day."), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, ""},
+		{"valve of the minute", reply("VALVE:M_MC"), codes.ResourceExhausted, ali, "VALVE:M_MC", time.Minute, 0, ""},
+		{"valve of the hour", reply("VALVE:H_MC"), codes.ResourceExhausted, ali, "VALVE:H_MC", time.Hour, 0, ""},
+		{"valve of the day", reply("VALVE:D_MC"), codes.ResourceExhausted, ali, "VALVE:D_MC", 24 * time.Hour, 0, ""},
+		{"bad number by its old name", reply("InvalidRecNum.Malformed"), codes.InvalidArgument, ali, "InvalidRecNum.Malformed", 0, 0, "phone_number"},
 		{"bad number", reply("isv.MOBILE_NUMBER_ILLEGAL"), codes.InvalidArgument, ali, "isv.MOBILE_NUMBER_ILLEGAL", 0, 0, "phone_number"},
 
 		{"throttled", dysmsapitest.Reply(400, "Throttling.User", secretText), codes.Unavailable, ali, "Throttling.User", time.Second, 0, ""},
@@ -68,13 +73,14 @@ func TestEveryOutcomeAtAliyunHasItsStatus(t *testing.T) {
 	for _, code := range strings.Fields(`isv.BLACK_KEY_CONTROL_LIMIT isv.CUSTOMER_REFUSED isv.DAY_LIMIT_CONTROL isv.MONTH_LIMIT_CONTROL
 		isv.AMOUNT_NOT_ENOUGH isv.OUT_OF_SERVICE isv.SMS_SIGNATURE_ILLEGAL isv.SMS_TEMPLATE_ILLEGAL isv.TEMPLATE_MISSING_PARAMETERS
 		isv.TEMPLATE_PARAMS_ILLEGAL isv.ONE_OF_NEXT_YEAR isp.RAM_PERMISSION_DENY SignatureDoesNotMatch InvalidAccessKeyId.NotFound
-		InvalidTimeStamp.Expired Forbidden.RAM`) {
+		InvalidTimeStamp.Expired MissingSecurityToken Forbidden.RAM InvalidSignName.Malformed InvalidTemplateCode.MalFormed`) {
 		rows = append(rows, row{code, reply(code), codes.FailedPrecondition, ali, code, 0, 0, ""})
 	}
-	for _, code := range strings.Fields(`isv.INVALID_JSON_PARAM isv.INVALID_PARAMETERS isv.MOBILE_COUNT_OVER_LIMIT InvalidAction.NotFound InvalidVersion`) {
+	for _, code := range strings.Fields(`isv.INVALID_JSON_PARAM isv.INVALID_PARAMETERS isv.MOBILE_COUNT_OVER_LIMIT InvalidAction.NotFound InvalidVersion
+		InvalidTimeStamp.Format UnsupportedHTTPMethod MissingParameter InvalidParamString.MalFormed`) {
 		rows = append(rows, row{code, reply(code), codes.Internal, ali, code, 0, 0, ""})
 	}
-	for _, code := range strings.Fields(`SignatureNonceUsed isp.SYSTEM_ERROR isp.GATEWAY_ERROR InternalError SomethingUnheardOf`) {
+	for _, code := range strings.Fields(`SignatureNonceUsed isp.SYSTEM_ERROR isp.GATEWAY_ERROR InternalError SomethingUnheardOf Some:Thing[new]`) {
 		rows = append(rows, row{code, dysmsapitest.Reply(500, code, secretText).ButAccepted(), codes.Unknown, ali, code, 0, 1, ""})
 	}
 

@@ -16,18 +16,25 @@ var codeKinds = []struct {
 	kind     verify.SendKind
 	prefixes string
 }{
-	{verify.SendLimited, "BUSINESS_LIMIT_"},
-	{verify.SendBadNumber, "MOBILE_NUMBER_ILLEGAL"},
+	{verify.SendLimited, "BUSINESS_LIMIT_ VALVE: InvalidSendSms"},
+	{verify.SendBadNumber, "MOBILE_NUMBER_ILLEGAL InvalidRecNum PhoneNumber.Illegal"},
 	{verify.SendNotAsked, "Throttling QPS_LIMIT_CONTROL"},
-	{verify.SendBadRequest, "INVALID_JSON_PARAM INVALID_PARAMETERS MOBILE_COUNT_OVER_LIMIT InvalidAction.NotFound InvalidVersion"},
 	// The gateway: keys, permissions, our clock.
-	{verify.SendPrecondition, "SignatureDoesNotMatch IncompleteSignature InvalidAccessKeyId MissingAccessKeyId InvalidSecurityToken " +
+	{verify.SendPrecondition, "SignatureDoesNotMatch IncompleteSignature InvalidAccessKeyId MissingAccessKeyId InvalidSecurityToken MissingSecurityToken " +
 		"InvalidTimeStamp.Expired Forbidden NoPermission isp.RAM_PERMISSION_DENY"},
+	// The gateway: the form of our request.
+	{verify.SendBadRequest, "INVALID_JSON_PARAM INVALID_PARAMETERS MOBILE_COUNT_OVER_LIMIT InvalidAction InvalidApi InvalidParameter InvalidProduct InvalidProtocol " +
+		"InvalidRegion InvalidSignatureMethod InvalidTimeStamp InvalidVersion IllegalTimestamp Missing NoSuchVersion UnsupportedHTTPMethod UnsupportedParameter " +
+		"ContentLengthDoesNotMatch ContentMD5NotMatched"},
+	// The API of before 2017: sign name, template, account.
+	{verify.SendPrecondition, "InvalidSignName InvalidTemplateCode InvalidParamStringTemplate InvalidDayu"},
+	{verify.SendBadRequest, "InvalidParamString"},
 	// The international API: account, sign name, template, recipient. Only what is
 	// listed: a code that means trouble at Aliyun's side must stay unknown.
 	{verify.SendPrecondition, "ACCOUNT_ AMOUNT_NOT_ENOUGH BLACK_KEY_CONTROL_LIMIT CONTENT_MISSING_PARAMETERS CUSTOMER_REFUSED " +
 		"DAY_LIMIT_CONTROL FORBIDDEN_ACTION INVALID_SENDERID MONTH_LIMIT_CONTROL NOT_SUPPORTED_COUNTRY OUT_OF_SERVICE PARAM_ " +
-		"PRODUCT_NOT_SUBSCRIBED PRODUCT_UN RAM_PERMISSION_DENY SENDERID_ SIGN_ SMS_CONTENT_ SMS_SECURITY_INTERCEPTED SMS_SIGN SMS_TEMPLATE TEMPLATE_"},
+		"PRODUCT_NOT_SUBSCRIBED PRODUCT_UN RAM_PERMISSION_DENY SENDERID_ SIGN_ SMS_CONTENT_ SMS_SECURITY_INTERCEPTED SMS_SIGN SMS_TEMPLATE TEMPLATE_ " +
+		"Account.Abnormal Amount.NotEnough DayLimitControl MonthLimitControl OutOfService Unknown.CountryCode Unsupport.CountryCode"},
 }
 
 func kindOf(code string) verify.SendKind {
@@ -45,20 +52,22 @@ func kindOf(code string) verify.SendKind {
 	return verify.SendUnknown
 }
 
-// limitWait says when a limit is over, from the tier that the message (or the
-// international API's code) names.
+// limitWait says when a limit is over, from the tier that the message or the code
+// names.
 func limitWait(code, message string) time.Duration {
-	switch {
-	case strings.Contains(message, "天级") || strings.HasSuffix(code, "_DAY"):
+	switch code = strings.TrimPrefix(code, "isv."); {
+	case strings.Contains(message, "天级") || strings.Contains(message, "for the day") || strings.HasSuffix(code, "_DAY") || code == "VALVE:D_MC":
 		return 24 * time.Hour
-	case strings.Contains(message, "小时级") || strings.HasSuffix(code, "_HOUR"):
+	case strings.Contains(message, "小时级") || strings.Contains(message, "for the hour") || strings.HasSuffix(code, "_HOUR") || code == "VALVE:H_MC":
 		return time.Hour
 	}
 	return time.Minute
 }
 
-// Aliyun's codes and ids, and nothing in which a sentence could hide.
-var tokenShape = regexp.MustCompile(`^[A-Za-z0-9_.^-]{1,64}$`)
+// tokenShape is that of Aliyun's codes and ids: printable ASCII, so that no code is
+// thrown away for its punctuation, without what a sentence, a path, markup, base64 or a
+// query needs.
+var tokenShape = regexp.MustCompile(`^[A-Za-z0-9_.:;,^~@#$*!|()\[\]-]{1,64}$`)
 
 // readReply turns a whole reply to m into a receipt or a *verify.SendError.
 // Whoever wrote the reply is not trusted: of its text only tokens are kept that

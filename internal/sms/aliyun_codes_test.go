@@ -25,7 +25,8 @@ func TestEveryCodeOfAliyunHasItsKind(t *testing.T) {
 		statuses []int
 		codes    []string
 	}{
-		{verify.SendBadNumber, []int{ok}, []string{"isv.MOBILE_NUMBER_ILLEGAL", "MOBILE_NUMBER_ILLEGAL"}},
+		{verify.SendBadNumber, []int{ok}, []string{"isv.MOBILE_NUMBER_ILLEGAL", "MOBILE_NUMBER_ILLEGAL", "PhoneNumber.Illegal"}},
+		{verify.SendBadNumber, []int{ok, bad}, []string{"InvalidRecNum.Malformed", "isv.InvalidRecNum.Malformed"}},
 		{verify.SendPrecondition, []int{ok}, []string{ // the recipient
 			"isv.BLACK_KEY_CONTROL_LIMIT", "isv.CUSTOMER_REFUSED", "BLACK_KEY_CONTROL_LIMIT", "NOT_SUPPORTED_COUNTRY"}},
 		{verify.SendPrecondition, []int{ok}, []string{ // the account
@@ -45,16 +46,29 @@ func TestEveryCodeOfAliyunHasItsKind(t *testing.T) {
 			"isv.TEMPLATE_MISSING_PARAMETERS", "isv.TEMPLATE_PARAMS_ILLEGAL", "isv.PARAM_LENGTH_LIMIT", "isv.PARAM_NOT_SUPPORT_URL",
 			"isv.SMS_CONTENT_ILLEGAL", "isv.UNSUPPORTED_CONTENT", "isv.SMS_CONTENT_MISMATCH_TEMPLATE_TYPE", "CONTENT_MISSING_PARAMETERS", "PARAM_LENGTH_LIMIT",
 		}},
-		{verify.SendPrecondition, []int{ok, broken}, []string{"isv.NOT_YET_INVENTED"}},
+		{verify.SendPrecondition, []int{ok, broken}, []string{"isv.NOT_YET_INVENTED", "isv.missing-thing:a,b(c)[d]#1"}},
+		{verify.SendPrecondition, []int{ok}, []string{ // the dotted names of the international API
+			"Account.Abnormal", "Amount.NotEnough", "OutOfService", "DayLimitControl", "MonthLimitControl", "Unsupport.CountryCode", "Unknown.CountryCode",
+		}},
+		{verify.SendPrecondition, []int{ok, bad}, []string{ // the API of before 2017
+			"InvalidSignName.Malformed", "isv.InvalidSignName.Malformed", "InvalidTemplateCode.MalFormed", "InvalidParamStringTemplate.Malformed",
+			"InvalidDayuStatus.Malformed", "InvalidDayu.Malformed",
+		}},
 		{verify.SendPrecondition, []int{bad, forbidden, missing, broken}, []string{ // key and clock
 			"SignatureDoesNotMatch", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive", "MissingAccessKeyId", "IncompleteSignature",
-			"InvalidSecurityToken.Expired", "InvalidTimeStamp.Expired", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "NoPermission",
+			"InvalidSecurityToken.Expired", "MissingSecurityToken", "InvalidTimeStamp.Expired", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "NoPermission",
 		}},
 		{verify.SendBadRequest, []int{ok}, []string{"isv.INVALID_JSON_PARAM", "isv.INVALID_PARAMETERS", "isv.MOBILE_COUNT_OVER_LIMIT", "INVALID_PARAMETERS"}},
-		{verify.SendBadRequest, []int{bad, missing}, []string{"InvalidAction.NotFound", "InvalidVersion"}},
+		{verify.SendBadRequest, []int{bad, missing}, []string{
+			"InvalidAction.NotFound", "InvalidVersion", "NoSuchVersion", "InvalidTimeStamp.Format", "IllegalTimestamp", "UnsupportedHTTPMethod", "UnsupportedParameter",
+			"MissingParameter", "MissingParameter.To", "MissingPhoneNumbers", "MissingSignName", "InvalidParameter", "InvalidParameter.Format",
+			"InvalidApi.NotFound", "InvalidProduct.NotFound", "InvalidProtocol.NeedSsl", "InvalidRegion.NotFound", "InvalidSignatureMethod",
+			"ContentLengthDoesNotMatch", "ContentMD5NotMatched", "InvalidParamString.MalFormed",
+		}},
 		{verify.SendNotAsked, []int{bad, http.StatusTooManyRequests, broken}, []string{"Throttling", "Throttling.User", "Throttling.Api", "QPS_LIMIT_CONTROL"}},
 		{verify.SendUnknown, []int{ok, bad, http.StatusInternalServerError, http.StatusBadGateway, broken}, []string{
-			"SignatureNonceUsed", "isp.SYSTEM_ERROR", "isp.GATEWAY_ERROR", "SYSTEM_ERROR", "InternalError", "ServiceUnavailable", "ONLINE_BILLING_FAILED", "Unlisted",
+			"SignatureNonceUsed", "isp.SYSTEM_ERROR", "isp.GATEWAY_ERROR", "SYSTEM_ERROR", "InternalError", "ServiceUnavailable", "ONLINE_BILLING_FAILED", "Unlisted", "InvalidResponse",
+			"Odd:Code", "Odd#Code@x~1", "a;b,c|d!*$(e)[f]",
 		}},
 	} {
 		for _, code := range c.codes {
@@ -89,6 +103,14 @@ func TestALimitTellsHowLongToWait(t *testing.T) {
 		{"BUSINESS_LIMIT_MINUTE", "", time.Minute},
 		{"BUSINESS_LIMIT_HOUR", "", time.Hour},
 		{"isv.BUSINESS_LIMIT_DAY", "", 24 * time.Hour},
+		{"isv.BUSINESS_LIMIT_CONTROL", "The number has exceeded the limit for the day.", 24 * time.Hour},
+		{"BUSINESS_LIMIT_CONTROL", "The number has exceeded the limit for the hour.", time.Hour},
+		{"VALVE:M_MC", "重复过滤", time.Minute},
+		{"VALVE:H_MC", "重复过滤", time.Hour},
+		{"VALVE:D_MC", "重复过滤", 24 * time.Hour},
+		{"isv.VALVE:D_MC", "", 24 * time.Hour},
+		{"VALVE:M", "", time.Minute},
+		{"InvalidSendSms", "触发业务流控", time.Minute},
 	} {
 		fake := dysmsapitest.New(t)
 		fake.Next(dysmsapitest.Reply(200, c.code, c.message))
