@@ -350,6 +350,24 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 	}
 }
 
+// The peer takes the connection over, says nothing, and does not hang up.
+func TestServe_SwitchedProtocolHoldsNoCall(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	fake.Always(dysmsapitest.Raw("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "", func() {}))
+	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
+		"PHONENUMBER_SMS_TIMEOUT=1s", "PHONENUMBER_MAX_CALLS=1")).serving(t)
+	for _, number := range []string{"18612345678", "18612345679"} { // the second has the first's place
+		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"})
+		if status.Code(err) != codes.Unknown {
+			t.Errorf("%s: got %v; want Unknown", number, err)
+		}
+	}
+	p.Signal(syscall.SIGTERM)
+	if err := p.Wait(); err != nil {
+		t.Errorf("after SIGTERM: got %v; want exit code 0", err)
+	}
+}
+
 func TestServe_ProxyThatIsAwayIsNamedInTheLog(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),

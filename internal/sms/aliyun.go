@@ -166,6 +166,10 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 		return verify.Receipt{}, lostReply(ctx, 0)
 	}
 	defer response.Body.Close()
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		// The body is the bare connection then, and reading it knows no deadline.
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode, Detail: "protocol switched instead of a reply"}
+	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
 	if err != nil {
 		return verify.Receipt{}, lostReply(ctx, response.StatusCode)

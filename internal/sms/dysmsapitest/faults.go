@@ -99,6 +99,33 @@ func Redirect(status int, location string) Fault {
 	}}
 }
 
+// Raw writes text to the bare connection, then drip again and again until the client
+// hangs up, and calls hungUp then.
+func Raw(text, drip string, hungUp func()) Fault {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+		gone := make(chan struct{})
+		go func() {
+			io.Copy(io.Discard, conn)
+			close(gone)
+		}()
+		io.WriteString(conn, text)
+		for {
+			select {
+			case <-gone:
+				hungUp()
+				return
+			case <-time.After(time.Millisecond):
+				io.WriteString(conn, drip)
+			}
+		}
+	}}
+}
+
 // Delay is no fault but a slow success: the answer comes d after the message went
 // out.
 func Delay(d time.Duration) Fault {
