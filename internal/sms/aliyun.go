@@ -43,6 +43,7 @@ type Aliyun struct {
 	key         atomic.Pointer[accessKey]
 	endpoint    *url.URL
 	transport   *http.Transport
+	refusals    recentIDs // a refusal withdraws a code, so none counts twice
 	certificate *prometheus.GaugeVec
 }
 
@@ -84,7 +85,13 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	protocols.SetHTTP1(true)
 	a.endpoint = endpoint
 	a.transport = &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &gatewayConn{Conn: conn}, nil
+		},
 		TLSHandshakeTimeout: 3 * time.Second,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: a.noteCertificate},
 		Protocols:           protocols,
@@ -154,12 +161,12 @@ func isLoopback(host string) bool {
 // Send asks Aliyun once and repeats nothing. It has no time limit but ctx's. Its
 // errors are *verify.SendError.
 func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
-	var written atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
+	var x exchange
+	ctx = httptrace.WithClientTrace(ctx, x.hooks())
 	// RoundTrip, not a Client's Do: it follows no redirect, which would carry
 	// number and code elsewhere and could be a second send.
 	response, err := a.transport.RoundTrip(a.NewRequest(ctx, m, time.Now(), rand.Text()))
-	if err != nil && !written.Load() {
+	if err != nil && !x.written.Load() {
 		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAsked, Detail: a.whyNotAsked(ctx, err)}
 	}
 	if err != nil {
@@ -170,11 +177,21 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 		// The body is the bare connection then, and reading it knows no deadline.
 		return verify.Receipt{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode, Detail: "protocol switched instead of a reply"}
 	}
+	if x.early.Load() {
+		x.conn.Load().Close()
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode, Detail: "reply was there before its request was written"}
+	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
 	if err != nil {
 		return verify.Receipt{}, lostReply(ctx, response.StatusCode)
 	}
-	return readReply(m, response.StatusCode, body)
+	receipt, err := readReply(m, response.StatusCode, body)
+	var refusal *verify.SendError
+	if errors.As(err, &refusal) && refusal.Kind.Refused() && a.refusals.again(refusal.RequestID) {
+		x.conn.Load().Close()
+		err = &verify.SendError{Kind: verify.SendUnknown, RequestID: refusal.RequestID, HTTPStatus: response.StatusCode, Detail: "refusal of an earlier request, by its RequestId"}
+	}
+	return receipt, err
 }
 
 func lostReply(ctx context.Context, status int) error {

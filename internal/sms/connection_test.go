@@ -3,7 +3,13 @@ package sms
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,5 +72,132 @@ func TestSend_EndsAtTheDeadlineWhateverIsAnswered(t *testing.T) {
 				t.Error("the connection is still open")
 			}
 		})
+	}
+}
+
+// gateway answers every request with what answer makes of its number, from 1 over all
+// connections. It returns a sender to it.
+func gateway(t *testing.T, secured bool, answer func(request int) string) *Aliyun {
+	t.Helper()
+	var requests atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		for {
+			if _, err := io.WriteString(conn, answer(int(requests.Add(1)))); err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(buffered.Reader); err != nil {
+				return
+			}
+		}
+	}))
+	start := server.Start
+	if secured {
+		start = server.StartTLS
+	}
+	start()
+	t.Cleanup(server.Close)
+	a := sender(t, dysmsapitest.New(t), server.URL)
+	if secured {
+		a.transport.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	}
+	return a
+}
+
+func httpAnswer(body string) string {
+	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+// The next send takes the connection over before net/http has seen that more than the
+// first reply is on it.
+func TestSend_ReplyFromBeforeTheRequestIsNoAnswer(t *testing.T) {
+	for _, secured := range []bool{false, true} {
+		t.Run(map[bool]string{false: "plain", true: "TLS"}[secured], func(t *testing.T) {
+			accepted := httpAnswer(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`)
+			refused := httpAnswer(`{"Code":"isv.SMS_TEMPLATE_ILLEGAL","RequestId":"A-2"}`)
+			a := gateway(t, secured, func(int) string { return accepted + refused })
+
+			written, ended := make(chan struct{}), make(chan error, 1)
+			second := httptrace.WithClientTrace(deadline(t, 10*time.Second), &httptrace.ClientTrace{
+				WroteHeaders: sync.OnceFunc(func() { close(written) }),
+			})
+			first := httptrace.WithClientTrace(deadline(t, 10*time.Second), &httptrace.ClientTrace{
+				PutIdleConn: func(error) {
+					go func() {
+						_, err := a.Send(second, message)
+						ended <- err
+					}()
+					<-written
+				},
+			})
+			if _, err := a.Send(first, message); err != nil {
+				t.Fatal(err)
+			}
+			var e *verify.SendError
+			if err := <-ended; !errors.As(err, &e) || e.Kind != verify.SendUnknown || e.Code != "" {
+				t.Errorf("got %v (%+v); want an unknown outcome", err, e)
+			}
+		})
+	}
+}
+
+func TestSend_RefusalWithASeenRequestIDIsNoAnswer(t *testing.T) {
+	const limited = `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-1"}`
+	a := gateway(t, false, func(request int) string {
+		return httpAnswer([]string{"", limited, limited, `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-3"}`}[request])
+	})
+	var connections []net.Conn
+	ctx := httptrace.WithClientTrace(deadline(t, 10*time.Second), &httptrace.ClientTrace{
+		GotConn: func(got httptrace.GotConnInfo) { connections = append(connections, got.Conn) },
+	})
+	for i, want := range []verify.SendError{
+		{Kind: verify.SendLimited, RetryAfter: time.Minute, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RequestID: "A-1"},
+		{Kind: verify.SendUnknown, HTTPStatus: 200, RequestID: "A-1"},
+		{Kind: verify.SendLimited, RetryAfter: time.Minute, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RequestID: "A-3"},
+	} {
+		got := failure(ctx, t, a)
+		matches(t, got, want)
+		if got.RequestID != want.RequestID {
+			t.Errorf("reply %d: got request id %q; want %q", i+1, got.RequestID, want.RequestID)
+		}
+	}
+	if len(connections) != 3 || connections[0] != connections[1] || connections[1] == connections[2] {
+		t.Errorf("got the connections %v; want one for the first two sends, and another one after the repeated refusal", connections)
+	}
+}
+
+// A stand-in for the gateway may give every success one RequestId.
+func TestSend_SuccessesMayShareARequestID(t *testing.T) {
+	a := gateway(t, false, func(int) string { return httpAnswer(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`) })
+	for range 3 {
+		if _, err := a.Send(t.Context(), message); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestRecentIDs_RememberTheLastAndStayBounded(t *testing.T) {
+	var r recentIDs
+	id := func(i int) string { return fmt.Sprint("A-", i) }
+	for i := range 10 * keptIDs {
+		if r.again(id(i)) {
+			t.Fatalf("%s was seen before; want it new", id(i))
+		}
+		if oldest := max(0, i-keptIDs+1); !r.again(id(oldest)) {
+			t.Fatalf("after %s: %s is forgotten; want the last %d remembered", id(i), id(oldest), keptIDs)
+		}
+		if n := len(r.now) + len(r.before); n > 2*keptIDs {
+			t.Fatalf("%d ids are kept; want at most %d", n, 2*keptIDs)
+		}
+	}
+	for range 2 {
+		if r.again("") {
+			t.Error("no id was seen before; want it never seen")
+		}
 	}
 }
