@@ -10,20 +10,33 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
+const gabon = 241
+
 // Mobile returns the E.164 form of number as dialled in region (ISO 3166 alpha-2,
 // upper case); false where that is no number that can be a mobile. Some
-// countries, the United States among them, give both kinds from one range.
+// countries, the United States among them, give both kinds from one range. Gabon's
+// numbers of before 2019 are valid with their leading zero and without it, and get it:
+// one person has one number.
 func Mobile(number, region string) (e164 string, ok bool) {
 	parsed, err := phonenumbers.Parse(number, region)
-	if err != nil || !phonenumbers.IsValidNumber(parsed) {
+	if err != nil || !isMobile(parsed) {
 		return "", false
 	}
-	switch phonenumbers.GetNumberType(parsed) {
-	case phonenumbers.MOBILE, phonenumbers.FIXED_LINE_OR_MOBILE:
-		return phonenumbers.Format(parsed, phonenumbers.E164), true
-	default:
-		return "", false
+	if parsed.GetCountryCode() == gabon {
+		withZero := &phonenumbers.PhoneNumber{CountryCode: parsed.CountryCode, NationalNumber: parsed.NationalNumber, ItalianLeadingZero: new(true)}
+		if isMobile(withZero) {
+			parsed = withZero
+		}
 	}
+	return phonenumbers.Format(parsed, phonenumbers.E164), true
+}
+
+func isMobile(n *phonenumbers.PhoneNumber) bool {
+	if !phonenumbers.IsValidNumber(n) {
+		return false
+	}
+	kind := phonenumbers.GetNumberType(n)
+	return kind == phonenumbers.MOBILE || kind == phonenumbers.FIXED_LINE_OR_MOBILE
 }
 
 // KnownRegion reports whether region is one that numbers can be dialled in.

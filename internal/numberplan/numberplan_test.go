@@ -1,6 +1,10 @@
 package numberplan_test
 
 import (
+	"fmt"
+	"math/rand/v2"
+	"regexp/syntax"
+	"strings"
 	"testing"
 
 	"github.com/nyaruka/phonenumbers"
@@ -20,6 +24,13 @@ func TestMobileReturnsTheE164FormOfAMobileNumber(t *testing.T) {
 		{"Macao", "+85366123456", "CN", "+85366123456"},
 		{"Taiwan, whose code begins like China's", "+886912345678", "CN", "+886912345678"},
 		{"a zero that belongs to the number stays (Ivory Coast)", "+2250123456789", "CN", "+2250123456789"},
+		{"Gabon's form of before 2019, with its zero", "+24103249100", "CN", "+24103249100"},
+		{"Gabon's form of before 2019, without it", "+2413249100", "CN", "+24103249100"},
+		{"Gabon's form of before 2019, as dialled at home", "03 24 91 00", "GA", "+24103249100"},
+		{"Gabon's form of today", "+24162345678", "CN", "+24162345678"},
+		{"Gabon's form of today, with a trunk zero", "+241062345678", "CN", "+24162345678"},
+		{"a trunk zero after the country code (Japan)", "+8109012345678", "CN", "+819012345678"},
+		{"a trunk zero after the country code (Germany)", "+49015123456789", "CN", "+4915123456789"},
 		{"mainland China", "18612345678", "CN", "+8618612345678"},
 		{"a satellite phone, which is of no region", "+870773111632", "US", "+870773111632"},
 	} {
@@ -76,6 +87,84 @@ func TestTheE164FormOfEveryRegionIsItsOwnE164Form(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A first digit that people write or leave out, as a trunk prefix or by an older plan,
+// makes one person two numbers. So a mobile number without its first digit must not be
+// another mobile number. The exceptions have numbers of several lengths, and both are
+// numbers of their own; a new one here is to be looked at.
+func TestMobile_FirstDigitIsNoSecondForm(t *testing.T) {
+	exceptions := map[string]bool{
+		"BR 1": true, "BR 8": true, "BR 9": true, "HR 9": true, "ID 8": true, "KH 1": true, "KH 8": true, "KH 9": true, "KR 1": true,
+		"MM 9": true, "MY 1": true, "SO 9": true, "ZA 1": true,
+	}
+	metadata, err := phonenumbers.MetadataCollection()
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	tried := 0
+	for _, region := range metadata.GetMetadata() {
+		shape, err := syntax.Parse(region.GetMobile().GetNationalNumberPattern(), syntax.Perl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 50 {
+			number := fmt.Sprintf("+%d%s", region.GetCountryCode(), draw(random, shape))
+			e164, ok := numberplan.Mobile(number, "ZZ")
+			if !ok {
+				continue
+			}
+			tried++
+			code := len(fmt.Sprint("+", region.GetCountryCode()))
+			first, rest := number[code:code+1], number[:code]+number[code+1:]
+			if !strings.Contains("0189", first) || exceptions[region.GetId()+" "+first] {
+				continue
+			}
+			if other, ok := numberplan.Mobile(rest, "ZZ"); ok && other != e164 {
+				t.Errorf("%s: %s is %s, and without its first digit %s; want one number", region.GetId(), number, e164, other)
+			}
+		}
+	}
+	if tried < 10_000 {
+		t.Errorf("%d numbers were tried; want 10,000 or more", tried)
+	}
+}
+
+// draw returns a random text that shape matches. The patterns of the metadata have
+// nothing but what is here.
+func draw(r *rand.Rand, shape *syntax.Regexp) (text string) {
+	switch shape.Op {
+	case syntax.OpLiteral:
+		return string(shape.Rune)
+	case syntax.OpCharClass:
+		var all []rune
+		for i := 0; i < len(shape.Rune); i += 2 {
+			for c := shape.Rune[i]; c <= shape.Rune[i+1]; c++ {
+				all = append(all, c)
+			}
+		}
+		return string(all[r.IntN(len(all))])
+	case syntax.OpAlternate:
+		return draw(r, shape.Sub[r.IntN(len(shape.Sub))])
+	case syntax.OpQuest, syntax.OpRepeat:
+		least, most := shape.Min, shape.Max
+		if shape.Op == syntax.OpQuest {
+			least, most = 0, 1
+		}
+		for range least + r.IntN(most-least+1) {
+			text += draw(r, shape.Sub[0])
+		}
+		return text
+	case syntax.OpConcat, syntax.OpCapture:
+		for _, sub := range shape.Sub {
+			text += draw(r, sub)
+		}
+		return text
+	case syntax.OpEmptyMatch:
+		return ""
+	}
+	panic(shape.Op)
 }
 
 func TestKnownRegionTakesUpperCaseTwoLetterCodesOnly(t *testing.T) {
