@@ -73,6 +73,7 @@ type replica struct {
 	log  *servicetest.Output
 	stop context.CancelFunc // begins the drain
 	done chan struct{}      // closed when Serve has returned
+	err  error              // what Serve returned; the test fails unless it takes it away
 }
 
 // start runs the service; a test changes what it needs in config, whose Verifier
@@ -112,9 +113,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	r.stop = cancel
 	go func() {
 		defer close(r.done)
-		if err := server.Serve(ctx, config); err != nil {
-			t.Errorf("Serve: %v", err)
-		}
+		r.err = server.Serve(ctx, config)
 	}()
 	r.conn, err = grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -125,6 +124,9 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		r.conn.Close()
 		cancel()
 		<-r.done
+		if r.err != nil {
+			t.Errorf("Serve: %v", r.err)
+		}
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", r.addr, r.log)
 		}

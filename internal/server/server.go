@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -57,7 +58,7 @@ type Config struct {
 
 // Serve serves until ctx ends. Then health says NOT_SERVING while connections are
 // still accepted for DrainDelay, calls in flight finish, and what is known of
-// their sends is stored.
+// their sends is stored. Calls that do not end in time are abandoned and are an error.
 func Serve(ctx context.Context, c Config) error {
 	streaming, endStreams := context.WithCancel(context.Background())
 	defer endStreams()
@@ -95,7 +96,7 @@ func Serve(ctx context.Context, c Config) error {
 	go func() { failed <- door.serve() }()
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
-	ready := readiness{healthServer, c.Watch.Metrics}
+	ready := &readiness{health: healthServer, metrics: c.Watch.Metrics}
 	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
 	if c.Metrics != nil {
 		scraped := newMetricsServer(c.Watch.Metrics, healthServer)
@@ -104,14 +105,12 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	polling, stopPolling := context.WithCancel(ctx)
 	defer stopPolling()
-	var polled sync.WaitGroup
-	polled.Go(func() { ready.watch(polling, c.Ready, c.Watch.Log) })
+	go ready.watch(polling, c.Ready, c.Watch.Log)
 
 	var failure error
 	select {
 	case <-ctx.Done():
-		polled.Wait() // or it could say SERVING once more
-		ready.set(healthpb.HealthCheckResponse_NOT_SERVING)
+		ready.drain()
 		c.Watch.Log.Info("draining", "drain_delay", c.DrainDelay.String())
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
@@ -119,12 +118,28 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	c.Listener.Close()
 	endStreams()
-	stopCalls(grpcServer, httpServer, max(callsFinishIn, c.Verifier.LongestSend()+time.Second))
+	stopCalls(grpcServer, httpServer, c.callsTimeout())
 	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
 	defer cancel()
+	abandoned := admitted.wait(storing)
 	c.Verifier.Wait(storing)
+	if abandoned > 0 {
+		c.Watch.Log.Error("abandoned calls that did not end", "calls", abandoned)
+		failure = errors.Join(failure, fmt.Errorf("abandoned %d calls that did not end within %v", abandoned, c.callsTimeout()+outcomesStoredIn))
+	}
 	c.Watch.Log.Info("stopped")
 	return failure
+}
+
+// callsTimeout is how long calls in flight may take once connections are no longer accepted.
+func (c Config) callsTimeout() time.Duration {
+	return max(callsFinishIn, c.Verifier.LongestSend()+time.Second)
+}
+
+// StopTimeout is the longest that Serve takes to return once its context has ended,
+// whatever a handler, the store or the sender does.
+func (c Config) StopTimeout() time.Duration {
+	return c.DrainDelay + c.callsTimeout() + outcomesStoredIn
 }
 
 // untilDrained ends streams with ctx. Only health watches last, and they would
@@ -145,31 +160,57 @@ type endingStream struct {
 
 func (s endingStream) Context() context.Context { return s.ctx }
 
-// stopCalls lets calls in flight finish, and ends them when patience does.
-func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, patience time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	var stopping sync.WaitGroup
-	stopping.Go(func() {
-		if httpServer.Shutdown(ctx) != nil {
-			httpServer.Close()
+// stopCalls lets calls in flight finish, and closes their connections after the timeout.
+// It does not wait for grpc-go, because GracefulStop waits for handlers without a bound
+// and Stop waits for connections.
+func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	go func() {
+		defer cancel()
+		var stopping sync.WaitGroup
+		stopping.Go(func() {
+			if httpServer.Shutdown(ctx) != nil {
+				httpServer.Close()
+			}
+		})
+		grpcServer.GracefulStop()
+		stopping.Wait()
+	}()
+	<-ctx.Done()
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		go grpcServer.Stop()
+	}
+}
+
+// wait waits for calls whose connections were closed, until ctx ends. It returns how
+// many calls are still in flight.
+func (a *admission) wait(ctx context.Context) (inFlight int64) {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		inFlight = a.calls.inside.Load() + a.others.inside.Load()
+		if inFlight == 0 || ctx.Err() != nil {
+			return inFlight
 		}
-	})
-	finished := context.AfterFunc(ctx, grpcServer.Stop)
-	defer finished()
-	grpcServer.GracefulStop()
-	stopping.Wait()
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // readiness is the health of "" and of the service, and the metric.
 type readiness struct {
 	health  *health.Server
 	metrics *observe.Metrics
+
+	mu       sync.Mutex
+	draining bool
 }
 
 // watch keeps it equal to the store's, until ctx ends. That of Liveness stays SERVING:
 // a database that is away is no reason to restart this process.
-func (r readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
+func (r *readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
 	tick := time.NewTicker(readinessEvery)
 	defer tick.Stop()
 	last := healthpb.HealthCheckResponse_UNKNOWN
@@ -198,7 +239,23 @@ func (r readiness) watch(ctx context.Context, ready func(context.Context) error,
 	}
 }
 
-func (r readiness) set(s healthpb.HealthCheckResponse_ServingStatus) {
+// drain sets NOT_SERVING for good, because a probe that hangs may still end with SERVING.
+func (r *readiness) drain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.draining = true
+	r.publish(healthpb.HealthCheckResponse_NOT_SERVING)
+}
+
+func (r *readiness) set(s healthpb.HealthCheckResponse_ServingStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.draining {
+		r.publish(s)
+	}
+}
+
+func (r *readiness) publish(s healthpb.HealthCheckResponse_ServingStatus) {
 	r.metrics.SetReady(s == healthpb.HealthCheckResponse_SERVING)
 	r.health.SetServingStatus("", s)
 	r.health.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)

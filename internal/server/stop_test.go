@@ -1,0 +1,142 @@
+package server_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/liulinhuai/phone-number-service/internal/catest"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+// A Sender, a Store and a readiness probe that never return, called over gRPC and over
+// HTTP, cost no more than the time that README.md names.
+func TestServe_returnsThoughHandlersNeverEnd(t *testing.T) {
+	t.Parallel()
+	var hanging, probing atomic.Int64
+	released := make(chan struct{})
+	hang := func(counter *atomic.Int64) {
+		counter.Add(1)
+		<-released
+	}
+	db := openStore(t, "sqlite::memory:")
+	var ready atomic.Bool // until the calls hang
+	ready.Store(true)
+	var config server.Config
+	r := start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
+		hang(&hanging)
+		return verify.Receipt{}, nil
+	}), func(c *server.Config) {
+		c.Verifier.Store = hangingStore{db, func() { hang(&hanging) }}
+		c.Ready = func(context.Context) error {
+			if !ready.Load() {
+				hang(&probing)
+			}
+			return nil
+		}
+		config = *c
+	})
+	var calling sync.WaitGroup
+	t.Cleanup(func() { // before that of start, which waits for Serve
+		close(released)
+		calling.Wait()
+	})
+	call := func(f func(ctx context.Context)) {
+		calling.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			f(ctx)
+		})
+	}
+	number := freshNumber()
+	call(func(ctx context.Context) { r.SendSMS(ctx, request(number)) })
+	call(func(ctx context.Context) { r.Valid(ctx, &pb.ValidRequest{PhoneNumber: hangingNumber, Code: "000000"}) })
+	call(func(ctx context.Context) {
+		body := strings.NewReader(`{"phone_number":"` + freshNumber() + `","signature":"a","template_code":"b"}`)
+		q, err := http.NewRequestWithContext(ctx, "POST", "http://"+r.addr+sendPath, body)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if res, err := http.DefaultClient.Do(q); err == nil {
+			res.Body.Close()
+		}
+	})
+	watch, err := healthpb.NewHealthClient(r.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "three calls hang", func() bool { return hanging.Load() == 3 })
+	ready.Store(false)
+	eventually(t, "a readiness probe hangs", func() bool { return probing.Load() == 1 })
+
+	begin := time.Now()
+	r.stop()
+	select {
+	case <-r.done:
+	case <-time.After(config.StopTimeout() + 30*time.Second): // for a slow machine
+		t.Fatalf("Serve still runs; want it to return within %v", config.StopTimeout())
+	}
+	t.Logf("returned after %v", time.Since(begin))
+	const want = "abandoned 3 calls that did not end within 17s"
+	if r.err == nil || r.err.Error() != want {
+		t.Errorf("got %v; want %q", r.err, want)
+	}
+	if !strings.Contains(r.log.String(), `level=ERROR msg="abandoned calls that did not end" calls=3`) {
+		t.Error("the log does not say that three calls were abandoned")
+	}
+	r.err = nil
+}
+
+const hangingNumber = "18655555555"
+
+// hangingStore hangs where a number is looked at that no other test uses.
+type hangingStore struct {
+	verify.Store
+	hang func()
+}
+
+func (s hangingStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	if n == "+86"+hangingNumber {
+		s.hang()
+	}
+	return s.Store.Load(ctx, n)
+}
+
+// A cut-off file is refused, unless whole certificates are left of it: these are fewer,
+// which the take-over counts.
+func TestCertificates_refuseAFileThatIsCutOff(t *testing.T) {
+	ca := catest.New(t)
+	certs, good := certificates(t, ca, ca)
+	good.Certificate.Content += ca.PEM
+	good.ClientCA.Content += catest.New(t).PEM
+	for name, file := range map[string]func(*server.CertificateFiles) *string{
+		"certificate": func(f *server.CertificateFiles) *string { return &f.Certificate.Content },
+		"key":         func(f *server.CertificateFiles) *string { return &f.Key.Content },
+		"client CA":   func(f *server.CertificateFiles) *string { return &f.ClientCA.Content },
+	} {
+		whole := *file(&good)
+		for i := 0; i < len(strings.TrimSpace(whole)); i += 3 {
+			cut := good
+			*file(&cut) = whole[:i]
+			const begin = "-----BEGIN CERTIFICATE-----"
+			if certs.Replace(cut) == nil && strings.Count(whole[:i], begin) >= strings.Count(whole, begin) {
+				t.Errorf("the %s cut off after %d of %d bytes was taken", name, i, len(whole))
+			}
+		}
+	}
+	if err := certs.Replace(good); err != nil {
+		t.Errorf("the whole files: %v", err)
+	}
+}
