@@ -48,6 +48,7 @@ const (
 	developmentListen = "127.0.0.1:50511" // the inbox shows codes
 	metricsListen     = "127.0.0.1:9090"
 	databaseComesUpIn = 60 * time.Second
+	closeTimeout      = 5 * time.Second // for housekeeping, the last traces and the database
 )
 
 type commands struct {
@@ -246,7 +247,7 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 		level = slog.LevelInfo
 	}
 	r.log.Log(ctx, level, "listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", secured, "callers", who)
-	return server.Serve(ctx, server.Config{
+	config := server.Config{
 		Listener:   listener,
 		Verifier:   v,
 		Numbers:    r.numbers,
@@ -261,7 +262,18 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 		Version:    versionText(),
 		Watch:      watch,
 		Metrics:    scraped,
-	})
+	}
+	context.AfterFunc(ctx, func() { exitAfter(config.StopTimeout()+closeTimeout, r.log) })
+	return server.Serve(ctx, config)
+}
+
+// exitAfter ends the process after a time, if it has not ended by itself. It bounds what
+// comes after Serve, and all that waits for a log that nobody reads.
+func exitAfter(timeout time.Duration, log *slog.Logger) {
+	time.Sleep(timeout)
+	go log.Error("exiting by force: stopping took too long", "after", timeout.String())
+	time.Sleep(time.Second) // for the line above
+	os.Exit(1)
 }
 
 // listenForScrapes returns nil where nobody said where and the usual address is
