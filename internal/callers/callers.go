@@ -171,7 +171,9 @@ func Certified(_ []string, certificate *x509.Certificate) (*Caller, error) {
 		name = certificate.URIs[0].String()
 	case len(certificate.DNSNames) > 0:
 		name = certificate.DNSNames[0]
-	case name == "" || name == Unknown:
+	}
+	switch name {
+	case "", Unknown, Other:
 		name = fmt.Sprintf("sha256:%x", sha256.Sum256(certificate.Raw))
 	}
 	return &Caller{Name: name}, nil

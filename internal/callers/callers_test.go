@@ -185,15 +185,25 @@ func TestARateHoldsUnderConcurrency(t *testing.T) {
 	}
 }
 
-func TestEveryCertificateHasAName(t *testing.T) {
-	for _, c := range []*x509.Certificate{{}, {Subject: pkix.Name{CommonName: Unknown}}, {Subject: pkix.Name{CommonName: "login"}}} {
-		caller, err := Certified(nil, c)
-		if err != nil || caller.Name == "" || caller.Name == Unknown {
-			t.Errorf("%q: got %v, %v; want a name", c.Subject.CommonName, caller, err)
+// The metrics give these labels a meaning of their own.
+func TestCertified_takesNoReservedName(t *testing.T) {
+	for _, name := range []string{"", Unknown, Other} {
+		for kind, c := range map[string]*x509.Certificate{
+			"common name": {Subject: pkix.Name{CommonName: name}},
+			"DNS name":    {DNSNames: []string{name}},
+			"URI":         {URIs: []*url.URL{{Path: name}}},
+		} {
+			caller, err := Certified(nil, c)
+			if err != nil || !strings.HasPrefix(caller.Name, "sha256:") {
+				t.Errorf("%s %q: got %v, %v; want the certificate's hash", kind, name, caller, err)
+			}
 		}
 	}
 	if _, err := Certified(nil, nil); !errors.Is(err, ErrUnknown) {
 		t.Errorf("no certificate: got %v; want ErrUnknown", err)
+	}
+	if caller, err := Certified(nil, &x509.Certificate{DNSNames: []string{"other.example.org"}}); err != nil || caller.Name != "other.example.org" {
+		t.Errorf("got %v, %v; want other.example.org", caller, err)
 	}
 }
 

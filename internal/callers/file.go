@@ -124,8 +124,11 @@ var (
 	template   = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 )
 
-// Unknown is the name of whoever is no caller.
-const Unknown = "unknown"
+// Names that metrics give to no caller of its own.
+const (
+	Unknown = "unknown" // whoever is no caller
+	Other   = "other"   // callers beyond those that metrics tell apart
+)
 
 func (f *file) caller(m *yaml.Node) {
 	c := &Caller{}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"net/http"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -40,7 +42,7 @@ func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
 		aliyunCodes: boundedSet{most: 64},
-		callers:     boundedSet{most: 256},
+		callers:     boundedSet{most: 256, seen: map[string]bool{callers.Unknown: true}},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -114,6 +116,17 @@ func (m *Metrics) sent(ctx context.Context, n verify.Number, result, aliyunCode 
 	m.aliyun.WithLabelValues(result).Observe(took.Seconds())
 }
 
+// KeepCallers deletes what is counted of callers with other names than these, so that
+// callers who were removed take no place.
+func (m *Metrics) KeepCallers(names []string) {
+	for _, name := range m.callers.keep(append(names, callers.Unknown)) {
+		of := prometheus.Labels{"caller": name}
+		m.calls.DeletePartialMatch(of)
+		m.sends.DeletePartialMatch(of)
+		m.verifications.DeletePartialMatch(of)
+	}
+}
+
 // caller is "" where nobody asks who calls.
 func (m *Metrics) caller(ctx context.Context) string {
 	name := CallerOf(ctx)
@@ -138,8 +151,21 @@ func (b *boundedSet) bound(value string) string {
 		b.seen = map[string]bool{}
 	}
 	if !b.seen[value] && len(b.seen) >= b.most {
-		return "other"
+		return callers.Other
 	}
 	b.seen[value] = true
 	return value
+}
+
+// keep forgets all but these values, and returns what it forgot.
+func (b *boundedSet) keep(values []string) (forgotten []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for value := range b.seen {
+		if !slices.Contains(values, value) {
+			delete(b.seen, value)
+			forgotten = append(forgotten, value)
+		}
+	}
+	return forgotten
 }

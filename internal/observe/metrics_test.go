@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -134,4 +135,51 @@ func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
 		`phonenumber_database_duration_seconds_count{operation="load",result="ok"} 2`,
 		`phonenumber_database_duration_seconds_count{operation="load",result="error"} 1`,
 	)
+}
+
+func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
+	m := NewMetrics("test")
+	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	for _, name := range []string{"login", "shop", callers.Unknown} {
+		ctx := WithCaller(t.Context(), name)
+		m.Called(ctx, "Valid", "OK", time.Second)
+		m.Verified(ctx, "+8618600000000", verify.Verification{})
+		steps.Sender(sender{}).Send(ctx, verify.Message{Number: "+8618600000000"})
+	}
+	m.KeepCallers([]string{"shop"})
+	scraped := scrape(t, m)
+	if strings.Contains(scraped, `caller="login"`) {
+		t.Error("the metrics hold a caller that was removed")
+	}
+	for _, kept := range []string{"shop", callers.Unknown} {
+		mustHave(t, scraped,
+			`phonenumber_call_duration_seconds_count{caller="`+kept+`",method="Valid",status="OK"} 1`,
+			`phonenumber_verifications_total{caller="`+kept+`",country="CN",outcome="none"} 1`,
+			`phonenumber_sends_total{aliyun_code="OK",caller="`+kept+`",country="CN",result="accepted"} 1`)
+	}
+}
+
+// Callers that come and go never fill the set: each has a name of its own as long as
+// fewer than the most are in use.
+func TestMetrics_giveThePlaceOfARemovedCallerToANewOne(t *testing.T) {
+	m := NewMetrics("test")
+	for i := range 3 * m.callers.most {
+		name := fmt.Sprint("caller-", i)
+		if got := m.caller(WithCaller(t.Context(), name)); got != name {
+			t.Fatalf("caller %d: got %q; want its name", i, got)
+		}
+		m.KeepCallers(nil)
+	}
+}
+
+func TestMetrics_countUnknownApartThoughTheSetIsFull(t *testing.T) {
+	m := NewMetrics("test")
+	for i := range 2 * m.callers.most {
+		m.caller(WithCaller(t.Context(), fmt.Sprint("caller-", i)))
+	}
+	for name, want := range map[string]string{"one more": callers.Other, callers.Unknown: callers.Unknown} {
+		if got := m.caller(WithCaller(t.Context(), name)); got != want {
+			t.Errorf("%s: got %q; want %q", name, got, want)
+		}
+	}
 }
