@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -31,6 +33,7 @@ type accessSettings struct {
 
 // access is who may call, and how it is proved.
 type access struct {
+	settings accessSettings
 	tls      *server.Certificates // nil for plaintext
 	tlsFiles tlsFiles
 	set      *callers.Set // nil without a callers file
@@ -41,7 +44,7 @@ type access struct {
 }
 
 func (s accessSettings) resolve(f *faults, origins string) access {
-	a := access{unusable: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+	a := access{settings: s, unusable: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "phonenumber_files_unusable", Help: "1 while files changed and cannot be used, so that the old ones stay.",
 	}, []string{"files"})}
 	for _, what := range []string{"callers", "certificates", "secrets"} {
@@ -62,7 +65,8 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 		a.set = &callers.Set{}
 		f.read(func(f *faults) error {
 			a.file = s.readCallers(f)
-			return s.takeCallers(a.set, a.file)
+			_, err := s.takeCallers(a.set, a.file)
+			return err
 		})
 	}
 	if a.origins = strings.FieldsFunc(cmp.Or(s.CORSOrigins, origins), func(r rune) bool { return r == ',' || r == ' ' }); s.CORSOrigins != "" {
@@ -83,24 +87,52 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 }
 
 // follow takes over certificates and callers that change, until ctx ends.
-func (a access) follow(ctx context.Context, s accessSettings, log *slog.Logger) {
+func (a access) follow(ctx context.Context, metrics *observe.Metrics, log *slog.Logger) {
 	if a.tls != nil {
-		go follow(ctx, log, a.unusable, a.tlsFiles, files[tlsFiles]{what: "certificates", read: s.readTLS, takeOver: func(_, now tlsFiles) error {
-			return a.tls.Replace(server.CertificateFiles(now))
+		go follow(ctx, log, a.unusable, a.tlsFiles, files[tlsFiles]{what: "certificates", read: a.settings.readTLS, takeOver: func(before, now tlsFiles) error {
+			if err := a.tls.Replace(server.CertificateFiles(now)); err != nil {
+				return err
+			}
+			for _, pair := range now.pairs(before) {
+				if had, has := strings.Count(pair[0].Content, certificateBegin), strings.Count(pair[1].Content, certificateBegin); has < had {
+					log.Warn("took over a file with fewer certificates", "file", pair[1].Name, "before", had, "now", has)
+				}
+			}
+			return nil
 		}})
 	}
 	if a.set != nil {
-		go follow(ctx, log, a.unusable, a.file, files[callersFile]{what: "callers", read: s.readCallers, takeOver: func(_, now callersFile) error {
-			return s.takeCallers(a.set, now)
+		go follow(ctx, log, a.unusable, a.file, files[callersFile]{what: "callers", read: a.settings.readCallers, takeOver: func(before, now callersFile) error {
+			if callers.Whole(before.Content) && !callers.Whole(now.Content) {
+				return fmt.Errorf("%s: must end with a line ..., as the version in use does: it may be cut off", now.Name)
+			}
+			changes, err := a.settings.takeCallers(a.set, now)
+			if err != nil {
+				return err
+			}
+			if changes.Removed != nil || changes.Added != nil || changes.Widened != nil {
+				log.Warn("changed what callers may do", "removed", strings.Join(changes.Removed, ", "),
+					"added", strings.Join(changes.Added, ", "), "may_do_more", strings.Join(changes.Widened, ", "))
+			}
+			metrics.KeepCallers(a.set.Names())
+			return nil
 		}})
 	}
 }
 
+// certificateBegin begins each certificate of a PEM file.
+const certificateBegin = "-----BEGIN CERTIFICATE-----"
+
 // tlsFiles are those of the port's certificates.
 type tlsFiles server.CertificateFiles
 
+// pairs are the files, each after its version of before.
+func (t tlsFiles) pairs(before tlsFiles) [][2]server.File {
+	return [][2]server.File{{before.Certificate, t.Certificate}, {before.Key, t.Key}, {before.ClientCA, t.ClientCA}}
+}
+
 func (t tlsFiles) changed(before tlsFiles) (names []string) {
-	for _, pair := range [][2]server.File{{before.Certificate, t.Certificate}, {before.Key, t.Key}, {before.ClientCA, t.ClientCA}} {
+	for _, pair := range t.pairs(before) {
 		if pair[0] != pair[1] {
 			names = append(names, pair[1].Name)
 		}
@@ -126,16 +158,16 @@ func (s accessSettings) readCallers(f *faults) callersFile {
 }
 
 // takeCallers replaces set by what is in a file, or says what is wrong with that.
-func (s accessSettings) takeCallers(set *callers.Set, c callersFile) error {
+func (s accessSettings) takeCallers(set *callers.Set, c callersFile) (callers.Changes, error) {
 	known := callers.Known{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
 		known.Calls = append(known.Calls, method.MethodName)
 	}
 	list, err := callers.Parse(c.Name, []byte(c.Content), known)
-	if err == nil {
-		set.Replace(list)
+	if err != nil {
+		return callers.Changes{}, err
 	}
-	return err
+	return set.Replace(list), nil
 }
 
 // readFile reads the file that a setting names, none where that is "".

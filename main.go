@@ -140,7 +140,6 @@ func (c *serveCommand) Run(ctx context.Context) error {
 	if secretsInFiles() {
 		go follow(ctx, r.log, r.access.unusable, s, secretFiles(takeOver))
 	}
-	r.access.follow(ctx, c.accessSettings, r.log)
 	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
 }
 
@@ -191,7 +190,6 @@ func (c *devCommand) Run(ctx context.Context) error {
 	if up, err := prepareStore(ctx, db, r.log); !up {
 		return err
 	}
-	r.access.follow(ctx, c.accessSettings, r.log)
 	return serve(ctx, r, db, r.verifier(db, verify.RandomKeys(), inbox), inbox)
 }
 
@@ -229,6 +227,7 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
 		}, func() float64 { return float64(r.access.tls.Expires().Unix()) }))
 	}
+	r.access.follow(ctx, watch.Metrics, r.log)
 	v.Store, v.Sender = watch.Store(v.Store), watch.Sender(v.Sender)
 	var keeping sync.WaitGroup
 	defer keeping.Wait()

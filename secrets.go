@@ -107,6 +107,10 @@ func required(f *faults, name string) string {
 	return value
 }
 
+// endedOnce are the secrets whose file ended with a newline when it was read. A file that
+// was cut off does not, so it must in each later version too.
+var endedOnce = map[string]bool{}
+
 func secret(f *faults, name string) string {
 	value, file := os.Getenv(name), os.Getenv(name+"_FILE")
 	if file == "" {
@@ -123,6 +127,10 @@ func secret(f *faults, name string) string {
 		f.add("the file that %s_FILE names: %v", name, pathError.Err)
 	case err != nil || value == "":
 		f.add("the file that %s_FILE names is empty", name)
+	case strings.HasSuffix(string(content), "\n"):
+		endedOnce[name] = true
+	case endedOnce[name]:
+		f.add("the file that %s_FILE names must end with a newline, as it did before: it may be cut off", name)
 	}
 	return value
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -93,19 +94,70 @@ func (c *Caller) TakeSend() error {
 // A Set is all that may call, and can be replaced at any time.
 type Set struct{ list atomic.Pointer[[]*Caller] }
 
+// Changes are what a new list takes from callers or gives them, by their names.
+type Changes struct {
+	Removed, Added []string
+	Widened        []string // "name field": the field allows what it did not allow before
+}
+
 // Replace takes the callers of a file that Parse read. Who is in both, with an equal
-// rate, keeps what is used of it.
-func (s *Set) Replace(list []*Caller) {
+// rate, keeps what is used of it. The first list changes nothing.
+func (s *Set) Replace(list []*Caller) (changes Changes) {
 	if before := s.list.Load(); before != nil {
+		gone := map[string]*Caller{}
+		for _, old := range *before {
+			gone[old.Name] = old
+		}
 		for _, c := range list {
-			for _, old := range *before {
-				if old.Name == c.Name && old.sends != nil && c.sends != nil && old.sends.Limit() == c.sends.Limit() && old.sends.Burst() == c.sends.Burst() {
-					c.sends = old.sends
-				}
+			old := gone[c.Name]
+			if old == nil {
+				changes.Added = append(changes.Added, c.Name)
+				continue
+			}
+			delete(gone, c.Name)
+			for _, field := range c.widened(old) {
+				changes.Widened = append(changes.Widened, c.Name+" "+field)
+			}
+			if old.sends != nil && c.sends != nil && old.sends.Limit() == c.sends.Limit() && old.sends.Burst() == c.sends.Burst() {
+				c.sends = old.sends
 			}
 		}
+		changes.Removed = slices.Sorted(maps.Keys(gone))
 	}
 	s.list.Store(&list)
+	return changes
+}
+
+// Names are those of all callers.
+func (s *Set) Names() (names []string) {
+	for _, c := range *s.list.Load() {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// widened are the fields that allow what they did not allow in old.
+func (c *Caller) widened(old *Caller) (fields []string) {
+	add := func(field string, wider bool) {
+		if wider {
+			fields = append(fields, field)
+		}
+	}
+	add("token_sha256", gains(old.tokens, c.tokens))
+	add("spiffe_id", gains(old.spiffeIDs, c.spiffeIDs))
+	add("dns_san", gains(old.dnsSANs, c.dnsSANs))
+	add("calls", old.calls != nil && (c.calls == nil || gains(old.calls, c.calls)))
+	add("sign_names", old.signNames != nil && (c.signNames == nil || gains(old.signNames, c.signNames)))
+	add("template_codes", old.templateCodes != nil && (c.templateCodes == nil || gains(old.templateCodes, c.templateCodes)))
+	add("countries", old.countries != nil && (c.countries == nil || gains(old.countries, c.countries)))
+	add("sends_per_minute", old.sends != nil && (c.sends == nil || c.sends.Limit() > old.sends.Limit()))
+	add("burst", old.sends != nil && c.sends != nil && c.sends.Burst() > old.sends.Burst())
+	return fields
+}
+
+// gains reports whether now holds a value that old does not hold.
+func gains[T comparable](old, now []T) bool {
+	return slices.ContainsFunc(now, func(v T) bool { return !slices.Contains(old, v) })
 }
 
 // ErrUnknown is what Identify returns for whoever proves to be no caller.

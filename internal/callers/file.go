@@ -30,6 +30,13 @@ type Known struct {
 	Certificates bool            // whether client certificates are asked for
 }
 
+// Whole reports whether the content of a callers file says that it is whole: its last
+// line is YAML's end of a document. No shorter beginning of a file that Parse takes says so,
+// because Parse takes nothing behind that line.
+func Whole(content string) bool {
+	return strings.HasSuffix("\n"+strings.TrimRight(content, " \t\r\n"), "\n...")
+}
+
 // Parse reads the content of a callers file. It reports every fault with the file's
 // name, its line and what would be right, and never repeats a value: it could be a token.
 func Parse(name string, content []byte, known Known) ([]*Caller, error) {
