@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -71,6 +72,7 @@ func BenchmarkWatching(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer file.Close()
+	lines := observe.NewLines(file, prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})) // as main does
 	watching := func(h slog.Handler) grpc.ServerOption {
 		return grpc.UnaryInterceptor(aroundCall(observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(observe.Named{Handler: h}))}, nil))
 	}
@@ -80,8 +82,8 @@ func BenchmarkWatching(b *testing.B) {
 		perCall []float64
 	}{
 		{name: "unwatched"},
-		{name: "text", options: []grpc.ServerOption{watching(slog.NewTextHandler(file, nil))}},
-		{name: "json", options: []grpc.ServerOption{watching(slog.NewJSONHandler(file, nil))}},
+		{name: "text", options: []grpc.ServerOption{watching(slog.NewTextHandler(lines, nil))}},
+		{name: "json", options: []grpc.ServerOption{watching(slog.NewJSONHandler(lines, nil))}},
 	}
 	for b.Loop() {
 		for range rounds {

@@ -1,0 +1,179 @@
+package observe
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	maxPendingBytes = 1 << 20
+	// A write of at most PIPE_BUF bytes to a pipe is atomic: it is done wholly or not
+	// at all, and lines of other processes do not get into it.
+	maxWriteBytes = 4096
+	retryInterval = 10 * time.Millisecond
+)
+
+// Lines is a writer that never blocks: it keeps lines in a bounded buffer, and one
+// goroutine writes them to a file. Lines that do not fit into the buffer, and lines
+// that the file does not take, are dropped and counted. So a log that is not read
+// stops no call.
+type Lines struct {
+	file    io.Writer
+	dropped prometheus.Counter
+	wake    chan struct{}
+	flushes chan chan struct{}
+
+	mu      sync.Mutex
+	pending []byte
+	lost    int            // lines dropped since the last onLoss
+	onLoss  func(lost int) // nil tells nobody
+
+	// Of the writing goroutine alone.
+	spare  []byte
+	failed bool // the last write failed
+	torn   bool // the file ends within a line
+}
+
+// NewLines returns a writer of lines to file, which adds to dropped.
+func NewLines(file io.Writer, dropped prometheus.Counter) *Lines {
+	l := &Lines{file: file, dropped: dropped, wake: make(chan struct{}, 1), flushes: make(chan chan struct{})}
+	go l.run()
+	return l
+}
+
+// OnLoss has f called with the number of lines that were dropped, once lines can be
+// written again. f may write to l.
+func (l *Lines) OnLoss(f func(lost int)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.onLoss = f
+}
+
+// Write implements io.Writer. It takes whole lines, and always succeeds.
+func (l *Lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	fits := len(l.pending)+len(p) <= maxPendingBytes
+	if fits {
+		l.pending = append(l.pending, p...)
+	} else {
+		l.drop(p)
+	}
+	l.mu.Unlock()
+	if fits {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+	return len(p), nil
+}
+
+// drop counts the lines of p. Its caller holds l.mu.
+func (l *Lines) drop(p []byte) {
+	n := bytes.Count(p, []byte("\n"))
+	l.lost += n
+	l.dropped.Add(float64(n))
+}
+
+// Flush returns once all earlier lines are written or dropped, at the latest after
+// timeout.
+func (l *Lines) Flush(timeout time.Duration) {
+	expired := time.After(timeout)
+	done := make(chan struct{})
+	select {
+	case l.flushes <- done:
+	case <-expired:
+		return
+	}
+	select {
+	case <-done:
+	case <-expired:
+	}
+}
+
+func (l *Lines) run() {
+	for {
+		select {
+		case <-l.wake:
+			runtime.Gosched() // calls that are ready add their lines to this write
+			l.writePending()
+		case done := <-l.flushes:
+			l.writePending()
+			close(done)
+		}
+	}
+}
+
+func (l *Lines) writePending() {
+	for {
+		l.mu.Lock()
+		batch := l.pending
+		l.pending = l.spare[:0]
+		lost, onLoss := l.lost, l.onLoss
+		if l.failed || onLoss == nil {
+			lost = 0
+		}
+		l.lost -= lost
+		l.mu.Unlock()
+		l.spare = batch
+		if lost > 0 {
+			// The buffer is empty now, so this line fits. It follows batch, as the dropped
+			// lines would have.
+			onLoss(lost)
+		} else if len(batch) == 0 {
+			return
+		}
+		l.writeBatch(batch)
+	}
+}
+
+func (l *Lines) writeBatch(batch []byte) {
+	for len(batch) > 0 {
+		chunk := firstLines(batch)
+		n, err := l.writeChunk(chunk)
+		if errors.Is(err, syscall.EAGAIN) { // another process made the pipe non-blocking
+			batch = batch[n:]
+			time.Sleep(retryInterval)
+			continue
+		}
+		if l.failed = err != nil; l.failed {
+			l.torn = l.torn || n > 0 && chunk[n-1] != '\n'
+			l.mu.Lock()
+			l.drop(chunk[n:])
+			l.mu.Unlock()
+		}
+		batch = batch[len(chunk):]
+	}
+}
+
+// writeChunk writes chunk to the file, on a new line.
+func (l *Lines) writeChunk(chunk []byte) (int, error) {
+	if l.torn {
+		if _, err := l.file.Write([]byte("\n")); err != nil {
+			return 0, err
+		}
+		l.torn = false
+	}
+	return l.file.Write(chunk)
+}
+
+// firstLines returns as many lines as one write may have, at least one.
+func firstLines(batch []byte) []byte {
+	if len(batch) <= maxWriteBytes {
+		return batch
+	}
+	if end := bytes.LastIndexByte(batch[:maxWriteBytes], '\n'); end >= 0 {
+		return batch[:end+1]
+	}
+	if end := bytes.IndexByte(batch, '\n'); end >= 0 {
+		return batch[:end+1]
+	}
+	return batch
+}
