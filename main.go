@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/grpclog"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/liulinhuai/phone-number-service/internal/callers"
@@ -74,18 +75,23 @@ func main() {
 	// Libraries that log by themselves could quote what a peer sent: net/http does
 	// so with a reply that nobody asked for.
 	log.SetOutput(io.Discard)
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	dropEmptyVariables()
+	signal.Ignore(syscall.SIGPIPE) // a write to a closed pipe fails instead
+	out := newOutput()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	command := kong.Parse(&commands{},
 		kong.Name("phone-number-service"), kong.Description(description), kong.ShortUsageOnError(),
 		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(sms.FailureKinds(), ", ")},
-		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(out),
+		kong.Writers(os.Stdout, out.stderr), kong.Exit(out.exit),
 	)
 	if err := command.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "phone-number-service:", err)
-		os.Exit(1)
+		fmt.Fprintln(out.stderr, "phone-number-service:", err)
+		out.exit(1)
 	}
+	out.exit(0)
 }
 
 type serveCommand struct {
@@ -93,9 +99,9 @@ type serveCommand struct {
 	AliyunEndpoint string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"Where Aliyun SMS is (${default})."`
 }
 
-func (c *serveCommand) Run(ctx context.Context) error {
+func (c *serveCommand) Run(ctx context.Context, out output) error {
 	var f faults
-	r := c.resolve(&f, commandDefaults{listen: productionListen, drainDelay: "5s"})
+	r := c.resolve(&f, out, commandDefaults{listen: productionListen, drainDelay: "5s"})
 	s := readSecrets(&f)
 	keys := s.keys(&f)
 	db := openStore(&f, s.dsn)
@@ -166,16 +172,16 @@ type devCommand struct {
 	IgnoreCredentials bool   `help:"Start although Aliyun credentials are in the environment; they are not used."`
 }
 
-func (c *devCommand) Run(ctx context.Context) error {
+func (c *devCommand) Run(ctx context.Context, out output) error {
 	var f faults
-	r := c.resolve(&f, commandDefaults{listen: developmentListen, drainDelay: "0s", origins: "*"})
+	r := c.resolve(&f, out, commandDefaults{listen: developmentListen, drainDelay: "0s", origins: "*"})
 	for _, name := range []string{"ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"} {
 		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
 			f.add("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name)
 		}
 	}
 	inbox := &sms.Inbox{Rules: r.rules, Arrived: func(d sms.Delivered) {
-		fmt.Printf("  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
+		fmt.Fprintf(out.stdout, "  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
 	}}
 	if c.FailSends != "" {
 		if err := inbox.Fail(sms.ParseFailure(c.FailSends)); err != nil {
@@ -221,7 +227,7 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
-	watch.Metrics.Register(r.access.unusable)
+	watch.Metrics.Register(r.access.unusable, r.out.dropped)
 	if r.access.tls != nil {
 		watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
@@ -235,7 +241,7 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	defer stop()
 	keeping.Go(func() { db.Housekeep(whileServing, r.retention, r.log) })
 	if inbox != nil {
-		printBanner(os.Stdout, listener.Addr(), r.access.tls != nil)
+		printBanner(r.out.stdout, listener.Addr(), r.access.tls != nil)
 	}
 	metricsAt := "nowhere"
 	if scraped != nil {
@@ -350,7 +356,7 @@ func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) (up bo
 
 type migrateCommand struct{}
 
-func (*migrateCommand) Run(ctx context.Context) error {
+func (*migrateCommand) Run(ctx context.Context, out output) error {
 	var f faults
 	unknownVariables(&f, os.Environ())
 	db := openStore(&f, dataSourceName(&f))
@@ -358,7 +364,7 @@ func (*migrateCommand) Run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	if up, err := prepareStore(ctx, db, slog.New(slog.NewTextHandler(os.Stderr, nil))); !up {
+	if up, err := prepareStore(ctx, db, slog.New(slog.NewTextHandler(out.stderr, nil))); !up {
 		return err
 	}
 	fmt.Println("the table is there")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -72,6 +73,7 @@ type resolved struct {
 	limits     server.Limits
 	log        *slog.Logger
 	sampled    observe.Sampled // what log writes to
+	out        output
 }
 
 // faults collects everything that is wrong with a configuration.
@@ -100,13 +102,14 @@ func (f faults) err() error {
 // commandDefaults are what a command takes where nothing is set.
 type commandDefaults struct{ listen, drainDelay, origins string }
 
-func (s settings) resolve(f *faults, d commandDefaults) resolved {
+func (s settings) resolve(f *faults, out output, d commandDefaults) resolved {
 	unknownVariables(f, os.Environ())
 	r := resolved{
 		listen:     cmp.Or(s.Listen, d.listen),
 		smsTimeout: duration(f, "--sms-timeout (PHONENUMBER_SMS_TIMEOUT)", s.SMSTimeout, 100*time.Millisecond, 20*time.Second),
 		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", cmp.Or(s.DrainDelay, d.drainDelay), 0, 5*time.Minute),
 		metrics:    s.MetricsListen,
+		out:        out,
 		retention:  duration(f, "--retention (PHONENUMBER_RETENTION)", s.Retention, 24*time.Hour, 10*365*24*time.Hour),
 	}
 	r.rules, r.numbers = s.ruleSettings.resolve(f)
@@ -119,8 +122,9 @@ func (s settings) resolve(f *faults, d commandDefaults) resolved {
 	}
 	r.access = s.accessSettings.resolve(f, d.origins)
 	r.limits = s.limitSettings.resolve(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
-	r.sampled = observe.NewSampled(observe.Named{Handler: s.logHandler(f)})
+	r.sampled = observe.NewSampled(observe.Named{Handler: s.logHandler(f, out.stderr)})
 	r.log = slog.New(r.sampled)
+	out.stderr.OnLoss(func(lost int) { r.log.Warn("dropped log lines", "count", lost) })
 	return r
 }
 
@@ -153,7 +157,7 @@ func (s ruleSettings) resolve(f *faults) (rules verify.Rules, numbers verify.Num
 	return rules, verify.NumberParser{Region: s.Region, Plan: numberplan.Mobile}
 }
 
-func (s settings) logHandler(f *faults) slog.Handler {
+func (s settings) logHandler(f *faults, w io.Writer) slog.Handler {
 	var level slog.Level
 	switch s.LogLevel {
 	case "debug", "info", "warn", "error":
@@ -164,12 +168,12 @@ func (s settings) logHandler(f *faults) slog.Handler {
 	options := &slog.HandlerOptions{Level: level}
 	switch s.LogFormat {
 	case "json":
-		return slog.NewJSONHandler(os.Stderr, options)
+		return slog.NewJSONHandler(w, options)
 	case "text":
 	default:
 		f.add("--log-format (PHONENUMBER_LOG_FORMAT) is %q; it must be text or json", s.LogFormat)
 	}
-	return slog.NewTextHandler(os.Stderr, options)
+	return slog.NewTextHandler(w, options)
 }
 
 func duration(f *faults, name, text string, least, most time.Duration) time.Duration {

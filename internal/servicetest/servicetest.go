@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -95,8 +96,22 @@ func FreeAddress(t testing.TB) string {
 func Start(t testing.TB, binary, addr string, env []string, args ...string) *Process {
 	t.Helper()
 	p := &Process{Addr: addr, cmd: exec.Command(binary, args...), exited: make(chan struct{})}
-	p.cmd.Env = append(append([]string{}, env...), "PHONENUMBER_LISTEN="+addr)
 	p.cmd.Stdout, p.cmd.Stderr = &p.Output, &p.Output
+	return p.start(t, env)
+}
+
+// StartWithStreams is Start, with these as the program's stdout and stderr.
+func StartWithStreams(t testing.TB, stdout, stderr io.Writer, binary, addr string, env []string, args ...string) *Process {
+	t.Helper()
+	p := &Process{Addr: addr, cmd: exec.Command(binary, args...), exited: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = stdout, stderr
+	return p.start(t, env)
+}
+
+func (p *Process) start(t testing.TB, env []string) *Process {
+	t.Helper()
+	addr, args := p.Addr, p.cmd.Args[1:]
+	p.cmd.Env = append(append([]string{}, env...), "PHONENUMBER_LISTEN="+addr)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
