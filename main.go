@@ -79,8 +79,7 @@ func main() {
 	dropEmptyVariables()
 	signal.Ignore(syscall.SIGPIPE) // a write to a closed pipe fails instead
 	out := newOutput()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	ctx := untilStopped()
 	command := kong.Parse(&commands{},
 		kong.Name("phone-number-service"), kong.Description(description), kong.ShortUsageOnError(),
 		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(sms.FailureKinds(), ", ")},
@@ -92,6 +91,19 @@ func main() {
 		out.exit(1)
 	}
 	out.exit(0)
+}
+
+// untilStopped returns a context that ends with SIGTERM, SIGINT or SIGHUP.
+func untilStopped() context.Context {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop)        // a second signal ends the process at once
+	if signal.Ignored(syscall.SIGHUP) { // nohup
+		return ctx
+	}
+	// A terminal that closes can send SIGHUP twice, and systemd can send it after
+	// SIGTERM, so only the first has an effect.
+	ctx, _ = signal.NotifyContext(ctx, syscall.SIGHUP)
+	return ctx
 }
 
 type serveCommand struct {
@@ -272,12 +284,12 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	return server.Serve(ctx, config)
 }
 
-// exitAfter ends the process after a time, if it has not ended by itself. It bounds what
-// comes after Serve, and all that waits for a log that nobody reads.
+// exitAfter ends the process after a time, if it has not ended by itself. It bounds the
+// steps that follow Serve.
 func exitAfter(timeout time.Duration, log *slog.Logger) {
 	time.Sleep(timeout)
-	go log.Error("exiting by force: stopping took too long", "after", timeout.String())
-	time.Sleep(time.Second) // for the line above
+	log.Error("exiting by force: stopping took too long", "after", timeout.String())
+	time.Sleep(time.Second) // the line is written meanwhile
 	os.Exit(1)
 }
 

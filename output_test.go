@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -302,5 +303,41 @@ func TestStart_failsWithCode1WhateverReadsStderr(t *testing.T) {
 				t.Errorf("%v, stderr %s: got %v; want an exit code", args, name, cmd.ProcessState)
 			}
 		}
+	}
+}
+
+func TestSIGHUP_drainsAsSIGTERMDoes(t *testing.T) {
+	for _, signals := range [][]syscall.Signal{{syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGHUP}, {syscall.SIGTERM, syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGTERM}} {
+		t.Run(fmt.Sprint(signals), func(t *testing.T) {
+			fake := dysmsapitest.New(t)
+			p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
+			fake.Next(dysmsapitest.Delay(2 * time.Second))
+			done := make(chan error, 1)
+			go func() {
+				_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
+				done <- err
+			}()
+			eventually(t, "Aliyun is asked", func() bool { return len(fake.Accepted()) > 0 })
+			for _, s := range signals {
+				p.Signal(s)
+				eventually(t, "it drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
+			}
+			if err := <-done; err != nil {
+				t.Errorf("the call in flight: %v", err)
+			}
+			p.mustEnd(t)
+		})
+	}
+}
+
+func TestSIGHUP_staysIgnoredUnderNohup(t *testing.T) {
+	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", `trap "" HUP; exec "$0" dev`, binary())}.serving(t)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ignored, err := strconv.ParseUint(regexp.MustCompile(`SigIgn:\s*(\w+)`).FindStringSubmatch(string(status))[1], 16, 64)
+	if err != nil || ignored&(1<<(syscall.SIGHUP-1)) == 0 {
+		t.Errorf("ignored signals: got %x, %v; want SIGHUP among them", ignored, err)
 	}
 }

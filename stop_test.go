@@ -1,20 +1,13 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
@@ -22,52 +15,6 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
-
-// A log that nobody reads holds up each call and each step of the way down.
-func TestSIGTERM_endsTheProcessThoughNobodyReadsItsLog(t *testing.T) {
-	t.Parallel()
-	fake, address := dysmsapitest.New(t), servicetest.FreeAddress(t)
-	unread, log, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unread.Close() // after the process has ended
-	cmd := program(append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
-		"PHONENUMBER_LISTEN="+address, "PHONENUMBER_LOG_LEVEL=debug", "PHONENUMBER_SMS_TIMEOUT=100ms"))
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	log.Close()
-	defer cmd.Process.Kill()
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	client := pb.NewPhoneNumberServiceClient(conn)
-	call := func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		_, err := client.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18612345678", Code: "000000"})
-		return err
-	}
-	eventually(t, "a call succeeds", func() bool { return call() == nil })
-	for call() == nil { // each writes some lines, until the pipe is full
-	}
-	ended := make(chan error, 1)
-	cmd.Process.Signal(syscall.SIGTERM)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-			t.Errorf("exit: got %v; want code 1", err)
-		}
-	case <-time.After(60 * time.Second): // 21 s, and more for a slow machine
-		t.Error("the process still runs a minute after SIGTERM")
-	}
-}
 
 // A database and a collector of traces that do not answer hold nothing up for longer
 // than README.md says.
