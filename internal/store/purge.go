@@ -58,7 +58,7 @@ func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64,
 	purged, err = db.purgeIfDue(ctx, retention)
 	if err != nil {
 		advice := ""
-		if isDenied(err) {
+		if db.judge(err)&denied != 0 {
 			advice = mysqlAdvice[1142]
 		}
 		err = fmt.Errorf("purge: %w", advised(advice, db.engine.loggable(err)))
@@ -78,14 +78,12 @@ func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged i
 	if held, err := db.extend(ctx, &lease, leaseFor); !held {
 		return 0, err
 	}
-	if purged, err = db.purge(ctx, retention, &lease); err != nil && !isDenied(err) {
+	if purged, err = db.purge(ctx, retention, &lease); err != nil && db.judge(err)&denied == 0 {
 		return purged, err // the lease runs out, and somebody tries again
 	}
 	_, later := db.extend(ctx, &lease, purgeEvery)
 	return purged, cmp.Or(err, later)
 }
-
-func isDenied(err error) bool { return errorName(err) == "1142" }
 
 // extend makes the lease ours for a while, where nobody came first.
 func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {

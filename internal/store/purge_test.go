@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
@@ -304,6 +305,31 @@ func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
 	}
 	if !isThere(t, db, numbered("1", 1)[0]) {
 		t.Error("a row is gone that could not be deleted")
+	}
+}
+
+// TestPurge_WithoutTheRightWaitsAnHour has a user who may do all but delete: to try
+// again each minute would be of no use.
+func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
+	dsn := mariadbtest.DSN(t)
+	admin := openHere(t, dsn)
+	cfg, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.User, cfg.Passwd = cfg.DBName[:20], "w" // one of this test's own
+	account := "'" + cfg.User + "'@'%'"
+	exec(t, admin, "CREATE USER "+account+" IDENTIFIED BY 'w'")
+	t.Cleanup(func() { admin.pool.Exec("DROP USER " + account) })
+	exec(t, admin, "GRANT SELECT, INSERT, UPDATE ON phone_numbers TO "+account)
+	db := openHere(t, cfg.FormatDSN())
+	begunAgo(t, db, 2*testRetention, numbered("1", 1)...)
+	if _, err := db.Purge(t.Context(), testRetention); err == nil || !strings.Contains(err.Error(), "needs SELECT, INSERT, UPDATE and DELETE") {
+		t.Errorf("Purge = %v; want the rights that it needs", err)
+	}
+	lease, err := db.read(t.Context(), purger)
+	if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next < purgeEvery-time.Minute {
+		t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
 	}
 }
 

@@ -74,6 +74,7 @@ const (
 	lostRace                         // the same, because another swap came first
 	notUp                            // at start: worth another attempt
 	tableMissing                     // at start: apply the schema
+	denied                           // the user lacks a right to the table
 )
 
 var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
