@@ -55,7 +55,7 @@ const (
 type commands struct {
 	Serve       serveCommand       `cmd:"" default:"withargs" help:"Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET."`
 	Dev         devCommand         `cmd:"" help:"Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json."`
-	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME, where it is missing, and exit. serve does that by itself."`
+	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME, where it is missing, check the one that is there, and exit. serve does that by itself."`
 	Inspect     inspectCommand     `cmd:"" help:"Tell what happened to a number: its last send, Aliyun's answer, attempts, whether a code is alive. Needs DATA_SOURCE_NAME, and the right to read alone."`
 	Token       tokenCommand       `cmd:"" help:"Make a bearer token for a caller, and print it with what the callers file has of it."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Exit 0 when the service on this machine is serving, 1 when not."`

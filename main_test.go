@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -189,6 +190,45 @@ func TestASQLiteFileOutlivesKill9AndStartsFast(t *testing.T) {
 	size, _ := os.Stat(binary())
 	if err == nil {
 		t.Logf("idle: %s; binary: %d KB", regexp.MustCompile(`VmRSS:.*`).Find(status), size.Size()>>10)
+	}
+}
+
+// TestServe_RefusesATableThatLosesCodes has tables that somebody made by hand, and runs
+// the SQL that the program names.
+func TestServe_RefusesATableThatLosesCodes(t *testing.T) {
+	const create = "CREATE TABLE phone_numbers (phone_number VARCHAR(16) NOT NULL, version BINARY(16) NOT NULL, begun_at BIGINT NOT NULL, state VARBINARY(1024) NOT NULL)"
+	file := filepath.Join(t.TempDir(), "codes.db")
+	fake := dysmsapitest.New(t)
+	for driver, source := range map[string][2]string{"mysql": {mariadbtest.DSN(t)}, "sqlite": {file, "sqlite:"}} {
+		t.Run(driver, func(t *testing.T) {
+			db, err := sql.Open(driver, source[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if _, err := db.Exec(create); err != nil {
+				t.Fatal(err)
+			}
+			env := servicetest.Environment(fake, source[1]+source[0])
+			p := run(t, env)
+			defer time.AfterFunc(30*time.Second, p.Kill).Stop() // if it starts
+			var exit *exec.ExitError
+			if err := p.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Fatalf("serve: %v; want exit code 1", err)
+			}
+			alter := regexp.MustCompile(`ALTER TABLE [^;]+`).FindString(p.Output.String())
+			if alter == "" {
+				t.Fatal("the refusal names no ALTER TABLE")
+			}
+			if _, err := db.Exec(alter); err != nil {
+				t.Fatalf("%s: %v", alter, err)
+			}
+			p = run(t, env).serving(t)
+			p.send(t, "18612345678")
+			if !p.valid(t, "18612345678", lastCode(fake)) {
+				t.Error("the newest code is refused")
+			}
+		})
 	}
 }
 

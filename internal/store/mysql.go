@@ -47,7 +47,10 @@ var mysqlErrors = map[uint16]mysqlError{
 	1213: {lostRace | notUp, "a deadlock, or Galera's certification"},
 	1226: {noEffect | notUp, "a limit of this user's resources"},
 	1243: {noEffect, "the statement is unknown; a proxy may have changed servers"},
+	1264: {noEffect, "a value is out of its column's range"},
 	1290: {noEffect | notUp, "the server is read-only"}, // for this, 1792 and 1836 the driver says ErrBadConn
+	1364: {noEffect, "a column has no default"},
+	1366: {noEffect, "a value does not fit its column's type"},
 	1406: {noEffect, "the data is too long"},
 	1461: {noEffect | notUp, "too many prepared statements (max_prepared_stmt_count)"},
 	1615: {noEffect, "the statement must be prepared again"},

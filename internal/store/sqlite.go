@@ -98,7 +98,8 @@ func (sqliteEngine) loggable(err error) error { return err }
 
 func (e sqliteEngine) advice(err error) string {
 	var result interface{ Code() int }
-	if errors.As(err, &result) && result.Code()&0xff != sqlite3.SQLITE_CANTOPEN {
+	var file *fs.PathError
+	if !errors.As(err, &file) && (!errors.As(err, &result) || result.Code()&0xff != sqlite3.SQLITE_CANTOPEN) {
 		return ""
 	}
 	return "this user must be able to read and write " + e.path + " and its directory"

@@ -36,6 +36,8 @@ type DB struct {
 	swaps   *crowd[*swapping]
 	inserts bool // the swaps take those of new numbers too
 
+	remarks []string // about the table, for Warnings
+
 	scattered atomic.Int64 // until when all go alone, in nanoseconds since 1970
 	counters  counters
 }
@@ -55,6 +57,9 @@ type engine interface {
 	// advice says what cures an error of Prepare, "" where nothing is known.
 	advice(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
+	// check returns prepared, which is the error of preparing the statements, or in its
+	// place why they could not rely on the table. It adds to db.remarks.
+	check(ctx context.Context, db *DB, prepared error) error
 	// complete makes what the schema's file says to other engines alone.
 	complete(ctx context.Context, pool *sql.DB) error
 	// asks are the queries for the database's clock in seconds since 1970, and for
@@ -113,8 +118,8 @@ func advised(advice string, err error) error {
 }
 
 // Prepare makes one attempt to be ready: it applies schema where the table is
-// missing, which any number of replicas may do at once, and prepares the
-// statements. Its error says what to run, and is ErrNotUp where waiting may do.
+// missing, which any number of replicas may do at once, prepares the statements,
+// and refuses a table that they could not rely on. Its error says what to run, and is ErrNotUp where waiting may do.
 func (db *DB) Prepare(ctx context.Context, schema string) error {
 	err := db.prepare(ctx, schema)
 	if err == nil {
@@ -137,6 +142,9 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 		if _, err = db.pool.ExecContext(ctx, schema); err == nil {
 			err = db.prepareStatements(ctx)
 		}
+	}
+	if db.remarks = nil; db.judge(err)&notUp == 0 {
+		err = db.engine.check(ctx, db, err)
 	}
 	if err == nil {
 		err = db.engine.complete(ctx, db.pool)
@@ -273,9 +281,11 @@ func (db *DB) probe(ctx context.Context) error {
 	return db.count(err)
 }
 
-// Warnings says, for the log, which settings of the database weaken the
-// guarantees, and what to do about each.
-func (db *DB) Warnings(ctx context.Context) []string { return db.engine.warnings(ctx, db.pool) }
+// Warnings says, for the log, which settings of the database and what of the table
+// weaken the guarantees, and what to do about each.
+func (db *DB) Warnings(ctx context.Context) []string {
+	return append(db.engine.warnings(ctx, db.pool), db.remarks...)
+}
 
 // Close closes all connections. Who still waits is told.
 func (db *DB) Close() error {
