@@ -232,6 +232,29 @@ func TestServe_RefusesATableThatLosesCodes(t *testing.T) {
 	}
 }
 
+// TestServe_SaysThatItsSQLiteFileIsGone removes the file under the running program.
+func TestServe_SaysThatItsSQLiteFileIsGone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "codes.db")
+	p := run(t, servicetest.Environment(dysmsapitest.New(t), "sqlite:"+file)).serving(t)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		res, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
+		if err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("health = %v, %v; want NOT_SERVING", res, err)
+		}
+	}
+	p.Signal(syscall.SIGTERM)
+	p.Wait()
+	if got := strings.Count(p.Output.String(), "codes.db was removed or replaced"); got != 1 {
+		t.Errorf("got %d lines that the file is gone; want one\n%s", got, &p.Output)
+	}
+}
+
 func TestACodeThatWentOutBeforeKill9IsAccepted(t *testing.T) {
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)

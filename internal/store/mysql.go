@@ -252,6 +252,8 @@ func (e mysqlEngine) advice(err error) string {
 	return strings.ReplaceAll(mysqlAdvice[server.Number], "PhoneNumberService", e.database)
 }
 
+func (mysqlEngine) inPlace() error { return nil }
+
 func (mysqlEngine) complete(context.Context, *sql.DB) error { return nil }
 
 // MySQL 8 would answer with yesterday's number of rows, but for the hint.

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -390,5 +391,37 @@ func TestSQLiteTable_CheckLeavesNothing(t *testing.T) {
 	var rows int
 	if err := db.QueryRow("SELECT COUNT(*) FROM phone_numbers").Scan(&rows); err != nil || rows != 0 {
 		t.Errorf("got %d rows, %v after a start; want none", rows, err)
+	}
+}
+
+// TestSQLiteFile_GoneIsNotReady is about a file under an open database: what is stored
+// into one that has no name is lost when the process ends.
+func TestSQLiteFile_GoneIsNotReady(t *testing.T) {
+	for _, suffix := range []string{"", "-wal"} {
+		for what, change := range map[string]func(path, aside string) error{
+			"removed": os.Rename,
+			"replaced": func(path, aside string) error {
+				text, err := os.ReadFile(path)
+				return errors.Join(err, os.Rename(path, aside), os.WriteFile(path, text, 0o600))
+			},
+		} {
+			t.Run("codes.db"+suffix+" "+what, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "codes.db")
+				db := open(t, "sqlite:"+path)
+				mustSwap(t, db, number, none, record("first", 1), true)
+				if err := change(path+suffix, path+".aside"); err != nil {
+					t.Fatal(err)
+				}
+				if err := db.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), path+suffix+" was removed or replaced") {
+					t.Errorf("Ready = %v; want an error that names the file", err)
+				}
+				if err := os.Rename(path+".aside", path+suffix); err != nil {
+					t.Fatal(err)
+				}
+				if err := db.Ready(t.Context()); err != nil {
+					t.Errorf("Ready after the file was put back = %v; want nil", err)
+				}
+			})
+		}
 	}
 }

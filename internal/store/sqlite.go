@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
@@ -26,7 +27,10 @@ var sqliteErrors = map[int]verdict{
 }
 
 // path is "" for a database in memory.
-type sqliteEngine struct{ path string }
+type sqliteEngine struct {
+	path   string
+	opened map[string]fs.FileInfo // by name: the files that hold what is stored
+}
 
 func openSQLite(path string) (*DB, error) {
 	if path == "" {
@@ -55,7 +59,7 @@ func openSQLite(path string) (*DB, error) {
 	// lock, and a database in memory is its connection.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
-	return &DB{engine: sqliteEngine{path}, pool: pool, counters: newCounters()}, nil
+	return &DB{engine: sqliteEngine{path, map[string]fs.FileInfo{}}, pool: pool, counters: newCounters()}, nil
 }
 
 func (sqliteEngine) rotate(context.Context, string) error { return errOtherDatabase }
@@ -105,9 +109,30 @@ func (e sqliteEngine) advice(err error) string {
 	return "this user must be able to read and write " + e.path + " and its directory"
 }
 
-func (sqliteEngine) complete(ctx context.Context, pool *sql.DB) error {
+func (e sqliteEngine) complete(ctx context.Context, pool *sql.DB) error {
 	_, err := pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
-	return err
+	if err != nil || e.path == "" {
+		return err
+	}
+	for _, name := range []string{e.path, e.path + "-wal"} {
+		if e.opened[name] == nil {
+			if e.opened[name], err = os.Stat(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inPlace finds a file that was removed or replaced. SQLite goes on with the one that it
+// opened, which ends with this process.
+func (e sqliteEngine) inPlace() error {
+	for name, opened := range e.opened {
+		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {
+			return fmt.Errorf("%s was removed or replaced while it was open; what is stored now is lost when the service stops: restart it", name)
+		}
+	}
+	return nil
 }
 
 func (sqliteEngine) asks() (clock, rows string) {

@@ -60,6 +60,8 @@ type engine interface {
 	// check returns prepared, which is the error of preparing the statements, or in its
 	// place why they could not rely on the table. It adds to db.remarks.
 	check(ctx context.Context, db *DB, prepared error) error
+	// inPlace says whether the database is still the one that Prepare found.
+	inPlace() error
 	// complete makes what the schema's file says to other engines alone.
 	complete(ctx context.Context, pool *sql.DB) error
 	// asks are the queries for the database's clock in seconds since 1970, and for
@@ -268,7 +270,7 @@ func (db *DB) Ready(ctx context.Context) error {
 	if err := db.probe(ctx); err != nil {
 		return fmt.Errorf("probe: %w", db.engine.loggable(err))
 	}
-	return nil
+	return db.engine.inPlace()
 }
 
 // probe reads, and updates a row that is not there, which a server that is
