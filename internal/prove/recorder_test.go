@@ -444,7 +444,7 @@ func (d *driver) note(replica int, at int64, err error, o outcome) {
 	if err != nil && d.flawless {
 		d.violated("a call that failed: %v", err)
 	} else if c := status.Code(err); err != nil && !slices.Contains(expected, c) {
-		d.violated("%s: an answer that is not in the contract: %v", d.number.text, err)
+		d.violated("%s: an answer that docs/errors.md does not list: %v", d.number.text, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 // state asks
 //
 //   - whether the answers so far are linearizable (the oracle of oracle_test.go);
-//   - G1: that no code was compared with more than AttemptLimit calls since the
+//   - G1 (docs/guarantees.md): that no code was compared with more than AttemptLimit calls since the
 //     last match;
 //   - G2: that every code that reached a phone is accepted, unless a later send
 //     succeeded or it was used, is too old, or its looks are spent.
@@ -386,7 +386,7 @@ func (n *node) check(send int, t transitions, w world, spec oracle) error {
 }
 
 // deadSMS is G2: it looks for a code that reached a phone and is refused for no
-// reason that the contract knows.
+// reason that the rules know.
 func (n *node) deadSMS(t transitions, w world) error {
 	for i := range n.begun {
 		s := &n.sends[i]
@@ -498,8 +498,8 @@ func TestNoInterleavingOfOverlappingSendsBreaksTheGuarantees(t *testing.T) {
 	}
 }
 
-// A match starts the count of the newer codes anew (rule 3: theirs are sends that
-// succeed after it), so that over its whole life a code can be compared with
+// A match starts the count of the newer codes anew (rule 3 of docs/guarantees.md: theirs
+// are sends that succeed after it), so that over its whole life a code can be compared with
 // AttemptLimit calls for itself and for each older code that is used before it.
 func TestACodeIsComparedAtMostAttemptLimitTimesForItselfAndEachOlderCodeUsedBeforeIt(t *testing.T) {
 	for limit := 1; limit <= 3; limit++ {

@@ -19,7 +19,7 @@ var china = verify.NumberParser{Region: "CN", Plan: numberplan.Mobile}
 
 func TestOnePersonHasOneNumberHoweverItIsWritten(t *testing.T) {
 	for _, raw := range []string{
-		"18612345678", "+86 186 1234 5678", "8618612345678", "008618612345678", "(186) 1234-5678", // the contract's own
+		"18612345678", "+86 186 1234 5678", "8618612345678", "008618612345678", "(186) 1234-5678", // the README's own
 		"+8618612345678", "86 186 1234 5678", "0086 186-1234-5678", "00 86 18612345678", "(0086)18612345678",
 		"(+86) 186 1234 5678", "+86-186-1234-5678", " 18612345678 ", "1-8-6-1-2-3-4-5-6-7-8", "+ 86 18612345678",
 		"018612345678", "+86 (0)186 1234 5678", "+86018612345678", "86018612345678", "0086 0186-1234-5678", "(0186) 1234 5678", // a trunk zero
@@ -262,7 +262,7 @@ func TestMainlandNumbersAreThoseOfCountryCode86(t *testing.T) {
 	}
 }
 
-// Every spelling of a mainland number that the contract allows is one number.
+// Every spelling of a mainland number that G6 allows is one number.
 func TestSpellingsOfOneMainlandNumberAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		national := rapid.StringMatching(`1[3-9][0-9]{9}`).Draw(t, "number")

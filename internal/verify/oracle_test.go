@@ -2,8 +2,8 @@ package verify
 
 // This file says what the service promises, without a word of how it does it.
 //
-// The sequential specification (rules 2 to 4 of the contract) knows one thing of
-// a number: which code is current, if any, and how many calls it has left.
+// The sequential specification (rules 2 to 4 of docs/guarantees.md) knows one thing
+// of a number: which code is current, if any, and how many calls it has left.
 //
 //	a send succeeds        its code is current, with AttemptLimit calls left
 //	a send fails           nothing changes
@@ -23,8 +23,8 @@ package verify
 //	begin      from here on the send may succeed at any instant, once
 //	returned OK            states in which it has not succeeded are struck
 //	returned a refusal     states in which it has succeeded are struck, unless
-//	                       its code was accepted meanwhile (the contract's
-//	                       stated limit: a lucky guess before the refusal)
+//	                       its code was accepted meanwhile (a limit that
+//	                       docs/architecture.md states: a lucky guess)
 //	crashed, or unknown    never returns: may succeed at any instant, or never
 
 // none is the current code where there is none.
