@@ -150,13 +150,13 @@ func TestNothingThatLeavesTheProcessHoldsASecret(t *testing.T) {
 				t.Fatal(err)
 			}
 			stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
-			cmd.Wait() //nolint:errcheck // it is to fail
+			cmd.Wait()
 			stop()
 			cancel()
 		}
 	}
 	p.Signal(syscall.SIGTERM)
-	p.Wait() //nolint:errcheck // it has lost its database
+	p.Wait()
 
 	secrets := map[string]string{
 		"the DSN's password": password, "the access key id": fake.AccessKeyID, "the access key secret": fake.AccessKeySecret, "a token": token, "a token's hash": hash,

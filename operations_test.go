@@ -183,7 +183,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
 	eventually(t, "taken over", taken)
 	for _, id := range connections(t, admin, "phone") { // new ones need the new password
-		admin.Exec("KILL CONNECTION " + id) //nolint:errcheck // it may have gone
+		admin.Exec("KILL CONNECTION " + id)
 	}
 	eventually(t, "calls work with the new password", func() bool {
 		_, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "x"})

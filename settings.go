@@ -161,7 +161,7 @@ func (s settings) logHandler(f *faults, w io.Writer) slog.Handler {
 	var level slog.Level
 	switch s.LogLevel {
 	case "debug", "info", "warn", "error":
-		level.UnmarshalText([]byte(s.LogLevel))
+		_ = level.UnmarshalText([]byte(s.LogLevel))
 	default:
 		f.add("--log-level (PHONENUMBER_LOG_LEVEL) is %q; it must be debug, info, warn or error", s.LogLevel)
 	}

@@ -319,10 +319,10 @@ func startServices(t *testing.T) (metrics []string) {
 	})
 	ctx := t.Context()
 	send := func(p *servicetest.Process, number, signature string) {
-		p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: signature, TemplateCode: "SMS_1"}) //nolint:errcheck // failures are among what is wanted
+		p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: signature, TemplateCode: "SMS_1"})
 	}
 	valid := func(p *servicetest.Process, number, code string) {
-		p.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: code}) //nolint:errcheck // the same
+		p.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: code})
 	}
 	var calling sync.WaitGroup
 	t.Cleanup(calling.Wait) // t.Context ends before
@@ -386,7 +386,7 @@ scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s
 	}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait() //nolint:errcheck // it was killed
+		cmd.Wait()
 		if t.Failed() {
 			t.Logf("output of Prometheus:\n%s", &output)
 		}

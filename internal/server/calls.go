@@ -164,7 +164,7 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	// Not by the Logger, which would find out the line of the source.
 	record := slog.NewRecord(time.Now(), level, "call", 0)
 	record.AddAttrs(attrs...)
-	log.Handler().Handle(ctx, record) //nolint:errcheck // as the Logger does
+	log.Handler().Handle(ctx, record)
 }
 
 // peerOf is the address that a call came from, without its port.

@@ -80,7 +80,7 @@ func headerBlock(path string, more ...hpack.HeaderField) []byte {
 		{Name: ":authority", Value: "x"},
 		{Name: "content-type", Value: "application/grpc"},
 	}, more...) {
-		encoder.WriteField(f) //nolint:errcheck // to memory
+		encoder.WriteField(f)
 	}
 	return block.Bytes()
 }

@@ -289,7 +289,7 @@ func authorization(r *http.Request, keyID, keySecret string) string {
 		strings.ReplaceAll(r.URL.RawQuery, "+", "%20") + "\n" + // a space; a plus is %2B
 		headers + "\n" + signedNames + "\n" + r.Header.Get("X-Acs-Content-Sha256")))
 	mac := hmac.New(sha256.New, []byte(keySecret))
-	io.WriteString(mac, algorithm+"\n"+hex.EncodeToString(canonical[:]))
+	mac.Write([]byte(algorithm + "\n" + hex.EncodeToString(canonical[:])))
 	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))
 }
 

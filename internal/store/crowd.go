@@ -170,7 +170,7 @@ func (db *DB) serveLoads(all []loading) {
 		all[0].answer <- loaded{one, err}
 	default:
 		each, err = db.readMany(ctx, all)
-		db.count(err)
+		_ = db.count(err)
 		for _, l := range all {
 			l.answer <- loaded{each[l.number], err}
 		}
