@@ -8,11 +8,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/idna"
 
 	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
@@ -69,12 +73,18 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 			return err
 		})
 	}
-	if a.origins = strings.FieldsFunc(cmp.Or(s.CORSOrigins, origins), func(r rune) bool { return r == ',' || r == ' ' }); s.CORSOrigins != "" {
-		for _, o := range a.origins {
-			if u, err := url.Parse(o); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Scheme+"://"+u.Host != o || strings.Contains(o, "*") {
-				f.add("--cors-origins (PHONENUMBER_CORS_ORIGINS) is %q; it must be origins with commas, each such as https://app.example.org, without a path or *", s.CORSOrigins)
-				break
-			}
+	a.origins = strings.FieldsFunc(cmp.Or(s.CORSOrigins, origins), func(r rune) bool { return r == ',' || r == ' ' })
+	if s.CORSOrigins != "" && len(a.origins) == 0 {
+		f.add("--cors-origins (PHONENUMBER_CORS_ORIGINS) holds no origin; leave it unset for none")
+	}
+	for i, o := range a.origins {
+		if s.CORSOrigins == "" {
+			break // dev's default is "*"
+		}
+		var ok bool
+		if a.origins[i], ok = browserOrigin(o); !ok { // not quoted: it could hold a password
+			f.add("--cors-origins (PHONENUMBER_CORS_ORIGINS): origin %d cannot match a web page; it must be such as https://app.example.org, http://localhost:3000 or http://[::1]:3000: "+
+				"http or https, a host name or an IP address in full, a port from 1 to 65535 if it is not the scheme's own; no user, path, %% or *", i+1)
 		}
 	}
 	switch s.Reflection {
@@ -84,6 +94,52 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 		f.add("--reflection (PHONENUMBER_REFLECTION) is %q; it must be on or off", s.Reflection)
 	}
 	return a
+}
+
+var (
+	// hostNames maps names as browsers do: UTS 46, without the transitional forms.
+	hostNames = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(false), idna.CheckHyphens(false))
+	hostName  = regexp.MustCompile(`^([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?$`)
+	// A browser reads a name with such an end as an IPv4 address.
+	numericEnd = regexp.MustCompile(`(^|\.)([0-9]+|0x[0-9a-f]*)\.?$`)
+)
+
+// browserOrigin returns an origin as browsers write it into the header Origin, and false if
+// no page can have it. In another form it would be in the list and never match.
+func browserOrigin(given string) (string, bool) {
+	scheme, authority, _ := strings.Cut(given, "://")
+	scheme = strings.ToLower(scheme)
+	defaultPort, known := map[string]string{"http": "80", "https": "443"}[scheme]
+	u, err := url.Parse("//" + authority)
+	if !known || err != nil || strings.ContainsAny(authority, `/\?#@%*`) {
+		return "", false
+	}
+	host, port := u.Hostname(), u.Port()
+	if strings.HasPrefix(authority, "[") {
+		addr, err := netip.ParseAddr(host)
+		if err != nil || addr.Is4In6() { // netip writes this one otherwise
+			return "", false
+		}
+		host = "[" + addr.String() + "]"
+	} else {
+		if host, err = hostNames.ToASCII(host); err != nil || !hostName.MatchString(host) {
+			return "", false
+		}
+		if addr, err := netip.ParseAddr(host); numericEnd.MatchString(host) && (err != nil || addr.String() != host) {
+			return "", false
+		}
+	}
+	if port != "" {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return "", false
+		}
+		port = strconv.FormatUint(n, 10)
+	}
+	if port == "" || port == defaultPort {
+		return scheme + "://" + host, true
+	}
+	return scheme + "://" + host + ":" + port, true
 }
 
 // follow takes over certificates and callers that change, until ctx ends.

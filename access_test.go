@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -211,8 +212,10 @@ func TestBadFilesAndLimitsRefuseToStartAndSayWhatIsRight(t *testing.T) {
 		}},
 		"certificates not asked for": {callersFile("callers:\n  - name: a\n    dns_san: a.example.org"), []string{"/callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA"}},
 		"a directory":                {[]string{"PHONENUMBER_CALLERS=" + dir}, []string{"--callers (PHONENUMBER_CALLERS): " + dir + ": is a directory"}},
-		"origins and reflection":     {[]string{"PHONENUMBER_CORS_ORIGINS=*", "PHONENUMBER_REFLECTION=maybe"}, []string{`PHONENUMBER_CORS_ORIGINS) is "*"; it must be origins`, `PHONENUMBER_REFLECTION) is "maybe"; it must be on or off`}},
-		"an origin with a path":      {[]string{"PHONENUMBER_CORS_ORIGINS=https://a.example.org,https://b.example.org/x"}, []string{"PHONENUMBER_CORS_ORIGINS"}},
+		"origins and reflection":     {[]string{"PHONENUMBER_CORS_ORIGINS=*", "PHONENUMBER_REFLECTION=maybe"}, []string{`PHONENUMBER_CORS_ORIGINS): origin 1 cannot match a web page`, `PHONENUMBER_REFLECTION) is "maybe"; it must be on or off`}},
+		"an origin with a path":      {[]string{"PHONENUMBER_CORS_ORIGINS=https://a.example.org,https://b.example.org/x"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 2 cannot"}},
+		"an origin with a user":      {[]string{"PHONENUMBER_CORS_ORIGINS=https://login:hunter2@a.example.org"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 1 cannot"}},
+		"no origin at all":           {[]string{"PHONENUMBER_CORS_ORIGINS=, "}, []string{"PHONENUMBER_CORS_ORIGINS) holds no origin"}},
 		"limits": {
 			[]string{
 				"PHONENUMBER_MAX_CONNECTIONS=0", "PHONENUMBER_MAX_STREAMS=x", "PHONENUMBER_MAX_CALLS=-1", "PHONENUMBER_MAX_MESSAGE_BYTES=9999999", "PHONENUMBER_MAX_HEADER_BYTES=1",
@@ -260,5 +263,86 @@ func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
 	var f faults
 	if got := serve.limitSettings.resolve(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
 		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
+	}
+}
+
+// The right side is what "new URL(origin).origin" is in a browser, or empty where no page can
+// have that origin or where it is refused for the sake of a clear setting.
+func TestBrowserOrigin_WritesOriginsAsBrowsersDo(t *testing.T) {
+	for given, want := range map[string]string{
+		"https://app.example.org":         "https://app.example.org",
+		"https://app.example.org:443":     "https://app.example.org",
+		"http://app.example.org:80":       "http://app.example.org",
+		"https://app.example.org:80":      "https://app.example.org:80",
+		"http://app.example.org:443":      "http://app.example.org:443",
+		"HTTPS://App.Example.ORG":         "https://app.example.org",
+		"https://app.example.org:08443":   "https://app.example.org:8443",
+		"https://app.example.org:":        "https://app.example.org",
+		"https://app.example.org.":        "https://app.example.org.",
+		"https://bücher.example":          "https://xn--bcher-kva.example",
+		"https://登录.example.cn":           "https://xn--w2t382c.example.cn",
+		"https://faß.de":                  "https://xn--fa-hia.de",
+		"https://App。example.org":         "https://app.example.org",
+		"https://xn--bcher-kva.example":   "https://xn--bcher-kva.example",
+		"https://my_app.example.org":      "https://my_app.example.org",
+		"http://-a-.example.org":          "http://-a-.example.org",
+		"https://ab--c.example":           "https://ab--c.example",
+		"http://localhost:3000":           "http://localhost:3000",
+		"http://127.0.0.1:3000":           "http://127.0.0.1:3000",
+		"http://[::1]:3000":               "http://[::1]:3000",
+		"http://[0:0:0:0:0:0:0:1]:3000":   "http://[::1]:3000",
+		"http://[2001:DB8::0001]:80":      "http://[2001:db8::1]",
+		"http://[::ffff:10.0.0.1]":        "",
+		"http://[fe80::1%25eth0]":         "",
+		"http://127.1":                    "",
+		"http://0x7f.1":                   "",
+		"http://256.1.1.1":                "",
+		"http://127.0.0.1.":               "",
+		"http://example.1":                "",
+		"https://xn--a.example":           "",
+		"https://a..b":                    "",
+		"https://a\u200db.example":        "",
+		"https://ex ample.org":            "",
+		"https://a%2eb.org":               "",
+		"https://app.example.org:65536":   "",
+		"https://app.example.org:0":       "",
+		"https://app.example.org:x":       "",
+		"https://user:pw@app.example.org": "",
+		"https://app.example.org/":        "",
+		"https://app.example.org?":        "",
+		"https://app.example.org#":        "",
+		"https://*.example.org":           "",
+		"https://":                        "",
+		"https:app.example.org":           "",
+		"app.example.org":                 "",
+		"ftp://app.example.org":           "",
+		"null":                            "",
+		"*":                               "",
+	} {
+		if got, ok := browserOrigin(given); got != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %v; want %q", given, got, ok, want)
+		}
+	}
+}
+
+func TestCORSOrigins_MatchHoweverTheyAreWritten(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), "PHONENUMBER_CORS_ORIGINS=HTTPS://App.Example.org:443, http://bücher.example:80")
+	p := run(t, env).serving(t)
+	for _, origin := range []string{"https://app.example.org", "http://xn--bcher-kva.example"} {
+		q, err := http.NewRequest(http.MethodOptions, "http://"+p.Addr+pb.PhoneNumberService_SendSMS_FullMethodName, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set("Origin", origin)
+		q.Header.Set("Access-Control-Request-Method", "POST")
+		res, err := http.DefaultClient.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if got := res.Header.Get("Access-Control-Allow-Origin"); got != origin {
+			t.Errorf("%s asks before a call: got the allowed origin %q; want its own", origin, got)
+		}
 	}
 }
