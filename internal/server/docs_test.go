@@ -68,7 +68,7 @@ func TestEveryReasonIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []answer{unclassified, overloaded, notAllowed, rateLimited}
+	all := []answer{unclassified, overloaded, headersTooLarge, notAllowed, rateLimited, unknownPath}
 	for _, a := range ownAnswers {
 		all = append(all, a.answer)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/callers"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 // Domains of google.rpc.ErrorInfo: who said the reason.
@@ -29,6 +30,12 @@ type answer struct {
 	retry  time.Duration // RetryInfo, 0 for none
 }
 
+// What is wrong with a request over HTTP/1.1 beyond its fields.
+var (
+	errMessageTooLarge = errors.New("the message is too large")
+	errUnknownEncoding = errors.New("the message's encoding is not known")
+)
+
 // UNAVAILABLE may only stand where surely nothing was sent and nothing counted:
 // clients and meshes repeat it by themselves.
 var (
@@ -42,6 +49,8 @@ var (
 		{verify.ErrCallerGone, answer{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
 		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
 		{callers.ErrUnknown, answer{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
+		{errMessageTooLarge, answer{codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than this service takes; nothing was sent and nothing was counted", 0}},
+		{errUnknownEncoding, answer{codes.Unimplemented, "UNKNOWN_ENCODING", "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted", 0}},
 		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
 	}
 	sendAnswers = map[verify.SendKind]answer{
@@ -57,6 +66,7 @@ var (
 	headersTooLarge = answer{codes.ResourceExhausted, "HEADERS_TOO_LARGE", "the headers of this call are larger than this service takes; nothing was sent and nothing was counted", 0}
 	notAllowed      = answer{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
 	rateLimited     = answer{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
+	unknownPath     = answer{codes.Unimplemented, "UNKNOWN_PATH", "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName + " and POST " + pb.PhoneNumberService_Valid_FullMethodName, 0}
 	// For a panic, and for what nobody thought of.
 	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
 )

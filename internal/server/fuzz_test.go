@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -105,6 +106,10 @@ func FuzzJSON(f *testing.F) {
 		handler.ServeHTTP(answer, q)
 		if answer.Code == http.StatusOK && !handled && !strings.Contains(strings.ToLower(contentType), "grpc") {
 			t.Errorf("%q as %q: got 200 and no call", body, contentType)
+		}
+		inHeader, err := base64.RawStdEncoding.DecodeString(answer.Header().Get("Grpc-Status-Details-Bin"))
+		if details := answer.Body.String() + string(inHeader); err != nil || !handled && !strings.Contains(details, "google.rpc.ErrorInfo") {
+			t.Errorf("%q as %q: got %d %q %v; want an error with ErrorInfo", body, contentType, answer.Code, answer.Body, answer.Header())
 		}
 		if answer.Header().Get("Content-Type") == "application/json" && !json.Valid(answer.Body.Bytes()) {
 			t.Errorf("%q as %q: got %q, which is no JSON", body, contentType, answer.Body)

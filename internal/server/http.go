@@ -2,17 +2,22 @@ package server
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,11 +45,14 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 	}
 	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, svc.SendSMS))
 	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, svc.Valid))
+	refuse := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		if r.URL.Path != "/" {
-			w.WriteHeader(http.StatusNotFound)
+			w = statusWriter{w, http.StatusNotImplemented, http.StatusNotFound}
+			refuse.Write(w, r, connectError(unknownPath.status())) //nolint:errcheck // the caller has gone
+			return
 		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n", c.Version,
 			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName, documentation)
 	})
@@ -70,13 +78,19 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 	}
 }
 
-// bridge serves one call over HTTP/1.1. It passes through around exactly as a
-// call over gRPC does.
+// bridge serves one call over HTTP/1.1. It passes through around exactly as a call over
+// gRPC does, also where the request is wrong. connect writes the answer alone: it gets a
+// request without a head and message of the caller's, so that it refuses none with a text
+// of its own.
 func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, f func(context.Context, *Req) (*Res, error)) http.Handler {
-	unary := func(ctx context.Context, r *connect.Request[body]) (*connect.Response[Res], error) {
-		res, err := around(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
+		c := ctx.Value(httpCallKey{}).(*httpCall)
+		res, err := around(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+			if c.err != nil {
+				return nil, c.err
+			}
 			request := new(Req)
-			if err := r.Msg.decode(any(request).(proto.Message)); err != nil {
+			if err := c.form.unmarshal(c.message, any(request).(proto.Message)); err != nil {
 				return nil, err
 			}
 			return f(ctx, request)
@@ -86,9 +100,174 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, lim
 		}
 		return connect.NewResponse(res.(*Res)), nil
 	}
-	return connect.NewUnaryHandler(method, unary, connect.WithReadMaxBytes(limits.MessageBytes),
+	writer := connect.NewUnaryHandler(method, unary,
 		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
-		connect.WithCodec(codec{"proto", proto.Marshal, unmarshalProto}))
+		connect.WithCodec(codec{"proto", proto.Marshal}))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, end := readCall(w.Header(), r, limits.MessageBytes)
+		defer end()
+		if c.httpStatus != 0 {
+			w = statusWriter{w, http.StatusBadRequest, c.httpStatus}
+		}
+		empty := &http.Request{
+			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(c.form.empty())),
+			Header: http.Header{"Content-Type": {c.answerType}}, Body: io.NopCloser(bytes.NewReader(c.form.empty())),
+		}
+		// Not with c.ctx: connect answers by itself if that has ended.
+		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.WithoutCancel(r.Context()), httpCallKey{}, c)))
+	})
+}
+
+type httpCallKey struct{}
+
+// An httpCall is a request over HTTP/1.1 that was read whole.
+type httpCall struct {
+	ctx        context.Context // ends with the caller, or when its deadline passes
+	form       form
+	answerType string
+	message    []byte // without envelope and compression
+	err        error  // what is wrong with the request
+	httpStatus int    // of err, if it is not the one that Connect has for its code
+}
+
+// A form is how a message looks over HTTP/1.1.
+type form struct {
+	unmarshal func([]byte, proto.Message) error
+	enveloped bool // five bytes before it, as in gRPC and gRPC-Web
+}
+
+var (
+	forms = map[string]form{
+		"application/json":  {unmarshalJSON, false},
+		"application/proto": {unmarshalProto, false},
+
+		"application/grpc-web":       {unmarshalProto, true},
+		"application/grpc-web+proto": {unmarshalProto, true},
+		"application/grpc-web+json":  {unmarshalJSON, true},
+
+		"application/grpc":       {unmarshalProto, true},
+		"application/grpc+proto": {unmarshalProto, true},
+		"application/grpc+json":  {unmarshalJSON, true},
+	}
+	connectTimeout = regexp.MustCompile(`^[0-9]{1,10}$`)
+	grpcTimeout    = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
+	grpcUnits      = map[byte]time.Duration{
+		'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+	}
+)
+
+const envelopeBytes = 5
+
+func (f form) empty() []byte {
+	if f.enveloped {
+		return make([]byte, envelopeBytes)
+	}
+	return nil
+}
+
+// readCall reads a request, whose message may have so many bytes. What is wrong with the
+// request is in the call, which then has the form in which that is answered. The caller
+// of readCall calls end after the call.
+func readCall(answer http.Header, r *http.Request, most int) (c *httpCall, end func()) {
+	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
+	f, known := forms[mediaType]
+	c = &httpCall{ctx: r.Context(), form: f, answerType: mediaType}
+	if !known || r.Method != http.MethodPost {
+		c.form, c.answerType = forms["application/json"], "application/json"
+	} else if mediaType == "application/json" && strings.Contains(strings.ToLower(parameters), "charset") {
+		c.answerType = "application/json; charset=utf-8" // whatever it is called: JSON has no other
+	}
+	wrong := func(field, want string) {
+		c.err = fieldErrors{{Field: field, Want: want}}
+	}
+	timeoutName, timeoutForm, timeoutWant, encodingName := "Connect-Timeout-Ms", connectTimeout, "must be milliseconds, 1 to 10 digits, or left out", "Content-Encoding"
+	if f.enveloped {
+		timeoutName, timeoutForm, timeoutWant, encodingName = "Grpc-Timeout", grpcTimeout, "must be 1 to 8 digits and one of H, M, S, m, u, n, or left out", "Grpc-Encoding"
+	}
+	timeout, encoding := r.Header.Get(timeoutName), strings.ToLower(r.Header.Get(encodingName))
+	version := r.Header.Get("Connect-Protocol-Version")
+	switch {
+	case r.Method != http.MethodPost:
+		wrong("method", "must be POST")
+		c.httpStatus = http.StatusMethodNotAllowed
+		answer.Set("Allow", http.MethodPost)
+	case !known:
+		wrong("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
+		c.httpStatus = http.StatusUnsupportedMediaType
+		answer.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
+	case !f.enveloped && version != "" && version != "1":
+		wrong("Connect-Protocol-Version", "must be 1, or left out")
+	case timeout != "" && !timeoutForm.MatchString(timeout):
+		wrong(timeoutName, timeoutWant)
+	case encoding != "" && encoding != "identity" && encoding != "gzip":
+		c.err = errUnknownEncoding
+	}
+	if c.err != nil {
+		return c, func() {}
+	}
+	end = func() {}
+	if timeout != "" {
+		c.ctx, end = context.WithTimeout(c.ctx, timeoutOf(timeout))
+	}
+	c.message, c.err = f.read(r.Body, encoding == "gzip", most)
+	return c, end
+}
+
+// timeoutOf reads what matched one of the two forms of a timeout.
+func timeoutOf(text string) time.Duration {
+	unit, inGRPC := grpcUnits[text[len(text)-1]]
+	if !inGRPC {
+		unit = time.Millisecond
+	}
+	n, _ := strconv.ParseInt(strings.TrimRight(text, "HMSmun"), 10, 64)
+	return time.Duration(min(n, math.MaxInt64/int64(unit))) * unit
+}
+
+// read returns the message in a body. Its errors are for the caller.
+func (f form) read(body io.Reader, compressed bool, most int) ([]byte, error) {
+	longest := most + len(f.empty())
+	b, err := io.ReadAll(io.LimitReader(body, int64(longest)+1))
+	if err != nil {
+		return nil, fieldErrors{{Field: "body", Want: "must be as its head says, and arrive in time"}}
+	}
+	if len(b) > longest {
+		return nil, errMessageTooLarge
+	}
+	if f.enveloped {
+		if len(b) < envelopeBytes || b[0] > 1 || b[0] == 1 && !compressed || int(binary.BigEndian.Uint32(b[1:])) != len(b)-envelopeBytes {
+			return nil, fieldErrors{{Field: "body", Want: "must be one message, after its flag and its length, and compressed only as Grpc-Encoding says"}}
+		}
+		compressed = b[0] == 1
+		b = b[envelopeBytes:]
+	}
+	if !compressed || len(b) == 0 {
+		return b, nil
+	}
+	unpacked, err := gzip.NewReader(bytes.NewReader(b))
+	if err == nil {
+		b, err = io.ReadAll(io.LimitReader(unpacked, int64(most)+1))
+	}
+	if err != nil {
+		return nil, fieldErrors{{Field: "body", Want: "must be gzip, as its encoding says"}}
+	}
+	if len(b) > most {
+		return nil, errMessageTooLarge
+	}
+	return b, nil
+}
+
+// A statusWriter answers with another HTTP status in place of one.
+type statusWriter struct {
+	http.ResponseWriter
+	inPlaceOf, status int
+}
+
+func (w statusWriter) WriteHeader(status int) {
+	if status == w.inPlaceOf {
+		status = w.status
+	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // asIncoming gives a request's context what that of a call over gRPC has, where it is
@@ -117,38 +296,19 @@ type address string
 func (address) Network() string  { return "tcp" }
 func (a address) String() string { return string(a) }
 
-// A body is a request as it came. It is decoded within around, so that what is
-// wrong with it is told and logged like every other fault.
-type body struct {
-	raw       []byte
-	unmarshal func([]byte, proto.Message) error
-}
-
-func (b *body) decode(m proto.Message) error {
-	if b.unmarshal == nil { // nothing came
-		return nil
-	}
-	return b.unmarshal(b.raw, m)
-}
-
-// A codec writes messages and keeps what it is to read as a body.
+// A codec writes messages. There is nothing to read: connect gets an empty message.
 type codec struct {
-	name      string
-	marshal   func(proto.Message) ([]byte, error)
-	unmarshal func([]byte, proto.Message) error
+	name    string
+	marshal func(proto.Message) ([]byte, error)
 }
 
 func (c codec) Name() string                  { return c.name }
 func (c codec) Marshal(m any) ([]byte, error) { return c.marshal(m.(proto.Message)) }
-func (c codec) Unmarshal(b []byte, m any) error {
-	*m.(*body) = body{bytes.Clone(b), c.unmarshal}
-	return nil
-}
+func (codec) Unmarshal([]byte, any) error     { return nil }
 
-// jsonCodec is proto JSON that refuses what it does not know and shows
-// valid: false.
+// jsonCodec is proto JSON that shows valid: false.
 func jsonCodec(name string) codec {
-	return codec{name, protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal, unmarshalJSON}
+	return codec{name, protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal}
 }
 
 func unmarshalProto(b []byte, m proto.Message) error {
@@ -160,8 +320,8 @@ func unmarshalProto(b []byte, m proto.Message) error {
 
 var fieldName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
 
-// unmarshalJSON names what is wrong with a body. It never repeats a value: it
-// could be a code.
+// unmarshalJSON refuses what it does not know, and names what is wrong with a body. It
+// never repeats a value: it could be a code.
 func unmarshalJSON(b []byte, m proto.Message) error {
 	if protojson.Unmarshal(b, m) == nil {
 		return nil

@@ -1,0 +1,258 @@
+package server_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
+)
+
+const validPath = "/phonenumberservice.PhoneNumberService/Valid"
+
+// exchange makes a request with nothing in its head but headers, and returns the answer
+// as it came over the wire.
+func (r *replica) exchange(t *testing.T, method, path, body string, headers ...string) (*http.Response, string) {
+	t.Helper()
+	q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		q.Header.Set(headers[i], headers[i+1])
+	}
+	plain := &http.Transport{DisableCompression: true} // asks for no encoding by itself
+	defer plain.CloseIdleConnections()
+	return answer(t, &http.Client{Transport: plain}, q)
+}
+
+func gzipped(text string) string {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write([]byte(text))
+	w.Close()
+	return b.String()
+}
+
+// enveloped is a message as gRPC-Web frames it.
+func enveloped(flag byte, message string) string {
+	head := binary.BigEndian.AppendUint32([]byte{flag}, uint32(len(message)))
+	return string(head) + message
+}
+
+func validMessage(t *testing.T) string {
+	t.Helper()
+	b, err := proto.Marshal(&pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+const validJSON = `{"phone_number":"18600000000","code":"1"}`
+
+// statusOf reads the error in an answer, whichever of the protocols it is of.
+func statusOf(t *testing.T, res *http.Response, body string) *status.Status {
+	t.Helper()
+	s := &spb.Status{}
+	if bin := res.Header.Get("Grpc-Status-Details-Bin"); bin != "" {
+		raw, err := base64.RawStdEncoding.DecodeString(bin)
+		if err == nil {
+			err = proto.Unmarshal(raw, s)
+		}
+		if err != nil {
+			t.Fatalf("Grpc-Status-Details-Bin: %v", err)
+		}
+		return status.FromProto(s)
+	}
+	var e struct {
+		Code, Message string
+		Details       []struct{ Type, Value string }
+	}
+	if err := json.Unmarshal([]byte(body), &e); err != nil || res.Header.Get("Content-Type") != "application/json" {
+		t.Fatalf("got %d %s %q; want an error in JSON or gRPC-Web", res.StatusCode, res.Header.Get("Content-Type"), body)
+	}
+	for c := codes.OK; c <= codes.Unauthenticated; c++ {
+		if strings.EqualFold(strings.ReplaceAll(e.Code, "_", ""), c.String()) {
+			s.Code = int32(c)
+		}
+	}
+	s.Message = e.Message
+	for _, d := range e.Details {
+		raw, err := base64.RawStdEncoding.DecodeString(d.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Details = append(s.Details, &anypb.Any{TypeUrl: "type.googleapis.com/" + d.Type, Value: raw})
+	}
+	return status.FromProto(s)
+}
+
+func TestHTTPAnswer_IsNotCompressed(t *testing.T) {
+	r, _ := startDev(t)
+	for _, accepts := range []string{"", "identity", "gzip;q=0", "gzip", "gzip, deflate, br"} {
+		res, body := r.exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip", "Accept-Encoding", accepts)
+		if got := res.Header.Get("Content-Encoding"); res.StatusCode != 200 || got != "" || body != `{"valid":false}` {
+			t.Errorf("Accept-Encoding %q: got %d, Content-Encoding %q, %q; want {\"valid\":false} as it is", accepts, res.StatusCode, got, body)
+		}
+	}
+	res, body := r.exchange(t, "POST", validPath, enveloped(1, gzipped(validMessage(t))), "Content-Type", "application/grpc-web+proto", "Grpc-Encoding", "gzip", "Grpc-Accept-Encoding", "gzip")
+	if got := res.Header.Get("Grpc-Encoding"); res.StatusCode != 200 || got != "" || !strings.HasPrefix(body, "\x00\x00\x00\x00\x00\x80") {
+		t.Errorf("gRPC-Web: got %d, Grpc-Encoding %q, %q; want an empty message as it is", res.StatusCode, got, body)
+	}
+}
+
+func TestContentType_MayHaveParametersAndCapitals(t *testing.T) {
+	r, _ := startDev(t)
+	for contentType, want := range map[string]string{
+		"application/json":                        "application/json",
+		"application/json; charset=utf-8":         "application/json; charset=utf-8",
+		"application/json;charset=UTF-8":          "application/json; charset=utf-8",
+		"application/json; charset=utf8":          "application/json; charset=utf-8",
+		`application/json; profile="x;y"; q`:      "application/json",
+		"Application/JSON;":                       "application/json",
+		"text/plain; charset=utf8":                "application/json",
+		"application/proto; messagetype=x":        "application/proto",
+		"application/grpc-web+proto; charset=utf": "application/grpc-web+proto",
+		"application/grpc-web+json;charset=utf8":  "application/grpc-web+json",
+		"application/grpc-web":                    "application/grpc-web",
+	} {
+		message := validJSON
+		if strings.Contains(contentType, "proto") || contentType == "application/grpc-web" {
+			message = validMessage(t)
+		}
+		if strings.Contains(contentType, "grpc") {
+			message = enveloped(0, message)
+		}
+		res, body := r.exchange(t, "POST", validPath, message, "Content-Type", contentType)
+		if got := res.Header.Get("Content-Type"); res.StatusCode != 200 || got != want || res.Header.Get("Grpc-Status") != "" {
+			t.Errorf("%s: got %d %s %q; want 200 %s", contentType, res.StatusCode, got, body, want)
+		}
+	}
+}
+
+// Every error over HTTP has a text of ours, quotes nothing, and is counted and logged as a
+// call unless its path is none.
+func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
+	const quoted = "hunter2"
+	var scrape func(string) (int, string)
+	r, inbox := startDev(t, func(c *server.Config) { scrape = scraped(t, c) })
+	jsonType := []string{"Content-Type", "application/json"}
+	web := []string{"Content-Type", "application/grpc-web+proto"}
+	with := func(base []string, more ...string) []string { return append(append([]string(nil), base...), more...) }
+	large := strings.Repeat("a", 5000)
+	calls := 0
+	for name, c := range map[string]struct {
+		method, path, body string
+		headers            []string
+		http               int
+		code               codes.Code
+		reason, field      string
+	}{
+		"no such path":         {"POST", "/" + quoted, validJSON, jsonType, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
+		"no such path, a GET":  {"GET", "/" + quoted, "", nil, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
+		"no such path, web":    {"POST", "/" + quoted, "", web, 200, codes.Unimplemented, "UNKNOWN_PATH", ""},
+		"GET":                  {"GET", sendPath + "?" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
+		"GET of Connect":       {"GET", validPath + "?connect=v2&encoding=json&message=" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
+		"another method":       {"HUNTER2", validPath, validJSON, jsonType, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
+		"another type":         {"POST", sendPath, validJSON, []string{"Content-Type", "text/" + quoted}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
+		"gRPC-Web as text":     {"POST", sendPath, validJSON, []string{"Content-Type", "application/grpc-web-text"}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
+		"a foreign page":       {"POST", sendPath, validJSON, []string{"Content-Type", "text/plain", "Origin", "https://hunter2.example"}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
+		"timeout":              {"POST", sendPath, validJSON, with(jsonType, "Connect-Timeout-Ms", quoted), 400, codes.InvalidArgument, "INVALID_FIELD", "Connect-Timeout-Ms"},
+		"long timeout":         {"POST", validPath, validJSON, with(jsonType, "Connect-Timeout-Ms", "12345678901"), 400, codes.InvalidArgument, "INVALID_FIELD", "Connect-Timeout-Ms"},
+		"timeout, web":         {"POST", validPath, "", with(web, "Grpc-Timeout", "1x"), 200, codes.InvalidArgument, "INVALID_FIELD", "Grpc-Timeout"},
+		"encoding":             {"POST", sendPath, validJSON, with(jsonType, "Content-Encoding", quoted), 501, codes.Unimplemented, "UNKNOWN_ENCODING", ""},
+		"encoding, web":        {"POST", validPath, "", with(web, "Grpc-Encoding", quoted), 200, codes.Unimplemented, "UNKNOWN_ENCODING", ""},
+		"version":              {"POST", sendPath, validJSON, with(jsonType, "Connect-Protocol-Version", quoted), 400, codes.InvalidArgument, "INVALID_FIELD", "Connect-Protocol-Version"},
+		"no gzip":              {"POST", sendPath, quoted, with(jsonType, "Content-Encoding", "gzip"), 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"half a gzip":          {"POST", sendPath, gzipped(validJSON)[:30], with(jsonType, "Content-Encoding", "gzip"), 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"a long message":       {"POST", sendPath, large, jsonType, 429, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"a bomb":               {"POST", sendPath, gzipped(strings.Repeat(large, 20)), with(jsonType, "Content-Encoding", "gzip"), 429, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"a bomb, web":          {"POST", validPath, enveloped(1, gzipped(large)), with(web, "Grpc-Encoding", "gzip"), 200, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"a long message, web":  {"POST", validPath, enveloped(0, large), web, 200, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"half an envelope":     {"POST", validPath, "\x00\x00", web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"half a message, web":  {"POST", validPath, enveloped(0, validMessage(t))[:9], web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"two messages, web":    {"POST", validPath, enveloped(0, "") + enveloped(0, ""), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"compressed, not said": {"POST", validPath, enveloped(1, gzipped("")), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"an unknown flag, web": {"POST", validPath, enveloped(0x80, ""), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"no UTF-8, web":        {"POST", validPath, enveloped(0, "\x0a\x01\xff"), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"a deadline that is over": {
+			"POST", validPath, validJSON, with(jsonType, "Connect-Timeout-Ms", "0"), 504, codes.DeadlineExceeded, "CALLER_GONE", "",
+		},
+		"a deadline that is over, web": {
+			"POST", validPath, enveloped(0, validMessage(t)), with(web, "Grpc-Timeout", "0n"), 200, codes.DeadlineExceeded, "CALLER_GONE", "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := strings.Count(r.log.String(), "msg=call")
+			res, body := r.exchange(t, c.method, c.path, c.body, c.headers...)
+			s := statusOf(t, res, body)
+			info, _, bad := details(t, s)
+			if res.StatusCode != c.http || s.Code() != c.code {
+				t.Errorf("got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
+			}
+			if info.GetReason() != c.reason || info.GetDomain() != "phone-number-service" || fieldOf(bad) != c.field {
+				t.Errorf("got the reason %s of %s, field %q; want %s, field %q", info.GetReason(), info.GetDomain(), fieldOf(bad), c.reason, c.field)
+			}
+			if text := s.Message() + body; s.Message() == "" || strings.Contains(strings.ToLower(text), quoted) {
+				t.Errorf("got %q; want a text that quotes nothing", text)
+			}
+			logged := strings.Count(r.log.String(), "msg=call") - before
+			if want := c.reason != "UNKNOWN_PATH"; (logged == 1) != want {
+				t.Errorf("got %d log lines; want one: %v", logged, want)
+			}
+			calls += logged
+		})
+	}
+	if strings.Contains(strings.ToLower(r.log.String()), quoted) {
+		t.Error("the log quotes a request")
+	}
+	if n := len(inbox.Messages("")); n != 0 {
+		t.Errorf("%d messages were sent", n)
+	}
+	_, metrics := scrape("/metrics")
+	counted := 0
+	for line := range strings.Lines(metrics) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(line), "} "); strings.HasPrefix(name, "phonenumber_call_duration_seconds_count{") {
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			counted += n
+		}
+	}
+	if counted != calls {
+		t.Errorf("%d calls are in the metrics; want the %d that are in the log", counted, calls)
+	}
+}
+
+func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
+	r, _ := startDev(t)
+	for _, c := range [][]string{
+		{"application/json", validJSON, "Connect-Timeout-Ms", "9999999999"},
+		{"application/json", validJSON, "Connect-Timeout-Ms", "60000"},
+		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "99999999H"},
+		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "1M"},
+		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "60S"},
+		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "60000m"},
+		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "60000000u"},
+	} {
+		res, body := r.exchange(t, "POST", validPath, c[1], "Content-Type", c[0], c[2], c[3])
+		if res.StatusCode != 200 || res.Header.Get("Grpc-Status") != "" {
+			t.Errorf("%s: %s: got %d %q; want an answer", c[2], c[3], res.StatusCode, body)
+		}
+	}
+}
