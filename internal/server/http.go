@@ -229,7 +229,7 @@ func (f form) read(body io.Reader, compressed bool, most int) ([]byte, error) {
 	longest := most + len(f.empty())
 	b, err := io.ReadAll(io.LimitReader(body, int64(longest)+1))
 	if err != nil {
-		return nil, fieldErrors{{Field: "body", Want: "must be as its head says, and arrive in time"}}
+		return nil, bodyError(err)
 	}
 	if len(b) > longest {
 		return nil, errMessageTooLarge
@@ -255,6 +255,20 @@ func (f form) read(body io.Reader, compressed bool, most int) ([]byte, error) {
 		return nil, errMessageTooLarge
 	}
 	return b, nil
+}
+
+// bodyError tells a peer that has gone from a body that is late or no HTTP. The error's own
+// text has addresses in it.
+func bodyError(err error) error {
+	var network net.Error
+	isNetwork := errors.As(err, &network)
+	switch {
+	case isNetwork && network.Timeout():
+		return fieldErrors{{Field: "body", Want: "must arrive in the time that this service has for a request"}}
+	case isNetwork, errors.Is(err, io.ErrUnexpectedEOF):
+		return verify.ErrCallerGone
+	}
+	return fieldErrors{{Field: "body", Want: "must be in chunks as HTTP/1.1 has them, if its head says so"}}
 }
 
 // A statusWriter answers with another HTTP status in place of one.

@@ -1,15 +1,21 @@
 package server_test
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
@@ -17,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -237,6 +244,104 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 	if counted != calls {
 		t.Errorf("%d calls are in the metrics; want the %d that are in the log", counted, calls)
 	}
+}
+
+// A body that does not arrive is told in our words, with a status that says that nothing
+// began, and is counted and logged.
+func TestHTTPBody_ThatDoesNotArriveIsNamed(t *testing.T) {
+	ca := catest.New(t)
+	for _, secure := range []bool{false, true} {
+		var scrape func(string) (int, string)
+		r, inbox := startDev(t, func(c *server.Config) {
+			c.Limits.ReadTimeout = 300 * time.Millisecond
+			if secure {
+				c.TLS, _ = certificates(t, ca, nil)
+			}
+			scrape = scraped(t, c)
+		})
+		late := func(net.Conn) {}
+		halfClosed := func(c net.Conn) { c.(interface{ CloseWrite() error }).CloseWrite() }
+		for name, c := range map[string]struct {
+			contentType, head, begin string
+			then                     func(net.Conn)
+			http                     int
+			code                     codes.Code
+			reason, field            string
+		}{
+			"late":             {"application/json", "Content-Length: 100", `{"phone_number":`, late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"late, nothing":    {"application/json", "Content-Length: 100", "", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"late, chunked":    {"application/json", "Transfer-Encoding: chunked", "5\r\n{\"pho\r\n", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"late, web":        {"application/grpc-web+proto", "Content-Length: 100", "\x00\x00", late, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"garbage":          {"application/json", "Transfer-Encoding: chunked", "zz\r\n\r\n", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"garbage, web":     {"application/grpc-web+proto", "Transfer-Encoding: chunked", "5\r\nabcdefgh", late, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"a long chunk":     {"application/json", "Transfer-Encoding: chunked", "fffffffffffffffff\r\n", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"cut off":          {"application/json", "Content-Length: 100", `{"phone_number":`, halfClosed, 499, codes.Canceled, "CALLER_GONE", ""},
+			"cut off, chunked": {"application/json", "Transfer-Encoding: chunked", "5\r\n{\"", halfClosed, 499, codes.Canceled, "CALLER_GONE", ""},
+			"cut off, web":     {"application/grpc-web+proto", "Content-Length: 100", "\x00", halfClosed, 200, codes.Canceled, "CALLER_GONE", ""},
+		} {
+			t.Run(fmt.Sprintf("%s, TLS %v", name, secure), func(t *testing.T) {
+				conn := dial(t, r, secure, ca)
+				fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%s\r\n\r\n%s", sendPath, c.contentType, c.head, c.begin)
+				c.then(conn)
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer res.Body.Close()
+				body, err := io.ReadAll(res.Body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s := statusOf(t, res, string(body))
+				info, _, bad := details(t, s)
+				if res.StatusCode != c.http || s.Code() != c.code {
+					t.Errorf("got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
+				}
+				if info.GetReason() != c.reason || fieldOf(bad) != c.field {
+					t.Errorf("got the reason %s, field %q; want %s, field %q", info.GetReason(), fieldOf(bad), c.reason, c.field)
+				}
+				if text := s.Message() + string(body); strings.Contains(text, "127.0.0.1") || strings.Contains(text, "tcp") {
+					t.Errorf("got %q; want no address", text)
+				}
+			})
+		}
+		reset := dial(t, r, secure, ca)
+		fmt.Fprintf(reset, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{", sendPath)
+		raw := reset
+		if secure {
+			raw = reset.(*tls.Conn).NetConn()
+		}
+		raw.(*net.TCPConn).SetLinger(0)
+		raw.Close()
+		eventually(t, "every such call is in the metrics", func() bool {
+			_, metrics := scrape("/metrics")
+			return strings.Contains(metrics, `method="SendSMS",status="InvalidArgument"} 7`) && strings.Contains(metrics, `method="SendSMS",status="Canceled"} 4`)
+		})
+		if log := r.log.String(); strings.Count(log, "msg=call") != 11 || strings.Contains(log, "->") {
+			t.Errorf("TLS %v: got %d log lines of calls; want 11, without addresses", secure, strings.Count(log, "msg=call"))
+		}
+		if n := len(inbox.Messages("")); n != 0 {
+			t.Errorf("%d messages were sent", n)
+		}
+	}
+}
+
+// dial connects to r, by TLS if secure.
+func dial(t *testing.T, r *replica, secure bool, ca *catest.CA) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	var err error
+	if secure {
+		conn, err = tls.Dial("tcp", r.addr, ca.Client())
+	} else {
+		conn, err = net.Dial("tcp", r.addr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	return conn
 }
 
 func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
