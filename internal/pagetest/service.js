@@ -9,7 +9,7 @@ export { expect };
 
 const calls = '/phonenumberservice.PhoneNumberService/';
 
-async function freePort() {
+export async function freePort() {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address();
@@ -18,8 +18,9 @@ async function freePort() {
   return port;
 }
 
-class Service {
-  constructor(port, settings) {
+export class Service {
+  constructor(port, settings, command = 'dev') {
+    this.command = command;
     this.host = `localhost:${port}`;
     this.url = `http://${this.host}`;
     this.environment = { PHONENUMBER_LISTEN: `127.0.0.1:${port}`, ...settings };
@@ -27,11 +28,11 @@ class Service {
   }
 
   async start() {
-    this.process = spawn(process.env.PROGRAM, ['dev'], { env: this.environment });
+    this.process = spawn(process.env.PROGRAM, [this.command], { env: this.environment });
     for (const stream of [this.process.stdout, this.process.stderr]) stream.on('data', text => { this.output += text; });
     while (true) {
       if (this.process.exitCode !== null) throw new Error(`exited: ${this.output}`);
-      if (await fetch(this.url + '/number.json?phone_number=1').then(r => r.ok, () => false)) return this;
+      if (await fetch(this.url).then(r => r.ok, () => false)) return this;
       await new Promise(resolve => setTimeout(resolve, 5));
     }
   }

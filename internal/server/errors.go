@@ -33,6 +33,7 @@ type answer struct {
 // What is wrong with a request over HTTP/1.1 beyond its fields.
 var (
 	errMessageTooLarge = errors.New("the message is too large")
+	errOrigin          = errors.New("a web page of an origin that may not call")
 	errUnknownEncoding = errors.New("the message's encoding is not known")
 )
 
@@ -50,6 +51,7 @@ var (
 		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
 		{callers.ErrUnknown, answer{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
 		{errMessageTooLarge, answer{codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than this service takes; nothing was sent and nothing was counted", 0}},
+		{errOrigin, answer{codes.PermissionDenied, "ORIGIN_NOT_ALLOWED", "web pages of this origin may not make calls; nothing was sent and nothing was counted", 0}},
 		{errUnknownEncoding, answer{codes.Unimplemented, "UNKNOWN_ENCODING", "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted", 0}},
 		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
 	}

@@ -93,7 +93,7 @@ func FuzzJSON(f *testing.F) {
 		var log bytes.Buffer
 		handled := false
 		around := aroundCall(observe.Steps{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
-		handler := jsonByDefault(bridge(pb.PhoneNumberService_Valid_FullMethodName, around, DefaultLimits, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+		handler := jsonByDefault(bridge(pb.PhoneNumberService_Valid_FullMethodName, around, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 			handled = true
 			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
 				t.Errorf("%q, %q are no text", r.PhoneNumber, r.Code)

@@ -40,11 +40,17 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 // JSON and gRPC-Web, and what dev, where it is not nil, has beside them.
 func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, admitted *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
+	admits := func(r *http.Request) error {
+		if dev == nil && fromPage(r, c.Origins) { // dev has a page, and answers to no public name
+			return errOrigin
+		}
+		return nil
+	}
 	call := func(method string, handler http.Handler) {
 		mux.Handle(method, forOrigins(c.Origins, asIncoming(c.Limits.ConnectionAge, admitted.http(jsonByDefault(handler)))))
 	}
-	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, svc.SendSMS))
-	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, svc.Valid))
+	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, admits, svc.SendSMS))
+	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, admits, svc.Valid))
 	refuse := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -82,7 +88,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 // gRPC does, also where the request is wrong. connect writes the answer alone: it gets a
 // request without a head and message of the caller's, so that it refuses none with a text
 // of its own.
-func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, f func(context.Context, *Req) (*Res, error)) http.Handler {
+func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
 		c := ctx.Value(httpCallKey{}).(*httpCall)
 		res, err := around(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
@@ -104,7 +110,7 @@ func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, lim
 		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
 		connect.WithCodec(codec{"proto", proto.Marshal}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, end := readCall(w.Header(), r, limits.MessageBytes)
+		c, end := readCall(w.Header(), r, limits.MessageBytes, admits(r))
 		defer end()
 		if c.httpStatus != 0 {
 			w = statusWriter{w, http.StatusBadRequest, c.httpStatus}
@@ -165,10 +171,10 @@ func (f form) empty() []byte {
 	return nil
 }
 
-// readCall reads a request, whose message may have so many bytes. What is wrong with the
-// request is in the call, which then has the form in which that is answered. The caller
-// of readCall calls end after the call.
-func readCall(answer http.Header, r *http.Request, most int) (c *httpCall, end func()) {
+// readCall reads a request, whose message may have so many bytes, unless it is refused.
+// What is wrong with the request is in the call, which then has the form in which that is
+// answered. The caller of readCall calls end after the call.
+func readCall(answer http.Header, r *http.Request, most int, refused error) (c *httpCall, end func()) {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
 	f, known := forms[mediaType]
@@ -192,6 +198,8 @@ func readCall(answer http.Header, r *http.Request, most int) (c *httpCall, end f
 		wrong("method", "must be POST")
 		c.httpStatus = http.StatusMethodNotAllowed
 		answer.Set("Allow", http.MethodPost)
+	case refused != nil:
+		c.err = refused
 	case !known:
 		wrong("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
 		c.httpStatus = http.StatusUnsupportedMediaType
@@ -411,6 +419,20 @@ func forOrigins(origins []string, next http.Handler) http.Handler {
 		ExposedHeaders: []string{"Grpc-Message", "Grpc-Status", "Grpc-Status-Details-Bin"},
 		MaxAge:         7200, // seconds; no browser remembers longer
 	}).Handler(next)
+}
+
+// fromPage tells whether a web page of another origin than these makes a request. A
+// browser says so, and back ends and curl say nothing. That Origin and Host are alike proves
+// nothing: by DNS rebinding both are a page's own, at this address.
+func fromPage(r *http.Request, origins []string) bool {
+	from := r.Header.Values("Origin")
+	for _, origin := range from {
+		if !slices.Contains(origins, origin) {
+			return true
+		}
+	}
+	site := r.Header.Get("Sec-Fetch-Site")
+	return len(from) == 0 && site != "" && site != "none"
 }
 
 func fromForeignPage(r *http.Request) bool {

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -358,6 +360,65 @@ func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
 		res, body := r.exchange(t, "POST", validPath, c[1], "Content-Type", c[0], c[2], c[3])
 		if res.StatusCode != 200 || res.Header.Get("Grpc-Status") != "" {
 			t.Errorf("%s: %s: got %d %q; want an answer", c[2], c[3], res.StatusCode, body)
+		}
+	}
+}
+
+// By DNS rebinding a page's own Origin and Host are alike, so that nothing of a request
+// but the listed origins lets a page call.
+func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
+	const listed = "https://app.example.org"
+	for _, origins := range [][]string{nil, {listed}} {
+		var sends atomic.Int64
+		r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(verify.Message) (verify.Receipt, error) {
+			sends.Add(1)
+			return verify.Receipt{BizID: "1"}, nil
+		}), func(c *server.Config) { c.Origins = origins })
+		own := "http://" + r.addr
+		message, err := proto.Marshal(request("18600000000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const json = `{"phone_number":"18600000000","signature":"a","template_code":"b"}`
+		for contentType, body := range map[string]string{
+			"application/json": json, "text/plain": json, "": json, "application/proto": string(message), "application/grpc-web+proto": enveloped(0, string(message)),
+		} {
+			for _, c := range []struct {
+				headers []string
+				want    bool
+			}{
+				{nil, true},
+				{[]string{"Sec-Fetch-Site", "none"}, true},
+				{[]string{"Origin", own}, false},
+				{[]string{"Origin", own, "Sec-Fetch-Site", "same-origin"}, false},
+				{[]string{"Sec-Fetch-Site", "same-origin"}, false},
+				{[]string{"Sec-Fetch-Site", "same-site"}, false},
+				{[]string{"Sec-Fetch-Site", "cross-site"}, false},
+				{[]string{"Origin", "null"}, false},
+				{[]string{"Origin", ""}, false},
+				{[]string{"Origin", "https://evil.example", "Sec-Fetch-Site", "none"}, false},
+				{[]string{"Origin", listed, "Sec-Fetch-Site", "cross-site"}, len(origins) > 0},
+			} {
+				if c.want && len(c.headers) == 4 && contentType != "application/json" && !strings.Contains(contentType, "proto") {
+					c.want = false // a page of another origin must declare the type
+				}
+				before := sends.Load()
+				res, answer := r.exchange(t, "POST", sendPath, body, append([]string{"Content-Type", contentType}, c.headers...)...)
+				if got := sends.Load() - before; (got == 1) != c.want {
+					t.Errorf("origins %v, %q, %q: got %d sends, HTTP %d; want one: %v", origins, contentType, c.headers, got, res.StatusCode, c.want)
+					continue
+				}
+				if c.want || res.StatusCode == http.StatusUnsupportedMediaType {
+					continue
+				}
+				s := statusOf(t, res, answer)
+				if info, _, _ := details(t, s); s.Code() != codes.PermissionDenied || info.GetReason() != "ORIGIN_NOT_ALLOWED" {
+					t.Errorf("origins %v, %q, %q: got %v %s; want PermissionDenied ORIGIN_NOT_ALLOWED", origins, contentType, c.headers, s.Code(), info.GetReason())
+				}
+			}
+		}
+		if !strings.Contains(r.log.String(), "msg=call method=SendSMS status=PermissionDenied") {
+			t.Error("the log does not say that a page was refused")
 		}
 	}
 }
