@@ -107,6 +107,7 @@ func fromPrivateNames(next http.Handler) http.Handler {
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
 		}
+		host = strings.ToLower(strings.TrimSuffix(host, ".")) // the same name
 		public := host == "" || strings.Contains(host, ".") && !privateNames.MatchString(host)
 		if public && net.ParseIP(host) == nil {
 			http.Error(w, "development answers to IP addresses, names without a dot, and names in .internal, .local, .localhost and .test", http.StatusMisdirectedRequest)

@@ -83,7 +83,9 @@ func TestDevelopmentAnswersToNoPublicName(t *testing.T) {
 		r, _ := startDev(t, change)
 		_, port, _ := net.SplitHostPort(r.addr)
 		for host, want := range map[string]int{
-			"evil.example": 421, "evil.example:" + port: 421, "localhost.evil.example": 421, "127.0.0.1.nip.io": 421, "localhost.": 421, "local": 200,
+			"evil.example": 421, "evil.example:" + port: 421, "localhost.evil.example": 421, "127.0.0.1.nip.io": 421, "local": 200,
+			"EVIL.example.": 421, "localhost.evil": 421, "local.": 200, "localhost..": 421, ".": 421,
+			"localhost.": 200, "LocalHost:" + port: 200, "Phone.LOCAL": 200, "phone.local.": 200, "phone.local.:" + port: 200, "Sms.Internal.": 200, "127.0.0.1.": 200,
 			"localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200, "sms:50511": 200, "sms.internal": 200, "phone.localhost": 200,
 		} {
 			for _, path := range []string{"/inbox.json", "/"} {

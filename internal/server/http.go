@@ -444,5 +444,5 @@ func fromForeignPage(r *http.Request) bool {
 		return false
 	}
 	u, err := url.Parse(origin)
-	return err != nil || u.Host != r.Host
+	return err != nil || !strings.EqualFold(u.Host, r.Host)
 }
