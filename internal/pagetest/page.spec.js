@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { root } from './build.js';
-import { expect, test } from './service.js';
+import { expect, Phone, test } from './service.js';
 
 const run = promisify(execFile);
 const wrong = code => String((Number(code) + 1) % 1_000_000).padStart(6, '0');
@@ -185,6 +185,81 @@ test('a tab that nobody sees listens no more, and tells what it missed when it i
   await see(false);
   await expect(phone.messages).toHaveCount(2);
   await expect(phone.page.getByRole('button', { name: 'New: +86 186 0000 0001' })).toBeVisible();
+});
+
+// together opens so many windows beside the first, and tells which of them asked for the stream.
+async function together(phone, context, count) {
+  const streams = [];
+  const phones = [phone];
+  while (phones.length < count) phones.push(new Phone(await context.newPage(), phone.service));
+  for (const p of phones) p.page.on('request', r => { if (r.url().endsWith('/inbox/events')) streams.push(p); });
+  for (const p of phones) await p.open();
+  return { phones, streams };
+}
+
+test('more windows than a browser has connections are told everything by one stream', async ({ phone, context, service }) => {
+  await service.fail({ phone_number: '18600000009', kind: 'limit_day' });
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
+  const { phones, streams } = await together(phone, context, 9);
+  for (const p of phones) {
+    await expect(p.messages).toHaveCount(1); // was there before
+    await expect(p.send).toContainText('Sends to +86 186 0000 0009 fail: Limit by day.');
+  }
+  const code = await phones.at(-1).sendCode();
+  for (const p of phones) {
+    await expect(p.messages).toHaveCount(2);
+    await expect(p.messages.nth(1)).toContainText(code);
+    await expect(p.messages.nth(1)).toContainText(/3 attempts, (10:00|9:5\d) left/);
+  }
+  await phones.at(3).verify(code);
+  await expect(phones.at(3).validAnswer).toContainText('{"valid":true}');
+  for (const p of phones) await expect(p.messages.nth(1)).toContainText('used');
+  expect(streams).toEqual([phone]);
+});
+
+test('a window that goes leaves the stream to another one', async ({ phone, context, service }) => {
+  const { phones, streams } = await together(phone, context, 3);
+  const [first, second, third] = phones;
+  await first.page.evaluate(() => {
+    Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+    document.dispatchEvent(new Event('visibilitychange'));
+  });
+  await expect.poll(() => streams).toEqual([first, second]);
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'One' });
+  await expect(second.messages).toHaveCount(1);
+  await expect(third.messages).toHaveCount(1);
+  await expect(first.messages).toHaveCount(0); // nobody sees it
+  await second.page.close();
+  await expect.poll(() => streams).toEqual([first, second, third]);
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Two' });
+  await expect(third.messages).toHaveCount(2);
+  await service.stop();
+  await expect(third.page.getByText('No connection to the service')).toBeVisible();
+});
+
+test('all windows say that the service is away, and come back', async ({ phone, context, service }) => {
+  const { phones } = await together(phone, context, 3);
+  await service.stop();
+  for (const p of phones) await expect(p.page.getByText('No connection to the service')).toBeVisible();
+  await service.start();
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
+  for (const p of phones) {
+    await expect(p.page.locator('#signal')).toHaveText('Connected');
+    await expect(p.messages).toContainText('【Shop】');
+  }
+});
+
+// As on a name in the network, which is no secure context.
+test('without locks each window has a stream, and says why a call waits', async ({ phone, context, service }) => {
+  await context.addInitScript(() => Object.defineProperty(navigator, 'locks', { value: undefined }));
+  const { phones, streams } = await together(phone, context, 6);
+  expect(streams).toEqual(phones);
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
+  for (const p of phones) await expect(p.messages).toContainText('【Shop】');
+  await phones[5].page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phones[5].sendAnswer).toContainText('If more than five windows of this page are open, close some');
+  await phones[0].page.close();
+  await expect(phones[5].sendAnswer).toContainText('OK · HTTP 200');
 });
 
 test('what the page lets fail or succeed leaves other numbers alone', async ({ phone, service }) => {

@@ -101,7 +101,7 @@ export const test = base.extend({
 });
 
 // Phone is the page as a person sees it, in English.
-class Phone {
+export class Phone {
   constructor(page, service) {
     this.page = page;
     this.service = service;

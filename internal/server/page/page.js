@@ -20,25 +20,77 @@ let last = -1; // the highest id that was seen
 
 const now = () => Date.now() + behind;
 
+// A browser opens six connections to a host, so one window has the stream of events for all
+// that are seen: the one that holds a lock. Browsers have locks on https and localhost alone;
+// elsewhere each window has a stream of its own.
+const windows = navigator.locks && new BroadcastChannel('events');
+const name = Math.random(); // this window's, for the others
+let events; // the stream, if this window has it
+let leave; // ends this window's part
+
+function listenWhileSeen() {
+  leave?.();
+  leave = undefined;
+  if (document.hidden) return;
+  if (!windows) {
+    leave = listen();
+    return;
+  }
+  const waiting = new AbortController();
+  let release;
+  navigator.locks.request('events', { signal: waiting.signal }, () => new Promise(resolve => {
+    const close = listen();
+    release = () => resolve(close());
+  })).catch(() => {}); // hidden before it had the lock
+  leave = () => release ? release() : waiting.abort();
+  windows.postMessage({ joins: name });
+}
+
+if (windows) windows.onmessage = ({ data }) => {
+  if (data.joins) {
+    if (events && $('signal').dataset.on) windows.postMessage({ to: data.joins, ...state() });
+  } else if (leave && !events && (!data.to || data.to === name)) hear(data);
+};
+
+const state = () => $('signal').dataset.on === 'true'
+  ? { settings, behind, update: { whole: true, messages: [...messages.values()].reverse(), failures } }
+  : { lost: true };
+
+// listen has the stream until the function that it returns is called.
 function listen() {
-  const events = new EventSource('inbox/events');
+  events = new EventSource('inbox/events');
+  const tell = heard => {
+    windows?.postMessage(heard);
+    hear(heard);
+  };
   events.addEventListener('settings', e => {
-    const { started } = settings;
-    settings = JSON.parse(e.data);
-    if (started && started !== settings.started) last = 0; // a new process numbers its messages anew
-    behind = Date.parse(settings.now) - Date.now();
+    const settings = JSON.parse(e.data);
+    tell({ settings, behind: Date.parse(settings.now) - Date.now() });
+  });
+  events.addEventListener('inbox', e => tell({ update: JSON.parse(e.data) }));
+  events.onerror = () => {
+    tell({ lost: true });
+    // After an answer that is no stream, of a proxy say, a browser asks no more.
+    if (events.readyState === EventSource.CLOSED) setTimeout(listenWhileSeen, 1000);
+  };
+  return () => {
+    events.close();
+    events = undefined;
+  };
+}
+
+// hear takes what the stream says, in this window or in the one that has it.
+function hear(heard) {
+  if (heard.lost) connected(false);
+  if (heard.settings) {
+    if (settings.started && settings.started !== heard.settings.started) last = 0; // a new process numbers its messages anew
+    ({ settings, behind } = heard);
     $('version').textContent = settings.version;
     connected(true);
     checkNumber($('send-number'));
     checkNumber($('valid-number'));
-  });
-  events.addEventListener('inbox', e => take(JSON.parse(e.data)));
-  events.onerror = () => {
-    connected(false);
-    // After an answer that is no stream, of a proxy say, a browser asks no more.
-    if (events.readyState === EventSource.CLOSED) setTimeout(listenWhileSeen, 1000);
-  };
-  return events;
+  }
+  if (heard.update) take(heard.update);
 }
 
 function connected(yes) {
@@ -323,7 +375,8 @@ async function call(method, form, answer, explain) {
     answer.replaceChildren(line('p', 'verdict', text));
     answer.dataset.ok = false;
   };
-  const underWay = setTimeout(() => only(say('underWay')), 200);
+  const underWay = [setTimeout(() => only(say('underWay')), 200)];
+  if (!windows) underWay.push(setTimeout(() => only(say('crowded')), 3000));
   let response, body;
   try {
     response = await fetch('/phonenumberservice.PhoneNumberService/' + method, {
@@ -334,7 +387,7 @@ async function call(method, form, answer, explain) {
     only(say('unreachable'));
     return false;
   } finally {
-    clearTimeout(underWay);
+    underWay.forEach(clearTimeout);
   }
   const took = Math.round(performance.now() - began);
   const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : String(body.code).toUpperCase();
@@ -488,12 +541,6 @@ async function copy(text, button) {
 
 // --- begin
 
-// A browser has six connections to a host: a page that nobody sees gives its own back.
-let events;
-function listenWhileSeen() {
-  events?.close();
-  events = document.hidden ? undefined : listen();
-}
 document.addEventListener('visibilitychange', listenWhileSeen);
 listenWhileSeen();
 draw();

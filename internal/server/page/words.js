@@ -24,6 +24,7 @@ const words = {
     succeedingNumber: 'Sends to $1 succeed.', failingMore: 'So for $1 more numbers.',
     timesFault: 'A whole number from 1 to 1,000; empty for all.',
     language: 'Language of the example',
+    crowded: 'Still under way. If more than five windows of this page are open, close some: each holds one of the six connections that a browser opens to one address.',
     errors: {},
   },
   zh: {
@@ -46,6 +47,7 @@ const words = {
     succeedingNumber: '发往 $1 的短信会成功。', failingMore: '另有 $1 个号码。',
     timesFault: '须为 1 到 1000 的整数，留空表示全部。',
     language: '示例语言',
+    crowded: '仍在处理中。如果同时打开了五个以上的本页面窗口，请关闭一些：浏览器对同一地址最多建立六个连接，每个窗口占用一个。',
 
     tagline: '发送验证码、查看短信、完成验证。不发送真实短信，不产生费用。',
     sendIs: '发送六位验证码', validIs: '校验验证码，仅能成功一次',
