@@ -297,7 +297,7 @@ func TestStart_failsWithCode1WhateverReadsStderr(t *testing.T) {
 				t.Fatal(err)
 			}
 			kill := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
-			cmd.Wait() //nolint:errcheck // it is to fail
+			cmd.Wait()
 			kill.Stop()
 			if code := cmd.ProcessState.ExitCode(); code <= 0 {
 				t.Errorf("%v, stderr %s: got %v; want an exit code", args, name, cmd.ProcessState)

@@ -128,7 +128,7 @@ func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 	if err == nil {
 		err = each("SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_MAXIMUM_LENGTH, IS_NULLABLE, COLUMN_DEFAULT, EXTRA FROM information_schema.COLUMNS"+ours, func(text []sql.NullString) {
 			c := mysqlColumn{dataType: text[1].String, columnType: text[2].String, nullable: text[4].String == "YES"}
-			fmt.Sscan(text[3].String, &c.length)
+			_, _ = fmt.Sscan(text[3].String, &c.length) // NULL leaves 0
 			byDefault, extra := text[5], strings.ToLower(text[6].String)
 			hasDefault := byDefault.Valid && byDefault.String != "NULL" // MariaDB writes the word
 			computed := strings.Contains(extra, "auto_increment") || strings.Contains(extra, "generated")
