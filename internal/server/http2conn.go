@@ -36,6 +36,9 @@ const (
 	maxSpareFrames  = 1000
 	framesPerSecond = 20
 	framesPerCall   = 20
+	// A call that is reset before its handler starts counts as so many more: a peer that
+	// resets two of five calls spends as many frames as its other calls earn.
+	framesPerEarlyReset = 20
 	// Headers that are rejected were decoded; this many bytes of them count as a frame.
 	rejectedBytesPerFrame = 1 << 10
 
@@ -52,7 +55,7 @@ const (
 const (
 	frameHeaderBytes = 9
 	maxFrameBytes    = 16 << 10 // of a payload: grpc-go's, and the protocol's default
-	readBufferBytes  = 8 << 10
+	readBufferBytes  = 4 << 10
 )
 
 var (
@@ -268,7 +271,9 @@ func (c *http2Conn) nextFrame() error {
 			c.requested(f.stream)
 		}
 	case http2.FrameRSTStream:
-		c.offWire(f.stream)
+		if s, ok := c.offWire(f.stream); ok && s.state < streamRunning {
+			c.spend(framesPerEarlyReset)
+		}
 	}
 	c.left = frameHeaderBytes + f.length
 	return nil
@@ -461,18 +466,18 @@ func (c *http2Conn) pause() {
 	}
 }
 
-// offWire removes a stream that either side has ended.
-func (c *http2Conn) offWire(id uint32) {
+// offWire removes a stream that either side has ended, and returns its last state.
+func (c *http2Conn) offWire(id uint32) (s wireStream, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s, ok := c.streams[id]
-	if !ok {
-		return
+	if s, ok = c.streams[id]; !ok {
+		return s, false
 	}
 	delete(c.streams, id)
 	if s.state != streamRunning {
 		c.wait(-1)
 	}
+	return s, true
 }
 
 // run notes that the handler of a stream starts, and returns the function that notes its
