@@ -406,6 +406,13 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 					t.Errorf("the message does not hold %q:\n%s", want, out)
 				}
 			}
+			if _, list, ok := strings.Cut(strings.TrimSpace(string(out)), "the configuration cannot be used:\n"); ok {
+				for line := range strings.Lines(list) {
+					if !strings.HasPrefix(line, "  - ") {
+						t.Errorf("a fault without its list mark: %q", line)
+					}
+				}
+			}
 			if strings.Contains(string(out), "hunter") || strings.Contains(string(out), "aHVudGVyNA") {
 				t.Errorf("the message holds a secret:\n%s", out)
 			}

@@ -79,7 +79,10 @@ type resolved struct {
 // faults collects everything that is wrong with a configuration.
 type faults []string
 
-func (f *faults) add(format string, args ...any) { *f = append(*f, fmt.Sprintf(format, args...)) }
+// add adds each line as a fault: an error can be several.
+func (f *faults) add(format string, args ...any) {
+	*f = append(*f, strings.Split(fmt.Sprintf(format, args...), "\n")...)
+}
 
 // read adds what is wrong with files that g reads: that they cannot be read, or else
 // what it returns.
@@ -89,7 +92,7 @@ func (f *faults) read(g func(f *faults) error) {
 	if len(*f) > before || err == nil {
 		return
 	}
-	*f = append(*f, strings.Split(err.Error(), "\n")...)
+	f.add("%v", err)
 }
 
 func (f faults) err() error {
