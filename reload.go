@@ -13,6 +13,7 @@ const (
 	filesReadEvery = 2 * time.Second
 	readsAlike     = 2 // files change one after the other
 	faultToldEvery = time.Minute
+	longestPause   = time.Minute // between two attempts to take over the same
 )
 
 // What was read from files, and can tell what changed in it.
@@ -29,15 +30,18 @@ type files[T fromFiles[T]] struct {
 	alike    func(before, now T) int   // how many times it must be read alike; nil is readsAlike
 }
 
-// follow has what changed taken over until ctx ends. What cannot be used is tried
-// again each time, and an alarm.
+// follow has what changed taken over until ctx ends. What cannot be used is an alarm,
+// and is tried again: what cannot be read each time; what cannot be taken over less and
+// less often, down to once a minute, since a database may count each attempt with a wrong
+// password and lock the account. A further change is tried, and told, at once.
 func follow[T fromFiles[T]](ctx context.Context, log *slog.Logger, unusable *prometheus.GaugeVec, current T, f files[T]) {
 	tick := time.NewTicker(filesReadEvery)
 	defer tick.Stop()
 	alarm := unusable.WithLabelValues(f.what)
 	seen, alike := current, 0
 	var told string
-	var toldAt time.Time
+	var toldAt, tryAt time.Time
+	var pause time.Duration
 	for {
 		select {
 		case <-tick.C:
@@ -47,7 +51,7 @@ func follow[T fromFiles[T]](ctx context.Context, log *slog.Logger, unusable *pro
 		var wrong faults
 		now := f.read(&wrong)
 		if alike++; now != seen {
-			seen, alike = now, 1
+			seen, alike, told, pause, tryAt = now, 1, "", 0, time.Time{}
 		}
 		needed := readsAlike
 		if f.alike != nil {
@@ -58,9 +62,15 @@ func follow[T fromFiles[T]](ctx context.Context, log *slog.Logger, unusable *pro
 		}
 		err := wrong.err()
 		if err == nil && now != current {
+			if time.Now().Before(tryAt) {
+				continue
+			}
 			if err = f.takeOver(current, now); err == nil {
 				log.Info("took over "+f.what+" that changed", "names", strings.Join(now.changed(current), " "))
 				current = now
+			} else {
+				pause = min(max(2*pause, filesReadEvery), longestPause)
+				tryAt = time.Now().Add(pause)
 			}
 		}
 		if err == nil {
