@@ -339,6 +339,34 @@ func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testi
 	}
 }
 
+// TestStart_waitsForARouterThatHasNoServerYet has the router refuse in one way after the
+// other while the program waits.
+func TestStart_waitsForARouterThatHasNoServerYet(t *testing.T) {
+	t.Parallel()
+	fake, router := dysmsapitest.New(t), mariadbtest.NewRouter(t, mariadbtest.DSN(t))
+	router.RefuseGreetings(2003)
+	p := run(t, servicetest.Environment(fake, router.DSN))
+	refused := func(by string, number int) {
+		eventually(t, fmt.Sprintf("refused %s with %d", by, number), func() bool {
+			return strings.Contains(p.Output.String(), fmt.Sprintf("Error %d: refused by the router", number))
+		})
+	}
+	refused("before the login", 2003)
+	for _, number := range []int{1105, 1129, 4031} {
+		router.RefuseGreetings(uint16(number))
+		refused("before the login", number)
+	}
+	for _, number := range []int{9001, 3032, 2013} {
+		router.RefuseStatements(uint16(number))
+		refused("at the first statement", number)
+	}
+	router.Pass()
+	p.serving(t).send(t, "18612345678")
+	if !p.valid(t, "18612345678", lastCode(fake)) {
+		t.Error("the code is refused")
+	}
+}
+
 func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dir := t.TempDir()

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
@@ -24,9 +25,10 @@ type mysqlError struct {
 	text    string
 }
 
-// mysqlErrors is all that is known of the numbers of MySQL, MariaDB and Galera. A
-// number that is not here leaves the outcome unknown, and is final at start: so
-// do 1180 (commit failed), 1317 (interrupted) and 1927 (connection killed).
+// mysqlErrors is all that is known of the numbers of MySQL, MariaDB, Galera and the
+// proxies before them, as the answer to a statement. A number that is not here leaves
+// the outcome unknown, and is final at start: so do 1180 (commit failed) and 1317
+// (interrupted).
 var mysqlErrors = map[uint16]mysqlError{
 	1020: {lostRace, "the record changed since it was last read"},
 	1040: {noEffect | notUp, "too many connections"},
@@ -56,18 +58,46 @@ var mysqlErrors = map[uint16]mysqlError{
 	1615: {noEffect, "the statement must be prepared again"},
 	1792: {noEffect | notUp, "the transaction is read-only"},
 	1836: {noEffect | notUp, "the server is in read-only mode"},
+	1927: {notUp, "the connection was killed"},
+	2002: {notUp, "a proxy does not reach the server"},
+	2003: {notUp, "a proxy does not reach the server"},
+	2006: {notUp, "a proxy's connection to the server is gone"},
+	2013: {notUp, "a proxy lost its connection to the server"},
+	3032: {notUp, "the server is in offline mode"},
 	3101: {lostRace, "group replication's certification"},
+	9001: {notUp, "a proxy found no server in time"}, // ProxySQL; with TiDB, its PD timed out
 }
 
-const createDatabase = "CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin"
+// incurable are the numbers that, before a statement can be sent, mean a fault of the
+// configuration: of the user, the rights, the data source name or its parameters. If
+// anything else keeps a connection from being opened, time may cure it.
+var incurable = []uint16{
+	1044, 1045, 1049, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 3955, 4150, 4151, // user, host, database
+	1064, 1115, 1193, 1227, 1229, 1231, 1232, 1238, 1273, // parameters
+}
 
+// incurableErrors are those of the driver.
+var incurableErrors = []error{
+	mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword, mysql.ErrOldPassword, mysql.ErrUnknownPlugin, mysql.ErrOldProtocol,
+}
+
+// mysqlAdvice can be pasted into a client, up to its semicolons, once {database} and
+// {user} are replaced.
 var mysqlAdvice = map[uint16]string{
-	1044: "the user may not use the database, or it does not exist; as a user who may: " + createDatabase + ", and grant SELECT, INSERT, UPDATE, DELETE and CREATE on it",
+	1044: "the user may not use the database, or the database does not exist; as a user who may, run: " + createDatabase +
+		" GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
 	1045: "the user or the password of the data source name is not right",
-	1049: "the database does not exist; as a user who may: " + createDatabase,
+	1049: "the database does not exist; as a user who may, run: " + createDatabase,
 	1054: "the table phone_numbers lacks a column of phonenumberservice.sql",
-	1142: "the user needs SELECT, INSERT, UPDATE and DELETE on the table phone_numbers; where it is missing, run phonenumberservice.sql as a user who may create tables",
+	1142: grantRights,
+	1143: grantRights,
 }
+
+const (
+	createDatabase = "CREATE DATABASE IF NOT EXISTS {database} DEFAULT CHARACTER SET ascii COLLATE ascii_bin;"
+	grantRights    = "the user needs SELECT, INSERT, UPDATE and DELETE on the table phone_numbers; as a user who may, run:" +
+		" GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {user}; and if the table is missing, run phonenumberservice.sql as a user who may create tables"
+)
 
 const (
 	mysqlConnections  = 64              // fewer than the callers at once costs throughput
@@ -96,7 +126,13 @@ func openMySQL(dsn string) (*DB, error) {
 // rotating connects as the last data source name that it took says.
 type rotating struct {
 	cfg   *mysql.Config // take's alone
-	inner atomic.Pointer[driver.Connector]
+	inner atomic.Pointer[login]
+}
+
+// A login opens connections of one user.
+type login struct {
+	driver.Connector
+	user string
 }
 
 // take takes dsn. Where there was one before, it must name the same database (replicas
@@ -125,12 +161,12 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 		conn.Close()
 	}
 	r.cfg = cfg
-	r.inner.Store(&inner)
+	r.inner.Store(&login{inner, cfg.User})
 	return nil
 }
 
 func (r *rotating) Connect(ctx context.Context) (driver.Conn, error) {
-	return (*r.inner.Load()).Connect(ctx)
+	return r.inner.Load().Connect(ctx)
 }
 
 func (r *rotating) Driver() driver.Driver { return mysql.MySQLDriver{} }
@@ -155,7 +191,8 @@ func (c impatient) Connect(ctx context.Context) (driver.Conn, error) {
 }
 
 var errDSN = errors.New("the data source name cannot be read; want " + dsnForms +
-	" (after the database name, parameters in the form ?name=value&name=value, times as 2s)")
+	" (after the database name, parameters in the form ?name=value&name=value, times as 2s, and / as %2F, as in loc=Asia%2FShanghai;" +
+	" the password as it is)")
 
 // mysqlConfig reads dsn and sets what correctness rests on, whatever the
 // operator wrote; everything else that the operator wrote stays.
@@ -213,7 +250,26 @@ func (mysqlEngine) ofMany(db *DB) []statement {
 
 func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
 
-func (mysqlEngine) judge(err error) verdict {
+func (e mysqlEngine) judge(err error) verdict {
+	var before *withoutEffect
+	if errors.As(err, &before) && !isIncurable(err) {
+		return e.judgeAnswer(err) | notUp
+	}
+	return e.judgeAnswer(err)
+}
+
+// isIncurable reports whether waiting does not cure err, which kept a connection from
+// being opened.
+func isIncurable(err error) bool {
+	var server *mysql.MySQLError
+	if errors.As(err, &server) {
+		return slices.Contains(incurable, server.Number)
+	}
+	var untrusted *tls.CertificateVerificationError
+	return errors.As(err, &untrusted) || slices.ContainsFunc(incurableErrors, func(e error) bool { return errors.Is(err, e) })
+}
+
+func (mysqlEngine) judgeAnswer(err error) verdict {
 	var server *mysql.MySQLError
 	if errors.As(err, &server) {
 		return mysqlErrors[server.Number].verdict
@@ -249,7 +305,10 @@ func (e mysqlEngine) advice(err error) string {
 	if !errors.As(err, &server) {
 		return ""
 	}
-	return strings.ReplaceAll(mysqlAdvice[server.Number], "PhoneNumberService", e.database)
+	return strings.NewReplacer(
+		"{database}", "`"+strings.ReplaceAll(e.database, "`", "``")+"`",
+		"{user}", "'"+strings.NewReplacer("'", "''", `\`, `\\`).Replace(e.current.inner.Load().user)+"'@'%'",
+	).Replace(mysqlAdvice[server.Number])
 }
 
 func (mysqlEngine) inPlace() error { return nil }

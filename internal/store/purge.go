@@ -59,7 +59,7 @@ func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64,
 	if err != nil {
 		advice := ""
 		if db.judge(err)&denied != 0 {
-			advice = mysqlAdvice[1142]
+			advice = db.engine.advice(err)
 		}
 		err = fmt.Errorf("purge: %w", advised(advice, db.engine.loggable(err)))
 	}

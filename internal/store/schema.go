@@ -70,10 +70,10 @@ type keyPart struct {
 }
 
 // check reads the table's description and no row of it. Triggers, checks and foreign keys
-// are left to the operator.
+// are left to the operator. If the description cannot be read, an error of prepared stays.
 func (mysqlEngine) check(ctx context.Context, db *DB, prepared error) error {
 	t, err := readMySQLTable(ctx, db.pool)
-	if err != nil && (ctx.Err() != nil || db.judge(err)&notUp != 0) {
+	if err != nil && prepared == nil && (ctx.Err() != nil || db.judge(err)&notUp != 0) {
 		return err
 	}
 	if err == nil && (t.engine == "" || len(t.columns) == 0) {

@@ -197,10 +197,10 @@ func TestMariaDB(t *testing.T) {
 	})
 	t.Run("a user without rights is told how to set the database up", func(t *testing.T) {
 		account("nobody")
-		refused(t, as("nobody", mariadbtest.Database), "CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin", "1044")
+		refused(t, as("nobody", mariadbtest.Database), "CREATE DATABASE IF NOT EXISTS `PhoneNumberService` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1044")
 	})
 	t.Run("a database that does not exist is named with its CREATE DATABASE", func(t *testing.T) {
-		refused(t, server.DSN("Elsewhere"), "CREATE DATABASE Elsewhere DEFAULT CHARACTER SET ascii COLLATE ascii_bin", "1049")
+		refused(t, server.DSN("Elsewhere"), "CREATE DATABASE IF NOT EXISTS `Elsewhere` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1049")
 	})
 	t.Run("a wrong password is said to be one", func(t *testing.T) {
 		refused(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1), "the password of the data source name is not right")

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"database/sql/driver"
 	"errors"
@@ -31,7 +32,11 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 		if got := db.judge(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
 			t.Errorf("%v (%s): got verdict %04b, want %04b", c.err, c.about, got, c.want)
 		}
-		if got, want := db.judge(&withoutEffect{c.err}), c.want|noEffect; got != want {
+		got, want := db.judge(&withoutEffect{c.err}), c.want|noEffect
+		if _, ok := db.engine.(mysqlEngine); ok { // TestMySQLErrors_beforeALoginAreWaitedFor has the rest
+			got, want = got&^notUp, want&^notUp
+		}
+		if got != want {
 			t.Errorf("%v (%s) while connecting: got verdict %04b, want %04b", c.err, c.about, got, want)
 		}
 	}
@@ -73,8 +78,14 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 		{number(1615), noEffect, "must be re-prepared"},
 		{number(1792), noEffect | notUp, "read-only transaction"},
 		{number(1836), noEffect | notUp, "read-only mode"},
-		{number(1927), unknown, "connection killed"},
+		{number(1927), notUp, "connection killed"},
+		{number(2002), notUp, "a proxy without its server"},
+		{number(2003), notUp, "a proxy without its server"},
+		{number(2006), notUp, "a proxy whose server has gone"},
+		{number(2013), notUp, "a proxy whose server has gone"},
+		{number(3032), notUp, "offline mode"},
 		{number(3101), lostRace, "group replication rolled back"},
+		{number(9001), notUp, "a proxy without a server"},
 		{number(1105), unknown, "a number that nobody listed"},
 		{driver.ErrBadConn, noEffect | notUp, "nothing was sent"},
 		{mysql.ErrInvalidConn, notUp, "connection lost after the statement left"},
@@ -99,6 +110,31 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 	}
 	if got := db.judge(nil); got != 0 {
 		t.Errorf("no error: got verdict %04b, want 0", got)
+	}
+}
+
+// TestMySQLErrors_beforeALoginAreWaitedFor is about errors that kept a connection from
+// being opened: containers, routers and their servers start in any order.
+func TestMySQLErrors_beforeALoginAreWaitedFor(t *testing.T) {
+	for _, c := range []struct {
+		want bool
+		errs []error
+	}{
+		{true, []error{
+			number(1040), number(1105), number(1129), number(1226), number(2003), number(2013), number(3032), number(4031), number(9001), number(65535),
+			driver.ErrBadConn, mysql.ErrInvalidConn, mysql.ErrMalformPkt, io.ErrUnexpectedEOF, context.DeadlineExceeded,
+			&net.DNSError{Name: "db", IsNotFound: true}, errors.New("unsupported protocol version 72"),
+		}},
+		{false, []error{
+			number(1044), number(1045), number(1049), number(1130), number(1193), number(3159), number(4151),
+			&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, mysql.ErrNoTLS, mysql.ErrUnknownPlugin,
+		}},
+	} {
+		for _, err := range c.errs {
+			if got := (mysqlEngine{}).judge(&withoutEffect{err})&notUp != 0; got != c.want {
+				t.Errorf("%v: got worth waiting for %v; want %v", err, got, c.want)
+			}
+		}
 	}
 }
 
@@ -155,7 +191,7 @@ func TestOpenRefusesWithWhatWouldBeRightAndNothingOfTheDSN(t *testing.T) {
 		"", "sqlite:", "hunter2", "root:hunter2@tcp(db:3306)", "root:hunter2@tcp(db:3306)/", "root:hunter2@tcp(db:3306)/?tls=true",
 		"root:hun/ter2@tcp(db:3306)", "root:hunter2@db:3306/PhoneNumberService", "mysql://root:hunter2@db/PhoneNumberService",
 		"root:hunter2@tcp(db:3306/PhoneNumberService", "root:hunter2@tcp(db)/d?timeout=hunter2", "root:hunter2@tcp(db)/d?tls=hunter2",
-		"root:hunter2@tcp(db)/%zzhunter2", "hunter2@udp(db)/PhoneNumberService",
+		"root:hunter2@tcp(db)/%zzhunter2", "hunter2@udp(db)/PhoneNumberService", "root:hunter2@tcp(db)/d?loc=Asia/Shanghai",
 	} {
 		db, err := Open(dsn)
 		if err == nil {
@@ -165,6 +201,9 @@ func TestOpenRefusesWithWhatWouldBeRightAndNothingOfTheDSN(t *testing.T) {
 		}
 		if text := err.Error(); strings.Contains(text, "ter2") || !strings.Contains(text, "sqlite:/path/to/file.db") {
 			t.Errorf("Open(%q) = %q; want the right form and nothing of the name", dsn, text)
+		}
+		if strings.Contains(dsn, "Asia") && !strings.Contains(err.Error(), "loc=Asia%2FShanghai") {
+			t.Errorf("Open(%q) = %q; want loc=Asia%%2FShanghai", dsn, err)
 		}
 	}
 }

@@ -1,0 +1,121 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/go-sql-driver/mysql"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+)
+
+// TestPrepare_waitsBehindARouterWithoutAServer has a router refuse as MySQL Router,
+// ProxySQL, MaxScale and a server that starts or stops do.
+func TestPrepare_waitsBehindARouterWithoutAServer(t *testing.T) {
+	router := mariadbtest.NewRouter(t, mariadbtest.DSN(t))
+	for name, c := range map[string]struct {
+		refuse  func(uint16)
+		numbers []uint16
+		wait    bool
+	}{
+		"before the login":                 {router.RefuseGreetings, []uint16{1040, 1053, 1105, 1129, 2003, 2013, 3032, 4031, 9001}, true},
+		"before the login, for good":       {router.RefuseGreetings, []uint16{1044, 1045, 1049, 1130, 3159}, false},
+		"at the first command":             {router.RefuseCommands, []uint16{1047, 1927, 2003, 2006, 2013, 3032, 9001}, true},
+		"at the first statement":           {router.RefuseStatements, []uint16{1047, 1053, 1927, 2002, 2003, 2006, 2013, 3032, 9001}, true},
+		"at the first statement, for good": {router.RefuseStatements, []uint16{1045, 1049, 1105}, false},
+	} {
+		for _, number := range c.numbers {
+			c.refuse(number)
+			err := prepare(t, router.DSN)
+			var server *mysql.MySQLError
+			if !errors.As(err, &server) || server.Number != number {
+				t.Fatalf("%s: Prepare = %v; want the router's %d", name, err, number)
+			}
+			if got := errors.Is(err, store.ErrNotUp); got != c.wait {
+				t.Errorf("%s, %d: got worth waiting for %v; want %v", name, number, got, c.wait)
+			}
+		}
+	}
+	router.Pass()
+	if err := prepare(t, router.DSN); err != nil {
+		t.Errorf("Prepare after all refusals = %v; want nil", err)
+	}
+}
+
+// TestPrepare_endsWhereWaitingIsNoCure has a real server refuse for reasons of the
+// configuration.
+func TestPrepare_endsWhereWaitingIsNoCure(t *testing.T) {
+	server := mariadbtest.Start(t)
+	run, _ := admin(t, server.DSN(""))
+	own := server.DSN(mariadbtest.Database)
+	run("CREATE USER locked@'%' IDENTIFIED BY 'p' ACCOUNT LOCK", "CREATE USER elsewhere@'10.1.2.3' IDENTIFIED BY 'p'", "CREATE USER plugged@'%' IDENTIFIED VIA unix_socket")
+	for name, c := range map[string]struct {
+		dsn, set, reset string
+	}{
+		"an account that is locked":               {dsn: as(own, "locked:p")},
+		"a user of another host":                  {dsn: as(own, "elsewhere:p")},
+		"a user without a password to give":       {dsn: as(own, "plugged:p")},
+		"TLS that the server does not have":       {dsn: own + "?tls=skip-verify"},
+		"a parameter that the server lacks":       {dsn: own + "?no_such_variable=1"},
+		"a value that a parameter cannot have":    {dsn: own + "?tx_isolation=%27SOMETIMES%27"},
+		"a parameter that only the server can be": {dsn: own + "?max_connections=7"},
+		"TLS that the server asks for":            {own, "SET GLOBAL require_secure_transport = ON", "SET GLOBAL require_secure_transport = OFF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.set != "" {
+				run(c.set)
+				defer run(c.reset)
+			}
+			if err := prepare(t, c.dsn); err == nil || errors.Is(err, store.ErrNotUp) {
+				t.Errorf("Prepare = %v; want a final error", err)
+			}
+		})
+	}
+}
+
+// as replaces the user and the password of a data source name.
+func as(dsn, user string) string { return user + dsn[strings.LastIndex(dsn, "@"):] }
+
+// TestPrepare_advisesWhatWorksWhenPasted runs the statements of an error on the server
+// that caused it.
+func TestPrepare_advisesWhatWorksWhenPasted(t *testing.T) {
+	server := mariadbtest.Start(t)
+	run, _ := admin(t, server.DSN(""))
+	statement := regexp.MustCompile("(CREATE|GRANT) ([^`;]|`[^`]*`)*;")
+	for i, name := range []string{"PhoneNumberService2", "no-db", "back`tick", "key", "a;b"} {
+		user := fmt.Sprintf("o'brien-%d", i)
+		run("CREATE USER '" + strings.ReplaceAll(user, "'", "''") + "'@'%' IDENTIFIED BY 'p/w@rd?'")
+		database := "/" + url.PathEscape(name)
+		mine := as(server.DSN(""), user+":p/w@rd?")
+		mine = strings.TrimSuffix(mine, "/") + database
+		t.Run(name, func(t *testing.T) {
+			if err := prepare(t, strings.TrimSuffix(server.DSN(""), "/")+database); err == nil || !strings.Contains(err.Error(), "1049") {
+				t.Fatalf("Prepare as a user who may = %v; want 1049", err)
+			}
+			err := prepare(t, mine)
+			if err == nil || !strings.Contains(err.Error(), "1044") {
+				t.Fatalf("Prepare = %v; want 1044", err)
+			}
+			for _, s := range statement.FindAllString(err.Error(), -1) {
+				run(s)
+			}
+			if err := prepare(t, mine); err != nil {
+				t.Errorf("Prepare after what it advised = %v; want nil", err)
+			}
+			quoted := "`" + strings.ReplaceAll(name, "`", "``") + "`.*"
+			run("REVOKE INSERT ON " + quoted + " FROM '" + strings.ReplaceAll(user, "'", "''") + "'@'%'")
+			if err = prepare(t, mine); err == nil || !strings.Contains(err.Error(), "1142") {
+				t.Fatalf("Prepare without INSERT = %v; want 1142", err)
+			}
+			run(statement.FindString(err.Error()))
+			if err := prepare(t, mine); err != nil {
+				t.Errorf("Prepare after what it advised = %v; want nil", err)
+			}
+		})
+	}
+}
