@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -263,6 +265,9 @@ func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
 	var f faults
 	if got := serve.limitSettings.resolve(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
 		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
+	}
+	if want := strconv.Itoa(store.DefaultConnections); serve.DatabaseConnections != want {
+		t.Errorf("connections to the database: got %s; want the store's %s", serve.DatabaseConnections, want)
 	}
 }
 

@@ -108,7 +108,8 @@ func untilStopped() context.Context {
 
 type serveCommand struct {
 	settings
-	AliyunEndpoint string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"Where Aliyun SMS is (${default})."`
+	AliyunEndpoint      string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"Where Aliyun SMS is (${default})."`
+	DatabaseConnections string `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" placeholder:"N" help:"Connections to a MySQL server that are open at once, 1 to 1000 (${default})."`
 }
 
 func (c *serveCommand) Run(ctx context.Context, out output) error {
@@ -117,6 +118,9 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 	s := readSecrets(&f)
 	keys := s.keys(&f)
 	db := openStore(&f, s.dsn)
+	if n := number(&f, "--database-connections (PHONENUMBER_DATABASE_CONNECTIONS)", c.DatabaseConnections, 1, 1000); db != nil {
+		db.LimitConnections(n)
+	}
 	if s.dsn == "sqlite::memory:" {
 		f.add("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", s.dsn)
 	}

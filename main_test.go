@@ -367,6 +367,53 @@ func TestStart_waitsForARouterThatHasNoServerYet(t *testing.T) {
 	}
 }
 
+// TestDatabaseConnections_fewOfThemFailNoCall has two replicas share five connections,
+// of which each tries to have 64, or is told to have two.
+func TestDatabaseConnections_fewOfThemFailNoCall(t *testing.T) {
+	t.Parallel()
+	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	admin, err := sql.Open("mysql", server.DSN(mariadbtest.Database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	for _, statement := range []string{"CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON " + mariadbtest.Database + ".* TO few@'%'"} {
+		if _, err := admin.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := servicetest.Environment(fake, regexp.MustCompile(`^[^@]*@`).ReplaceAllString(server.DSN(mariadbtest.Database), "few:p@"))
+	number := 18612340000
+	for _, also := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {
+		one, two := run(t, append(env, also)).serving(t), run(t, append(env, also)).serving(t)
+		if got := strings.Contains(one.Output.String(), "max_user_connections is 5"); got != (also == "") {
+			t.Errorf("%s: a warning of max_user_connections: got %v; want %v", also, got, also == "")
+		}
+		const callers, each = 60, 5
+		var calls sync.WaitGroup
+		for i := range callers {
+			p, first := []process{one, two}[i%2], number+i*each
+			calls.Go(func() {
+				for n := first; n < first+each; n++ {
+					if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: fmt.Sprint(n), Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+						t.Errorf("SendSMS: %v", err)
+					}
+					if _, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: fmt.Sprint(n), Code: "x"}); err != nil {
+						t.Errorf("Valid: %v", err)
+					}
+				}
+			})
+		}
+		calls.Wait()
+		number += callers * each
+		if n := len(connections(t, admin, "few")); also != "" && n > 4 {
+			t.Errorf("%s: got %d connections of two replicas; want 4 at most", also, n)
+		}
+		one.Kill()
+		two.Kill()
+	}
+}
+
 func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dir := t.TempDir()
@@ -402,12 +449,13 @@ func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
 			"DATA_SOURCE_NAME=root:hunter2@nonsense", "ALIYUN_ACCESS_KEY_ID=id", "ALIYUN_ACCESS_KEY_SECRET=hunter3", "ALIYUN_ENDPOINT=http://sms.example",
 			"PHONENUMBER_LISTEN=nowhere", "PHONENUMBER_ATTEMPT_LIMIT=101", "PHONENUMBER_CODE_TTL=11m", "PHONENUMBER_REGION=XX",
 			"PHONENUMBER_CODE_KEY=aHVudGVyNA==", "PHONENUMBER_SMS_TIMEOUT=1h", "PHONENUMBER_DRAIN_DELAY=-1s", "PHONENUMBER_LOG_LEVEL=loud",
-			"PHONENUMBER_LOG_FORMAT=xml", "PHONENUMBER_METRICS_LISTEN=x", "PHONENUMBER_RETENTION=23h", "PHONENUMBER_CODE_TLL=5m",
+			"PHONENUMBER_LOG_FORMAT=xml", "PHONENUMBER_METRICS_LISTEN=x", "PHONENUMBER_RETENTION=23h", "PHONENUMBER_CODE_TLL=5m", "PHONENUMBER_DATABASE_CONNECTIONS=0",
 			"OTEL_EXPORTER_OTLP_ENDPOINT=http://hunter5:hunter6@a collector",
 		}, nil, []string{
 			"DATA_SOURCE_NAME", "ALIYUN_ENDPOINT", "PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 			"PHONENUMBER_CODE_KEY", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY", "PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT",
 			"PHONENUMBER_METRICS_LISTEN", `PHONENUMBER_RETENTION) is "23h"; it must be a duration from 24h`, "PHONENUMBER_CODE_TLL is no setting",
+			"PHONENUMBER_DATABASE_CONNECTIONS) is \"0\"; it must be a whole number from 1 to 1000",
 			"OTEL_EXPORTER_OTLP_ENDPOINT must be http://",
 		}},
 		{"a secret twice", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_ID_FILE=/dev/null"}, nil, []string{"ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_ID_FILE are both set"}},

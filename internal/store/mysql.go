@@ -100,15 +100,16 @@ const (
 )
 
 const (
-	mysqlConnections  = 64              // fewer than the callers at once costs throughput
-	mysqlConnLifetime = 5 * time.Minute // so that a change behind a name or a balancer is noticed
+	mysqlConnLifetime = 5 * time.Minute  // so that a change behind a name or a balancer is noticed
+	mysqlConnIdleTime = 30 * time.Second // then another replica may have it
 	mysqlDialTimeout  = 2 * time.Second
 	mysqlIOTimeout    = 5 * time.Second // for a peer that vanished: calls give up by their context
 )
 
 type mysqlEngine struct {
-	database string
-	current  *rotating
+	database    string
+	current     *rotating
+	connections *connections
 }
 
 func openMySQL(dsn string) (*DB, error) {
@@ -116,11 +117,14 @@ func openMySQL(dsn string) (*DB, error) {
 	if err := current.take(context.Background(), dsn); err != nil {
 		return nil, err
 	}
-	pool := sql.OpenDB(connector{current})
-	pool.SetMaxOpenConns(mysqlConnections)
-	pool.SetMaxIdleConns(mysqlConnections)
+	opened := &connections{Connector: current}
+	pool := sql.OpenDB(connector{opened})
 	pool.SetConnMaxLifetime(mysqlConnLifetime)
-	return &DB{engine: mysqlEngine{current.cfg.DBName, current}, pool: pool, counters: newCounters()}, nil
+	pool.SetConnMaxIdleTime(mysqlConnIdleTime)
+	db := &DB{engine: mysqlEngine{current.cfg.DBName, current, opened}, pool: pool, counters: newCounters()}
+	opened.pool, opened.count = pool, db.count
+	opened.limit(DefaultConnections)
+	return db, nil
 }
 
 // rotating connects as the last data source name that it took says.
@@ -155,10 +159,11 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 			return errOtherDatabase
 		}
 		conn, err := inner.Connect(ctx)
-		if err != nil {
+		if err == nil {
+			conn.Close()
+		} else if !isUserFull(err) { // the password was right, and the pool may have all connections
 			return mysqlEngine{}.loggable(err)
 		}
-		conn.Close()
 	}
 	r.cfg = cfg
 	r.inner.Store(&login{inner, cfg.User})
@@ -313,6 +318,8 @@ func (e mysqlEngine) advice(err error) string {
 
 func (mysqlEngine) inPlace() error { return nil }
 
+func (e mysqlEngine) limit(connections int) { e.connections.limit(connections) }
+
 func (mysqlEngine) complete(context.Context, *sql.DB) error { return nil }
 
 // MySQL 8 would answer with yesterday's number of rows, but for the hint.
@@ -321,10 +328,10 @@ func (mysqlEngine) asks() (clock, rows string) {
 		" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'"
 }
 
-func (mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
+func (e mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
 	value := map[string]string{}
 	rows, err := pool.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN
-		('innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
+		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
 	if err == nil {
 		defer rows.Close()
 		for rows.Next() {
@@ -337,16 +344,19 @@ func (mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
 	if err != nil {
 		return []string{"the database's settings could not be read: " + err.Error()}
 	}
-	return mysqlWarnings(value)
+	return mysqlWarnings(value, e.connections.most)
 }
 
-func mysqlWarnings(value map[string]string) (warnings []string) {
+func mysqlWarnings(value map[string]string, connections int) (warnings []string) {
 	const lost = ": what the database acknowledged can be lost when its power fails, and a used code live again; set it to 1"
 	if v, ok := value["innodb_flush_log_at_trx_commit"]; ok && v != "1" {
 		warnings = append(warnings, "innodb_flush_log_at_trx_commit is "+v+lost)
 	}
 	if v, ok := value["sync_binlog"]; ok && v != "1" && value["log_bin"] == "ON" {
 		warnings = append(warnings, "sync_binlog is "+v+" beside a binary log"+lost)
+	}
+	if n, _ := strconv.Atoi(value["max_user_connections"]); n > 0 && n < connections {
+		warnings = append(warnings, fmt.Sprintf("max_user_connections is %d, for all replicas, and each opens %d connections to the database, if it can: calls wait for a connection; raise it, or lower PHONENUMBER_DATABASE_CONNECTIONS", n, connections))
 	}
 	const reads = 1 // the bit for SELECT
 	if wait, _ := strconv.Atoi(value["wsrep_sync_wait"]); value["wsrep_on"] == "ON" && wait&reads == 0 {

@@ -62,6 +62,8 @@ func openSQLite(path string) (*DB, error) {
 	return &DB{engine: sqliteEngine{path, map[string]fs.FileInfo{}}, pool: pool, counters: newCounters()}, nil
 }
 
+func (sqliteEngine) limit(int) {} // one connection, always
+
 func (sqliteEngine) rotate(context.Context, string) error { return errOtherDatabase }
 
 // provide creates the file for its owner alone; SQLite gives the files beside it

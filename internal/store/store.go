@@ -46,6 +46,8 @@ type DB struct {
 type engine interface {
 	// rotate takes the credentials of another data source name for new connections.
 	rotate(ctx context.Context, dsn string) error
+	// limit sets how many connections are open at most, if the engine has a choice.
+	limit(connections int)
 	// provide makes what must be there before the first connection.
 	provide() error
 	// doNothing ends an INSERT for engines that can be told to do nothing where
@@ -94,6 +96,10 @@ func Open(dsn string) (*DB, error) {
 	}
 	return openMySQL(dsn)
 }
+
+// LimitConnections sets how many connections a MySQL server is asked for at most, before
+// the first one is opened.
+func (db *DB) LimitConnections(n int) { db.engine.limit(n) }
 
 // Rotate has new connections use the user, password and parameters of dsn, which
 // must name the same database and be accepted by it. Its errors quote nothing of dsn.

@@ -225,7 +225,7 @@ func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
 }
 
 func TestWarningsNameTheSettingAndTheCure(t *testing.T) {
-	for _, c := range []struct{ flush, bin, sync, wsrep, wait, want string }{
+	for _, c := range []struct{ flush, bin, sync, wsrep, wait, user, want string }{
 		{flush: "1", bin: "OFF", sync: "0", wsrep: "OFF", wait: "0"},
 		{flush: "1", bin: "ON", sync: "1", wsrep: "ON", wait: "1"},
 		{flush: "1", bin: "OFF", sync: "0", wsrep: "ON", wait: "15"},
@@ -234,16 +234,19 @@ func TestWarningsNameTheSettingAndTheCure(t *testing.T) {
 		{flush: "1", bin: "ON", sync: "0", want: "sync_binlog is 0"},
 		{flush: "1", wsrep: "ON", wait: "0", sync: "1", want: "wsrep_sync_wait=15"},
 		{flush: "1", wsrep: "ON", wait: "6", sync: "1", want: "wsrep_sync_wait=15"},
+		{flush: "1", user: "0"},
+		{flush: "1", user: "64"},
+		{flush: "1", user: "63", want: "max_user_connections is 63"},
 	} {
 		got := mysqlWarnings(map[string]string{
 			"innodb_flush_log_at_trx_commit": c.flush, "log_bin": c.bin,
-			"sync_binlog": c.sync, "wsrep_on": c.wsrep, "wsrep_sync_wait": c.wait,
-		})
+			"sync_binlog": c.sync, "wsrep_on": c.wsrep, "wsrep_sync_wait": c.wait, "max_user_connections": c.user,
+		}, 64)
 		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
 			t.Errorf("%+v: got %q; want one that says %q, none for the empty one", c, got, c.want)
 		}
 	}
-	if got := mysqlWarnings(nil); len(got) != 0 {
+	if got := mysqlWarnings(nil, 64); len(got) != 0 {
 		t.Errorf("an engine that knows none of the settings: got %q; want none", got)
 	}
 }

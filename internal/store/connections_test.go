@@ -1,0 +1,153 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// gauge reads the metric of a pool.
+func gauge(t *testing.T, db *store.DB, name string) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(db.Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+// TestPool_waitsForItsOwnConnectionsAtALimit has callers by the hundred over two
+// replicas whose user may have five connections.
+func TestPool_waitsForItsOwnConnectionsAtALimit(t *testing.T) {
+	server := mariadbtest.Start(t)
+	run, connections := admin(t, server.DSN(""))
+	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
+	dsn := as(server.DSN(mariadbtest.Database), "few:p")
+	replicas := []*store.DB{open(t, dsn), open(t, dsn)}
+	numbers := 0
+	storm := func() {
+		t.Helper()
+		var group sync.WaitGroup
+		for i := range 300 {
+			numbers++
+			db, n := replicas[i%2], verify.Number(fmt.Sprintf("+86186%08d", numbers))
+			group.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				first := record("first", 1)
+				if done, err := db.Swap(ctx, n, none, first); !done || err != nil {
+					t.Errorf("Swap = %v, %v; want true", done, err)
+				}
+				if got, err := db.Load(ctx, n); err != nil || got.Version != first.Version {
+					t.Errorf("Load = %v; want what was stored", err)
+				}
+				if done, err := db.Swap(ctx, n, first.Version, record("second", 2)); !done || err != nil {
+					t.Errorf("Swap = %v, %v; want true", done, err)
+				}
+			})
+		}
+		group.Wait()
+	}
+	for began := time.Now(); time.Since(began) < 5*time.Second; { // while the pools try to grow, too
+		storm()
+		for _, db := range replicas {
+			if err := db.Ready(t.Context()); err != nil {
+				t.Errorf("Ready = %v; want nil", err)
+			}
+		}
+	}
+	for _, db := range replicas {
+		if got := gauge(t, db, "go_sql_max_open_connections"); got > 10 {
+			t.Errorf("got a pool of %v connections; want about as many as the server grants", got)
+		}
+	}
+
+	run("ALTER USER few@'%' WITH MAX_USER_CONNECTIONS 0", "FLUSH USER_RESOURCES")
+	eventually(t, func() error {
+		storm()
+		if n := len(connections("few")); n <= 10 {
+			return errors.New("there are " + strconv.Itoa(n) + " connections")
+		}
+		return nil
+	})
+}
+
+func TestPool_failsCallsIfOthersHaveAllConnections(t *testing.T) {
+	server := mariadbtest.Start(t)
+	run, connections := admin(t, server.DSN(""))
+	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
+	dsn := as(server.DSN(mariadbtest.Database), "few:p")
+	db := open(t, dsn)
+	others, err := sql.Open("mysql", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer others.Close()
+	for _, id := range connections("few") {
+		run("KILL CONNECTION " + id)
+	}
+	var taken []*sql.Conn
+	eventually(t, func() error {
+		conn, err := others.Conn(t.Context())
+		if err == nil {
+			taken = append(taken, conn)
+		}
+		if len(taken) < 2 {
+			return errors.Join(errors.New("others have too few connections"), err)
+		}
+		return nil
+	})
+	call, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if _, err := db.Load(call, number); err == nil || !strings.Contains(err.Error(), "MySQL error 1226") {
+		t.Errorf("Load = %v; want MySQL error 1226", err)
+	}
+	if err := db.Ready(call); err == nil || !strings.Contains(err.Error(), "MySQL error 1226") {
+		t.Errorf("Ready = %v; want MySQL error 1226", err)
+	}
+	for _, conn := range taken {
+		conn.Close()
+	}
+	others.Close()
+	eventually(t, func() error { return db.Ready(t.Context()) })
+}
+
+// TestRotate_worksForAUserWithoutAFreeConnection changes a password while the pool has
+// every connection that its user may have.
+func TestRotate_worksForAUserWithoutAFreeConnection(t *testing.T) {
+	server := mariadbtest.Start(t)
+	run, connections := admin(t, server.DSN(""))
+	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
+	dsn := server.DSN(mariadbtest.Database)
+	db := open(t, as(dsn, "few:p"))
+	if n := len(connections("few")); n != 1 {
+		t.Fatalf("got %d connections; want 1", n)
+	}
+	run("ALTER USER few@'%' IDENTIFIED BY 'q'")
+	if err := db.Rotate(t.Context(), as(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
+		t.Errorf("Rotate to a wrong password = %v; want 1045", err)
+	}
+	if err := db.Rotate(t.Context(), as(dsn, "few:q")); err != nil {
+		t.Errorf("Rotate = %v; want nil", err)
+	}
+}
