@@ -38,7 +38,7 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer serves what arrives as HTTP/1.1 on the port: the two calls as
 // JSON and gRPC-Web, and what dev, where it is not nil, has beside them.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, admitted *admission, c Config) *http.Server {
+func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
 	admits := func(r *http.Request) error {
 		if dev == nil && fromPage(r, c.Origins) { // dev has a page, and answers to no public name
@@ -46,11 +46,14 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 		}
 		return nil
 	}
-	call := func(method string, handler http.Handler) {
-		mux.Handle(method, forOrigins(c.Origins, asIncoming(c.Limits.ConnectionAge, admitted.http(jsonByDefault(handler)))))
+	admitted := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		return a.admit(ctx, req, info, func(ctx context.Context, req any) (any, error) { return around(ctx, req, info, handler) })
 	}
-	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, around, c.Limits, admits, svc.SendSMS))
-	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, around, c.Limits, admits, svc.Valid))
+	call := func(method string, handler http.Handler) {
+		mux.Handle(method, forOrigins(c.Origins, asIncoming(c.Limits, jsonByDefault(handler))))
+	}
+	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
+	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
 	refuse := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -66,7 +69,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 	if dev != nil {
 		dev.register(mux)
 		handler = fromPrivateNames(handler)
-		if a, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+		if addr, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
 			c.Watch.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
 		}
 	}
@@ -294,9 +297,9 @@ func (w statusWriter) WriteHeader(status int) {
 
 // asIncoming gives a request's context what that of a call over gRPC has, where it is
 // looked for.
-func asIncoming(oldest time.Duration, next http.Handler) http.Handler {
+func asIncoming(l Limits, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if arrived, ok := r.Context().Value(arrivedKey{}).(time.Time); ok && time.Since(arrived) > oldest {
+		if arrived, ok := r.Context().Value(arrivedKey{}).(time.Time); ok && time.Since(arrived) > l.ConnectionAge {
 			w.Header().Set("Connection", "close")
 		}
 		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &arrival{tls: r.TLS}}
@@ -306,7 +309,7 @@ func asIncoming(oldest time.Duration, next http.Handler) http.Handler {
 				incoming[name] = values
 			}
 		}
-		next.ServeHTTP(w, r.WithContext(metadata.NewIncomingContext(peer.NewContext(r.Context(), p), incoming)))
+		next.ServeHTTP(w, r.WithContext(withTimeout(metadata.NewIncomingContext(peer.NewContext(r.Context(), p), incoming), l.CallTimeout)))
 	})
 }
 

@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"net/http"
 	"sync/atomic"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -147,6 +145,12 @@ func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 	if info.FullMethod == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
 		return handler(ctx, req)
 	}
+	return a.admit(ctx, req, info, handler)
+}
+
+// admit implements grpc.UnaryServerInterceptor for a call over either protocol whose
+// message is there.
+func (a *admission) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	g := a.gateOf(ctx)
 	if !g.enter() {
 		a.watch.Refused("calls")
@@ -173,19 +177,4 @@ func withTimeout(ctx context.Context, most time.Duration) context.Context {
 	bounded, cancel := context.WithTimeout(ctx, most) //nolint:gosec // ctx ends it
 	_ = cancel
 	return bounded
-}
-
-// http is the same over HTTP/1.1.
-func (a *admission) http(next http.Handler) http.Handler {
-	refuse := connect.NewErrorWriter()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g := a.gateOf(r.Context())
-		if !g.enter() {
-			a.watch.Refused("calls")
-			refuse.Write(w, r, connectError(overloaded.status())) //nolint:errcheck // the caller has gone
-			return
-		}
-		defer g.leave()
-		next.ServeHTTP(w, r.WithContext(withTimeout(r.Context(), a.limits.CallTimeout)))
-	})
 }

@@ -281,6 +281,27 @@ func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
 	}
 }
 
+// Requests whose body does not arrive take no place, whoever sends them.
+func TestAdmission_SlowBodiesTakeNoPlace(t *testing.T) {
+	r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = 2 })
+	for range 10 {
+		c, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n", pb.PhoneNumberService_Valid_FullMethodName)
+		if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100 Continue"))); err != nil { // its body is being read
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
+			t.Fatalf("a call beside slow bodies: %v", err)
+		}
+	}
+}
+
 // Frames that serve no call end their connection, and no other.
 func TestFrames_FloodEndsTheConnection(t *testing.T) {
 	kinds := map[string]func(p *rawPeer, i uint32) error{
