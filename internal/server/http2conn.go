@@ -45,9 +45,9 @@ const (
 	// unreadTimeout is the time that a peer has to read a reply.
 	unreadTimeout = 5 * time.Second
 	sweepInterval = 250 * time.Millisecond
-	// If more streams wait than calls may be in flight, a connection may open one only if
-	// none of its own waits, and those are closed whose peer lets a stream wait for
-	// crowdedTimeout.
+	// If more streams wait than half of the calls that may be in flight, a connection may
+	// open one only if none of its own waits, and those are closed whose peer lets a stream
+	// wait for crowdedTimeout.
 	crowdedTimeout = time.Second
 	pauseInterval  = 100 * time.Millisecond
 )
@@ -83,8 +83,8 @@ func newHTTP2Conns(l Limits, rejected func(reason string)) *http2Conns {
 	return &http2Conns{limits: l, rejected: rejected, crowded: make(chan struct{}, 1), open: map[*http2Conn]struct{}{}}
 }
 
-// isCrowded reports whether more streams wait than calls may be in flight.
-func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.limits.Calls) }
+// isCrowded reports whether more streams wait than half of the calls that may be in flight.
+func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.limits.Calls/2) }
 
 // sweep closes the connections that have stalled streams, until ctx ends.
 func (r *http2Conns) sweep(ctx context.Context) {
@@ -129,7 +129,7 @@ func (r *http2Conns) stalled(now time.Time) (stalled []*http2Conn) {
 	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.waited, b.waited) })
 	kept := 0
 	for _, c := range candidates {
-		if kept += c.waiting; kept > r.limits.Calls {
+		if kept += c.waiting; kept > r.limits.Calls/2 {
 			stalled = append(stalled, c.conn)
 		}
 	}

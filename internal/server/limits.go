@@ -18,7 +18,7 @@ import (
 type Limits struct {
 	Connections  int // open at once
 	Streams      int // at once on one connection
-	Calls        int // in flight; as many streams of health and reflection, and as many that wait
+	Calls        int // in flight; as many streams of health and reflection, and half as many that wait
 	MessageBytes int
 	HeaderBytes  int
 
@@ -91,34 +91,43 @@ type streamKey struct{}
 
 // A stream is that of a call over gRPC.
 type stream struct {
-	conn *http2Conn
-	id   uint32
+	conn     *http2Conn
+	id       uint32
+	rejected bool // for its headers
 }
 
-// run notes that the handler of the call of ctx starts, and returns the function that
-// notes its end.
-func run(ctx context.Context) (ended func()) {
+const rejectedTimeout = 100 * time.Millisecond
+
+// run runs the handler of the call of ctx.
+func run[T any](ctx context.Context, handler func() (T, error)) (res T, err error) {
 	s := ctx.Value(streamKey{}).(stream)
-	return s.conn.run(s.id)
+	defer s.conn.run(s.id)()
+	if s.rejected {
+		return res, headersTooLarge.status().Err()
+	}
+	return handler()
 }
 
 // tap implements grpc.InTapHandle: it decides as soon as the headers of a call are there.
-func (a *admission) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
+func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	conn := arrivalOf(ctx).conn
+	call := stream{conn: conn, id: conn.current.stream}
 	if size := conn.current.bytes; size > a.limits.HeaderBytes {
 		a.watch.Refused("headers")
-		if d, ok := ctx.Deadline(); !ok || time.Until(d) <= a.limits.CallTimeout {
-			// grpc-go keeps the timer of a call that is rejected here until it fires. So a
-			// call with a far deadline earns no frames.
-			conn.earn()
-		}
 		conn.spend(size / rejectedBytesPerFrame)
-		return nil, headersTooLarge.status().Err()
+		if _, ok := ctx.Deadline(); !ok {
+			conn.earn()
+			return nil, headersTooLarge.status().Err()
+		}
+		// grpc-go never stops the timer of a call that is rejected here. So the interceptors
+		// reject it, or the call ends soon.
+		call.rejected = true
+		return context.WithValue(withTimeout(ctx, rejectedTimeout), streamKey{}, call), nil
 	}
-	if call.FullMethodName != healthpb.Health_Watch_FullMethodName { // which lasts as long as its client likes
+	if info.FullMethodName != healthpb.Health_Watch_FullMethodName { // which lasts as long as its client likes
 		ctx = withTimeout(ctx, a.limits.CallTimeout)
 	}
-	return context.WithValue(ctx, streamKey{}, stream{conn, conn.current.stream}), nil
+	return context.WithValue(ctx, streamKey{}, call), nil
 }
 
 // arrivalOf is that of a call over either protocol.
@@ -141,11 +150,12 @@ func (a *admission) gateOf(ctx context.Context) *gate {
 
 // unary implements grpc.UnaryServerInterceptor.
 func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	defer run(ctx)()
-	if info.FullMethod == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
-		return handler(ctx, req)
-	}
-	return a.admit(ctx, req, info, handler)
+	return run(ctx, func() (any, error) {
+		if info.FullMethod == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
+			return handler(ctx, req)
+		}
+		return a.admit(ctx, req, info, handler)
+	})
 }
 
 // admit implements grpc.UnaryServerInterceptor for a call over either protocol whose
@@ -162,13 +172,15 @@ func (a *admission) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 
 // stream implements grpc.StreamServerInterceptor.
 func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	defer run(ss.Context())()
-	if !a.others.enter() {
-		a.watch.Refused("calls")
-		return overloaded.status().Err()
-	}
-	defer a.others.leave()
-	return handler(srv, ss)
+	_, err := run(ss.Context(), func() (any, error) {
+		if !a.others.enter() {
+			a.watch.Refused("calls")
+			return nil, overloaded.status().Err()
+		}
+		defer a.others.leave()
+		return nil, handler(srv, ss)
+	})
+	return err
 }
 
 // withTimeout bounds ctx, which must end with the call: what the timeout takes ends

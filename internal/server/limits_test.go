@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +33,7 @@ type rawPeer struct {
 	conn   net.Conn
 	closed chan struct{} // when the service has closed the connection
 	goAway chan string   // its debug data
+	ended  atomic.Int64  // streams that the service has ended
 }
 
 func dialRaw(t *testing.T, addr string, settings ...http2.Setting) *rawPeer {
@@ -43,7 +46,7 @@ func dialRaw(t *testing.T, addr string, settings ...http2.Setting) *rawPeer {
 	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}
-	p := &rawPeer{http2.NewFramer(c, c), c, make(chan struct{}), make(chan string, 1)}
+	p := &rawPeer{Framer: http2.NewFramer(c, c), conn: c, closed: make(chan struct{}), goAway: make(chan string, 1)}
 	if err := p.WriteSettings(settings...); err != nil {
 		t.Fatal(err)
 	}
@@ -54,9 +57,14 @@ func dialRaw(t *testing.T, addr string, settings ...http2.Setting) *rawPeer {
 			if err != nil {
 				return
 			}
-			if g, ok := f.(*http2.GoAwayFrame); ok {
+			switch f := f.(type) {
+			case *http2.HeadersFrame:
+				if f.StreamEnded() {
+					p.ended.Add(1)
+				}
+			case *http2.GoAwayFrame:
 				select {
-				case p.goAway <- string(g.DebugData()):
+				case p.goAway <- string(f.DebugData()):
 				default:
 				}
 			}
@@ -137,6 +145,11 @@ func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 			t.Errorf("headers %d: got %q; want %q", i, got, want)
 		}
 	}
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(t.Context(), tooLarge[0]), 1000*time.Hour)
+	defer cancel()
+	if _, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"}); reasonOf(t, err) != "ResourceExhausted HEADERS_TOO_LARGE" {
+		t.Errorf("with a deadline in weeks: got %v; want RESOURCE_EXHAUSTED", err)
+	}
 	fits := metadata.NewOutgoingContext(t.Context(), metadata.Pairs("long", strings.Repeat("a", 7<<10)))
 	if _, err := r.Valid(fits, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"}); err != nil {
 		t.Errorf("headers of 7 KiB: got %v; want them taken", err)
@@ -145,9 +158,35 @@ func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 	if err := <-sent; err != nil {
 		t.Errorf("the send in flight beside them: got %v; want OK", err)
 	}
-	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, fmt.Sprintf(`phonenumber_refused_total{reason="headers"} %d`, len(tooLarge))) {
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, fmt.Sprintf(`phonenumber_refused_total{reason="headers"} %d`, len(tooLarge)+1)) {
 		t.Error("the metrics lack the rejected calls")
 	}
+}
+
+// grpc-go never stops the timer of a call that its tap rejects.
+func TestHeaders_TooLargeLeaveNoTimer(t *testing.T) {
+	r, _ := startDev(t)
+	r.valid(t, "18600000000", "1")
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapObjects
+	}
+	before := heap()
+	const calls = 2000
+	for range calls / 50 {
+		p := dialRaw(t, r.addr)
+		for id := uint32(1); id < 100; id += 2 {
+			far := []hpack.HeaderField{{Name: "grpc-timeout", Value: "99999999H"}, {Name: "long", Value: strings.Repeat("a", 9000)}}
+			if err := p.call(id, pb.PhoneNumberService_Valid_FullMethodName, false, far...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the calls are rejected", func() bool { return p.ended.Load() == 50 })
+		p.conn.Close()
+	}
+	eventually(t, "nothing is left of the calls", func() bool { return heap() < before+calls })
 }
 
 func TestHeaders_OfMegabytesEndTheConnection(t *testing.T) {
