@@ -35,24 +35,24 @@ type accessSettings struct {
 	Reflection  string `env:"PHONENUMBER_REFLECTION" default:"on" placeholder:"ON" help:"gRPC reflection, on or off (${default})."`
 }
 
-// access is who may call, and how it is proved.
-type access struct {
-	settings accessSettings
-	tls      *server.Certificates // nil for plaintext
-	tlsFiles tlsFiles
-	set      *callers.Set // nil without a callers file
-	file     callersFile
-	origins  []string
-	reflects bool
-	unusable *prometheus.GaugeVec
+// accessConfig is who may call, and how it is proved.
+type accessConfig struct {
+	settings     accessSettings
+	tls          *server.Certificates // nil for plaintext
+	tlsFiles     tlsFiles
+	set          *callers.Registry // nil without a callers file
+	file         callersFile
+	origins      []string
+	reflects     bool
+	reloadFailed *prometheus.GaugeVec
 }
 
-func (s accessSettings) resolve(f *faults, origins string) access {
-	a := access{settings: s, unusable: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
+	a := accessConfig{settings: s, reloadFailed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "phonenumber_files_unusable", Help: "1 while files changed and cannot be used, so that the old ones stay.",
 	}, []string{"files"})}
 	for _, what := range []string{"callers", "certificates", "secrets"} {
-		a.unusable.WithLabelValues(what) // 0, also where nothing comes from files
+		a.reloadFailed.WithLabelValues(what) // 0, also where nothing comes from files
 	}
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		f.add("--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both, or none")
@@ -60,14 +60,14 @@ func (s accessSettings) resolve(f *faults, origins string) access {
 		f.add("--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY)")
 	} else if s.TLSCert != "" {
 		a.tls = &server.Certificates{}
-		f.read(func(f *faults) error {
+		f.read(func(f *configErrors) error {
 			a.tlsFiles = s.readTLS(f)
 			return a.tls.Replace(server.CertificateFiles(a.tlsFiles))
 		})
 	}
 	if s.Callers != "" {
-		a.set = &callers.Set{}
-		f.read(func(f *faults) error {
+		a.set = &callers.Registry{}
+		f.read(func(f *configErrors) error {
 			a.file = s.readCallers(f)
 			_, err := s.takeCallers(a.set, a.file)
 			return err
@@ -142,10 +142,10 @@ func browserOrigin(given string) (string, bool) {
 	return scheme + "://" + host + ":" + port, true
 }
 
-// follow takes over certificates and callers that change, until ctx ends.
-func (a access) follow(ctx context.Context, metrics *observe.Metrics, log *slog.Logger) {
+// watchFiles takes over certificates and callers that change, until ctx ends.
+func (a accessConfig) watchFiles(ctx context.Context, metrics *observe.Metrics, log *slog.Logger) {
 	if a.tls != nil {
-		go follow(ctx, log, a.unusable, a.tlsFiles, files[tlsFiles]{what: "certificates", read: a.settings.readTLS, takeOver: func(before, now tlsFiles) error {
+		go watchFiles(ctx, log, a.reloadFailed, a.tlsFiles, files[tlsFiles]{what: "certificates", read: a.settings.readTLS, takeOver: func(before, now tlsFiles) error {
 			if err := a.tls.Replace(server.CertificateFiles(now)); err != nil {
 				return err
 			}
@@ -158,7 +158,7 @@ func (a access) follow(ctx context.Context, metrics *observe.Metrics, log *slog.
 		}})
 	}
 	if a.set != nil {
-		go follow(ctx, log, a.unusable, a.file, files[callersFile]{what: "callers", read: a.settings.readCallers, takeOver: func(before, now callersFile) error {
+		go watchFiles(ctx, log, a.reloadFailed, a.file, files[callersFile]{what: "callers", read: a.settings.readCallers, takeOver: func(before, now callersFile) error {
 			if callers.Whole(before.Content) && !callers.Whole(now.Content) {
 				return fmt.Errorf("%s: must end with a line ..., as the version in use does: it may be cut off", now.Name)
 			}
@@ -196,7 +196,7 @@ func (t tlsFiles) changed(before tlsFiles) (names []string) {
 	return names
 }
 
-func (s accessSettings) readTLS(f *faults) tlsFiles {
+func (s accessSettings) readTLS(f *configErrors) tlsFiles {
 	return tlsFiles{
 		Certificate: readFile(f, "--tls-cert (PHONENUMBER_TLS_CERT)", s.TLSCert),
 		Key:         readFile(f, "--tls-key (PHONENUMBER_TLS_KEY)", s.TLSKey),
@@ -209,13 +209,13 @@ type callersFile server.File
 
 func (c callersFile) changed(callersFile) []string { return []string{c.Name} }
 
-func (s accessSettings) readCallers(f *faults) callersFile {
+func (s accessSettings) readCallers(f *configErrors) callersFile {
 	return callersFile(readFile(f, "--callers (PHONENUMBER_CALLERS)", s.Callers))
 }
 
 // takeCallers replaces set by what is in a file, or says what is wrong with that.
-func (s accessSettings) takeCallers(set *callers.Set, c callersFile) (callers.Changes, error) {
-	known := callers.Known{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
+func (s accessSettings) takeCallers(set *callers.Registry, c callersFile) (callers.Changes, error) {
+	known := callers.ParseOptions{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
 		known.Calls = append(known.Calls, method.MethodName)
 	}
@@ -227,7 +227,7 @@ func (s accessSettings) takeCallers(set *callers.Set, c callersFile) (callers.Ch
 }
 
 // readFile reads the file that a setting names, none where that is "".
-func readFile(f *faults, setting, name string) server.File {
+func readFile(f *configErrors, setting, name string) server.File {
 	if name == "" {
 		return server.File{}
 	}
@@ -242,26 +242,26 @@ func readFile(f *faults, setting, name string) server.File {
 	return server.File{Name: name, Content: string(content)}
 }
 
-// identify is nil where nobody asks who calls.
-func (a access) identify() func([]string, *x509.Certificate) (*callers.Caller, error) {
+// authenticator is nil where nobody asks who calls.
+func (a accessConfig) authenticator() func([]string, *x509.Certificate) (*callers.Caller, error) {
 	switch {
 	case a.set != nil:
-		return a.set.Identify
+		return a.set.Authenticate
 	case a.tls != nil && a.tls.AsksClients():
-		return callers.Certified
+		return callers.AnyCertificate
 	}
 	return nil
 }
 
-// describe says who may call, as a warning where the network must be trusted.
-func (a access) describe() (level slog.Level, tls, who string) {
+// startupSummary says who may call, as a warning where the network must be trusted.
+func (a accessConfig) startupSummary() (level slog.Level, tls, who string) {
 	tls, who = "on", "those of "+a.file.Name
 	if a.tls == nil {
 		level, tls = slog.LevelWarn, "off: codes and tokens can be read on the way"
 	}
 	if a.set == nil {
 		who = "whoever has a certificate of PHONENUMBER_TLS_CLIENT_CA"
-		if a.identify() == nil {
+		if a.authenticator() == nil {
 			level, who = slog.LevelWarn, "anyone who reaches the port can send at your cost and use up attempts"
 		}
 	}

@@ -262,7 +262,7 @@ func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
 	if _, err := parser.Parse(nil); err != nil {
 		t.Fatal(err)
 	}
-	var f faults
+	var f configErrors
 	if got := serve.limitSettings.resolve(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
 		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
 	}

@@ -17,8 +17,8 @@ type inspectCommand struct {
 }
 
 func (c *inspectCommand) Run(ctx context.Context) error {
-	var f faults
-	unknownVariables(&f, os.Environ())
+	var f configErrors
+	checkUnknownEnv(&f, os.Environ())
 	rules, numbers := c.resolve(&f)
 	db := openStore(&f, dataSourceName(&f))
 	if err := f.err(); err != nil {
@@ -55,45 +55,45 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		return fmt.Sprintf("%s (%v ago)", t.Format(time.RFC3339), now.Sub(t).Round(time.Second))
 	}
 	line("number", "%s", n.Masked())
-	if found.Last == 0 {
+	if found.LastSendID == 0 {
 		line("last send", "none: nothing was ever sent to this number, or it was so long ago that it was purged")
 		return
 	}
-	line("last send", "%s, ticket %d", at(found.BegunAt), found.Last)
-	accepted, refused, end := found.Trail.Accepted, found.Trail.Refused, found.Trail.End
+	line("last send", "%s, ticket %d", at(found.BegunAt), found.LastSendID)
+	accepted, refused, end := found.History.Accepted, found.History.Rejected, found.History.End
 	of := func(ticket int64) string {
-		if ticket == found.Last {
+		if ticket == found.LastSendID {
 			return ""
 		}
 		return fmt.Sprintf(" (of an earlier send, ticket %d)", ticket)
 	}
-	if accepted.Ticket != found.Last && refused.Ticket != found.Last {
+	if accepted.SendID != found.LastSendID && refused.SendID != found.LastSendID {
 		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, its caller had gone before Aliyun was asked, or an older version of the service wrote since")
 	}
-	if refused.Ticket != 0 {
-		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", refused.Kind, at(time.UnixMicro(refused.At)), cmp.Or(refused.Code, "none"), cmp.Or(refused.RequestID, "none"), of(refused.Ticket))
+	if refused.SendID != 0 {
+		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", refused.Kind, at(time.UnixMicro(refused.At)), cmp.Or(refused.Code, "none"), cmp.Or(refused.RequestID, "none"), of(refused.SendID))
 	}
-	if accepted.Ticket != 0 {
-		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), of(accepted.Ticket))
+	if accepted.SendID != 0 {
+		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), of(accepted.SendID))
 	}
 	for _, c := range found.Alive {
 		confirmed := "accepted by Aliyun"
 		if !c.Confirmed {
 			confirmed = "not confirmed by Aliyun"
 		}
-		line("code", "alive until %s, %d of %d attempts spent, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, of(c.Ticket))
+		line("code", "alive until %s, %d of %d attempts spent, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, of(c.SendID))
 	}
 	if len(found.Alive) == 0 {
 		line("code", "none is alive")
 	}
-	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.Ticket == found.Last && end.Ticket != found.Last && !now.Before(expires) {
+	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.SendID == found.LastSendID && end.SendID != found.LastSendID && !now.Before(expires) {
 		line("expired", "%s", at(expires))
 	}
 	switch {
-	case end.Ticket == 0:
+	case end.SendID == 0:
 	case end.Used:
-		line("verified", "%s with attempt %d%s", at(time.UnixMicro(end.At)), end.Looks, of(end.Ticket))
+		line("verified", "%s with attempt %d%s", at(time.UnixMicro(end.At)), end.Attempts, of(end.SendID))
 	default:
-		line("exhausted", "%s by %d wrong attempts%s", at(time.UnixMicro(end.At)), end.Looks, of(end.Ticket))
+		line("exhausted", "%s by %d wrong attempts%s", at(time.UnixMicro(end.At)), end.Attempts, of(end.SendID))
 	}
 }

@@ -45,11 +45,11 @@ var schema string
 var version string // set by the release build
 
 const (
-	productionListen  = ":50511"
-	developmentListen = "127.0.0.1:50511" // the inbox shows codes
-	metricsListen     = "127.0.0.1:9090"
-	databaseComesUpIn = 60 * time.Second
-	closeTimeout      = 5 * time.Second // for housekeeping, the last traces and the database
+	productionListen     = ":50511"
+	developmentListen    = "127.0.0.1:50511" // the inbox shows codes
+	metricsListen        = "127.0.0.1:9090"
+	databaseStartTimeout = 60 * time.Second
+	closeTimeout         = 5 * time.Second // for housekeeping, the last traces and the database
 )
 
 type commands struct {
@@ -76,7 +76,7 @@ func main() {
 	// so with a reply that nobody asked for.
 	log.SetOutput(io.Discard)
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
-	dropEmptyVariables()
+	unsetEmptyEnv()
 	signal.Ignore(syscall.SIGPIPE) // a write to a closed pipe fails instead
 	out := newOutput()
 	ctx := untilStopped()
@@ -113,8 +113,8 @@ type serveCommand struct {
 }
 
 func (c *serveCommand) Run(ctx context.Context, out output) error {
-	var f faults
-	r := c.resolve(&f, out, commandDefaults{listen: productionListen, drainDelay: "5s"})
+	var f configErrors
+	r := c.parse(&f, out, commandDefaults{listen: productionListen, drainDelay: "5s"})
 	s := readSecrets(&f)
 	keys := s.keys(&f)
 	db := openStore(&f, s.dsn)
@@ -132,7 +132,7 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 		return err
 	}
 	defer db.Close()
-	if up, err := prepareStore(ctx, db, r.log); !up {
+	if up, err := waitForDatabase(ctx, db, r.log); !up {
 		return err
 	}
 	for _, w := range db.Warnings(ctx) {
@@ -145,27 +145,27 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 			return err
 		}
 		if before.dsn != now.dsn {
-			if err := db.Rotate(ctx, now.dsn); err != nil {
+			if err := db.ReplaceDSN(ctx, now.dsn); err != nil {
 				return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 			}
 		}
-		if next := now.keys(&faults{}); !reflect.DeepEqual(next, before.keys(&faults{})) {
+		if next := now.keys(&configErrors{}); !reflect.DeepEqual(next, before.keys(&configErrors{})) {
 			if now.codeKeys == "" { // or codes that went out would be refused
 				const remembered = 4
 				next = append(next, keys[:min(len(keys), remembered)]...)
 			}
 			keys = next
-			v.Rotate(keys)
+			v.ReplaceKeys(keys)
 		}
-		return aliyun.Rotate(now.keyID, now.keySecret)
+		return aliyun.ReplaceAccessKey(now.keyID, now.keySecret)
 	}
 	if secretsInFiles() {
-		go follow(ctx, r.log, r.access.unusable, s, secretFiles(takeOver))
+		go watchFiles(ctx, r.log, r.access.reloadFailed, s, secretFiles(takeOver))
 	}
 	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
 }
 
-func (c *serveCommand) aliyun(f *faults, s secrets) *sms.Aliyun {
+func (c *serveCommand) aliyun(f *configErrors, s secrets) *sms.Aliyun {
 	endpoint, err := sms.ParseAliyunEndpoint(c.AliyunEndpoint)
 	if err != nil {
 		f.add("--aliyun-endpoint (ALIYUN_ENDPOINT): %v", err)
@@ -189,18 +189,18 @@ type devCommand struct {
 }
 
 func (c *devCommand) Run(ctx context.Context, out output) error {
-	var f faults
-	r := c.resolve(&f, out, commandDefaults{listen: developmentListen, drainDelay: "0s", origins: "*"})
+	var f configErrors
+	r := c.parse(&f, out, commandDefaults{listen: developmentListen, drainDelay: "0s", origins: "*"})
 	for _, name := range []string{"ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"} {
 		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
 			f.add("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name)
 		}
 	}
-	inbox := &sms.Inbox{Rules: r.rules, Arrived: func(d sms.Delivered) {
+	inbox := &sms.Inbox{Rules: r.rules, OnMessage: func(d sms.Message) {
 		fmt.Fprintf(out.stdout, "  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
 	}}
 	if c.FailSends != "" {
-		if err := inbox.Fail(sms.ParseFailure(c.FailSends)); err != nil {
+		if err := inbox.SetFailure(sms.ParseFailure(c.FailSends)); err != nil {
 			f.add("--fail-sends (PHONENUMBER_FAIL_SENDS) is %q; it must be KIND or KIND:TIMES: %v", c.FailSends, err)
 		}
 	}
@@ -209,13 +209,13 @@ func (c *devCommand) Run(ctx context.Context, out output) error {
 		return err
 	}
 	defer db.Close()
-	if up, err := prepareStore(ctx, db, r.log); !up {
+	if up, err := waitForDatabase(ctx, db, r.log); !up {
 		return err
 	}
 	return serve(ctx, r, db, r.verifier(db, verify.RandomKeys(), inbox), inbox)
 }
 
-func (r resolved) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
+func (r config) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
 	return &verify.Verifier{
 		Rules: r.rules, Keys: keys, Store: db, Sender: sender, SMSTimeout: r.smsTimeout,
 		Now: verify.SteadyClock(), Random: rand.Reader, Log: r.log,
@@ -223,13 +223,13 @@ func (r resolved) verifier(db *store.DB, keys verify.Keys, sender verify.Sender)
 }
 
 // serve runs the service; inbox is nil in production.
-func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, inbox *sms.Inbox, also ...prometheus.Collector) error {
+func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbox *sms.Inbox, also ...prometheus.Collector) error {
 	defer r.sampled.Flush()
 	listener, err := net.Listen("tcp", r.listen)
 	if err != nil {
 		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
 	}
-	scraped, err := listenForScrapes(r)
+	scraped, err := listenMetrics(r)
 	if err != nil {
 		return err
 	}
@@ -238,24 +238,24 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 		return err
 	}
 	defer stopTracing()
-	watch := observe.Steps{Metrics: observe.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
+	watch := observe.Telemetry{Metrics: observe.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
 	watch.Metrics.Register(append(also, db.Collectors()...)...)
 	watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
-	watch.Metrics.Register(r.access.unusable, r.out.dropped)
+	watch.Metrics.Register(r.access.reloadFailed, r.out.dropped)
 	if r.access.tls != nil {
 		watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
 		}, func() float64 { return float64(r.access.tls.Expires().Unix()) }))
 	}
-	r.access.follow(ctx, watch.Metrics, r.log)
+	r.access.watchFiles(ctx, watch.Metrics, r.log)
 	v.Store, v.Sender = watch.Store(v.Store), watch.Sender(v.Sender)
 	var keeping sync.WaitGroup
 	defer keeping.Wait()
 	whileServing, stop := context.WithCancel(ctx)
 	defer stop()
-	keeping.Go(func() { db.Housekeep(whileServing, r.retention, r.log) })
+	keeping.Go(func() { db.RunPurge(whileServing, r.retention, r.log) })
 	if inbox != nil {
 		printBanner(r.out.stdout, listener.Addr(), r.access.tls != nil)
 	}
@@ -263,26 +263,26 @@ func serve(ctx context.Context, r resolved, db *store.DB, v *verify.Verifier, in
 	if scraped != nil {
 		metricsAt = scraped.Addr().String()
 	}
-	level, secured, who := r.access.describe()
+	level, secured, who := r.access.startupSummary()
 	if inbox != nil {
 		level = slog.LevelInfo
 	}
 	r.log.Log(ctx, level, "listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", secured, "callers", who)
 	config := server.Config{
-		Listener:   listener,
-		Verifier:   v,
-		Numbers:    r.numbers,
-		Ready:      db.Ready,
-		DrainDelay: r.drainDelay,
-		Inbox:      inbox,
-		TLS:        r.access.tls,
-		Identify:   r.access.identify(),
-		Origins:    r.access.origins,
-		Reflection: r.access.reflects,
-		Limits:     r.limits,
-		Version:    versionText(),
-		Watch:      watch,
-		Metrics:    scraped,
+		Listener:     listener,
+		Verifier:     v,
+		Numbers:      r.numbers,
+		Ready:        db.Ready,
+		DrainDelay:   r.drainDelay,
+		Inbox:        inbox,
+		TLS:          r.access.tls,
+		Authenticate: r.access.authenticator(),
+		Origins:      r.access.origins,
+		Reflection:   r.access.reflects,
+		Limits:       r.limits,
+		Version:      versionText(),
+		Telemetry:    watch,
+		Metrics:      scraped,
 	}
 	context.AfterFunc(ctx, func() { exitAfter(config.StopTimeout()+closeTimeout, r.log) })
 	return server.Serve(ctx, config)
@@ -297,9 +297,9 @@ func exitAfter(timeout time.Duration, log *slog.Logger) {
 	os.Exit(1)
 }
 
-// listenForScrapes returns nil where nobody said where and the usual address is
+// listenMetrics returns nil where nobody said where and the usual address is
 // taken: there may be other replicas on this machine.
-func listenForScrapes(r resolved) (net.Listener, error) {
+func listenMetrics(r config) (net.Listener, error) {
 	listener, err := net.Listen("tcp", cmp.Or(r.metrics, metricsListen))
 	switch {
 	case err == nil:
@@ -333,7 +333,7 @@ func printBanner(w io.Writer, a net.Addr, tls bool) {
 }
 
 // openStore adds to the faults what is wrong with dsn; a missing one was told.
-func openStore(f *faults, dsn string) *store.DB {
+func openStore(f *configErrors, dsn string) *store.DB {
 	if dsn == "" {
 		return nil
 	}
@@ -344,18 +344,18 @@ func openStore(f *faults, dsn string) *store.DB {
 	return db
 }
 
-// prepareStore waits for a database that is not up yet: containers start in any
+// waitForDatabase waits for a database that is not up yet: containers start in any
 // order. It reports whether the database is ready; neither that nor an error
 // means that the process was told to stop.
-func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) (up bool, err error) {
-	waiting, cancel := context.WithTimeout(ctx, databaseComesUpIn)
+func waitForDatabase(ctx context.Context, db *store.DB, logger *slog.Logger) (up bool, err error) {
+	waiting, cancel := context.WithTimeout(ctx, databaseStartTimeout)
 	defer cancel()
 	for {
 		err := db.Prepare(waiting, schema)
 		if err == nil {
 			return true, nil
 		}
-		if !errors.Is(err, store.ErrNotUp) && waiting.Err() == nil {
+		if !errors.Is(err, store.ErrUnavailable) && waiting.Err() == nil {
 			return false, fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 		}
 		logger.Warn("waiting for the database", "error", err)
@@ -365,7 +365,7 @@ func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) (up bo
 			logger.Info("stopped while waiting for the database")
 			return false, nil
 		case <-waiting.Done():
-			return false, fmt.Errorf("DATA_SOURCE_NAME: the database did not come up within %v: %w", databaseComesUpIn, err)
+			return false, fmt.Errorf("DATA_SOURCE_NAME: the database did not come up within %v: %w", databaseStartTimeout, err)
 		}
 	}
 }
@@ -373,14 +373,14 @@ func prepareStore(ctx context.Context, db *store.DB, logger *slog.Logger) (up bo
 type migrateCommand struct{}
 
 func (*migrateCommand) Run(ctx context.Context, out output) error {
-	var f faults
-	unknownVariables(&f, os.Environ())
+	var f configErrors
+	checkUnknownEnv(&f, os.Environ())
 	db := openStore(&f, dataSourceName(&f))
 	if err := f.err(); err != nil {
 		return err
 	}
 	defer db.Close()
-	if up, err := prepareStore(ctx, db, slog.New(slog.NewTextHandler(out.stderr, nil))); !up {
+	if up, err := waitForDatabase(ctx, db, slog.New(slog.NewTextHandler(out.stderr, nil))); !up {
 		return err
 	}
 	fmt.Println("the table is there")

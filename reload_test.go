@@ -30,9 +30,9 @@ func TestFollow_backsOffToAMinute(t *testing.T) {
 		now.Store(content("good"))
 		began, tried := time.Now(), make(chan int, 100)
 		var log servicetest.Output
-		go follow(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", files[content]{
+		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", files[content]{
 			what: "secrets",
-			read: func(*faults) content { return now.Load().(content) },
+			read: func(*configErrors) content { return now.Load().(content) },
 			takeOver: func(_, now content) error {
 				tried <- int(time.Since(began).Seconds())
 				if now == "better" {

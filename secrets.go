@@ -18,7 +18,7 @@ type secrets struct {
 	codeKeys              string // "" derives one from keySecret
 }
 
-func readSecrets(f *faults) secrets {
+func readSecrets(f *configErrors) secrets {
 	return secrets{
 		dsn:       dataSourceName(f),
 		keyID:     required(f, "ALIYUN_ACCESS_KEY_ID"),
@@ -27,7 +27,7 @@ func readSecrets(f *faults) secrets {
 	}
 }
 
-func (s secrets) keys(f *faults) (keys verify.Keys) {
+func (s secrets) keys(f *configErrors) (keys verify.Keys) {
 	var err error
 	switch {
 	case s.codeKeys != "":
@@ -70,7 +70,7 @@ func secretsInFiles() bool {
 func secretFiles(takeOver func(before, now secrets) error) files[secrets] {
 	return files[secrets]{
 		what: "secrets",
-		read: func(f *faults) secrets {
+		read: func(f *configErrors) secrets {
 			s := readSecrets(f)
 			s.keys(f)
 			return s
@@ -81,13 +81,13 @@ func secretFiles(takeOver func(before, now secrets) error) files[secrets] {
 				const ofHalfAKey = 15 // the other half may be about to change
 				return ofHalfAKey
 			}
-			return readsAlike
+			return minStableReads
 		},
 	}
 }
 
 // dataSourceName accepts both spellings that documents in the field use.
-func dataSourceName(f *faults) string {
+func dataSourceName(f *configErrors) string {
 	const name, other = "DATA_SOURCE_NAME", "Data_SOURCE_NAME"
 	dsn, spelt := secret(f, name), secret(f, other)
 	switch {
@@ -99,7 +99,7 @@ func dataSourceName(f *faults) string {
 	return cmp.Or(dsn, spelt)
 }
 
-func required(f *faults, name string) string {
+func required(f *configErrors, name string) string {
 	value := secret(f, name)
 	if value == "" && os.Getenv(name+"_FILE") == "" {
 		f.add("%s is missing (it may also be in a file that %s_FILE names)", name, name)
@@ -111,7 +111,7 @@ func required(f *faults, name string) string {
 // was cut off does not, so it must in each later version too.
 var endedOnce = map[string]bool{}
 
-func secret(f *faults, name string) string {
+func secret(f *configErrors, name string) string {
 	value, file := os.Getenv(name), os.Getenv(name+"_FILE")
 	if file == "" {
 		return value

@@ -60,8 +60,8 @@ type limitSettings struct {
 	CallTimeout        string `env:"PHONENUMBER_CALL_TIMEOUT" placeholder:"DURATION" help:"For a call without a deadline, or with a longer one (what a send can take, and 4s)."`
 }
 
-// resolved are settings as the service takes them.
-type resolved struct {
+// config are settings as the service takes them.
+type config struct {
 	listen     string
 	rules      verify.Rules
 	numbers    verify.NumberParser
@@ -69,24 +69,24 @@ type resolved struct {
 	drainDelay time.Duration
 	metrics    string // address, "" where none was set
 	retention  time.Duration
-	access     access
+	access     accessConfig
 	limits     server.Limits
 	log        *slog.Logger
-	sampled    observe.Sampled // what log writes to
+	sampled    observe.SamplingHandler // what log writes to
 	out        output
 }
 
-// faults collects everything that is wrong with a configuration.
-type faults []string
+// configErrors collects everything that is wrong with a configuration.
+type configErrors []string
 
 // add adds each line as a fault: an error can be several.
-func (f *faults) add(format string, args ...any) {
+func (f *configErrors) add(format string, args ...any) {
 	*f = append(*f, strings.Split(fmt.Sprintf(format, args...), "\n")...)
 }
 
 // read adds what is wrong with files that g reads: that they cannot be read, or else
 // what it returns.
-func (f *faults) read(g func(f *faults) error) {
+func (f *configErrors) read(g func(f *configErrors) error) {
 	before := len(*f)
 	err := g(f)
 	if len(*f) > before || err == nil {
@@ -95,7 +95,7 @@ func (f *faults) read(g func(f *faults) error) {
 	f.add("%v", err)
 }
 
-func (f faults) err() error {
+func (f configErrors) err() error {
 	if len(f) == 0 {
 		return nil
 	}
@@ -105,9 +105,9 @@ func (f faults) err() error {
 // commandDefaults are what a command takes where nothing is set.
 type commandDefaults struct{ listen, drainDelay, origins string }
 
-func (s settings) resolve(f *faults, out output, d commandDefaults) resolved {
-	unknownVariables(f, os.Environ())
-	r := resolved{
+func (s settings) parse(f *configErrors, out output, d commandDefaults) config {
+	checkUnknownEnv(f, os.Environ())
+	r := config{
 		listen:     cmp.Or(s.Listen, d.listen),
 		smsTimeout: duration(f, "--sms-timeout (PHONENUMBER_SMS_TIMEOUT)", s.SMSTimeout, 100*time.Millisecond, 20*time.Second),
 		drainDelay: duration(f, "--drain-delay (PHONENUMBER_DRAIN_DELAY)", cmp.Or(s.DrainDelay, d.drainDelay), 0, 5*time.Minute),
@@ -123,15 +123,15 @@ func (s settings) resolve(f *faults, out output, d commandDefaults) resolved {
 	if err := observe.CheckTracing(); err != nil {
 		f.add("%v", err)
 	}
-	r.access = s.accessSettings.resolve(f, d.origins)
+	r.access = s.accessSettings.parse(f, d.origins)
 	r.limits = s.limitSettings.resolve(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
-	r.sampled = observe.NewSampled(observe.Named{Handler: s.logHandler(f, out.stderr)})
+	r.sampled = observe.NewSampled(observe.CallerHandler{Handler: s.logHandler(f, out.stderr)})
 	r.log = slog.New(r.sampled)
 	out.stderr.OnLoss(func(lost int) { r.log.Warn("dropped log lines", "count", lost) })
 	return r
 }
 
-func (s limitSettings) resolve(f *faults, longestSend time.Duration) server.Limits {
+func (s limitSettings) resolve(f *configErrors, longestSend time.Duration) server.Limits {
 	l := server.Limits{
 		Connections:  number(f, "--max-connections (PHONENUMBER_MAX_CONNECTIONS)", s.MaxConnections, 1, 1_000_000),
 		Streams:      number(f, "--max-streams (PHONENUMBER_MAX_STREAMS)", s.MaxStreams, 1, 100_000),
@@ -151,7 +151,7 @@ func (s limitSettings) resolve(f *faults, longestSend time.Duration) server.Limi
 	return l
 }
 
-func (s ruleSettings) resolve(f *faults) (rules verify.Rules, numbers verify.NumberParser) {
+func (s ruleSettings) resolve(f *configErrors) (rules verify.Rules, numbers verify.NumberParser) {
 	rules.CodeTTL = duration(f, "--code-ttl (PHONENUMBER_CODE_TTL)", s.CodeTTL, time.Second, verify.MaxCodeTTL)
 	rules.AttemptLimit = number(f, "--attempt-limit (PHONENUMBER_ATTEMPT_LIMIT)", s.AttemptLimit, 1, verify.MaxAttemptLimit)
 	if !numberplan.KnownRegion(s.Region) {
@@ -160,7 +160,7 @@ func (s ruleSettings) resolve(f *faults) (rules verify.Rules, numbers verify.Num
 	return rules, verify.NumberParser{Region: s.Region, Plan: numberplan.Mobile}
 }
 
-func (s settings) logHandler(f *faults, w io.Writer) slog.Handler {
+func (s settings) logHandler(f *configErrors, w io.Writer) slog.Handler {
 	var level slog.Level
 	switch s.LogLevel {
 	case "debug", "info", "warn", "error":
@@ -179,7 +179,7 @@ func (s settings) logHandler(f *faults, w io.Writer) slog.Handler {
 	return slog.NewTextHandler(w, options)
 }
 
-func duration(f *faults, name, text string, least, most time.Duration) time.Duration {
+func duration(f *configErrors, name, text string, least, most time.Duration) time.Duration {
 	d, err := time.ParseDuration(text)
 	if err != nil || d < least || d > most {
 		f.add("%s is %q; it must be a duration from %v to %v, such as 5s or 10m", name, text, least, most)
@@ -187,7 +187,7 @@ func duration(f *faults, name, text string, least, most time.Duration) time.Dura
 	return d
 }
 
-func number(f *faults, name, text string, least, most int) int {
+func number(f *configErrors, name, text string, least, most int) int {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < least || n > most {
 		f.add("%s is %q; it must be a whole number from %d to %d", name, text, least, most)
@@ -195,7 +195,7 @@ func number(f *faults, name, text string, least, most int) int {
 	return n
 }
 
-func address(f *faults, name, text string) {
+func address(f *configErrors, name, text string) {
 	_, port, err := net.SplitHostPort(text)
 	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || n > 65535 {
 		f.add("%s is %q; it must be host:port or :port, such as 127.0.0.1:50511", name, text)
@@ -203,12 +203,12 @@ func address(f *faults, name, text string) {
 }
 
 const (
-	ownPrefix = "PHONENUMBER_"
+	envPrefix = "PHONENUMBER_"
 	failSends = "PHONENUMBER_FAIL_SENDS"
 )
 
-// ownVariables are the names with our prefix that mean something.
-var ownVariables = []string{
+// knownEnv are the names with our prefix that mean something.
+var knownEnv = []string{
 	"PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 	"PHONENUMBER_CODE_KEY", "PHONENUMBER_CODE_KEY_FILE", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY",
 	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN", "PHONENUMBER_RETENTION", failSends,
@@ -223,20 +223,20 @@ var ownVariables = []string{
 var injectedByKubernetes = regexp.MustCompile(
 	`^PHONENUMBER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)$`)
 
-// unknownVariables finds misspelt settings, which would otherwise be ignored.
-func unknownVariables(f *faults, environ []string) {
+// checkUnknownEnv finds misspelt settings, which would otherwise be ignored.
+func checkUnknownEnv(f *configErrors, environ []string) {
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, ownPrefix) && !slices.Contains(ownVariables, name) && !injectedByKubernetes.MatchString(name) {
-			f.add("%s is no setting of this service; there are %s", name, strings.Join(ownVariables, ", "))
+		if strings.HasPrefix(name, envPrefix) && !slices.Contains(knownEnv, name) && !injectedByKubernetes.MatchString(name) {
+			f.add("%s is no setting of this service; there are %s", name, strings.Join(knownEnv, ", "))
 		}
 	}
 }
 
-// dropEmptyVariables makes a variable that is set to nothing mean "not set", as
+// unsetEmptyEnv makes a variable that is set to nothing mean "not set", as
 // compose files pass it.
-func dropEmptyVariables() {
-	for _, name := range append(ownVariables, "ALIYUN_ENDPOINT") {
+func unsetEmptyEnv() {
+	for _, name := range append(knownEnv, "ALIYUN_ENDPOINT") {
 		if os.Getenv(name) == "" {
 			os.Unsetenv(name)
 		}

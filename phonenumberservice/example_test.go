@@ -93,11 +93,11 @@ func startService() (address string, inbox *sms.Inbox, stop func()) {
 				Random:     rand.Reader,
 				Log:        slog.New(slog.DiscardHandler),
 			},
-			Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
-			Ready:   db.Ready,
-			Inbox:   inbox,
-			Limits:  server.DefaultLimits,
-			Watch:   observe.Steps{Metrics: observe.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
+			Numbers:   verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
+			Ready:     db.Ready,
+			Inbox:     inbox,
+			Limits:    server.DefaultLimits,
+			Telemetry: observe.Telemetry{Metrics: observe.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
 		})
 	}()
 	return listener.Addr().String(), inbox, func() { cancel(); <-stopped; db.Close() }

@@ -38,12 +38,12 @@ type Caller struct {
 
 // NotAllowedError says what a known caller may not do.
 type NotAllowedError struct {
-	Caller  string
-	Refused string // call, signature, template_code or country
+	Caller string
+	Denied string // call, signature, template_code or country
 }
 
 func (e *NotAllowedError) Error() string {
-	return "caller " + e.Caller + " may not use this " + e.Refused
+	return "caller " + e.Caller + " may not use this " + e.Denied
 }
 
 // RateError says that a caller's own rate is used up.
@@ -54,16 +54,16 @@ type RateError struct {
 
 func (e *RateError) Error() string { return "caller " + e.Caller + " has used up its rate" }
 
-// MayCall reports whether the caller may make a call, by its method's name.
-func (c *Caller) MayCall(method string) error {
+// AuthorizeCall reports whether the caller may make a call, by its method's name.
+func (c *Caller) AuthorizeCall(method string) error {
 	if c == nil || allows(c.calls, method) {
 		return nil
 	}
 	return &NotAllowedError{c.Name, "call"}
 }
 
-// MaySend reports whether the caller may send so, and to a country.
-func (c *Caller) MaySend(signName, templateCode, country string) error {
+// AuthorizeSend reports whether the caller may send so, and to a country.
+func (c *Caller) AuthorizeSend(signName, templateCode, country string) error {
 	switch {
 	case c == nil:
 		return nil
@@ -79,8 +79,8 @@ func (c *Caller) MaySend(signName, templateCode, country string) error {
 
 func allows(list []string, value string) bool { return list == nil || slices.Contains(list, value) }
 
-// TakeSend takes one send of the caller's rate, or says when there will be one.
-func (c *Caller) TakeSend() error {
+// AllowSend takes one send of the caller's rate, or says when there will be one.
+func (c *Caller) AllowSend() error {
 	if c == nil || c.sends == nil {
 		return nil
 	}
@@ -91,8 +91,8 @@ func (c *Caller) TakeSend() error {
 	return &RateError{c.Name, max(wait, time.Millisecond)}
 }
 
-// A Set is all that may call, and can be replaced at any time.
-type Set struct{ list atomic.Pointer[[]*Caller] }
+// A Registry is all that may call, and can be replaced at any time.
+type Registry struct{ list atomic.Pointer[[]*Caller] }
 
 // Changes are what a new list takes from callers or gives them, by their names.
 type Changes struct {
@@ -102,7 +102,7 @@ type Changes struct {
 
 // Replace takes the callers of a file that Parse read. Who is in both, with an equal
 // rate, keeps what is used of it. The first list changes nothing.
-func (s *Set) Replace(list []*Caller) (changes Changes) {
+func (s *Registry) Replace(list []*Caller) (changes Changes) {
 	if before := s.list.Load(); before != nil {
 		gone := map[string]*Caller{}
 		for _, old := range *before {
@@ -129,7 +129,7 @@ func (s *Set) Replace(list []*Caller) (changes Changes) {
 }
 
 // Names are those of all callers.
-func (s *Set) Names() (names []string) {
+func (s *Registry) Names() (names []string) {
 	for _, c := range *s.list.Load() {
 		names = append(names, c.Name)
 	}
@@ -163,10 +163,10 @@ func gains[T comparable](old, now []T) bool {
 // ErrUnknown is what Identify returns for whoever proves to be no caller.
 var ErrUnknown = errors.New("unknown caller")
 
-// Identify returns who makes a call with these values of the header authorization,
+// Authenticate returns who makes a call with these values of the header authorization,
 // over a connection with this client certificate, nil for none that was verified. A
 // token that is sent counts alone.
-func (s *Set) Identify(authorization []string, certificate *x509.Certificate) (*Caller, error) {
+func (s *Registry) Authenticate(authorization []string, certificate *x509.Certificate) (*Caller, error) {
 	list := *s.list.Load()
 	if len(authorization) > 0 {
 		if scheme, token, _ := strings.Cut(authorization[0], " "); len(authorization) == 1 && strings.EqualFold(scheme, "bearer") {
@@ -176,7 +176,7 @@ func (s *Set) Identify(authorization []string, certificate *x509.Certificate) (*
 	}
 	if certificate != nil {
 		for _, c := range list {
-			if c.holds(certificate) {
+			if c.matchesCertificate(certificate) {
 				return c, nil
 			}
 		}
@@ -200,7 +200,7 @@ func withToken(list []*Caller, token string) (found *Caller, err error) {
 	return found, nil
 }
 
-func (c *Caller) holds(certificate *x509.Certificate) bool {
+func (c *Caller) matchesCertificate(certificate *x509.Certificate) bool {
 	for _, id := range certificate.URIs {
 		if slices.Contains(c.spiffeIDs, id.String()) {
 			return true
@@ -211,9 +211,9 @@ func (c *Caller) holds(certificate *x509.Certificate) bool {
 	})
 }
 
-// Certified is Identify where there is no callers file and every client certificate
+// AnyCertificate is Identify where there is no callers file and every client certificate
 // that was verified may do everything.
-func Certified(_ []string, certificate *x509.Certificate) (*Caller, error) {
+func AnyCertificate(_ []string, certificate *x509.Certificate) (*Caller, error) {
 	if certificate == nil {
 		return nil, ErrUnknown
 	}

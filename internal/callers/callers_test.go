@@ -13,17 +13,17 @@ import (
 	"time"
 )
 
-var known = Known{
+var known = ParseOptions{
 	Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true, "US": true}, Certificates: true,
 }
 
-func parse(t *testing.T, text string) *Set {
+func parse(t *testing.T, text string) *Registry {
 	t.Helper()
 	list, err := Parse("callers.yaml", []byte(text), known)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Set{}
+	s := &Registry{}
 	s.Replace(list)
 	return s
 }
@@ -63,7 +63,7 @@ callers:
 		{nil, &x509.Certificate{DNSNames: []string{"evil.example.org"}}, ""},
 		{nil, nil, ""},
 	} {
-		got, err := s.Identify(c.authorization, c.certificate)
+		got, err := s.Authenticate(c.authorization, c.certificate)
 		if c.want == "" {
 			if !errors.Is(err, ErrUnknown) || got != nil {
 				t.Errorf("%q with a certificate %v: got %v, %v; want ErrUnknown", c.authorization, c.certificate != nil, got, err)
@@ -85,29 +85,29 @@ callers:
     template_codes: [SMS_1]
     countries: [CN]
 `)
-	all, _ := s.Identify([]string{"Bearer all"}, nil)
-	few, _ := s.Identify([]string{"Bearer few"}, nil)
+	all, _ := s.Authenticate([]string{"Bearer all"}, nil)
+	few, _ := s.Authenticate([]string{"Bearer few"}, nil)
 	for _, c := range []struct {
 		name    string
 		err     error
 		refused string
 	}{
-		{"all, Valid", all.MayCall("Valid"), ""},
-		{"all, send", all.MaySend("x", "y", "US"), ""},
-		{"few, SendSMS", few.MayCall("SendSMS"), ""},
-		{"few, Valid", few.MayCall("Valid"), "call"},
-		{"few, send", few.MaySend("Acme", "SMS_1", "CN"), ""},
-		{"few, another sign name", few.MaySend("acme", "SMS_1", "CN"), "signature"},
-		{"few, another template", few.MaySend("Acme", "SMS_2", "CN"), "template_code"},
-		{"few, another country", few.MaySend("Acme", "SMS_1", "US"), "country"},
-		{"nobody asks", (*Caller)(nil).MaySend("x", "y", "US"), ""},
+		{"all, Valid", all.AuthorizeCall("Valid"), ""},
+		{"all, send", all.AuthorizeSend("x", "y", "US"), ""},
+		{"few, SendSMS", few.AuthorizeCall("SendSMS"), ""},
+		{"few, Valid", few.AuthorizeCall("Valid"), "call"},
+		{"few, send", few.AuthorizeSend("Acme", "SMS_1", "CN"), ""},
+		{"few, another sign name", few.AuthorizeSend("acme", "SMS_1", "CN"), "signature"},
+		{"few, another template", few.AuthorizeSend("Acme", "SMS_2", "CN"), "template_code"},
+		{"few, another country", few.AuthorizeSend("Acme", "SMS_1", "US"), "country"},
+		{"nobody asks", (*Caller)(nil).AuthorizeSend("x", "y", "US"), ""},
 	} {
 		var e *NotAllowedError
 		if c.refused == "" {
 			if c.err != nil {
 				t.Errorf("%s: got %v; want it allowed", c.name, c.err)
 			}
-		} else if !errors.As(c.err, &e) || e.Refused != c.refused || e.Caller != "few" {
+		} else if !errors.As(c.err, &e) || e.Denied != c.refused || e.Caller != "few" {
 			t.Errorf("%s: got %v; want the %s refused", c.name, c.err, c.refused)
 		}
 	}
@@ -119,11 +119,11 @@ func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
 		text := strings.Replace(file, "HASH", hashOf("a"), 1)
 		s := parse(t, text)
 		take := func() error {
-			c, err := s.Identify([]string{"Bearer a"}, nil)
+			c, err := s.Authenticate([]string{"Bearer a"}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return c.TakeSend()
+			return c.AllowSend()
 		}
 		reload := func(text string) {
 			list, err := Parse("callers.yaml", []byte(text), known)
@@ -163,7 +163,7 @@ func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
 
 func TestARateHoldsUnderConcurrency(t *testing.T) {
 	c := parse(t, "callers: [{name: a, token_sha256: "+hashOf("a")+", sends_per_minute: 600, burst: 1}]")
-	caller, err := c.Identify([]string{"Bearer a"}, nil)
+	caller, err := c.Authenticate([]string{"Bearer a"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestARateHoldsUnderConcurrency(t *testing.T) {
 	for range 64 {
 		taking.Go(func() {
 			for time.Since(start) < time.Second {
-				if caller.TakeSend() == nil {
+				if caller.AllowSend() == nil {
 					taken.Add(1)
 				}
 			}
@@ -193,16 +193,16 @@ func TestCertified_takesNoReservedName(t *testing.T) {
 			"DNS name":    {DNSNames: []string{name}},
 			"URI":         {URIs: []*url.URL{{Path: name}}},
 		} {
-			caller, err := Certified(nil, c)
+			caller, err := AnyCertificate(nil, c)
 			if err != nil || !strings.HasPrefix(caller.Name, "sha256:") {
 				t.Errorf("%s %q: got %v, %v; want the certificate's hash", kind, name, caller, err)
 			}
 		}
 	}
-	if _, err := Certified(nil, nil); !errors.Is(err, ErrUnknown) {
+	if _, err := AnyCertificate(nil, nil); !errors.Is(err, ErrUnknown) {
 		t.Errorf("no certificate: got %v; want ErrUnknown", err)
 	}
-	if caller, err := Certified(nil, &x509.Certificate{DNSNames: []string{"other.example.org"}}); err != nil || caller.Name != "other.example.org" {
+	if caller, err := AnyCertificate(nil, &x509.Certificate{DNSNames: []string{"other.example.org"}}); err != nil || caller.Name != "other.example.org" {
 		t.Errorf("got %v, %v; want other.example.org", caller, err)
 	}
 }
@@ -262,7 +262,7 @@ func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Parse("callers.yaml", []byte("callers:\n  - name: a\n    dns_san: a.example.org"), Known{}); err == nil || !strings.Contains(err.Error(), "callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone") {
+	if _, err := Parse("callers.yaml", []byte("callers:\n  - name: a\n    dns_san: a.example.org"), ParseOptions{}); err == nil || !strings.Contains(err.Error(), "callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone") {
 		t.Errorf("certificates that are not asked for: got %v", err)
 	}
 	if _, err := Parse("callers.yaml", make([]byte, maxFileBytes+1), known); err == nil {

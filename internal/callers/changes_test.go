@@ -92,7 +92,7 @@ func TestReplace_namesWhoIsGoneOrNewOrMayDoMore(t *testing.T) {
 				}
 				return list
 			}
-			var s Set
+			var s Registry
 			if first := s.Replace(parsed(before)); first.Added != nil || first.Widened != nil {
 				t.Errorf("the first list: got %+v; want no changes", first)
 			}

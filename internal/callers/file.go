@@ -23,8 +23,8 @@ const (
 	maxSendsPerMinute = 1_000_000
 )
 
-// Known are the names that a file may use.
-type Known struct {
+// ParseOptions are the names that a file may use.
+type ParseOptions struct {
 	Calls        []string
 	Countries    map[string]bool // as numberplan.Country has them
 	Certificates bool            // whether client certificates are asked for
@@ -39,11 +39,11 @@ func Whole(content string) bool {
 
 // Parse reads the content of a callers file. It reports every fault with the file's
 // name, its line and what would be right, and never repeats a value: it could be a token.
-func Parse(name string, content []byte, known Known) ([]*Caller, error) {
+func Parse(name string, content []byte, known ParseOptions) ([]*Caller, error) {
 	if len(content) > maxFileBytes {
 		return nil, fmt.Errorf("%s: is larger than %d bytes", name, maxFileBytes)
 	}
-	f := &file{name: name, known: known}
+	f := &parser{name: name, known: known}
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	var document, more yaml.Node
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
@@ -64,19 +64,19 @@ var line = regexp.MustCompile(`line \d+`)
 // lineOf keeps the line alone: the parser's words can hold words of the file.
 func lineOf(err error) string { return cmp.Or(line.FindString(err.Error()), "line 1") }
 
-type file struct {
+type parser struct {
 	name    string
-	known   Known
+	known   ParseOptions
 	callers []*Caller
 	faults  []error
 	proofs  map[string]bool
 }
 
-func (f *file) add(at *yaml.Node, format string, args ...any) {
+func (f *parser) add(at *yaml.Node, format string, args ...any) {
 	f.faults = append(f.faults, fmt.Errorf("%s: line %d: %s", f.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
 }
 
-func (f *file) file(top *yaml.Node) {
+func (f *parser) file(top *yaml.Node) {
 	f.proofs = map[string]bool{}
 	f.fields(top, `the file must hold "callers:", a list of callers below it`, map[string]func(*yaml.Node){
 		"callers": func(list *yaml.Node) {
@@ -96,7 +96,7 @@ func (f *file) file(top *yaml.Node) {
 
 // fields walks through the fields of a mapping and returns those that are there, nil
 // where it is none.
-func (f *file) fields(m *yaml.Node, want string, known map[string]func(*yaml.Node)) (seen map[string]bool) {
+func (f *parser) fields(m *yaml.Node, want string, known map[string]func(*yaml.Node)) (seen map[string]bool) {
 	if m.Kind != yaml.MappingNode {
 		f.add(m, "%s", want)
 		return nil
@@ -137,7 +137,7 @@ const (
 	Other   = "other"   // callers beyond those that metrics tell apart
 )
 
-func (f *file) caller(m *yaml.Node) {
+func (f *parser) caller(m *yaml.Node) {
 	c := &Caller{}
 	var perMinute, burst int
 	var burstAt *yaml.Node
@@ -203,7 +203,7 @@ func (f *file) caller(m *yaml.Node) {
 }
 
 // list reads a value, or a list of values, that are each as want says.
-func (f *file) list(n *yaml.Node, field, want string, right func(string) bool) (values []string) {
+func (f *parser) list(n *yaml.Node, field, want string, right func(string) bool) (values []string) {
 	nodes := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
 		nodes = n.Content
@@ -221,7 +221,7 @@ func (f *file) list(n *yaml.Node, field, want string, right func(string) bool) (
 	return values
 }
 
-func (f *file) certificates(n *yaml.Node, proofs []string) {
+func (f *parser) certificates(n *yaml.Node, proofs []string) {
 	if !f.known.Certificates {
 		f.add(n, "certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone; set it, or use token_sha256")
 	}
@@ -231,14 +231,14 @@ func (f *file) certificates(n *yaml.Node, proofs []string) {
 }
 
 // proof notes what proves one caller and can prove no other.
-func (f *file) proof(n *yaml.Node, p string) {
+func (f *parser) proof(n *yaml.Node, p string) {
 	if f.proofs[p] {
 		f.add(n, "proves a caller already")
 	}
 	f.proofs[p] = true
 }
 
-func (f *file) number(n *yaml.Node, field string) int {
+func (f *parser) number(n *yaml.Node, field string) int {
 	v, err := strconv.Atoi(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || v < 1 || v > maxSendsPerMinute {
 		f.add(n, "%s must be a whole number from 1 to %d", field, maxSendsPerMinute)

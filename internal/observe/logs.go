@@ -11,9 +11,9 @@ import (
 
 // Of equal warnings and errors, so many are written in such a time.
 const (
-	linesOfABurst = 10
-	burstWindow   = 10 * time.Second
-	kindsOfLines  = 1000 // in one window; what is beyond is one more kind
+	maxPerWindow = 10
+	sampleWindow = 10 * time.Second
+	maxGroups    = 1000 // in one window; what is beyond is one more kind
 )
 
 // What makes two lines equal, besides level and message. Of an error, ports are not:
@@ -23,11 +23,11 @@ var (
 	port         = regexp.MustCompile(`:[0-9]+\b`)
 )
 
-// Named writes to next, with who makes the call that a line belongs to.
-type Named struct{ slog.Handler }
+// CallerHandler writes to next, with who makes the call that a line belongs to.
+type CallerHandler struct{ slog.Handler }
 
 // Handle implements slog.Handler.
-func (h Named) Handle(ctx context.Context, r slog.Record) error {
+func (h CallerHandler) Handle(ctx context.Context, r slog.Record) error {
 	if name := CallerOf(ctx); name != "" {
 		r.AddAttrs(slog.String("caller", name))
 	}
@@ -35,21 +35,25 @@ func (h Named) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // WithAttrs implements slog.Handler.
-func (h Named) WithAttrs(attrs []slog.Attr) slog.Handler { return Named{h.Handler.WithAttrs(attrs)} }
+func (h CallerHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return CallerHandler{h.Handler.WithAttrs(attrs)}
+}
 
 // WithGroup implements slog.Handler.
-func (h Named) WithGroup(name string) slog.Handler { return Named{h.Handler.WithGroup(name)} }
+func (h CallerHandler) WithGroup(name string) slog.Handler {
+	return CallerHandler{h.Handler.WithGroup(name)}
+}
 
-// Sampled writes to next the first ten of equal warnings and errors in ten seconds,
+// SamplingHandler writes to next the first ten of equal warnings and errors in ten seconds,
 // then how many more there were. All else it passes on.
-type Sampled struct {
+type SamplingHandler struct {
 	slog.Handler
 	burst *burst
 }
 
 // NewSampled returns a handler that writes to next.
-func NewSampled(next slog.Handler) Sampled {
-	return Sampled{next, &burst{handler: next, lines: map[string]*equals{}}}
+func NewSampled(next slog.Handler) SamplingHandler {
+	return SamplingHandler{next, &burst{handler: next, lines: map[string]*equals{}}}
 }
 
 type burst struct {
@@ -64,7 +68,7 @@ type equals struct {
 }
 
 // Handle implements slog.Handler.
-func (s Sampled) Handle(ctx context.Context, r slog.Record) error {
+func (s SamplingHandler) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level >= slog.LevelWarn && s.burst.leavesOut(r) {
 		return nil
 	}
@@ -72,17 +76,17 @@ func (s Sampled) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // WithAttrs implements slog.Handler.
-func (s Sampled) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return Sampled{s.Handler.WithAttrs(attrs), s.burst}
+func (s SamplingHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return SamplingHandler{s.Handler.WithAttrs(attrs), s.burst}
 }
 
 // WithGroup implements slog.Handler.
-func (s Sampled) WithGroup(name string) slog.Handler {
-	return Sampled{s.Handler.WithGroup(name), s.burst}
+func (s SamplingHandler) WithGroup(name string) slog.Handler {
+	return SamplingHandler{s.Handler.WithGroup(name), s.burst}
 }
 
 // Flush tells at once what was left out.
-func (s Sampled) Flush() { s.burst.tell() }
+func (s SamplingHandler) Flush() { s.burst.tell() }
 
 func (b *burst) leavesOut(r slog.Record) bool {
 	key := r.Level.String() + r.Message
@@ -95,9 +99,9 @@ func (b *burst) leavesOut(r slog.Record) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.lines) == 0 {
-		time.AfterFunc(burstWindow, b.tell)
+		time.AfterFunc(sampleWindow, b.tell)
 	}
-	if b.lines[key] == nil && len(b.lines) >= kindsOfLines {
+	if b.lines[key] == nil && len(b.lines) >= maxGroups {
 		key = r.Level.String()
 	}
 	line := b.lines[key]
@@ -106,7 +110,7 @@ func (b *burst) leavesOut(r slog.Record) bool {
 		b.lines[key] = line
 	}
 	line.count++
-	return line.count > linesOfABurst
+	return line.count > maxPerWindow
 }
 
 func tellsApart(a slog.Attr) bool { return slices.Contains(tellingApart, a.Key) }
@@ -118,11 +122,11 @@ func (b *burst) tell() {
 	b.lines = map[string]*equals{}
 	b.mu.Unlock()
 	for _, line := range lines {
-		if line.count <= linesOfABurst {
+		if line.count <= maxPerWindow {
 			continue
 		}
 		r := slog.NewRecord(time.Now(), line.first.Level, "more lines like these were left out", 0)
-		r.AddAttrs(slog.String("like", line.first.Message), slog.Int("count", line.count-linesOfABurst))
+		r.AddAttrs(slog.String("like", line.first.Message), slog.Int("count", line.count-maxPerWindow))
 		line.first.Attrs(func(a slog.Attr) bool {
 			if tellsApart(a) {
 				r.AddAttrs(a)

@@ -28,12 +28,12 @@ type Metrics struct {
 	sends         *prometheus.CounterVec
 	aliyun        *prometheus.HistogramVec
 	verifications *prometheus.CounterVec
-	untilVerified prometheus.Histogram
+	timeToVerify  prometheus.Histogram
 	database      *prometheus.HistogramVec
 	ready         prometheus.Gauge
-	refused       *prometheus.CounterVec
-	aliyunCodes   boundedSet
-	callers       boundedSet
+	rejected      *prometheus.CounterVec
+	aliyunCodes   labelCap
+	callers       labelCap
 }
 
 // NewMetrics returns metrics of their own registry, with those of the Go runtime and
@@ -41,8 +41,8 @@ type Metrics struct {
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
-		aliyunCodes: boundedSet{most: 64},
-		callers:     boundedSet{most: 256, seen: map[string]bool{callers.Unknown: true}},
+		aliyunCodes: labelCap{most: 64},
+		callers:     labelCap{most: 256, seen: map[string]bool{callers.Unknown: true}},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -57,7 +57,7 @@ func NewMetrics(version string) *Metrics {
 		verifications: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phonenumber_verifications_total", Help: "What Valid found; its caller learns whether it is match.",
 		}, []string{"outcome", "country", "caller"}),
-		untilVerified: prometheus.NewHistogram(prometheus.HistogramOpts{
+		timeToVerify: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "phonenumber_send_to_verification_seconds", Help: "From the begin of a send to the Valid that matched.",
 			Buckets: []float64{2, 5, 10, 20, 30, 60, 120, 300, 600},
 		}),
@@ -69,7 +69,7 @@ func NewMetrics(version string) *Metrics {
 			Name: "phonenumber_ready", Help: "1 while serving, 0 while the database does not answer or the service drains.",
 		}),
 	}
-	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+	m.rejected = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "phonenumber_refused_total", Help: "Calls and connections refused before they were heard, by reason.",
 	}, []string{"reason"})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -77,7 +77,7 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
 	})
 	build.Set(1)
-	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.untilVerified, m.database, m.ready, m.refused, build,
+	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.timeToVerify, m.database, m.ready, m.rejected, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -90,16 +90,16 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// Called counts a call that took its time and ended with a gRPC status.
-func (m *Metrics) Called(ctx context.Context, method, status string, took time.Duration) {
+// ObserveCall counts a call that took its time and ended with a gRPC status.
+func (m *Metrics) ObserveCall(ctx context.Context, method, status string, took time.Duration) {
 	m.calls.WithLabelValues(method, status, m.caller(ctx)).Observe(took.Seconds())
 }
 
-// Verified counts what a Valid found.
-func (m *Metrics) Verified(ctx context.Context, n verify.Number, found verify.Verification) {
+// ObserveCheck counts what a Valid found.
+func (m *Metrics) ObserveCheck(ctx context.Context, n verify.Number, found verify.Verification) {
 	m.verifications.WithLabelValues(found.Outcome.String(), numberplan.Country(n), m.caller(ctx)).Inc()
 	if found.Valid() {
-		m.untilVerified.Observe(found.After.Seconds())
+		m.timeToVerify.Observe(found.After.Seconds())
 	}
 }
 
@@ -111,8 +111,8 @@ func (m *Metrics) SetReady(ready bool) {
 	}
 }
 
-func (m *Metrics) sent(ctx context.Context, n verify.Number, result, aliyunCode string, took time.Duration) {
-	m.sends.WithLabelValues(result, m.aliyunCodes.bound(aliyunCode), numberplan.Country(n), m.caller(ctx)).Inc()
+func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliyunCode string, took time.Duration) {
+	m.sends.WithLabelValues(result, m.aliyunCodes.value(aliyunCode), numberplan.Country(n), m.caller(ctx)).Inc()
 	m.aliyun.WithLabelValues(result).Observe(took.Seconds())
 }
 
@@ -133,18 +133,18 @@ func (m *Metrics) caller(ctx context.Context) string {
 	if name == "" {
 		return ""
 	}
-	return m.callers.bound(name)
+	return m.callers.value(name)
 }
 
-// A boundedSet keeps whoever answers in Aliyun's place, or issues certificates, from
+// A labelCap keeps whoever answers in Aliyun's place, or issues certificates, from
 // filling the memory of this process and of Prometheus.
-type boundedSet struct {
+type labelCap struct {
 	most int
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
-func (b *boundedSet) bound(value string) string {
+func (b *labelCap) value(value string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.seen == nil {
@@ -158,7 +158,7 @@ func (b *boundedSet) bound(value string) string {
 }
 
 // keep forgets all but these values, and returns what it forgot.
-func (b *boundedSet) keep(values []string) (forgotten []string) {
+func (b *labelCap) keep(values []string) (forgotten []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for value := range b.seen {

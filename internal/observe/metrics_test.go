@@ -46,7 +46,7 @@ func (s sender) Send(context.Context, verify.Message) (verify.Receipt, error) {
 
 func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
 	m := NewMetrics("test")
-	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, c := range []struct {
 		number verify.Number
 		err    error
@@ -79,9 +79,9 @@ func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
 func TestCodesOfAliyunAreBounded(t *testing.T) {
 	m := NewMetrics("test")
 	maxAliyunCodes := m.aliyunCodes.most
-	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for i := range 10 * maxAliyunCodes {
-		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendPrecondition, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(), verify.Message{Number: "+8618600000000"})
+		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendRejected, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(), verify.Message{Number: "+8618600000000"})
 	}
 	scraped := scrape(t, m)
 	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
@@ -93,7 +93,7 @@ func TestCodesOfAliyunAreBounded(t *testing.T) {
 func TestVerificationsAreCountedByOutcome(t *testing.T) {
 	m := NewMetrics("test")
 	for _, found := range []verify.Verification{{}, {Outcome: verify.Mismatch}, {Outcome: verify.Expired}, {Outcome: verify.Exhausted}, {Outcome: verify.Match, After: 7 * time.Second}} {
-		m.Verified(t.Context(), "+8618600000000", found)
+		m.ObserveCheck(t.Context(), "+8618600000000", found)
 	}
 	scraped := scrape(t, m)
 	for _, outcome := range []string{"none", "match", "mismatch", "expired", "exhausted"} {
@@ -117,7 +117,7 @@ func (s storeOf) Swap(context.Context, verify.Number, verify.Version, verify.Rec
 
 func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
 	m := NewMetrics("test")
-	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, s := range []storeOf{{done: true}, {}, {err: errors.New("1205")}, {err: fmt.Errorf("lost: %w", verify.ErrOutcomeUnknown)}} {
 		w := steps.Store(s)
 		if done, err := w.Swap(t.Context(), "+1", verify.Version{}, verify.Record{}); done != s.done || !errors.Is(err, s.err) {
@@ -139,11 +139,11 @@ func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
 
 func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
 	m := NewMetrics("test")
-	steps := Steps{Metrics: m, Log: slog.New(slog.DiscardHandler)}
+	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, name := range []string{"login", "shop", callers.Unknown} {
 		ctx := WithCaller(t.Context(), name)
-		m.Called(ctx, "Valid", "OK", time.Second)
-		m.Verified(ctx, "+8618600000000", verify.Verification{})
+		m.ObserveCall(ctx, "Valid", "OK", time.Second)
+		m.ObserveCheck(ctx, "+8618600000000", verify.Verification{})
 		steps.Sender(sender{}).Send(ctx, verify.Message{Number: "+8618600000000"})
 	}
 	m.KeepCallers([]string{"shop"})

@@ -17,9 +17,9 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Steps watches what a call does at the database and at Aliyun: each step is
+// Telemetry watches what a call does at the database and at Aliyun: each step is
 // measured, is a span where traces are exported, and a line at debug level.
-type Steps struct {
+type Telemetry struct {
 	Metrics *Metrics
 	Tracer  trace.Tracer // nil where traces are not exported
 	Log     *slog.Logger
@@ -38,9 +38,9 @@ func CallerOf(ctx context.Context) string {
 	return name
 }
 
-// Refused counts what was refused before it was heard, and why.
-func (s Steps) Refused(reason string) {
-	s.Metrics.refused.WithLabelValues(reason).Inc()
+// Rejected counts what was refused before it was heard, and why.
+func (s Telemetry) Rejected(reason string) {
+	s.Metrics.rejected.WithLabelValues(reason).Inc()
 	level := slog.LevelDebug
 	if reason == "calls" || reason == "connections" {
 		level = slog.LevelWarn
@@ -49,10 +49,10 @@ func (s Steps) Refused(reason string) {
 }
 
 // Store returns next, watched.
-func (s Steps) Store(next verify.Store) verify.Store { return watchedStore{s, next} }
+func (s Telemetry) Store(next verify.Store) verify.Store { return instrumentedStore{s, next} }
 
 // Sender returns next, watched.
-func (s Steps) Sender(next verify.Sender) verify.Sender { return watchedSender{s, next} }
+func (s Telemetry) Sender(next verify.Sender) verify.Sender { return instrumentedSender{s, next} }
 
 // A Span is that of one call. Its zero value is none.
 type Span struct {
@@ -61,7 +61,7 @@ type Span struct {
 }
 
 // Call begins the span of a call, in ctx's trace.
-func (s Steps) Call(ctx context.Context, fullMethod string) (context.Context, Span) {
+func (s Telemetry) Call(ctx context.Context, fullMethod string) (context.Context, Span) {
 	if s.Tracer == nil {
 		return ctx, Span{}
 	}
@@ -90,12 +90,12 @@ func (s Span) End(status grpccodes.Code, n verify.Number) {
 	s.span.End()
 }
 
-type watchedStore struct {
-	Steps
+type instrumentedStore struct {
+	Telemetry
 	next verify.Store
 }
 
-func (w watchedStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+func (w instrumentedStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
 	ctx, step := w.begin(ctx, "load", n)
 	record, err := w.next.Load(ctx, n)
 	result := resultOf(true, err)
@@ -104,7 +104,7 @@ func (w watchedStore) Load(ctx context.Context, n verify.Number) (verify.Record,
 	return record, err
 }
 
-func (w watchedStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+func (w instrumentedStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	ctx, step := w.begin(ctx, "swap", n)
 	done, err := w.next.Swap(ctx, n, old, next)
 	result := resultOf(done, err)
@@ -125,12 +125,12 @@ func resultOf(done bool, err error) string {
 	return "ok"
 }
 
-type watchedSender struct {
-	Steps
+type instrumentedSender struct {
+	Telemetry
 	next verify.Sender
 }
 
-func (w watchedSender) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+func (w instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
 	ctx, step := w.begin(ctx, "aliyun", m.Number)
 	receipt, err := w.next.Send(ctx, m)
 	result, code, requestID := "accepted", "OK", receipt.RequestID
@@ -140,13 +140,13 @@ func (w watchedSender) Send(ctx context.Context, m verify.Message) (verify.Recei
 		told = said
 		result, code, requestID = said.Kind.String(), cmp.Or(said.Code, "none"), said.RequestID
 	}
-	w.Metrics.sent(ctx, m.Number, result, code, step.took())
+	w.Metrics.observeSend(ctx, m.Number, result, code, step.took())
 	step.end(result, told, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
 	return receipt, err
 }
 
-type step struct {
-	Steps
+type span struct {
+	Telemetry
 	ctx    context.Context
 	name   string
 	number verify.Number
@@ -154,8 +154,8 @@ type step struct {
 	span   trace.Span // nil where traces are not exported
 }
 
-func (s Steps) begin(ctx context.Context, name string, n verify.Number) (context.Context, *step) {
-	begun := &step{Steps: s, name: name, number: n, start: time.Now()}
+func (s Telemetry) begin(ctx context.Context, name string, n verify.Number) (context.Context, *span) {
+	begun := &span{Telemetry: s, name: name, number: n, start: time.Now()}
 	if s.Tracer != nil {
 		ctx, begun.span = s.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
 	}
@@ -163,10 +163,10 @@ func (s Steps) begin(ctx context.Context, name string, n verify.Number) (context
 	return ctx, begun
 }
 
-func (s *step) took() time.Duration { return time.Since(s.start) }
+func (s *span) took() time.Duration { return time.Since(s.start) }
 
 // end says how the step ended; only details with a value are told.
-func (s *step) end(result string, err error, details ...slog.Attr) {
+func (s *span) end(result string, err error, details ...slog.Attr) {
 	details = slices.DeleteFunc(details, func(d slog.Attr) bool { return d.Value.String() == "" })
 	if s.span != nil {
 		s.span.SetAttributes(attribute.String("result", result))

@@ -69,7 +69,7 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 	// Their own logger writes to stderr by itself, and quotes what it cannot read.
 	otel.SetLogger(logr.Discard())
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.Warn("traces could not be exported", "error", beginning(err))
+		log.Warn("traces could not be exported", "error", truncate(err))
 	}))
 	var exporter sdktrace.SpanExporter
 	if tracesProtocol() == overGRPC {
@@ -78,12 +78,12 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 		exporter, err = otlptracehttp.New(ctx)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("traces cannot be exported: %s", beginning(err))
+		return nil, nil, fmt.Errorf("traces cannot be exported: %s", truncate(err))
 	}
 	of, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(), resource.WithAttributes(
 		attribute.String("service.name", "phone-number-service"), attribute.String("service.version", version)), resource.WithFromEnv())
 	if err != nil {
-		log.Warn("what describes this process in traces is not whole", "error", beginning(err))
+		log.Warn("what describes this process in traces is not whole", "error", truncate(err))
 	}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(of),
 		sdktrace.WithoutPanicRecording()) // a panic's value could hold a code
@@ -91,13 +91,13 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if err := provider.Shutdown(ctx); err != nil {
-			log.Warn("the last traces could not be exported", "error", beginning(err))
+			log.Warn("the last traces could not be exported", "error", truncate(err))
 		}
 	}, nil
 }
 
-// beginning is enough of an error that could hold a collector's whole page.
-func beginning(err error) string {
+// truncate is enough of an error that could hold a collector's whole page.
+func truncate(err error) string {
 	const enough = 200
 	text := err.Error()
 	return text[:min(len(text), enough)]

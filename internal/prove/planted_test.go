@@ -41,28 +41,28 @@ var plantedBugs = []plantedBug{
 	},
 	{
 		name:  "swaps of many without their versions",
-		edits: []edit{{"internal/store/crowd.go", " WHEN phone_number = ? AND version = ? THEN ?", " WHEN phone_number = ? AND (version = ? OR 1) THEN ?"}},
+		edits: []edit{{"internal/store/batch.go", " WHEN phone_number = ? AND version = ? THEN ?", " WHEN phone_number = ? AND (version = ? OR 1) THEN ?"}},
 		proof: undisturbed, caught: "TestCallsAreLinearizable",
 		as: "is Illegal",
 	},
 	{
 		name: "swap repeated with a new version after an unknown outcome",
 		edits: []edit{
-			{verifier, `pending, lastErr = next, err //`, `lastErr = err //`},
-			{verifier, "\t\ttried = next.Version\n", ""},
+			{verifier, `unconfirmed, lastErr = next, err //`, `lastErr = err //`},
+			{verifier, "\t\tlastWritten = next.Version\n", ""},
 		},
 		proof: lostAnswers, caught: "TestASwapWhoseAnswerWasLostTakesEffectOnce",
 		as: "was counted twice",
 	},
 	{
 		name:  "a lost connection taken for a swap that was not done",
-		edits: []edit{{"internal/store/mysql.go", "\t\treturn notUp\n", "\t\treturn noEffect | notUp\n"}},
+		edits: []edit{{"internal/store/mysql.go", "\t\treturn transient\n", "\t\treturn notApplied | transient\n"}},
 		proof: lostAnswers, caught: "TestASwapWhoseAnswerWasLostTakesEffectOnce",
 		as: "was counted again, after another one",
 	},
 	{
 		name:  "begin repeated with the same code",
-		edits: []edit{{verifier, `if code, err = drawCode(v.Random); err != nil {`, "if code != \"\" {\n} else if code, err = drawCode(v.Random); err != nil {"}},
+		edits: []edit{{verifier, `if code, err = newCode(v.Random); err != nil {`, "if code != \"\" {\n} else if code, err = newCode(v.Random); err != nil {"}},
 		proof: freshCodes, caught: "TestABeginThatIsBegunAnewDrawsAFreshCode",
 		as: "a code whose looks were spent was begun again",
 	},
@@ -75,8 +75,8 @@ var plantedBugs = []plantedBug{
 	{
 		name: "four looks",
 		edits: []edit{
-			{state, "> now || int(c.Looks) >= r.AttemptLimit", "> now || int(c.Looks) > r.AttemptLimit"},
-			{state, "{ return int(c.Looks) >= r.AttemptLimit })", "{ return int(c.Looks) > r.AttemptLimit })"},
+			{state, "> now || int(c.Attempts) >= r.AttemptLimit", "> now || int(c.Attempts) > r.AttemptLimit"},
+			{state, "{ return int(c.Attempts) >= r.AttemptLimit })", "{ return int(c.Attempts) > r.AttemptLimit })"},
 		},
 		proof: undisturbed, caught: "TestCallsAreLinearizable",
 		as: "is Illegal",
@@ -93,18 +93,18 @@ var plantedBugs = []plantedBug{
 	seen, _ := decodeState(first.State)
 	_, right, _ := v.Rules.Check(seen, macs, v.Now().UnixMicro())
 `},
-			{verifier, "\terr := v.whileCallerWaits(ctx, n, func(s State, t *Trail, now int64, inDoubt bool) (next State", "\terr = v.whileCallerWaits(ctx, n, func(s State, t *Trail, now int64, inDoubt bool) (next State"},
+			{verifier, "\terr := v.updateForCaller(ctx, n, func(s State, t *History, now int64, inDoubt bool) (next State", "\terr = v.updateForCaller(ctx, n, func(s State, t *History, now int64, inDoubt bool) (next State"},
 			{verifier, "\t\tnext, valid, changed = v.Rules.Check(s, macs, now)\n", `		if !right {
 			next, _, changed = v.Rules.Check(s, macs, now)
 			return next, changed, nil
 		}
 		i := slices.IndexFunc(s.Codes, func(c Code) bool { return slices.Contains(macs, c.MAC) })
 		if valid = i >= 0; valid {
-			next, changed = State{Last: s.Last, Codes: s.Codes[i+1:]}, true
+			next, changed = State{LastSendID: s.LastSendID, Codes: s.Codes[i+1:]}, true
 		}
 `},
 			// Spent codes stay in the list, as in a table with a column of looks.
-			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Looks) >= r.AttemptLimit })\n", ""},
+			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit })\n", ""},
 		},
 		proof: parallelGuesses, caught: "TestParallelGuessesHaveTheOddsOfThreeLooks",
 		as: "rounds were won",
@@ -112,7 +112,7 @@ var plantedBugs = []plantedBug{
 	{
 		name: "false from a remembered state",
 		edits: []edit{
-			{verifier, "\tbackground atomic.Int64", "\tremembered sync.Map\n\tbackground atomic.Int64"},
+			{verifier, "\tbackground     atomic.Int64", "\tremembered     sync.Map\n\tbackground     atomic.Int64"},
 			{verifier, "\tvar valid bool\n", `	if state, ok := v.remembered.Load(n); ok {
 		s, _ := decodeState(state.([]byte))
 		if _, _, alive := v.Rules.Check(s, macs, v.Now().UnixMicro()); !alive {
@@ -121,7 +121,7 @@ var plantedBugs = []plantedBug{
 	}
 	var valid bool
 `},
-			{verifier, "\t\tif tried != (Version{}) && current.Version == tried {", "\t\tv.remembered.Store(n, current.State)\n\t\tif tried != (Version{}) && current.Version == tried {"},
+			{verifier, "\t\tif lastWritten != (Version{}) && current.Version == lastWritten {", "\t\tv.remembered.Store(n, current.State)\n\t\tif lastWritten != (Version{}) && current.Version == lastWritten {"},
 			{verifier, "\t\tcase done:\n", "\t\tcase done:\n\t\t\tv.remembered.Store(n, next.State)\n"},
 		},
 		proof: noMemory, caught: "TestAReplicaThatSawANumberDeadAcceptsWhatAnotherSent",
@@ -129,7 +129,7 @@ var plantedBugs = []plantedBug{
 	},
 	{
 		name:  "withdraw on unknown outcome",
-		edits: []edit{{verifier, `if sendErr.Kind.Refused() {`, `if sendErr != nil {`}},
+		edits: []edit{{verifier, `if sendErr.Kind.NotSent() {`, `if sendErr != nil {`}},
 		proof: usualRetry, caught: "TestTheUsualRetryKillsNoSMS",
 		as: "a dead SMS",
 	},
@@ -148,8 +148,8 @@ var plantedBugs = []plantedBug{
 	{
 		name: "an SMS asked for again after an error",
 		edits: []edit{{
-			verifier, "\tif err == nil {\n\t\tif !v.settle(",
-			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.settle(",
+			verifier, "\tif err == nil {\n\t\tif !v.recordOutcome(",
+			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.recordOutcome(",
 		}},
 		proof: aliyunFails, caught: "TestCallsAreLinearizableWhileAliyunFails",
 		as: "2 SMS for one call",

@@ -83,7 +83,7 @@ func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string)
 	for i := 0; i < len(headers); i += 2 {
 		q.Header.Set(headers[i], headers[i+1])
 	}
-	res, b := answer(t, c, q)
+	res, b := publicError(t, c, q)
 	return res.StatusCode, res.Proto, b
 }
 
@@ -169,7 +169,7 @@ func TestWithAClientCACallsNeedACertificateAndHealthDoesNot(t *testing.T) {
 	ca, clients := catest.New(t), catest.New(t)
 	r, inbox := startDev(t, func(c *server.Config) {
 		c.TLS, _ = certificates(t, ca, clients)
-		c.Identify = callers.Certified
+		c.Authenticate = callers.AnyCertificate
 	})
 	bare := secureConn(t, r, ca.Client())
 	eventually(t, "health is SERVING without a certificate", func() bool {
@@ -211,7 +211,7 @@ func TestRotatedCertificatesCutNoCallAndABrokenOneChangesNothing(t *testing.T) {
 	var files server.CertificateFiles
 	r, _ := startDev(t, func(c *server.Config) {
 		certs, files = certificates(t, before, clients)
-		c.TLS, c.Identify = certs, callers.Certified
+		c.TLS, c.Authenticate = certs, callers.AnyCertificate
 	})
 	client := func(root *catest.CA, of *catest.CA) pb.PhoneNumberServiceClient {
 		config := of.Client("login.example.org")
@@ -287,15 +287,15 @@ callers:
   - name: checks
     token_sha256: `+hashOf("token-of-checks")+`
     calls: [Valid]
-`), callers.Known{Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true}})
+`), callers.ParseOptions{Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := &callers.Set{}
+	set := &callers.Registry{}
 	set.Replace(list)
 	var scrape func(string) (int, string)
 	r, inbox := startDev(t, func(c *server.Config) {
-		c.Identify = set.Identify
+		c.Authenticate = set.Authenticate
 		scrape = scraped(t, c)
 	})
 	asker, checker := asCaller(t.Context(), "token-of-login"), asCaller(t.Context(), "token-of-checks")

@@ -57,7 +57,7 @@ func BenchmarkCall(b *testing.B) {
 	b.Run("Valid", func(b *testing.B) {
 		sender := senderFunc(func(verify.Message) (verify.Receipt, error) { return verify.Receipt{}, nil })
 		r := start(b, openStore(b, mariadbtest.DSN(b)), sender, func(c *server.Config) {
-			c.Watch.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+			c.Telemetry.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 			c.Verifier.Rules.AttemptLimit = looks
 		})
 		b.ReportAllocs()

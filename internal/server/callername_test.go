@@ -18,7 +18,7 @@ func TestMetrics_tellACertificateNamedUnknownApart(t *testing.T) {
 	var metrics *observe.Metrics
 	r, _ := startDev(t, func(c *server.Config) {
 		c.TLS, _ = certificates(t, ca, clients)
-		c.Identify, metrics = callers.Certified, c.Watch.Metrics
+		c.Authenticate, metrics = callers.AnyCertificate, c.Telemetry.Metrics
 	})
 	for _, name := range []string{callers.Unknown, callers.Other} {
 		config := clients.Client(name)

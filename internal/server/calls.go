@@ -26,63 +26,63 @@ import (
 
 var errPanic = errors.New("panic")
 
-// notes are what a call's log line says beyond its outcome.
-type notes struct {
+// callInfo are what a call's log line says beyond its outcome.
+type callInfo struct {
 	caller  *callers.Caller // nil where nobody asks
 	number  verify.Number
 	receipt verify.Receipt
 	outcome string // of Valid
 }
 
-type notesKey struct{}
+type callInfoKey struct{}
 
-func notesOf(ctx context.Context) *notes {
-	if n, ok := ctx.Value(notesKey{}).(*notes); ok {
+func callInfoFrom(ctx context.Context) *callInfo {
+	if n, ok := ctx.Value(callInfoKey{}).(*callInfo); ok {
 		return n
 	}
-	return &notes{}
+	return &callInfo{}
 }
 
-// An identify function returns who makes a call with these values of the header
+// An authenticator function returns who makes a call with these values of the header
 // authorization and this verified client certificate, nil for none.
-type identify func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
+type authenticator func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
 
-// of returns who makes the call of ctx. A nil function asks nobody, and returns nil.
-func (f identify) of(ctx context.Context) (*callers.Caller, error) {
+// authenticate returns who makes the call of ctx. A nil function asks nobody, and returns nil.
+func (f authenticator) authenticate(ctx context.Context) (*callers.Caller, error) {
 	if f == nil {
 		return nil, nil
 	}
 	var certificate *x509.Certificate
-	if a := arrivalOf(ctx); a.tls != nil && len(a.tls.VerifiedChains) > 0 && time.Now().Before(a.tls.VerifiedChains[0][0].NotAfter) {
+	if a := connInfoFrom(ctx); a.tls != nil && len(a.tls.VerifiedChains) > 0 && time.Now().Before(a.tls.VerifiedChains[0][0].NotAfter) {
 		certificate = a.tls.VerifiedChains[0][0]
 	}
 	return f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate)
 }
 
-// aroundCall is what every call of every protocol passes through: who makes it, its
+// callInterceptor is what every call of every protocol passes through: who makes it, its
 // trace, a net under panics, the status for its error, its count and its one log line.
-func aroundCall(watch observe.Steps, who identify) grpc.UnaryServerInterceptor {
+func callInterceptor(watch observe.Telemetry, who authenticator) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 		if strings.HasPrefix(info.FullMethod, "/grpc.health.") {
 			// The probes of every few seconds would drown the calls.
-			return recovered(ctx, watch.Log, method, func() (any, error) { return handler(ctx, req) })
+			return recoverPanic(ctx, watch.Log, method, func() (any, error) { return handler(ctx, req) })
 		}
 		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
 			ctx = observe.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
 		}
-		caller, refused := who.of(ctx)
+		caller, refused := who.authenticate(ctx)
 		switch {
 		case refused != nil:
 			ctx = observe.WithCaller(ctx, callers.Unknown)
 		case caller != nil:
 			ctx = observe.WithCaller(ctx, caller.Name)
-			refused = caller.MayCall(method)
+			refused = caller.AuthorizeCall(method)
 		}
-		n := &notes{caller: caller}
-		ctx, span := watch.Call(context.WithValue(ctx, notesKey{}, n), info.FullMethod)
-		res, err := recovered(ctx, watch.Log, method, func() (any, error) {
+		n := &callInfo{caller: caller}
+		ctx, span := watch.Call(context.WithValue(ctx, callInfoKey{}, n), info.FullMethod)
+		res, err := recoverPanic(ctx, watch.Log, method, func() (any, error) {
 			if refused != nil {
 				return nil, refused
 			}
@@ -94,15 +94,15 @@ func aroundCall(watch observe.Steps, who identify) grpc.UnaryServerInterceptor {
 		}
 		took := time.Since(start)
 		span.End(s.Code(), n.number)
-		watch.Metrics.Called(ctx, method, s.Code().String(), took)
+		watch.Metrics.ObserveCall(ctx, method, s.Code().String(), took)
 		logCall(ctx, watch.Log, method, s.Code(), n, took, err)
 		return res, s.Err()
 	}
 }
 
-// recovered turns a panic into an error. Of the panic's value only the kind is
+// recoverPanic turns a panic into an error. Of the panic's value only the kind is
 // logged, unless it is the runtime's own: it could hold a code.
-func recovered(ctx context.Context, log *slog.Logger, method string, f func() (any, error)) (res any, err error) {
+func recoverPanic(ctx context.Context, log *slog.Logger, method string, f func() (any, error)) (res any, err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -118,7 +118,7 @@ func recovered(ctx context.Context, log *slog.Logger, method string, f func() (a
 	return f()
 }
 
-func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Code, n *notes, took time.Duration, err error) {
+func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Code, n *callInfo, took time.Duration, err error) {
 	level := slog.LevelWarn
 	switch code {
 	case codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Aborted:

@@ -26,35 +26,35 @@ import (
 //go:embed page
 var pageFiles embed.FS
 
-// development is the service as dev runs it: it notes in the inbox what becomes of
+// devService is the service as dev runs it: it notes in the inbox what becomes of
 // codes, and serves the page and what automated tests need.
-type development struct {
+type devService struct {
 	*service
-	inbox   *sms.Inbox
-	version string
-	started time.Time
-	ending  context.Context // when it does, so do requests that wait
+	inbox    *sms.Inbox
+	version  string
+	started  time.Time
+	shutdown context.Context // when it does, so do requests that wait
 
 	settling sync.Mutex // over a look at the store and its note, so that notes come in order
 }
 
-func (d *development) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
-	defer d.settle(ctx, r.GetPhoneNumber(), "")
+func (d *devService) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
+	defer d.syncInbox(ctx, r.GetPhoneNumber(), "")
 	return d.service.SendSMS(ctx, r)
 }
 
-func (d *development) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+func (d *devService) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 	res, err := d.service.Valid(ctx, r)
 	used := ""
 	if res.GetValid() {
 		used = r.GetCode()
 	}
-	d.settle(ctx, r.GetPhoneNumber(), used)
+	d.syncInbox(ctx, r.GetPhoneNumber(), used)
 	return res, err
 }
 
-// settle goes on when the caller has gone.
-func (d *development) settle(ctx context.Context, phoneNumber, used string) {
+// syncInbox goes on when the caller has gone.
+func (d *devService) syncInbox(ctx context.Context, phoneNumber, used string) {
 	n, fault := d.numbers.Parse(phoneNumber)
 	if fault != nil {
 		return
@@ -68,15 +68,15 @@ func (d *development) settle(ctx context.Context, phoneNumber, used string) {
 		d.verifier.Log.Warn("the page may show an old state", "number", n.Masked(), "error", err)
 		return
 	}
-	d.inbox.Settle(n, used, seen)
+	d.inbox.UpdateStates(n, used, seen)
 }
 
 // register adds development's paths; page/openapi.json describes them.
-func (d *development) register(mux *http.ServeMux) {
+func (d *devService) register(mux *http.ServeMux) {
 	registerPage(mux)
 	data := func(pattern string, handler http.HandlerFunc) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if fromForeignPage(r) { // which could not read the answer, but frame or time it
+			if isCrossSite(r) { // which could not read the answer, but frame or time it
 				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
 				return
 			}
@@ -92,23 +92,23 @@ func (d *development) register(mux *http.ServeMux) {
 		}
 	})
 	data("PUT /failures.json", d.putFailure)
-	data("DELETE /failures.json", d.forNumber(d.inbox.Succeed))
+	data("DELETE /failures.json", d.forNumber(d.inbox.ClearFailure))
 	data("GET /number.json", d.getNumber)
 }
 
 // Names that nobody can buy, beside those without a dot.
-var privateNames = regexp.MustCompile(`\.(internal|local|localhost|test)$`)
+var nonPublicSuffix = regexp.MustCompile(`\.(internal|local|localhost|test)$`)
 
-// fromPrivateNames refuses names that can be had in the public DNS: a web page
+// guardDNSRebinding refuses names that can be had in the public DNS: a web page
 // whose name was pointed at this address would be of the same origin as the inbox.
-func fromPrivateNames(next http.Handler) http.Handler {
+func guardDNSRebinding(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
 		}
 		host = strings.ToLower(strings.TrimSuffix(host, ".")) // the same name
-		public := host == "" || strings.Contains(host, ".") && !privateNames.MatchString(host)
+		public := host == "" || strings.Contains(host, ".") && !nonPublicSuffix.MatchString(host)
 		if public && net.ParseIP(host) == nil {
 			http.Error(w, "development answers to IP addresses, names without a dot, and names in .internal, .local, .localhost and .test", http.StatusMisdirectedRequest)
 			return
@@ -135,15 +135,15 @@ func registerPage(mux *http.ServeMux) {
 			panic(err) // the file is missing in the source
 		}
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
-			setType(w, f.contentType)
+			setHeaders(w, f.contentType)
 			w.Write(content)
 		})
 	}
 }
 
-// setType sets what every answer has: its type, which is meant, and that it is for
+// setHeaders sets what every answer has: its type, which is meant, and that it is for
 // no other page and never old.
-func setType(w http.ResponseWriter, contentType string) {
+func setHeaders(w http.ResponseWriter, contentType string) {
 	h := w.Header()
 	h.Set("Content-Security-Policy", pagePolicy)
 	h.Set("Referrer-Policy", "no-referrer")
@@ -154,7 +154,7 @@ func setType(w http.ResponseWriter, contentType string) {
 }
 
 func writeJSON(w http.ResponseWriter, v any) {
-	setType(w, "application/json")
+	setHeaders(w, "application/json")
 	json.NewEncoder(w).Encode(v)
 }
 
@@ -170,7 +170,7 @@ const (
 )
 
 // query reads the parameters that a path takes, or answers what is wrong with them.
-func (d *development) query(w http.ResponseWriter, r *http.Request, takes ...string) (parameters, bool) {
+func (d *devService) query(w http.ResponseWriter, r *http.Request, takes ...string) (parameters, bool) {
 	var p parameters
 	refuse := func(format string, args ...any) (parameters, bool) {
 		http.Error(w, fmt.Sprintf(format, args...), http.StatusBadRequest)
@@ -215,7 +215,7 @@ func withPlus(number string) string {
 	return number
 }
 
-func (d *development) forNumber(f func(verify.Number)) http.HandlerFunc {
+func (d *devService) forNumber(f func(verify.Number)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if q, ok := d.query(w, r, "phone_number"); ok {
 			f(q.number)
@@ -224,19 +224,19 @@ func (d *development) forNumber(f func(verify.Number)) http.HandlerFunc {
 	}
 }
 
-func (d *development) getInbox(w http.ResponseWriter, r *http.Request) {
+func (d *devService) getInbox(w http.ResponseWriter, r *http.Request) {
 	q, ok := d.query(w, r, "phone_number", "wait")
 	if !ok {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), q.wait)
 	defer cancel()
-	defer context.AfterFunc(d.ending, cancel)()
+	defer context.AfterFunc(d.shutdown, cancel)()
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(q.wait + eventWrittenIn))
 	writeJSON(w, d.inbox.AwaitMessages(ctx, q.number))
 }
 
-func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
+func (d *devService) putFailure(w http.ResponseWriter, r *http.Request) {
 	if _, ok := d.query(w, r); !ok {
 		return
 	}
@@ -263,7 +263,7 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 		}
 		failure.PhoneNumber = n
 	}
-	if err := d.inbox.Fail(failure); err != nil {
+	if err := d.inbox.SetFailure(failure); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
@@ -271,7 +271,7 @@ func (d *development) putFailure(w http.ResponseWriter, r *http.Request) {
 }
 
 // getNumber answers how the service reads a number, for a person who still types it.
-func (d *development) getNumber(w http.ResponseWriter, r *http.Request) {
+func (d *devService) getNumber(w http.ResponseWriter, r *http.Request) {
 	given := r.URL.Query()
 	raw := given["phone_number"]
 	if len(raw) != 1 || len(given) != 1 {
@@ -294,14 +294,14 @@ const (
 
 // events tells the page of changes in the inbox: first all that is there, then
 // what is new. A browser that is slow to read gets fewer and larger events.
-func (d *development) events(w http.ResponseWriter, r *http.Request) {
+func (d *devService) events(w http.ResponseWriter, r *http.Request) {
 	if _, ok := d.query(w, r); !ok {
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer context.AfterFunc(d.ending, cancel)()
-	setType(w, "text/event-stream")
+	defer context.AfterFunc(d.shutdown, cancel)()
+	setHeaders(w, "text/event-stream")
 	c := http.NewResponseController(w)
 	write := func(text string) bool {
 		c.SetWriteDeadline(time.Now().Add(eventWrittenIn))

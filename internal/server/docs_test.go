@@ -68,11 +68,11 @@ func TestEveryReasonIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []answer{unclassified, overloaded, headersTooLarge, notAllowed, rateLimited, unknownPath}
-	for _, a := range ownAnswers {
-		all = append(all, a.answer)
+	all := []publicError{unclassified, overloaded, headersTooLarge, notAllowed, rateLimited, unknownPath}
+	for _, a := range errorTable {
+		all = append(all, a.publicError)
 	}
-	for _, a := range sendAnswers {
+	for _, a := range sendErrorTable {
 		all = append(all, a)
 	}
 	for _, a := range all {

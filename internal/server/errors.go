@@ -22,12 +22,12 @@ const (
 	ownDomain    = "phone-number-service"
 )
 
-// answer is the public form of an error: a fixed text, never a cause's.
-type answer struct {
-	code   codes.Code
-	reason string // of ErrorInfo in ownDomain; docs/errors.md lists them
-	text   string
-	retry  time.Duration // RetryInfo, 0 for none
+// publicError is the public form of an error: a fixed text, never a cause's.
+type publicError struct {
+	code       codes.Code
+	reason     string // of ErrorInfo in ownDomain; docs/errors.md lists them
+	text       string
+	retryAfter time.Duration // RetryInfo, 0 for none
 }
 
 // What is wrong with a request over HTTP/1.1 beyond its fields.
@@ -40,37 +40,37 @@ var (
 // UNAVAILABLE may only stand where surely nothing was sent and nothing counted:
 // clients and meshes repeat it by themselves.
 var (
-	ownAnswers = []struct {
+	errorTable = []struct {
 		err error
-		answer
+		publicError
 	}{
-		{verify.ErrSendInProgress, answer{codes.Aborted, "SEND_IN_PROGRESS", "too many sends to this number are under way; nothing was sent", 30 * time.Second}},
-		{verify.ErrSentNotConfirmed, answer{codes.Unknown, "SENT_NOT_CONFIRMED", "the SMS was sent and its code works, but earlier codes may still work too", 0}},
-		{verify.ErrStateUnreadable, answer{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
-		{verify.ErrCallerGone, answer{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
-		{verify.ErrStoreUnavailable, answer{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
-		{callers.ErrUnknown, answer{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
-		{errMessageTooLarge, answer{codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than this service takes; nothing was sent and nothing was counted", 0}},
-		{errOrigin, answer{codes.PermissionDenied, "ORIGIN_NOT_ALLOWED", "web pages of this origin may not make calls; nothing was sent and nothing was counted", 0}},
-		{errUnknownEncoding, answer{codes.Unimplemented, "UNKNOWN_ENCODING", "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted", 0}},
-		{verify.ErrOutcomeUnknown, answer{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
+		{verify.ErrSendInProgress, publicError{codes.Aborted, "SEND_IN_PROGRESS", "too many sends to this number are under way; nothing was sent", 30 * time.Second}},
+		{verify.ErrSentNotConfirmed, publicError{codes.Unknown, "SENT_NOT_CONFIRMED", "the SMS was sent and its code works, but earlier codes may still work too", 0}},
+		{verify.ErrStateUnreadable, publicError{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
+		{verify.ErrCallerGone, publicError{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
+		{verify.ErrStoreUnavailable, publicError{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
+		{callers.ErrUnknown, publicError{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
+		{errMessageTooLarge, publicError{codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than this service takes; nothing was sent and nothing was counted", 0}},
+		{errOrigin, publicError{codes.PermissionDenied, "ORIGIN_NOT_ALLOWED", "web pages of this origin may not make calls; nothing was sent and nothing was counted", 0}},
+		{errUnknownEncoding, publicError{codes.Unimplemented, "UNKNOWN_ENCODING", "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted", 0}},
+		{verify.ErrOutcomeUnknown, publicError{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
 	}
-	sendAnswers = map[verify.SendKind]answer{
+	sendErrorTable = map[verify.SendKind]publicError{
 		verify.SendUnknown:      {codes.Unknown, "SMS_OUTCOME_UNKNOWN", "Aliyun did not say whether it took the SMS; if it arrives, its code works", 0},
 		verify.SendTimedOut:     {codes.DeadlineExceeded, "SMS_TIMEOUT", "Aliyun did not answer in time; if the SMS arrives, its code works", 0},
-		verify.SendNotAsked:     {codes.Unavailable, "SMS_NOT_SENT", "Aliyun could not be reached or is throttling; nothing was sent", time.Second},
+		verify.SendNotAttempted: {codes.Unavailable, "SMS_NOT_SENT", "Aliyun could not be reached or is throttling; nothing was sent", time.Second},
 		verify.SendLimited:      {codes.ResourceExhausted, "SMS_LIMITED", "Aliyun's sending limit for this sign name and number is reached; nothing was sent", 0},
 		verify.SendBadNumber:    {codes.InvalidArgument, "SMS_BAD_NUMBER", "Aliyun refused the phone number; nothing was sent", 0},
-		verify.SendPrecondition: {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
+		verify.SendRejected:     {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
 		verify.SendBadRequest:   {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
 	}
-	overloaded      = answer{codes.Unavailable, "OVERLOADED", "too many calls are in flight; nothing was sent and nothing was counted", time.Second}
-	headersTooLarge = answer{codes.ResourceExhausted, "HEADERS_TOO_LARGE", "the headers of this call are larger than this service takes; nothing was sent and nothing was counted", 0}
-	notAllowed      = answer{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
-	rateLimited     = answer{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
-	unknownPath     = answer{codes.Unimplemented, "UNKNOWN_PATH", "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName + " and POST " + pb.PhoneNumberService_Valid_FullMethodName, 0}
+	overloaded      = publicError{codes.Unavailable, "OVERLOADED", "too many calls are in flight; nothing was sent and nothing was counted", time.Second}
+	headersTooLarge = publicError{codes.ResourceExhausted, "HEADERS_TOO_LARGE", "the headers of this call are larger than this service takes; nothing was sent and nothing was counted", 0}
+	notAllowed      = publicError{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
+	rateLimited     = publicError{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
+	unknownPath     = publicError{codes.Unimplemented, "UNKNOWN_PATH", "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName + " and POST " + pb.PhoneNumberService_Valid_FullMethodName, 0}
 	// For a panic, and for what nobody thought of.
-	unclassified = answer{codes.Internal, "INTERNAL", "internal error", 0}
+	unclassified = publicError{codes.Internal, "INTERNAL", "internal error", 0}
 )
 
 // toStatus makes the answer to a caller of an error: fixed text and details. The
@@ -91,16 +91,16 @@ func toStatus(err error) *status.Status {
 	var refused *callers.NotAllowedError
 	if errors.As(err, &refused) {
 		reason := info(ownDomain, notAllowed.reason, "")
-		reason.Metadata = map[string]string{"refused": refused.Refused}
-		return withDetails(status.Newf(notAllowed.code, notAllowed.text, refused.Refused), reason)
+		reason.Metadata = map[string]string{"refused": refused.Denied}
+		return withDetails(status.Newf(notAllowed.code, notAllowed.text, refused.Denied), reason)
 	}
 	var used *callers.RateError
 	if errors.As(err, &used) {
 		a := rateLimited
-		a.retry = used.RetryAfter
+		a.retryAfter = used.RetryAfter
 		return a.status()
 	}
-	for _, a := range ownAnswers {
+	for _, a := range errorTable {
 		if !errors.Is(err, a.err) {
 			continue
 		}
@@ -113,12 +113,12 @@ func toStatus(err error) *status.Status {
 }
 
 func sendStatus(err *verify.SendError) *status.Status {
-	a, ok := sendAnswers[err.Kind]
+	a, ok := sendErrorTable[err.Kind]
 	if !ok {
-		a = sendAnswers[verify.SendUnknown]
+		a = sendErrorTable[verify.SendUnknown]
 	}
 	if err.RetryAfter > 0 {
-		a.retry = err.RetryAfter
+		a.retryAfter = err.RetryAfter
 	}
 	reason := info(ownDomain, a.reason, err.RequestID)
 	if err.Code != "" {
@@ -133,15 +133,15 @@ func sendStatus(err *verify.SendError) *status.Status {
 	return s
 }
 
-func (a answer) status() *status.Status {
+func (a publicError) status() *status.Status {
 	return withDetails(status.New(a.code, a.text), info(ownDomain, a.reason, ""), a.retryInfo())
 }
 
-func (a answer) retryInfo() protoadapt.MessageV1 {
-	if a.retry == 0 {
+func (a publicError) retryInfo() protoadapt.MessageV1 {
+	if a.retryAfter == 0 {
 		return nil
 	}
-	return &errdetails.RetryInfo{RetryDelay: durationpb.New(a.retry)}
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(a.retryAfter)}
 }
 
 func info(domain, reason, requestID string) *errdetails.ErrorInfo {

@@ -66,7 +66,7 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second || time.Since(settings.Started) > time.Minute {
 		t.Errorf("settings: got %+v", settings)
 	}
-	known := map[int64]sms.Watched{}
+	known := map[int64]sms.TrackedMessage{}
 	var whole bool
 	update := func() {
 		t.Helper()
@@ -134,7 +134,7 @@ func TestABurstIsFewEvents(t *testing.T) {
 	const sent = 200
 	go func() {
 		for i := range int64(sent) {
-			inbox.Send(t.Context(), verify.Message{Number: "+8618600000001", Code: "123456", Ticket: i + 1})
+			inbox.Send(t.Context(), verify.Message{Number: "+8618600000001", Code: "123456", SendID: i + 1})
 			time.Sleep(200 * time.Microsecond) // time to write an event for each
 		}
 	}()

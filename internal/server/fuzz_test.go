@@ -30,9 +30,9 @@ func FuzzFirstBytes(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, sent []byte, cut uint8) {
 		var refused []string
-		d := &door{
-			limits: DefaultLimits, refused: func(reason string) { refused = append(refused, reason) },
-			http2: newHTTP2Conns(DefaultLimits, func(string) {}), grpcSide: newSide(nil), httpSide: newSide(nil),
+		d := &connMux{
+			limits: DefaultLimits, rejected: func(reason string) { refused = append(refused, reason) },
+			http2: newHTTP2Conns(DefaultLimits, func(string) {}), grpcListener: newChanListener(nil), httpListener: newChanListener(nil),
 		}
 		client, conn := net.Pipe()
 		go func() {
@@ -43,15 +43,15 @@ func FuzzFirstBytes(f *testing.F) {
 		}()
 		welcomed := make(chan struct{})
 		go func() {
-			d.welcome(conn)
+			d.dispatch(conn)
 			close(welcomed)
 		}()
 		var got net.Conn
 		var isGRPC bool
 		select {
-		case got = <-d.grpcSide.conns:
+		case got = <-d.grpcListener.conns:
 			isGRPC = true
-		case got = <-d.httpSide.conns:
+		case got = <-d.httpListener.conns:
 		case <-welcomed:
 			if len(sent) >= 3 || len(refused) != 1 || refused[0] != "silent" {
 				t.Fatalf("%q was closed (%v)", sent, refused)
@@ -92,8 +92,8 @@ func FuzzJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		var log bytes.Buffer
 		handled := false
-		around := aroundCall(observe.Steps{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
-		handler := jsonByDefault(bridge(pb.PhoneNumberService_Valid_FullMethodName, around, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+		around := callInterceptor(observe.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, around, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 			handled = true
 			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
 				t.Errorf("%q, %q are no text", r.PhoneNumber, r.Code)

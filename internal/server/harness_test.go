@@ -85,7 +85,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		t.Fatal(err)
 	}
 	r := &replica{addr: listener.Addr().String(), log: &servicetest.Output{}, done: make(chan struct{})}
-	log := slog.New(observe.Named{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})})
+	log := slog.New(observe.CallerHandler{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})})
 	config := server.Config{
 		Listener: listener,
 		Verifier: &verify.Verifier{
@@ -102,13 +102,13 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		Ready:   db.Ready,
 		Version: "test",
 		Limits:  server.DefaultLimits, Reflection: true,
-		Watch: observe.Steps{Metrics: observe.NewMetrics("test"), Log: log},
+		Telemetry: observe.Telemetry{Metrics: observe.NewMetrics("test"), Log: log},
 	}
 	for _, f := range change {
 		f(&config)
 	}
-	config.Verifier.Store = config.Watch.Store(config.Verifier.Store)
-	config.Verifier.Sender = config.Watch.Sender(config.Verifier.Sender)
+	config.Verifier.Store = config.Telemetry.Store(config.Verifier.Store)
+	config.Verifier.Sender = config.Telemetry.Sender(config.Verifier.Sender)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	go func() {

@@ -38,7 +38,7 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer serves what arrives as HTTP/1.1 on the port: the two calls as
 // JSON and gRPC-Web, and what dev, where it is not nil, has beside them.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
+func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, around grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
 	admits := func(r *http.Request) error {
 		if dev == nil && fromPage(r, c.Origins) { // dev has a page, and answers to no public name
@@ -50,10 +50,10 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 		return a.admit(ctx, req, info, func(ctx context.Context, req any) (any, error) { return around(ctx, req, info, handler) })
 	}
 	call := func(method string, handler http.Handler) {
-		mux.Handle(method, forOrigins(c.Origins, asIncoming(c.Limits, jsonByDefault(handler))))
+		mux.Handle(method, withCORS(c.Origins, withIncomingContext(c.Limits, jsonByDefault(handler))))
 	}
-	call(pb.PhoneNumberService_SendSMS_FullMethodName, bridge(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
-	call(pb.PhoneNumberService_Valid_FullMethodName, bridge(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
+	call(pb.PhoneNumberService_SendSMS_FullMethodName, unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
+	call(pb.PhoneNumberService_Valid_FullMethodName, unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
 	refuse := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -68,30 +68,30 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *development, around grp
 	var handler http.Handler = mux
 	if dev != nil {
 		dev.register(mux)
-		handler = fromPrivateNames(handler)
+		handler = guardDNSRebinding(handler)
 		if addr, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
-			c.Watch.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
+			c.Telemetry.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
 		}
 	}
 	return &http.Server{
 		Handler: handler,
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
-			return context.WithValue(ctx, arrivedKey{}, time.Now())
+			return context.WithValue(ctx, acceptedAtKey{}, time.Now())
 		},
 		ReadHeaderTimeout: c.Limits.ConnectionTimeout,
 		ReadTimeout:       c.Limits.ReadTimeout,
 		WriteTimeout:      c.Limits.CallTimeout + 10*time.Second,
 		IdleTimeout:       c.Limits.IdleTimeout,
 		MaxHeaderBytes:    max(c.Limits.HeaderBytes-4<<10, 1), // net/http adds 4 KiB, and another on a connection in use
-		ErrorLog:          slog.NewLogLogger(c.Watch.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(c.Telemetry.Log.Handler(), slog.LevelDebug),
 	}
 }
 
-// bridge serves one call over HTTP/1.1. It passes through around exactly as a call over
+// unaryHandler serves one call over HTTP/1.1. It passes through around exactly as a call over
 // gRPC does, also where the request is wrong. connect writes the answer alone: it gets a
 // request without a head and message of the caller's, so that it refuses none with a text
 // of its own.
-func bridge[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error, f func(context.Context, *Req) (*Res, error)) http.Handler {
+func unaryHandler[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
 		c := ctx.Value(httpCallKey{}).(*httpCall)
 		res, err := around(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
@@ -295,14 +295,14 @@ func (w statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// asIncoming gives a request's context what that of a call over gRPC has, where it is
+// withIncomingContext gives a request's context what that of a call over gRPC has, where it is
 // looked for.
-func asIncoming(l Limits, next http.Handler) http.Handler {
+func withIncomingContext(l Limits, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if arrived, ok := r.Context().Value(arrivedKey{}).(time.Time); ok && time.Since(arrived) > l.ConnectionAge {
+		if arrived, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(arrived) > l.ConnectionAge {
 			w.Header().Set("Connection", "close")
 		}
-		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &arrival{tls: r.TLS}}
+		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &connInfo{tls: r.TLS}}
 		incoming := metadata.MD{}
 		for _, name := range []string{"authorization", "traceparent", "tracestate"} {
 			if values := r.Header.Values(name); values != nil {
@@ -313,7 +313,7 @@ func asIncoming(l Limits, next http.Handler) http.Handler {
 	})
 }
 
-type arrivedKey struct{}
+type acceptedAtKey struct{}
 
 // address is a net.Addr as text.
 type address string
@@ -398,7 +398,7 @@ func jsonByDefault(next http.Handler) http.Handler {
 		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 		switch strings.TrimSpace(declared) {
 		case "", "application/x-www-form-urlencoded", "text/plain":
-			if r.Method == http.MethodPost && !fromForeignPage(r) {
+			if r.Method == http.MethodPost && !isCrossSite(r) {
 				r.Header.Set("Content-Type", "application/json")
 			}
 		}
@@ -406,9 +406,9 @@ func jsonByDefault(next http.Handler) http.Handler {
 	})
 }
 
-// forOrigins lets web pages of these origins call, "*" for any. A page of another one
+// withCORS lets web pages of these origins call, "*" for any. A page of another one
 // is told nothing, with which its browser does not let it call.
-func forOrigins(origins []string, next http.Handler) http.Handler {
+func withCORS(origins []string, next http.Handler) http.Handler {
 	if len(origins) == 0 {
 		return next
 	}
@@ -438,7 +438,7 @@ func fromPage(r *http.Request, origins []string) bool {
 	return len(from) == 0 && site != "" && site != "none"
 }
 
-func fromForeignPage(r *http.Request) bool {
+func isCrossSite(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true
 	}

@@ -43,15 +43,15 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch := observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(slog.DiscardHandler)}
-	conns := newHTTP2Conns(DefaultLimits, watch.Refused)
+	watch := observe.Telemetry{Metrics: observe.NewMetrics("test"), Log: slog.New(slog.DiscardHandler)}
+	conns := newHTTP2Conns(DefaultLimits, watch.Rejected)
 	admitted := newAdmission(DefaultLimits, nil, watch)
 	s := grpc.NewServer(append(DefaultLimits.grpcOptions(), grpc.InTapHandle(admitted.tap), grpc.UnaryInterceptor(admitted.unary),
-		grpc.StreamInterceptor(admitted.stream), grpc.Creds(handshakeDone{insecure.NewCredentials()}))...)
+		grpc.StreamInterceptor(admitted.stream), grpc.Creds(completedHandshakeCreds{insecure.NewCredentials()}))...)
 	pb.RegisterPhoneNumberServiceServer(s, slowService{})
 	healthpb.RegisterHealthServer(s, health.NewServer())
-	accepted := newSide(listener.Addr())
-	d := &door{listener: listener, limits: DefaultLimits, refused: watch.Refused, http2: conns, grpcSide: accepted, httpSide: newSide(listener.Addr())}
+	accepted := newChanListener(listener.Addr())
+	d := &connMux{listener: listener, limits: DefaultLimits, rejected: watch.Rejected, http2: conns, grpcListener: accepted, httpListener: newChanListener(listener.Addr())}
 	go d.serve()
 	go s.Serve(accepted)
 	defer s.Stop()

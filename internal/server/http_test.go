@@ -45,7 +45,7 @@ func (r *replica) exchange(t *testing.T, method, path, body string, headers ...s
 	}
 	plain := &http.Transport{DisableCompression: true} // asks for no encoding by itself
 	defer plain.CloseIdleConnections()
-	return answer(t, &http.Client{Transport: plain}, q)
+	return publicError(t, &http.Client{Transport: plain}, q)
 }
 
 func gzipped(text string) string {

@@ -57,34 +57,34 @@ func (l Limits) grpcOptions() []grpc.ServerOption {
 	}
 }
 
-// A gate admits so many at once.
-type gate struct {
-	most   int64
-	inside atomic.Int64
+// A semaphore admits so many at once.
+type semaphore struct {
+	max   int64
+	inUse atomic.Int64
 }
 
-func (g *gate) enter() bool {
-	if g.inside.Add(1) <= g.most {
+func (g *semaphore) tryAcquire() bool {
+	if g.inUse.Add(1) <= g.max {
 		return true
 	}
-	g.leave()
+	g.release()
 	return false
 }
 
-func (g *gate) leave() { g.inside.Add(-1) }
+func (g *semaphore) release() { g.inUse.Add(-1) }
 
 // admission implements admission control: it bounds the calls in flight. A call is in
 // flight while its handler runs: a send goes on if its caller resets the stream. Calls whose
 // message does not arrive, and replies that nobody reads, are bounded by http2Conns.
 type admission struct {
-	calls, others gate // others: watches of health, reflection, and calls of unknown callers
-	who           identify
-	limits        Limits
-	watch         observe.Steps
+	calls, unauthenticated semaphore // others: watches of health, reflection, and calls of unknown callers
+	authenticate           authenticator
+	limits                 Limits
+	telemetry              observe.Telemetry
 }
 
-func newAdmission(l Limits, who identify, watch observe.Steps) *admission {
-	return &admission{calls: gate{most: int64(l.Calls)}, others: gate{most: int64(l.Calls)}, who: who, limits: l, watch: watch}
+func newAdmission(l Limits, who authenticator, watch observe.Telemetry) *admission {
+	return &admission{calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: who, limits: l, telemetry: watch}
 }
 
 type streamKey struct{}
@@ -110,10 +110,10 @@ func run[T any](ctx context.Context, handler func() (T, error)) (res T, err erro
 
 // tap implements grpc.InTapHandle: it decides as soon as the headers of a call are there.
 func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	conn := arrivalOf(ctx).conn
+	conn := connInfoFrom(ctx).conn
 	call := stream{conn: conn, id: conn.current.stream}
 	if size := conn.current.bytes; size > a.limits.HeaderBytes {
-		a.watch.Refused("headers")
+		a.telemetry.Rejected("headers")
 		conn.spend(size / rejectedBytesPerFrame)
 		if _, ok := ctx.Deadline(); !ok {
 			conn.earn()
@@ -130,20 +130,20 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 	return context.WithValue(ctx, streamKey{}, call), nil
 }
 
-// arrivalOf is that of a call over either protocol.
-func arrivalOf(ctx context.Context) *arrival {
+// connInfoFrom is that of a call over either protocol.
+func connInfoFrom(ctx context.Context) *connInfo {
 	if p, ok := peer.FromContext(ctx); ok {
-		if a, ok := p.AuthInfo.(*arrival); ok {
+		if a, ok := p.AuthInfo.(*connInfo); ok {
 			return a
 		}
 	}
-	return &arrival{}
+	return &connInfo{}
 }
 
-// gateOf keeps whoever is no caller from taking the callers' places.
-func (a *admission) gateOf(ctx context.Context) *gate {
-	if _, err := a.who.of(ctx); err != nil {
-		return &a.others
+// semaphoreOf keeps whoever is no caller from taking the callers' places.
+func (a *admission) semaphoreOf(ctx context.Context) *semaphore {
+	if _, err := a.authenticate.authenticate(ctx); err != nil {
+		return &a.unauthenticated
 	}
 	return &a.calls
 }
@@ -161,23 +161,23 @@ func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 // admit implements grpc.UnaryServerInterceptor for a call over either protocol whose
 // message is there.
 func (a *admission) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	g := a.gateOf(ctx)
-	if !g.enter() {
-		a.watch.Refused("calls")
+	g := a.semaphoreOf(ctx)
+	if !g.tryAcquire() {
+		a.telemetry.Rejected("calls")
 		return nil, overloaded.status().Err()
 	}
-	defer g.leave()
+	defer g.release()
 	return handler(ctx, req)
 }
 
 // stream implements grpc.StreamServerInterceptor.
 func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	_, err := run(ss.Context(), func() (any, error) {
-		if !a.others.enter() {
-			a.watch.Refused("calls")
+		if !a.unauthenticated.tryAcquire() {
+			a.telemetry.Rejected("calls")
 			return nil, overloaded.status().Err()
 		}
-		defer a.others.leave()
+		defer a.unauthenticated.release()
 		return nil, handler(srv, ss)
 	})
 	return err

@@ -295,13 +295,13 @@ func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
 
 // Peers that are no callers take no place of a caller, over either protocol.
 func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
-	list, err := callers.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), callers.Known{})
+	list, err := callers.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), callers.ParseOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := &callers.Set{}
+	set := &callers.Registry{}
 	set.Replace(list)
-	r, _ := startDev(t, func(c *server.Config) { c.Identify, c.Limits.Calls = set.Identify, 2 })
+	r, _ := startDev(t, func(c *server.Config) { c.Authenticate, c.Limits.Calls = set.Authenticate, 2 })
 	for range 10 {
 		if err := dialRaw(t, r.addr).call(1, pb.PhoneNumberService_Valid_FullMethodName, false); err != nil {
 			t.Fatal(err)

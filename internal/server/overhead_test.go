@@ -74,7 +74,7 @@ func BenchmarkWatching(b *testing.B) {
 	defer file.Close()
 	lines := observe.NewLines(file, prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})) // as main does
 	watching := func(h slog.Handler) grpc.ServerOption {
-		return grpc.UnaryInterceptor(aroundCall(observe.Steps{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(observe.Named{Handler: h}))}, nil))
+		return grpc.UnaryInterceptor(callInterceptor(observe.Telemetry{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(observe.CallerHandler{Handler: h}))}, nil))
 	}
 	servers := []struct {
 		name    string

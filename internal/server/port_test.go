@@ -56,12 +56,12 @@ func (r *replica) ask(t *testing.T, method, path, body string, headers ...string
 
 func do(t *testing.T, q *http.Request) (int, string) {
 	t.Helper()
-	res, body := answer(t, http.DefaultClient, q)
+	res, body := publicError(t, http.DefaultClient, q)
 	return res.StatusCode, body
 }
 
-// answer makes a request and returns what came, and its body.
-func answer(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
+// publicError makes a request and returns what came, and its body.
+func publicError(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for an answer that never ends
 	defer cancel()

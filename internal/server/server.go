@@ -30,9 +30,9 @@ import (
 const streamWorkers = 64
 
 const (
-	callsFinishIn    = 10 * time.Second // at least, once connections are no longer accepted
-	outcomesStoredIn = 5 * time.Second  // once the calls are finished
-	readinessEvery   = time.Second
+	drainTimeout        = 10 * time.Second // at least, once connections are no longer accepted
+	outcomeFlushTimeout = 5 * time.Second  // once the calls are finished
+	readinessInterval   = time.Second
 )
 
 // Liveness is the health service that stays SERVING while the database is away.
@@ -40,20 +40,20 @@ const Liveness = "liveness"
 
 // Config is what Serve needs.
 type Config struct {
-	Listener   net.Listener
-	Verifier   *verify.Verifier
-	Numbers    verify.NumberParser
-	Ready      func(context.Context) error // whether the store answers
-	DrainDelay time.Duration               // between "not serving" and no longer accepting
-	Inbox      *sms.Inbox                  // development only: what the page and /inbox.json show
-	TLS        *Certificates               // nil for plaintext
-	Identify   identify                    // who calls; nil asks nobody
-	Origins    []string                    // of web pages that may call, "*" for any
-	Reflection bool
-	Limits     Limits
-	Version    string
-	Watch      observe.Steps
-	Metrics    net.Listener // for scrapes and probes, nil for none
+	Listener     net.Listener
+	Verifier     *verify.Verifier
+	Numbers      verify.NumberParser
+	Ready        func(context.Context) error // whether the store answers
+	DrainDelay   time.Duration               // between "not serving" and no longer accepting
+	Inbox        *sms.Inbox                  // development only: what the page and /inbox.json show
+	TLS          *Certificates               // nil for plaintext
+	Authenticate authenticator               // who calls; nil asks nobody
+	Origins      []string                    // of web pages that may call, "*" for any
+	Reflection   bool
+	Limits       Limits
+	Version      string
+	Telemetry    observe.Telemetry
+	Metrics      net.Listener // for scrapes and probes, nil for none
 }
 
 // Serve serves until ctx ends. Then health says NOT_SERVING while connections are
@@ -62,20 +62,20 @@ type Config struct {
 func Serve(ctx context.Context, c Config) error {
 	streaming, endStreams := context.WithCancel(context.Background())
 	defer endStreams()
-	checked := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Watch.Metrics, lenient: c.Inbox != nil}
+	checked := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.Inbox != nil}
 	var svc pb.PhoneNumberServiceServer = checked
-	var dev *development
+	var dev *devService
 	if c.Inbox != nil {
-		dev = &development{service: checked, inbox: c.Inbox, version: c.Version, started: time.Now(), ending: streaming}
+		dev = &devService{service: checked, inbox: c.Inbox, version: c.Version, started: time.Now(), shutdown: streaming}
 		svc = dev
 	}
-	around := aroundCall(c.Watch, c.Identify)
-	admitted := newAdmission(c.Limits, c.Identify, c.Watch)
+	around := callInterceptor(c.Telemetry, c.Authenticate)
+	admitted := newAdmission(c.Limits, c.Authenticate, c.Telemetry)
 	options := append(c.Limits.grpcOptions(),
 		grpc.InTapHandle(admitted.tap),
 		grpc.ChainUnaryInterceptor(admitted.unary, around),
-		grpc.ChainStreamInterceptor(admitted.stream, untilDrained(streaming)),
-		grpc.Creds(handshakeDone{insecure.NewCredentials()}))
+		grpc.ChainStreamInterceptor(admitted.stream, cancelStreamsOnDrain(streaming)),
+		grpc.Creds(completedHandshakeCreds{insecure.NewCredentials()}))
 	grpcServer := grpc.NewServer(options...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
 	healthServer := health.NewServer()
@@ -85,8 +85,8 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	httpServer := newHTTPServer(svc, dev, around, admitted, c)
 
-	grpcSide, httpSide := newSide(c.Listener.Addr()), newSide(c.Listener.Addr())
-	door := &door{listener: c.Listener, tls: c.TLS, limits: c.Limits, refused: c.Watch.Refused, http2: newHTTP2Conns(c.Limits, c.Watch.Refused), grpcSide: grpcSide, httpSide: httpSide}
+	grpcSide, httpSide := newChanListener(c.Listener.Addr()), newChanListener(c.Listener.Addr())
+	door := &connMux{listener: c.Listener, tls: c.TLS, limits: c.Limits, rejected: c.Telemetry.Rejected, http2: newHTTP2Conns(c.Limits, c.Telemetry.Rejected), grpcListener: grpcSide, httpListener: httpSide}
 	sweeping, stopSweeping := context.WithCancel(context.Background())
 	defer stopSweeping()
 	go door.http2.sweep(sweeping)
@@ -96,22 +96,22 @@ func Serve(ctx context.Context, c Config) error {
 	go func() { failed <- door.serve() }()
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
-	ready := &readiness{health: healthServer, metrics: c.Watch.Metrics}
+	ready := &readiness{health: healthServer, metrics: c.Telemetry.Metrics}
 	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
 	if c.Metrics != nil {
-		scraped := newMetricsServer(c.Watch.Metrics, healthServer)
+		scraped := newMetricsServer(c.Telemetry.Metrics, healthServer)
 		go scraped.Serve(c.Metrics)
 		defer scraped.Close() // last: it shows the way down
 	}
 	polling, stopPolling := context.WithCancel(ctx)
 	defer stopPolling()
-	go ready.watch(polling, c.Ready, c.Watch.Log)
+	go ready.watch(polling, c.Ready, c.Telemetry.Log)
 
 	var failure error
 	select {
 	case <-ctx.Done():
 		ready.drain()
-		c.Watch.Log.Info("draining", "drain_delay", c.DrainDelay.String())
+		c.Telemetry.Log.Info("draining", "drain_delay", c.DrainDelay.String())
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
@@ -119,46 +119,46 @@ func Serve(ctx context.Context, c Config) error {
 	c.Listener.Close()
 	endStreams()
 	stopCalls(grpcServer, httpServer, c.callsTimeout())
-	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomesStoredIn)
+	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeFlushTimeout)
 	defer cancel()
 	abandoned := admitted.wait(storing)
 	c.Verifier.Wait(storing)
 	if abandoned > 0 {
-		c.Watch.Log.Error("abandoned calls that did not end", "calls", abandoned)
-		failure = errors.Join(failure, fmt.Errorf("abandoned %d calls that did not end within %v", abandoned, c.callsTimeout()+outcomesStoredIn))
+		c.Telemetry.Log.Error("abandoned calls that did not end", "calls", abandoned)
+		failure = errors.Join(failure, fmt.Errorf("abandoned %d calls that did not end within %v", abandoned, c.callsTimeout()+outcomeFlushTimeout))
 	}
-	c.Watch.Log.Info("stopped")
+	c.Telemetry.Log.Info("stopped")
 	return failure
 }
 
 // callsTimeout is how long calls in flight may take once connections are no longer accepted.
 func (c Config) callsTimeout() time.Duration {
-	return max(callsFinishIn, c.Verifier.LongestSend()+time.Second)
+	return max(drainTimeout, c.Verifier.LongestSend()+time.Second)
 }
 
 // StopTimeout is the longest that Serve takes to return once its context has ended,
 // whatever a handler, the store or the sender does.
 func (c Config) StopTimeout() time.Duration {
-	return c.DrainDelay + c.callsTimeout() + outcomesStoredIn
+	return c.DrainDelay + c.callsTimeout() + outcomeFlushTimeout
 }
 
-// untilDrained ends streams with ctx. Only health watches last, and they would
+// cancelStreamsOnDrain ends streams with ctx. Only health watches last, and they would
 // hold up the end of the process for as long as their clients like.
-func untilDrained(ctx context.Context) grpc.StreamServerInterceptor {
+func cancelStreamsOnDrain(ctx context.Context) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		own, cancel := context.WithCancel(stream.Context())
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()
-		return handler(srv, endingStream{stream, own})
+		return handler(srv, cancelableStream{stream, own})
 	}
 }
 
-type endingStream struct {
+type cancelableStream struct {
 	grpc.ServerStream
 	ctx context.Context
 }
 
-func (s endingStream) Context() context.Context { return s.ctx }
+func (s cancelableStream) Context() context.Context { return s.ctx }
 
 // stopCalls lets calls in flight finish, and closes their connections after the timeout.
 // It does not wait for grpc-go, because GracefulStop waits for handlers without a bound
@@ -188,7 +188,7 @@ func (a *admission) wait(ctx context.Context) (inFlight int64) {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for {
-		inFlight = a.calls.inside.Load() + a.others.inside.Load()
+		inFlight = a.calls.inUse.Load() + a.unauthenticated.inUse.Load()
 		if inFlight == 0 || ctx.Err() != nil {
 			return inFlight
 		}
@@ -211,12 +211,12 @@ type readiness struct {
 // watch keeps it equal to the store's, until ctx ends. That of Liveness stays SERVING:
 // a database that is away is no reason to restart this process.
 func (r *readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
-	tick := time.NewTicker(readinessEvery)
+	tick := time.NewTicker(readinessInterval)
 	defer tick.Stop()
 	last := healthpb.HealthCheckResponse_UNKNOWN
 	for {
-		probe, cancel := context.WithTimeout(ctx, 2*readinessEvery)
-		_, err := recovered(ctx, log, "readiness", func() (any, error) { return nil, ready(probe) })
+		probe, cancel := context.WithTimeout(ctx, 2*readinessInterval)
+		_, err := recoverPanic(ctx, log, "readiness", func() (any, error) { return nil, ready(probe) })
 		cancel()
 		now := healthpb.HealthCheckResponse_SERVING
 		if err != nil {

@@ -18,10 +18,10 @@ import (
 // errors.go makes statuses of them.
 type service struct {
 	pb.UnimplementedPhoneNumberServiceServer
-	verifier *verify.Verifier
-	numbers  verify.NumberParser
-	metrics  *observe.Metrics
-	lenient  bool // in development: sign name and template may be empty
+	verifier           *verify.Verifier
+	numbers            verify.NumberParser
+	metrics            *observe.Metrics
+	allowEmptyTemplate bool // in development: sign name and template may be empty
 }
 
 // fieldErrors are all the faults of one request.
@@ -43,24 +43,24 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 	if err != nil {
 		faults = append(faults, err)
 	}
-	if n := r.GetSignature(); (n != "" || !s.lenient) && !isSignName(n) {
+	if n := r.GetSignature(); (n != "" || !s.allowEmptyTemplate) && !isSignName(n) {
 		faults = append(faults, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
 	}
-	if c := r.GetTemplateCode(); (c != "" || !s.lenient) && !templateCode.MatchString(c) {
+	if c := r.GetTemplateCode(); (c != "" || !s.allowEmptyTemplate) && !templateCode.MatchString(c) {
 		faults = append(faults, &verify.FieldError{Field: "template_code", Want: `must be the Aliyun SMS template code, 1 to 64 letters, digits and underscores, for example "SMS_123456789"`})
 	}
 	if faults != nil {
 		return nil, faults
 	}
-	caller := notesOf(ctx).caller
-	if err := caller.MaySend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
+	caller := callInfoFrom(ctx).caller
+	if err := caller.AuthorizeSend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
 		return nil, err
 	}
-	if err := caller.TakeSend(); err != nil {
+	if err := caller.AllowSend(); err != nil {
 		return nil, err
 	}
 	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), r.GetTemplateCode())
-	notesOf(ctx).receipt = receipt
+	callInfoFrom(ctx).receipt = receipt
 	if sendErr != nil {
 		return nil, sendErr
 	}
@@ -76,15 +76,15 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 	if err != nil {
 		return nil, err
 	}
-	s.metrics.Verified(ctx, number, found)
-	notesOf(ctx).outcome = found.Outcome.String()
+	s.metrics.ObserveCheck(ctx, number, found)
+	callInfoFrom(ctx).outcome = found.Outcome.String()
 	return &pb.ValidResponse{Valid: found.Valid()}, nil
 }
 
 func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
 	n, fault := s.numbers.Parse(raw)
 	if fault == nil {
-		notesOf(ctx).number = n
+		callInfoFrom(ctx).number = n
 	}
 	return n, fault
 }

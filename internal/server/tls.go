@@ -112,37 +112,37 @@ func readCertificates(f File) (certificates []*x509.Certificate, err error) {
 	return certificates, nil
 }
 
-// A secured is a connection whose handshake is done. net/http, too, asks it for its
+// A tlsConn is a connection whose handshake is done. net/http, too, asks it for its
 // state.
-type secured struct {
+type tlsConn struct {
 	prefixedConn
 	state tls.ConnectionState
 }
 
-func (c *secured) ConnectionState() tls.ConnectionState { return c.state }
+func (c *tlsConn) ConnectionState() tls.ConnectionState { return c.state }
 
-// An arrival is the connection that a call comes over.
-type arrival struct {
+// An connInfo is the connection that a call comes over.
+type connInfo struct {
 	tls  *tls.ConnectionState // nil for plaintext
 	conn *http2Conn           // nil over HTTP/1.1
 }
 
 // AuthType implements credentials.AuthInfo.
-func (*arrival) AuthType() string { return "arrival" }
+func (*connInfo) AuthType() string { return "arrival" }
 
-// handshakeDone are credentials that tell grpc-go of a handshake it had no part in.
-type handshakeDone struct {
+// completedHandshakeCreds are credentials that tell grpc-go of a handshake it had no part in.
+type completedHandshakeCreds struct {
 	credentials.TransportCredentials
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (handshakeDone) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn := c.(*http2Conn)
-	return c, &arrival{conn.tls, conn}, nil
+	return c, &connInfo{conn.tls, conn}, nil
 }
 
 // Clone implements credentials.TransportCredentials.
-func (h handshakeDone) Clone() credentials.TransportCredentials { return h }
+func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
 // handshake brings a connection under TLS.
 func (c *Certificates) handshake(plain net.Conn) (*tls.Conn, error) {

@@ -173,7 +173,7 @@ func TestTracesHoldEveryStepInTheCallersTrace(t *testing.T) {
 			var stop func()
 			r := start(t, openStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
 				var err error
-				if c.Watch.Tracer, stop, err = observe.Tracing(t.Context(), "test", c.Watch.Log); err != nil {
+				if c.Telemetry.Tracer, stop, err = observe.Tracing(t.Context(), "test", c.Telemetry.Log); err != nil {
 					t.Fatal(err)
 				}
 			})

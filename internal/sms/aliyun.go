@@ -65,7 +65,7 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 		ConstLabels: prometheus.Labels{"certificate": "aliyun"},
 	}, nil)}
 	var faults []error
-	if err := a.Rotate(c.AccessKeyID, c.AccessKeySecret); err != nil {
+	if err := a.ReplaceAccessKey(c.AccessKeyID, c.AccessKeySecret); err != nil {
 		faults = append(faults, err)
 	}
 	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
@@ -109,9 +109,9 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	return a, nil
 }
 
-// Rotate has the next requests signed with another access key. It reports every
+// ReplaceAccessKey has the next requests signed with another access key. It reports every
 // fault at once and quotes nothing.
-func (a *Aliyun) Rotate(keyID, keySecret string) error {
+func (a *Aliyun) ReplaceAccessKey(keyID, keySecret string) error {
 	err := CheckAccessKey(keyID, keySecret)
 	if err == nil {
 		a.key.Store(&accessKey{keyID, keySecret})
@@ -167,7 +167,7 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	// number and code elsewhere and could be a second send.
 	response, err := a.transport.RoundTrip(a.NewRequest(ctx, m, time.Now(), rand.Text()))
 	if err != nil && !x.written.Load() {
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAsked, Detail: a.whyNotAsked(ctx, err)}
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: a.whyNotAsked(ctx, err)}
 	}
 	if err != nil {
 		return verify.Receipt{}, lostReply(ctx, 0)
@@ -187,7 +187,7 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	}
 	receipt, err := readReply(m, response.StatusCode, body)
 	var refusal *verify.SendError
-	if errors.As(err, &refusal) && refusal.Kind.Refused() && a.refusals.again(refusal.RequestID) {
+	if errors.As(err, &refusal) && refusal.Kind.NotSent() && a.refusals.again(refusal.RequestID) {
 		x.conn.Load().Close()
 		err = &verify.SendError{Kind: verify.SendUnknown, RequestID: refusal.RequestID, HTTPStatus: response.StatusCode, Detail: "refusal of an earlier request, by its RequestId"}
 	}
@@ -247,7 +247,7 @@ func connectFailure(ctx context.Context, err error) string {
 // so that the oracle module can compare it with the official SDK.
 func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time, nonce string) *http.Request {
 	u := *a.endpoint
-	u.RawQuery = "PhoneNumbers=" + wireNumber(m.Number) +
+	u.RawQuery = "PhoneNumbers=" + aliyunNumber(m.Number) +
 		"&SignName=" + url.QueryEscape(m.SignName) +
 		"&TemplateCode=" + url.QueryEscape(m.TemplateCode) +
 		"&TemplateParam=" + url.QueryEscape(`{"code":"`+m.Code+`"}`)
@@ -293,9 +293,9 @@ func authorization(r *http.Request, keyID, keySecret string) string {
 	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))
 }
 
-// wireNumber writes n as Aliyun wants it: eleven digits in mainland China,
+// aliyunNumber writes n as Aliyun wants it: eleven digits in mainland China,
 // country code and number elsewhere.
-func wireNumber(n verify.Number) string {
+func aliyunNumber(n verify.Number) string {
 	if n.Mainland() {
 		return strings.TrimPrefix(string(n), "+86")
 	}

@@ -18,26 +18,26 @@ var codeKinds = []struct {
 }{
 	{verify.SendLimited, "BUSINESS_LIMIT_ VALVE: InvalidSendSms"},
 	{verify.SendBadNumber, "MOBILE_NUMBER_ILLEGAL InvalidRecNum PhoneNumber.Illegal"},
-	{verify.SendNotAsked, "Throttling QPS_LIMIT_CONTROL"},
+	{verify.SendNotAttempted, "Throttling QPS_LIMIT_CONTROL"},
 	// The gateway: keys, permissions, our clock.
-	{verify.SendPrecondition, "SignatureDoesNotMatch IncompleteSignature InvalidAccessKeyId MissingAccessKeyId InvalidSecurityToken MissingSecurityToken " +
+	{verify.SendRejected, "SignatureDoesNotMatch IncompleteSignature InvalidAccessKeyId MissingAccessKeyId InvalidSecurityToken MissingSecurityToken " +
 		"InvalidTimeStamp.Expired Forbidden NoPermission isp.RAM_PERMISSION_DENY"},
 	// The gateway: the form of our request.
 	{verify.SendBadRequest, "INVALID_JSON_PARAM INVALID_PARAMETERS MOBILE_COUNT_OVER_LIMIT InvalidAction InvalidApi InvalidParameter InvalidProduct InvalidProtocol " +
 		"InvalidRegion InvalidSignatureMethod InvalidTimeStamp InvalidVersion IllegalTimestamp Missing NoSuchVersion UnsupportedHTTPMethod UnsupportedParameter " +
 		"ContentLengthDoesNotMatch ContentMD5NotMatched"},
 	// The API of before 2017: sign name, template, account.
-	{verify.SendPrecondition, "InvalidSignName InvalidTemplateCode InvalidParamStringTemplate InvalidDayu"},
+	{verify.SendRejected, "InvalidSignName InvalidTemplateCode InvalidParamStringTemplate InvalidDayu"},
 	{verify.SendBadRequest, "InvalidParamString"},
 	// The international API: account, sign name, template, recipient. Only what is
 	// listed: a code that means trouble at Aliyun's side must stay unknown.
-	{verify.SendPrecondition, "ACCOUNT_ AMOUNT_NOT_ENOUGH BLACK_KEY_CONTROL_LIMIT CONTENT_MISSING_PARAMETERS CUSTOMER_REFUSED " +
+	{verify.SendRejected, "ACCOUNT_ AMOUNT_NOT_ENOUGH BLACK_KEY_CONTROL_LIMIT CONTENT_MISSING_PARAMETERS CUSTOMER_REFUSED " +
 		"DAY_LIMIT_CONTROL FORBIDDEN_ACTION INVALID_SENDERID MONTH_LIMIT_CONTROL NOT_SUPPORTED_COUNTRY OUT_OF_SERVICE PARAM_ " +
 		"PRODUCT_NOT_SUBSCRIBED PRODUCT_UN RAM_PERMISSION_DENY SENDERID_ SIGN_ SMS_CONTENT_ SMS_SECURITY_INTERCEPTED SMS_SIGN SMS_TEMPLATE TEMPLATE_ " +
 		"Account.Abnormal Amount.NotEnough DayLimitControl MonthLimitControl OutOfService Unknown.CountryCode Unsupport.CountryCode"},
 }
 
-func kindOf(code string) verify.SendKind {
+func classify(code string) verify.SendKind {
 	name, isv := strings.CutPrefix(code, "isv.")
 	for _, row := range codeKinds {
 		for prefix := range strings.FieldsSeq(row.prefixes) {
@@ -47,14 +47,14 @@ func kindOf(code string) verify.SendKind {
 		}
 	}
 	if isv {
-		return verify.SendPrecondition // every isv code refuses before anything is sent
+		return verify.SendRejected // every isv code refuses before anything is sent
 	}
 	return verify.SendUnknown
 }
 
-// limitWait says when a limit is over, from the tier that the message or the code
+// retryAfter says when a limit is over, from the tier that the message or the code
 // names.
-func limitWait(code, message string) time.Duration {
+func retryAfter(code, message string) time.Duration {
 	switch code = strings.TrimPrefix(code, "isv."); {
 	case strings.Contains(message, "天级") || strings.Contains(message, "for the day") || strings.HasSuffix(code, "_DAY") || code == "VALVE:D_MC":
 		return 24 * time.Hour
@@ -81,7 +81,7 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 	}
 	token := func(field string) string {
 		s := text(field)
-		if !tokenShape.MatchString(s) || quotes(s, m.Code) || quotes(s, wireNumber(m.Number)) {
+		if !tokenShape.MatchString(s) || containsSecret(s, m.Code) || containsSecret(s, aliyunNumber(m.Number)) {
 			return ""
 		}
 		return s
@@ -106,16 +106,16 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 	case e.Code == "":
 		e.Detail = "reply without a code"
 	default:
-		e.Kind = kindOf(e.Code)
+		e.Kind = classify(e.Code)
 		e.Detail = "refused by Aliyun"
 		switch e.Kind {
 		case verify.SendUnknown:
 			e.Detail = "failed at Aliyun"
 		case verify.SendLimited:
-			e.RetryAfter = limitWait(e.Code, text("Message"))
+			e.RetryAfter = retryAfter(e.Code, text("Message"))
 		}
 	}
 	return verify.Receipt{}, e
 }
 
-func quotes(s, secret string) bool { return secret != "" && strings.Contains(s, secret) }
+func containsSecret(s, secret string) bool { return secret != "" && strings.Contains(s, secret) }

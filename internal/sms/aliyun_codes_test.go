@@ -27,34 +27,34 @@ func TestEveryCodeOfAliyunHasItsKind(t *testing.T) {
 	}{
 		{verify.SendBadNumber, []int{ok}, []string{"isv.MOBILE_NUMBER_ILLEGAL", "MOBILE_NUMBER_ILLEGAL", "PhoneNumber.Illegal"}},
 		{verify.SendBadNumber, []int{ok, bad}, []string{"InvalidRecNum.Malformed", "isv.InvalidRecNum.Malformed"}},
-		{verify.SendPrecondition, []int{ok}, []string{ // the recipient
+		{verify.SendRejected, []int{ok}, []string{ // the recipient
 			"isv.BLACK_KEY_CONTROL_LIMIT", "isv.CUSTOMER_REFUSED", "BLACK_KEY_CONTROL_LIMIT", "NOT_SUPPORTED_COUNTRY"}},
-		{verify.SendPrecondition, []int{ok}, []string{ // the account
+		{verify.SendRejected, []int{ok}, []string{ // the account
 			"isv.DAY_LIMIT_CONTROL", "isv.MONTH_LIMIT_CONTROL", "isv.AMOUNT_NOT_ENOUGH", "isv.OUT_OF_SERVICE", "isv.PRODUCT_UN_SUBSCRIPT",
 			"isv.PRODUCT_UNSUBSCRIBE", "isv.ACCOUNT_NOT_EXISTS", "isv.ACCOUNT_ABNORMAL", "isv.SECURITY_FROZEN_ACCOUNT", "isv.DENY_IP_RANGE",
 			"isp.RAM_PERMISSION_DENY", "RAM_PERMISSION_DENY", "AMOUNT_NOT_ENOUGH", "OUT_OF_SERVICE", "ACCOUNT_NOT_EXISTS", "ACCOUNT_ILLEGAL",
 			"PRODUCT_NOT_SUBSCRIBED", "FORBIDDEN_ACTION",
 		}},
-		{verify.SendPrecondition, []int{ok}, []string{ // sign name and template
+		{verify.SendRejected, []int{ok}, []string{ // sign name and template
 			"isv.SMS_SIGNATURE_ILLEGAL", "isv.SMS_SIGN_ILLEGAL", "isv.SIGN_STATE_ILLEGAL", "isv.SIGN_NAME_ILLEGAL", "isv.SIGNATURE_BLACKLIST",
 			"isv.SMS_SIGNATURE_SCENE_ILLEGAL", "isv.SMS_TEMPLATE_ILLEGAL", "isv.DOMESTIC_NUMBER_NOT_SUPPORTED", "isv.SMS_TEST_SIGN_TEMPLATE_LIMIT",
 			"isv.SMS_TEST_NUMBER_LIMIT", "isv.SMS_TEST_TEMPLATE_PARAMS_ILLEGAL", "isv.EXTEND_CODE_ERROR", "isv.ONE_CODE_MULTIPLE_SIGN",
 			"isv.CODE_EXCEED_LIMIT", "isv.CODE_ERROR", "SMS_SIGN_NAME_ILLEGAL", "SMS_SIGNATURE_ILLEGAL", "SMS_TEMPLATE_ILLEGAL",
 			"SMS_CONTENT_CODE_ILLEGAL", "INVALID_SENDERID", "SMS_SECURITY_INTERCEPTED",
 		}},
-		{verify.SendPrecondition, []int{ok}, []string{ // a template that is not for codes
+		{verify.SendRejected, []int{ok}, []string{ // a template that is not for codes
 			"isv.TEMPLATE_MISSING_PARAMETERS", "isv.TEMPLATE_PARAMS_ILLEGAL", "isv.PARAM_LENGTH_LIMIT", "isv.PARAM_NOT_SUPPORT_URL",
 			"isv.SMS_CONTENT_ILLEGAL", "isv.UNSUPPORTED_CONTENT", "isv.SMS_CONTENT_MISMATCH_TEMPLATE_TYPE", "CONTENT_MISSING_PARAMETERS", "PARAM_LENGTH_LIMIT",
 		}},
-		{verify.SendPrecondition, []int{ok, broken}, []string{"isv.NOT_YET_INVENTED", "isv.missing-thing:a,b(c)[d]#1"}},
-		{verify.SendPrecondition, []int{ok}, []string{ // the dotted names of the international API
+		{verify.SendRejected, []int{ok, broken}, []string{"isv.NOT_YET_INVENTED", "isv.missing-thing:a,b(c)[d]#1"}},
+		{verify.SendRejected, []int{ok}, []string{ // the dotted names of the international API
 			"Account.Abnormal", "Amount.NotEnough", "OutOfService", "DayLimitControl", "MonthLimitControl", "Unsupport.CountryCode", "Unknown.CountryCode",
 		}},
-		{verify.SendPrecondition, []int{ok, bad}, []string{ // the API of before 2017
+		{verify.SendRejected, []int{ok, bad}, []string{ // the API of before 2017
 			"InvalidSignName.Malformed", "isv.InvalidSignName.Malformed", "InvalidTemplateCode.MalFormed", "InvalidParamStringTemplate.Malformed",
 			"InvalidDayuStatus.Malformed", "InvalidDayu.Malformed",
 		}},
-		{verify.SendPrecondition, []int{bad, forbidden, missing, broken}, []string{ // key and clock
+		{verify.SendRejected, []int{bad, forbidden, missing, broken}, []string{ // key and clock
 			"SignatureDoesNotMatch", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive", "MissingAccessKeyId", "IncompleteSignature",
 			"InvalidSecurityToken.Expired", "MissingSecurityToken", "InvalidTimeStamp.Expired", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "NoPermission",
 		}},
@@ -65,7 +65,7 @@ func TestEveryCodeOfAliyunHasItsKind(t *testing.T) {
 			"InvalidApi.NotFound", "InvalidProduct.NotFound", "InvalidProtocol.NeedSsl", "InvalidRegion.NotFound", "InvalidSignatureMethod",
 			"ContentLengthDoesNotMatch", "ContentMD5NotMatched", "InvalidParamString.MalFormed",
 		}},
-		{verify.SendNotAsked, []int{bad, http.StatusTooManyRequests, broken}, []string{"Throttling", "Throttling.User", "Throttling.Api", "QPS_LIMIT_CONTROL"}},
+		{verify.SendNotAttempted, []int{bad, http.StatusTooManyRequests, broken}, []string{"Throttling", "Throttling.User", "Throttling.Api", "QPS_LIMIT_CONTROL"}},
 		{verify.SendUnknown, []int{ok, bad, http.StatusInternalServerError, http.StatusBadGateway, broken}, []string{
 			"SignatureNonceUsed", "isp.SYSTEM_ERROR", "isp.GATEWAY_ERROR", "SYSTEM_ERROR", "InternalError", "ServiceUnavailable", "ONLINE_BILLING_FAILED", "Unlisted", "InvalidResponse",
 			"Odd:Code", "Odd#Code@x~1", "a;b,c|d!*$(e)[f]",

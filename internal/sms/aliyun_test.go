@@ -236,19 +236,19 @@ func TestTheGatewaysRefusalsAreNotQuoted(t *testing.T) {
 	}{
 		{
 			"wrong secret", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().secret = "wrong" }, 0,
-			verify.SendError{Kind: verify.SendPrecondition, Code: "SignatureDoesNotMatch", HTTPStatus: 400},
+			verify.SendError{Kind: verify.SendRejected, Code: "SignatureDoesNotMatch", HTTPStatus: 400},
 		},
 		{
 			"wrong key id", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().id = "wrong" }, 0,
-			verify.SendError{Kind: verify.SendPrecondition, Code: "InvalidAccessKeyId.NotFound", HTTPStatus: 404},
+			verify.SendError{Kind: verify.SendRejected, Code: "InvalidAccessKeyId.NotFound", HTTPStatus: 404},
 		},
 		{
 			"sign name", func(s *dysmsapitest.Server, _ *Aliyun) { s.AllowSign("another") }, 0,
-			verify.SendError{Kind: verify.SendPrecondition, Code: "isv.SMS_SIGNATURE_ILLEGAL", HTTPStatus: 200},
+			verify.SendError{Kind: verify.SendRejected, Code: "isv.SMS_SIGNATURE_ILLEGAL", HTTPStatus: 200},
 		},
 		{
 			"template", func(s *dysmsapitest.Server, _ *Aliyun) { s.AllowTemplate("SMS_2") }, 0,
-			verify.SendError{Kind: verify.SendPrecondition, Code: "isv.SMS_TEMPLATE_ILLEGAL", HTTPStatus: 200},
+			verify.SendError{Kind: verify.SendRejected, Code: "isv.SMS_TEMPLATE_ILLEGAL", HTTPStatus: 200},
 		},
 		{"minute limit", func(s *dysmsapitest.Server, a *Aliyun) {
 			s.Limits(true)
@@ -330,7 +330,7 @@ func TestACancelledCallTellsWhetherItWasWritten(t *testing.T) {
 	a := sender(t, fake, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	matches(t, failure(ctx, t, a), verify.SendError{Kind: verify.SendNotAsked})
+	matches(t, failure(ctx, t, a), verify.SendError{Kind: verify.SendNotAttempted})
 	wentOut(t, fake, 0, 0)
 
 	fake.Next(dysmsapitest.Hang())
@@ -396,7 +396,7 @@ func TestWithoutAConnectionNothingIsAsked(t *testing.T) {
 				patience = 100 * time.Millisecond
 			}
 			got := failure(deadline(t, patience), t, a)
-			matches(t, got, verify.SendError{Kind: verify.SendNotAsked})
+			matches(t, got, verify.SendError{Kind: verify.SendNotAttempted})
 			if got.Detail != c.detail {
 				t.Errorf("got detail %q; want %q", got.Detail, c.detail)
 			}

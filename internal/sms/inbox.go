@@ -13,8 +13,8 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Delivered is one message in the inbox, as /inbox.json shows it.
-type Delivered struct {
+// Message is one message in the inbox, as /inbox.json shows it.
+type Message struct {
 	PhoneNumber  verify.Number `json:"phone_number"`
 	Signature    string        `json:"signature"`
 	TemplateCode string        `json:"template_code"`
@@ -22,10 +22,10 @@ type Delivered struct {
 	SentAt       time.Time     `json:"sent_at"`
 }
 
-// A Watched message is one with what became of its code, as the page shows it.
-type Watched struct {
+// A TrackedMessage message is one with what became of its code, as the page shows it.
+type TrackedMessage struct {
 	ID int64 `json:"id"`
-	Delivered
+	Message
 	Expires      time.Time `json:"expires_at"`
 	AttemptsLeft int       `json:"attempts_left"`
 	State        CodeState `json:"state"`
@@ -109,12 +109,12 @@ const inboxSize = 1000
 // Inbox is the Sender of development: it keeps the last messages, codes and all,
 // and sends nothing.
 type Inbox struct {
-	Rules   verify.Rules    // by which codes live
-	Arrived func(Delivered) // where set, called with each message
+	Rules     verify.Rules  // by which codes live
+	OnMessage func(Message) // where set, called with each message
 
 	mu       sync.Mutex
-	messages []Watched // newest first
-	failures []Failure // one a number
+	messages []TrackedMessage // newest first
+	failures []Failure        // one a number
 	ids      int64
 	revision int64
 	cleared  int64         // the revision at which messages were last taken out
@@ -129,7 +129,7 @@ func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, err
 			continue
 		}
 		if f.code != "" {
-			reply, err := json.Marshal(map[string]string{"Code": f.code, "Message": f.message, "RequestId": "DEVELOPMENT-" + strconv.FormatInt(m.Ticket, 36)})
+			reply, err := json.Marshal(map[string]string{"Code": f.code, "Message": f.message, "RequestId": "DEVELOPMENT-" + strconv.FormatInt(m.SendID, 36)})
 			if err != nil {
 				return verify.Receipt{}, err
 			}
@@ -146,14 +146,14 @@ func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, err
 }
 
 func (b *Inbox) deliver(m verify.Message) {
-	d := Delivered{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
+	d := Message{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
 	b.change(func() {
 		b.ids++
-		b.messages = slices.Insert(b.messages, 0, Watched{b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit, CodeLive, m.Ticket, b.revision})
+		b.messages = slices.Insert(b.messages, 0, TrackedMessage{b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit, CodeLive, m.SendID, b.revision})
 		b.messages = b.messages[:min(len(b.messages), inboxSize)]
 	})
-	if b.Arrived != nil {
-		b.Arrived(d)
+	if b.OnMessage != nil {
+		b.OnMessage(d)
 	}
 }
 
@@ -174,7 +174,7 @@ func (b *Inbox) takeFailure(n verify.Number) (kind string) {
 		if f.Times--; f.Times == 0 {
 			b.failures = slices.Delete(b.failures, i, i+1)
 		}
-		b.tell()
+		b.bump()
 	}
 	return kind
 }
@@ -187,11 +187,11 @@ func (b *Inbox) failureOf(n verify.Number) int {
 func (b *Inbox) change(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.tell()
+	b.bump()
 	f()
 }
 
-func (b *Inbox) tell() {
+func (b *Inbox) bump() {
 	b.revision++
 	if b.changed != nil {
 		close(b.changed)
@@ -199,8 +199,8 @@ func (b *Inbox) tell() {
 	}
 }
 
-// Fail makes sends fail, in place of what was told of the same number before.
-func (b *Inbox) Fail(f Failure) error {
+// SetFailure makes sends fail, in place of what was told of the same number before.
+func (b *Inbox) SetFailure(f Failure) error {
 	if err := f.fault(); err != nil {
 		return err
 	}
@@ -217,8 +217,8 @@ func (b *Inbox) Fail(f Failure) error {
 	return err
 }
 
-// Succeed takes the failure of n away, or every one where n is empty.
-func (b *Inbox) Succeed(n verify.Number) {
+// ClearFailure takes the failure of n away, or every one where n is empty.
+func (b *Inbox) ClearFailure(n verify.Number) {
 	b.change(func() {
 		b.failures = slices.DeleteFunc(b.failures, func(f Failure) bool { return n == "" || f.PhoneNumber == n })
 	})
@@ -233,18 +233,18 @@ func (b *Inbox) Failures() []Failure {
 
 // Messages returns the kept messages, newest first: those to n, or all where n
 // is empty.
-func (b *Inbox) Messages(n verify.Number) []Delivered {
+func (b *Inbox) Messages(n verify.Number) []Message {
 	found, _ := b.messagesAndChange(n)
 	return found
 }
 
-func (b *Inbox) messagesAndChange(n verify.Number) ([]Delivered, <-chan struct{}) {
+func (b *Inbox) messagesAndChange(n verify.Number) ([]Message, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	found := []Delivered{} // never nil: JSON shows [], not null
+	found := []Message{} // never nil: JSON shows [], not null
 	for _, d := range b.messages {
 		if n == "" || d.PhoneNumber == n {
-			found = append(found, d.Delivered)
+			found = append(found, d.Message)
 		}
 	}
 	return found, b.nextChange()
@@ -258,7 +258,7 @@ func (b *Inbox) nextChange() <-chan struct{} {
 }
 
 // AwaitMessages is Messages once there is one, or when ctx ends.
-func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Delivered {
+func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Message {
 	for {
 		found, changed := b.messagesAndChange(n)
 		if len(found) > 0 {
@@ -276,33 +276,33 @@ func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Delivered 
 func (b *Inbox) Delete(n verify.Number) {
 	b.change(func() {
 		before := len(b.messages)
-		b.messages = slices.DeleteFunc(b.messages, func(m Watched) bool { return n == "" || m.PhoneNumber == n })
+		b.messages = slices.DeleteFunc(b.messages, func(m TrackedMessage) bool { return n == "" || m.PhoneNumber == n })
 		if len(b.messages) < before {
 			b.cleared = b.revision
 		}
 	})
 }
 
-// Settle notes what became of the codes that were sent to n, as seen; used is one
+// UpdateStates notes what became of the codes that were sent to n, as seen; used is one
 // with which a Valid has just succeeded, or "".
-func (b *Inbox) Settle(n verify.Number, used string, seen verify.Inspection) {
+func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspection) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var usedTicket int64 // of the newest, should two have drawn the same digits
 	var changed bool
 	for i := range b.messages {
 		m := &b.messages[i]
-		if m.PhoneNumber != n || m.ticket > seen.Last || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
+		if m.PhoneNumber != n || m.ticket > seen.LastSendID || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
 			continue
 		}
 		before := *m
-		at := slices.IndexFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Ticket == m.ticket })
+		at := slices.IndexFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.SendID == m.ticket })
 		switch {
 		case at >= 0:
 			m.Expires, m.AttemptsLeft = seen.Alive[at].Expires, seen.Alive[at].AttemptsLeft
 		case m.Code == used && usedTicket == 0:
 			m.State, usedTicket = CodeUsed, m.ticket
-		case usedTicket > m.ticket || slices.ContainsFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.Ticket > m.ticket }):
+		case usedTicket > m.ticket || slices.ContainsFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.ticket }):
 			m.State = CodeReplaced
 		case time.Now().Before(m.Expires):
 			m.State = CodeSpent
@@ -315,16 +315,16 @@ func (b *Inbox) Settle(n verify.Number, used string, seen verify.Inspection) {
 		}
 	}
 	if changed {
-		b.tell()
+		b.bump()
 	}
 }
 
 // An Update is what changed in an inbox.
 type Update struct {
-	Revision int64     `json:"-"`        // to ask from the next time
-	Whole    bool      `json:"whole"`    // Messages are all that there are
-	Messages []Watched `json:"messages"` // newest first
-	Failures []Failure `json:"failures"` // all
+	Revision int64            `json:"-"`        // to ask from the next time
+	Whole    bool             `json:"whole"`    // Messages are all that there are
+	Messages []TrackedMessage `json:"messages"` // newest first
+	Failures []Failure        `json:"failures"` // all
 }
 
 // Since returns what changed after a revision, -1 for everything, and a channel
@@ -332,7 +332,7 @@ type Update struct {
 func (b *Inbox) Since(revision int64) (Update, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	u := Update{Revision: b.revision, Whole: revision < b.cleared || revision < 0, Messages: []Watched{}, Failures: append([]Failure{}, b.failures...)}
+	u := Update{Revision: b.revision, Whole: revision < b.cleared || revision < 0, Messages: []TrackedMessage{}, Failures: append([]Failure{}, b.failures...)}
 	for _, m := range b.messages {
 		if u.Whole || m.changed > revision {
 			u.Messages = append(u.Messages, m)

@@ -18,7 +18,7 @@ func newInbox() *Inbox {
 // arrive puts a message with ticket and code into the inbox.
 func arrive(t *testing.T, b *Inbox, n verify.Number, ticket int64, code string) {
 	t.Helper()
-	if _, err := b.Send(t.Context(), verify.Message{Number: n, Code: code, Ticket: ticket}); err != nil {
+	if _, err := b.Send(t.Context(), verify.Message{Number: n, Code: code, SendID: ticket}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -26,7 +26,7 @@ func arrive(t *testing.T, b *Inbox, n verify.Number, ticket int64, code string) 
 func TestWhoWaitsForANumberIsWokenByItsMessageAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newInbox()
-		got := make(chan []Delivered, 1)
+		got := make(chan []Message, 1)
 		go func() { got <- b.AwaitMessages(t.Context(), "+8618600000001") }()
 		synctest.Wait()
 		arrive(t, b, "+8618600000002", 1, "111111")
@@ -87,18 +87,18 @@ func TestAnUpdateHoldsWhatChangedSince(t *testing.T) {
 			t.Errorf("%s: got whole %v, %v; want %v, %v", what, at.Whole, ids(at), whole, want)
 		}
 	}
-	seen := verify.Inspection{Last: 1, Alive: []verify.CodeStatus{{Ticket: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}}
-	step("a look", func() { b.Settle("+8618600000001", "", seen) }, false, 1)
+	seen := verify.Inspection{LastSendID: 1, Alive: []verify.CodeStatus{{SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}}
+	step("a look", func() { b.UpdateStates("+8618600000001", "", seen) }, false, 1)
 	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
-	step("a failure", func() { b.Fail(Failure{Kind: "timeout"}) }, false)
+	step("a failure", func() { b.SetFailure(Failure{Kind: "timeout"}) }, false)
 	if !slices.Equal(at.Failures, []Failure{{Kind: "timeout"}}) {
 		t.Errorf("failures: got %v", at.Failures)
 	}
-	step("its end", func() { b.Succeed("") }, false)
+	step("its end", func() { b.ClearFailure("") }, false)
 	step("a deletion", func() { b.Delete("+8618600000002") }, true, 3, 1)
 	step("a message after it", func() { arrive(t, b, "+8618600000004", 1, "444444") }, false, 4)
 	_, changed := b.Since(at.Revision)
-	b.Settle("+8618600000001", "", seen)
+	b.UpdateStates("+8618600000001", "", seen)
 	select {
 	case <-changed:
 		t.Error("a look that changed nothing woke somebody")
@@ -110,9 +110,9 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 	const number = "+8618600000001"
 	expires := time.Now().Add(time.Minute)
 	live := func(ticket int64, left int) verify.CodeStatus {
-		return verify.CodeStatus{Ticket: ticket, Expires: expires, AttemptsLeft: left, Confirmed: true}
+		return verify.CodeStatus{SendID: ticket, Expires: expires, AttemptsLeft: left, Confirmed: true}
 	}
-	unconfirmed := verify.CodeStatus{Ticket: 3, Expires: expires, AttemptsLeft: 1}
+	unconfirmed := verify.CodeStatus{SendID: 3, Expires: expires, AttemptsLeft: 1}
 	for _, c := range []struct {
 		name  string
 		used  string
@@ -131,7 +131,7 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 			arrive(t, b, number, i+1, fmt.Sprintf("%06d", i+1))
 		}
 		arrive(t, b, "+8618600000002", 1, "000002") // another number's never changes
-		b.Settle(number, c.used, verify.Inspection{Last: 3, Alive: c.alive})
+		b.UpdateStates(number, c.used, verify.Inspection{LastSendID: 3, Alive: c.alive})
 		check := func(when string) {
 			t.Helper()
 			u, _ := b.Since(-1)
@@ -144,7 +144,7 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 			}
 		}
 		check("at once")
-		b.Settle(number, "", verify.Inspection{Last: 3})
+		b.UpdateStates(number, "", verify.Inspection{LastSendID: 3})
 		for i, s := range c.want {
 			if s == CodeLive {
 				c.want[i] = CodeSpent
@@ -158,23 +158,23 @@ func TestAMessageIsLiveFromItsArrivalAndUntilMoreIsKnown(t *testing.T) {
 	const number = "+8618600000001"
 	b := newInbox()
 	arrive(t, b, number, 7, "111111")
-	watched := func() Watched {
+	watched := func() TrackedMessage {
 		u, _ := b.Since(-1)
 		return u.Messages[0]
 	}
 	if m := watched(); m.State != CodeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
 		t.Errorf("at arrival: got %+v; want live, 3 attempts, 10 minutes", m)
 	}
-	b.Settle(number, "", verify.Inspection{Last: 6}) // seen before this one had begun
+	b.UpdateStates(number, "", verify.Inspection{LastSendID: 6}) // seen before this one had begun
 	if m := watched(); m.State != CodeLive || m.AttemptsLeft != 3 {
 		t.Errorf("what was seen before it: got %+v; want it live still", m)
 	}
 	expires := time.Now().Add(-time.Second)
-	b.Settle(number, "", verify.Inspection{Last: 7, Alive: []verify.CodeStatus{{Ticket: 7, Expires: expires, AttemptsLeft: 2}}})
+	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7, Alive: []verify.CodeStatus{{SendID: 7, Expires: expires, AttemptsLeft: 2}}})
 	if m := watched(); m.AttemptsLeft != 2 || !m.Expires.Equal(expires) {
 		t.Errorf("seen alive: got %+v; want what was seen", m)
 	}
-	b.Settle(number, "", verify.Inspection{Last: 7})
+	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7})
 	if m := watched(); m.State != CodeLive {
 		t.Errorf("gone after its life: got %v; want live, which with its expiry is expired", m.State)
 	}
@@ -184,7 +184,7 @@ func TestOfTwoEqualCodesTheNewestIsUsed(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000001", 2, "111111")
-	b.Settle("+8618600000001", "111111", verify.Inspection{Last: 2})
+	b.UpdateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 2})
 	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed || u.Messages[1].State != CodeReplaced {
 		t.Errorf("got %v, %v; want used, replaced", u.Messages[0].State, u.Messages[1].State)
 	}
@@ -193,8 +193,8 @@ func TestOfTwoEqualCodesTheNewestIsUsed(t *testing.T) {
 func TestAUsedCodeIsToldEvenWhenItsEndWasSeenBefore(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
-	b.Settle("+8618600000001", "", verify.Inspection{Last: 1}) // another call looked between the swap and its answer
-	b.Settle("+8618600000001", "111111", verify.Inspection{Last: 1})
+	b.UpdateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call looked between the swap and its answer
+	b.UpdateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 1})
 	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed {
 		t.Errorf("got %v; want used", u.Messages[0].State)
 	}
@@ -205,23 +205,23 @@ func TestAFailureIsReadAsKindAndTimes(t *testing.T) {
 		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {Kind: "no_balance", Times: 1000}, "none": {Kind: "none"},
 	} {
 		b := newInbox()
-		if err := b.Fail(ParseFailure(text)); err != nil || !slices.Equal(b.Failures(), []Failure{want}) {
+		if err := b.SetFailure(ParseFailure(text)); err != nil || !slices.Equal(b.Failures(), []Failure{want}) {
 			t.Errorf("%s: got %v, %v; want %v", text, b.Failures(), err, want)
 		}
 	}
 	for _, text := range []string{"", "limit", "timeout:", "timeout:0", "timeout:-1", "timeout:1001", "timeout:x", "timeout:1:2"} {
 		b := newInbox()
-		if err := b.Fail(ParseFailure(text)); err == nil {
+		if err := b.SetFailure(ParseFailure(text)); err == nil {
 			t.Errorf("%q: got %v; want an error", text, b.Failures())
 		}
 	}
 	b := newInbox()
 	for i := range inboxSize {
-		if err := b.Fail(Failure{Kind: "timeout", PhoneNumber: verify.Number(fmt.Sprint(i))}); err != nil {
+		if err := b.SetFailure(Failure{Kind: "timeout", PhoneNumber: verify.Number(fmt.Sprint(i))}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if b.Fail(Failure{Kind: "timeout"}) == nil || len(b.Failures()) != inboxSize {
+	if b.SetFailure(Failure{Kind: "timeout"}) == nil || len(b.Failures()) != inboxSize {
 		t.Error("the number of failures is not bounded")
 	}
 }

@@ -173,7 +173,7 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 				patience = 100 * time.Millisecond
 			}
 			got := failure(deadline(t, patience), t, a)
-			matches(t, got, verify.SendError{Kind: verify.SendNotAsked})
+			matches(t, got, verify.SendError{Kind: verify.SendNotAttempted})
 			if got.Detail != c.detail {
 				t.Errorf("got detail %q; want %q", got.Detail, c.detail)
 			}

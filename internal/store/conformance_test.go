@@ -265,11 +265,11 @@ func TestAnyNumberOfReplicasPrepareAtOnce(t *testing.T) {
 					}
 					defer db.Close()
 					// SQLite lets one at a time turn a new file's WAL on.
-					for err = store.ErrNotUp; errors.Is(err, store.ErrNotUp) && t.Context().Err() == nil; {
+					for err = store.ErrUnavailable; errors.Is(err, store.ErrUnavailable) && t.Context().Err() == nil; {
 						err = db.Prepare(t.Context(), schema)
 					}
 					if err != nil {
-						t.Errorf("Prepare = %v; want nil or %v, then nil", err, store.ErrNotUp)
+						t.Errorf("Prepare = %v; want nil or %v, then nil", err, store.ErrUnavailable)
 					}
 				})
 			}

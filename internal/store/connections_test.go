@@ -144,10 +144,10 @@ func TestRotate_worksForAUserWithoutAFreeConnection(t *testing.T) {
 		t.Fatalf("got %d connections; want 1", n)
 	}
 	run("ALTER USER few@'%' IDENTIFIED BY 'q'")
-	if err := db.Rotate(t.Context(), as(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
+	if err := db.ReplaceDSN(t.Context(), as(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
 		t.Errorf("Rotate to a wrong password = %v; want 1045", err)
 	}
-	if err := db.Rotate(t.Context(), as(dsn, "few:q")); err != nil {
+	if err := db.ReplaceDSN(t.Context(), as(dsn, "few:q")); err != nil {
 		t.Errorf("Rotate = %v; want nil", err)
 	}
 }

@@ -14,10 +14,10 @@ import (
 
 // counters are what only the store can count.
 type counters struct {
-	errors    *prometheus.CounterVec
-	scattered prometheus.Counter
-	rows      prometheus.Gauge
-	purged    prometheus.Counter
+	errors         *prometheus.CounterVec
+	batchingPaused prometheus.Counter
+	rows           prometheus.Gauge
+	purged         prometheus.Counter
 }
 
 func newCounters() counters {
@@ -25,7 +25,7 @@ func newCounters() counters {
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phonenumber_database_errors_total", Help: "Statements that failed or lost a race, by MySQL's error number or a word; each is tried again while its call's time lasts.",
 		}, []string{"error"}),
-		scattered: prometheus.NewCounter(prometheus.CounterOpts{
+		batchingPaused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phonenumber_database_scattered_total", Help: "Times that a failed or hanging statement sent all calls alone for ten seconds.",
 		}),
 		rows: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -40,13 +40,13 @@ func newCounters() counters {
 // Collectors are the store's metrics.
 func (db *DB) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		db.counters.errors, db.counters.scattered, db.counters.rows, db.counters.purged,
+		db.counters.errors, db.counters.batchingPaused, db.counters.rows, db.counters.purged,
 		collectors.NewDBStatsCollector(db.pool, "codes"),
 	}
 }
 
-// count counts a statement's error, if it is one, and returns it.
-func (db *DB) count(err error) error {
+// countError counts a statement's error, if it is one, and returns it.
+func (db *DB) countError(err error) error {
 	if err != nil {
 		db.counters.errors.WithLabelValues(errorName(err)).Inc()
 	}
@@ -59,7 +59,7 @@ func errorName(err error) string {
 		server  *mysql.MySQLError
 		sqlite  interface{ Code() int }
 		network net.Error
-		surely  *withoutEffect
+		surely  *notAppliedError
 	)
 	switch {
 	case errors.As(err, &server):

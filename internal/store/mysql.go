@@ -21,7 +21,7 @@ import (
 
 // A mysqlError is what a number means: for the call, and for whoever reads the log.
 type mysqlError struct {
-	verdict verdict
+	verdict errorClass
 	text    string
 }
 
@@ -30,42 +30,42 @@ type mysqlError struct {
 // the outcome unknown, and is final at start: so do 1180 (commit failed) and 1317
 // (interrupted).
 var mysqlErrors = map[uint16]mysqlError{
-	1020: {lostRace, "the record changed since it was last read"},
-	1040: {noEffect | notUp, "too many connections"},
-	1044: {noEffect, "the user may not use the database"},
-	1045: {noEffect, "the user or the password is wrong"},
-	1047: {noEffect | notUp, "the Galera node has no quorum or is not in sync"},
-	1048: {lostRace, "a version has changed"}, // see updateMany
-	1049: {noEffect, "the database does not exist"},
-	1053: {notUp, "the server shuts down"}, // perhaps in the middle of the statement
-	1054: {noEffect, "a column is missing"},
-	1062: {lostRace, "the row is there already"},
-	1114: {noEffect, "the table or its disk is full"},
-	1142: {noEffect | denied, "the user may not do this to the table"},
-	1143: {noEffect | denied, "the user may not do this to the column"},
-	1146: {noEffect | tableMissing, "the table is missing"},
-	1203: {noEffect | notUp, "too many connections of this user (max_user_connections)"},
-	1205: {noEffect | notUp, "a lock, or a Galera node to catch up, was waited for too long"},
-	1213: {lostRace | notUp, "a deadlock, or Galera's certification"},
-	1226: {noEffect | notUp, "a limit of this user's resources"},
-	1243: {noEffect, "the statement is unknown; a proxy may have changed servers"},
-	1264: {noEffect, "a value is out of its column's range"},
-	1290: {noEffect | notUp, "the server is read-only"}, // for this, 1792 and 1836 the driver says ErrBadConn
-	1364: {noEffect, "a column has no default"},
-	1366: {noEffect, "a value does not fit its column's type"},
-	1406: {noEffect, "the data is too long"},
-	1461: {noEffect | notUp, "too many prepared statements (max_prepared_stmt_count)"},
-	1615: {noEffect, "the statement must be prepared again"},
-	1792: {noEffect | notUp, "the transaction is read-only"},
-	1836: {noEffect | notUp, "the server is in read-only mode"},
-	1927: {notUp, "the connection was killed"},
-	2002: {notUp, "a proxy does not reach the server"},
-	2003: {notUp, "a proxy does not reach the server"},
-	2006: {notUp, "a proxy's connection to the server is gone"},
-	2013: {notUp, "a proxy lost its connection to the server"},
-	3032: {notUp, "the server is in offline mode"},
-	3101: {lostRace, "group replication's certification"},
-	9001: {notUp, "a proxy found no server in time"}, // ProxySQL; with TiDB, its PD timed out
+	1020: {conflict, "the record changed since it was last read"},
+	1040: {notApplied | transient, "too many connections"},
+	1044: {notApplied, "the user may not use the database"},
+	1045: {notApplied, "the user or the password is wrong"},
+	1047: {notApplied | transient, "the Galera node has no quorum or is not in sync"},
+	1048: {conflict, "a version has changed"}, // see updateMany
+	1049: {notApplied, "the database does not exist"},
+	1053: {transient, "the server shuts down"}, // perhaps in the middle of the statement
+	1054: {notApplied, "a column is missing"},
+	1062: {conflict, "the row is there already"},
+	1114: {notApplied, "the table or its disk is full"},
+	1142: {notApplied | denied, "the user may not do this to the table"},
+	1143: {notApplied | denied, "the user may not do this to the column"},
+	1146: {notApplied | tableMissing, "the table is missing"},
+	1203: {notApplied | transient, "too many connections of this user (max_user_connections)"},
+	1205: {notApplied | transient, "a lock, or a Galera node to catch up, was waited for too long"},
+	1213: {conflict | transient, "a deadlock, or Galera's certification"},
+	1226: {notApplied | transient, "a limit of this user's resources"},
+	1243: {notApplied, "the statement is unknown; a proxy may have changed servers"},
+	1264: {notApplied, "a value is out of its column's range"},
+	1290: {notApplied | transient, "the server is read-only"}, // for this, 1792 and 1836 the driver says ErrBadConn
+	1364: {notApplied, "a column has no default"},
+	1366: {notApplied, "a value does not fit its column's type"},
+	1406: {notApplied, "the data is too long"},
+	1461: {notApplied | transient, "too many prepared statements (max_prepared_stmt_count)"},
+	1615: {notApplied, "the statement must be prepared again"},
+	1792: {notApplied | transient, "the transaction is read-only"},
+	1836: {notApplied | transient, "the server is in read-only mode"},
+	1927: {transient, "the connection was killed"},
+	2002: {transient, "a proxy does not reach the server"},
+	2003: {transient, "a proxy does not reach the server"},
+	2006: {transient, "a proxy's connection to the server is gone"},
+	2013: {transient, "a proxy lost its connection to the server"},
+	3032: {transient, "the server is in offline mode"},
+	3101: {conflict, "group replication's certification"},
+	9001: {transient, "a proxy found no server in time"}, // ProxySQL; with TiDB, its PD timed out
 }
 
 // incurable are the numbers that, before a statement can be sent, mean a fault of the
@@ -106,29 +106,29 @@ const (
 	mysqlIOTimeout    = 5 * time.Second // for a peer that vanished: calls give up by their context
 )
 
-type mysqlEngine struct {
+type mysqlDialect struct {
 	database    string
-	current     *rotating
+	current     *swappableConnector
 	connections *connections
 }
 
 func openMySQL(dsn string) (*DB, error) {
-	current := &rotating{}
-	if err := current.take(context.Background(), dsn); err != nil {
+	current := &swappableConnector{}
+	if err := current.use(context.Background(), dsn); err != nil {
 		return nil, err
 	}
 	opened := &connections{Connector: current}
 	pool := sql.OpenDB(connector{opened})
 	pool.SetConnMaxLifetime(mysqlConnLifetime)
 	pool.SetConnMaxIdleTime(mysqlConnIdleTime)
-	db := &DB{engine: mysqlEngine{current.cfg.DBName, current, opened}, pool: pool, counters: newCounters()}
-	opened.pool, opened.count = pool, db.count
+	db := &DB{dialect: mysqlDialect{current.cfg.DBName, current, opened}, pool: pool, counters: newCounters()}
+	opened.pool, opened.count = pool, db.countError
 	opened.limit(DefaultConnections)
 	return db, nil
 }
 
-// rotating connects as the last data source name that it took says.
-type rotating struct {
+// swappableConnector connects as the last data source name that it took says.
+type swappableConnector struct {
 	cfg   *mysql.Config // take's alone
 	inner atomic.Pointer[login]
 }
@@ -139,10 +139,10 @@ type login struct {
 	user string
 }
 
-// take takes dsn. Where there was one before, it must name the same database (replicas
+// use takes dsn. Where there was one before, it must name the same database (replicas
 // on two would know nothing of each other's codes) and work. It is called by one at a
 // time.
-func (r *rotating) take(ctx context.Context, dsn string) error {
+func (r *swappableConnector) use(ctx context.Context, dsn string) error {
 	cfg, err := mysqlConfig(dsn)
 	if err != nil {
 		return err
@@ -152,7 +152,7 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 		return errDSN
 	}
 	if cfg.Params["innodb_lock_wait_timeout"] == "" {
-		inner = impatient{inner}
+		inner = lockTimeoutConnector{inner}
 	}
 	if r.cfg != nil {
 		if cfg.Net != r.cfg.Net || cfg.Addr != r.cfg.Addr || cfg.DBName != r.cfg.DBName {
@@ -162,7 +162,7 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 		if err == nil {
 			conn.Close()
 		} else if !isUserFull(err) { // the password was right, and the pool may have all connections
-			return mysqlEngine{}.loggable(err)
+			return mysqlDialect{}.redact(err)
 		}
 	}
 	r.cfg = cfg
@@ -170,18 +170,18 @@ func (r *rotating) take(ctx context.Context, dsn string) error {
 	return nil
 }
 
-func (r *rotating) Connect(ctx context.Context) (driver.Conn, error) {
+func (r *swappableConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	return r.inner.Load().Connect(ctx)
 }
 
-func (r *rotating) Driver() driver.Driver { return mysql.MySQLDriver{} }
+func (r *swappableConnector) Driver() driver.Driver { return mysql.MySQLDriver{} }
 
-// impatient sessions wait for a lock for a second at most: less than a caller does, who
+// lockTimeoutConnector sessions wait for a lock for a second at most: less than a caller does, who
 // then knows that nothing was done. An engine that does not know the variable is
 // taken as it is.
-type impatient struct{ driver.Connector }
+type lockTimeoutConnector struct{ driver.Connector }
 
-func (c impatient) Connect(ctx context.Context) (driver.Conn, error) {
+func (c lockTimeoutConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
@@ -236,29 +236,31 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	return cfg, nil
 }
 
-func (e mysqlEngine) rotate(ctx context.Context, dsn string) error { return e.current.take(ctx, dsn) }
-
-func (mysqlEngine) provide() error { return nil }
-func (mysqlEngine) form(db *DB) {
-	db.loads = newCrowd(loaders, manyRows, db.serveLoads)
-	db.swaps = newCrowd(updaters, manyRows, db.serveUpdates)
+func (e mysqlDialect) replaceDSN(ctx context.Context, dsn string) error {
+	return e.current.use(ctx, dsn)
 }
 
-func (mysqlEngine) ofMany(db *DB) []statement {
+func (mysqlDialect) createFile() error { return nil }
+func (mysqlDialect) startBatching(db *DB) {
+	db.loads = newBatcher(loadWorkers, largeBatch, db.flushLoads)
+	db.swaps = newBatcher(updateWorkers, largeBatch, db.flushUpdates)
+}
+
+func (mysqlDialect) batchStatements(db *DB) []statement {
 	return []statement{
-		{&db.loadFew, loadMany(fewRows)},
-		{&db.loadMany, loadMany(manyRows)},
-		{&db.updateFew, updateMany(fewRows)},
-		{&db.updateMany, updateMany(manyRows)},
+		{&db.selectSmall, selectBatchSQL(smallBatch)},
+		{&db.selectLarge, selectBatchSQL(largeBatch)},
+		{&db.updateSmall, updateBatchSQL(smallBatch)},
+		{&db.updateLarge, updateBatchSQL(largeBatch)},
 	}
 }
 
-func (mysqlEngine) doNothing() string { return "" } // the answer is 1062
+func (mysqlDialect) insertSuffix() string { return "" } // the answer is 1062
 
-func (e mysqlEngine) judge(err error) verdict {
-	var before *withoutEffect
+func (e mysqlDialect) classify(err error) errorClass {
+	var before *notAppliedError
 	if errors.As(err, &before) && !isIncurable(err) {
-		return e.judgeAnswer(err) | notUp
+		return e.judgeAnswer(err) | transient
 	}
 	return e.judgeAnswer(err)
 }
@@ -274,19 +276,19 @@ func isIncurable(err error) bool {
 	return errors.As(err, &untrusted) || slices.ContainsFunc(incurableErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
-func (mysqlEngine) judgeAnswer(err error) verdict {
+func (mysqlDialect) judgeAnswer(err error) errorClass {
 	var server *mysql.MySQLError
 	if errors.As(err, &server) {
 		return mysqlErrors[server.Number].verdict
 	}
 	var network net.Error
 	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) {
-		return notUp
+		return transient
 	}
 	return 0
 }
 
-func (mysqlEngine) loggable(err error) error {
+func (mysqlDialect) redact(err error) error {
 	var server *mysql.MySQLError
 	switch {
 	case errors.As(err, &server):
@@ -305,7 +307,7 @@ func (mysqlEngine) loggable(err error) error {
 	return err
 }
 
-func (e mysqlEngine) advice(err error) string {
+func (e mysqlDialect) hint(err error) string {
 	var server *mysql.MySQLError
 	if !errors.As(err, &server) {
 		return ""
@@ -316,19 +318,19 @@ func (e mysqlEngine) advice(err error) string {
 	).Replace(mysqlAdvice[server.Number])
 }
 
-func (mysqlEngine) inPlace() error { return nil }
+func (mysqlDialect) inPlace() error { return nil }
 
-func (e mysqlEngine) limit(connections int) { e.connections.limit(connections) }
+func (e mysqlDialect) limit(connections int) { e.connections.limit(connections) }
 
-func (mysqlEngine) complete(context.Context, *sql.DB) error { return nil }
+func (mysqlDialect) createIndexes(context.Context, *sql.DB) error { return nil }
 
 // MySQL 8 would answer with yesterday's number of rows, but for the hint.
-func (mysqlEngine) asks() (clock, rows string) {
+func (mysqlDialect) metaQueries() (clock, rows string) {
 	return "SELECT UNIX_TIMESTAMP()", "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ TABLE_ROWS" +
 		" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'"
 }
 
-func (e mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
+func (e mysqlDialect) warnings(ctx context.Context, pool *sql.DB) []string {
 	value := map[string]string{}
 	rows, err := pool.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN
 		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)

@@ -14,27 +14,27 @@ import (
 )
 
 const (
-	purgeEvery = time.Hour   // by one of all replicas
-	lookEvery  = time.Minute // whether it is time
+	purgeInterval      = time.Hour   // by one of all replicas
+	purgeCheckInterval = time.Minute // whether it is time
 	// How long a replica that stopped in the middle keeps others from going on.
-	leaseFor  = 2 * time.Minute
-	purgeRows = 25 // of one transaction: its locks are held for a moment
+	purgeLeaseTTL = 2 * time.Minute
+	purgeRows     = 25 // of one transaction: its locks are held for a moment
 	// A purge waits so many times as long as its statements took: calls have the
 	// database for the rest.
-	purgePauses = 4
+	purgePauseFactor = 4
 	// Whose row is the lease: its begun_at is when the next purge may begin. No
 	// number reads like this.
-	purger = verify.Number("purge")
+	purgeLeaseKey = verify.Number("purge")
 )
 
-// Housekeep purges the rows of numbers that were last sent to longer ago than
+// RunPurge purges the rows of numbers that were last sent to longer ago than
 // retention, now and then, until ctx ends. One replica at a time does it.
-func (db *DB) Housekeep(ctx context.Context, retention time.Duration, log *slog.Logger) {
-	tick := time.NewTicker(lookEvery)
+func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.Logger) {
+	tick := time.NewTicker(purgeCheckInterval)
 	defer tick.Stop()
 	for {
 		if err := db.estimateRows(ctx); err != nil && ctx.Err() == nil {
-			log.Debug("rows could not be counted", "error", db.engine.loggable(err))
+			log.Debug("rows could not be counted", "error", db.dialect.redact(err))
 		}
 		purged, err := db.Purge(ctx, retention)
 		if purged > 0 {
@@ -58,42 +58,42 @@ func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64,
 	purged, err = db.purgeIfDue(ctx, retention)
 	if err != nil {
 		advice := ""
-		if db.judge(err)&denied != 0 {
-			advice = db.engine.advice(err)
+		if db.classify(err)&denied != 0 {
+			advice = db.dialect.hint(err)
 		}
-		err = fmt.Errorf("purge: %w", advised(advice, db.engine.loggable(err)))
+		err = fmt.Errorf("purge: %w", withHint(advice, db.dialect.redact(err)))
 	}
 	return purged, err
 }
 
 func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged int64, err error) {
-	lease, err := db.read(ctx, purger)
+	lease, err := db.loadDirect(ctx, purgeLeaseKey)
 	if err != nil {
 		return 0, err
 	}
 	wait := time.Until(time.UnixMicro(lease.BegunAt))
-	if wait > 0 && wait <= purgeEvery+leaseFor { // a longer one was written by a clock that was ahead
+	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // a longer one was written by a clock that was ahead
 		return 0, nil
 	}
-	if held, err := db.extend(ctx, &lease, leaseFor); !held {
+	if held, err := db.renewLease(ctx, &lease, purgeLeaseTTL); !held {
 		return 0, err
 	}
-	if purged, err = db.purge(ctx, retention, &lease); err != nil && db.judge(err)&denied == 0 {
+	if purged, err = db.purge(ctx, retention, &lease); err != nil && db.classify(err)&denied == 0 {
 		return purged, err // the lease runs out, and somebody tries again
 	}
-	_, later := db.extend(ctx, &lease, purgeEvery)
+	_, later := db.renewLease(ctx, &lease, purgeInterval)
 	return purged, cmp.Or(err, later)
 }
 
-// extend makes the lease ours for a while, where nobody came first.
-func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
+// renewLease makes the lease ours for a while, where nobody came first.
+func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
 	next := verify.Record{BegunAt: time.Now().Add(by).UnixMicro(), State: []byte{}}
 	rand.Read(next.Version[:])
-	held, err = db.swapAlone(ctx, purger, lease.Version, next)
+	held, err = db.swapDirect(ctx, purgeLeaseKey, lease.Version, next)
 	if held {
 		*lease = next
 	}
-	if db.judge(err)&lostRace != 0 {
+	if db.classify(err)&conflict != 0 {
 		err = nil
 	}
 	return held, err
@@ -104,10 +104,10 @@ func (db *DB) extend(ctx context.Context, lease *verify.Record, by time.Duration
 const deleteOld = "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?"
 
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
-	clock, _ := db.engine.asks()
+	clock, _ := db.dialect.metaQueries()
 	var seconds int64
 	if err := db.pool.QueryRowContext(ctx, clock).Scan(&seconds); err != nil {
-		return 0, db.count(err)
+		return 0, db.countError(err)
 	}
 	now := time.Now()
 	if theirs := time.Unix(seconds, 0); theirs.Before(now) {
@@ -116,7 +116,7 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 	before := now.Add(-retention).UnixMicro()
 	remove, err := db.pool.PrepareContext(ctx, deleteOld)
 	if err != nil {
-		return 0, db.count(err)
+		return 0, db.countError(err)
 	}
 	defer remove.Close()
 	var from int64 // what is older is gone: not to be looked for again
@@ -127,18 +127,18 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 			return purged, err
 		}
 		rows, err := db.remove(ctx, remove, old, before)
-		if db.count(err) != nil && db.judge(err)&lostRace == 0 {
+		if db.countError(err) != nil && db.classify(err)&conflict == 0 {
 			return purged, err
 		}
 		purged += rows
 		db.counters.purged.Add(float64(rows))
 		select {
-		case <-time.After(purgePauses * time.Since(started)):
+		case <-time.After(purgePauseFactor * time.Since(started)):
 		case <-ctx.Done():
 			return purged, ctx.Err()
 		}
-		if time.Until(time.UnixMicro(lease.BegunAt)) < leaseFor/2 {
-			if held, err := db.extend(ctx, lease, leaseFor); !held {
+		if time.Until(time.UnixMicro(lease.BegunAt)) < purgeLeaseTTL/2 {
+			if held, err := db.renewLease(ctx, lease, purgeLeaseTTL); !held {
 				return purged, err
 			}
 		}
@@ -173,7 +173,7 @@ func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, be
 func (db *DB) oldest(ctx context.Context, from *int64, before int64) (numbers []string, err error) {
 	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", *from, before, purgeRows)
 	if err != nil {
-		return nil, db.count(err)
+		return nil, db.countError(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
@@ -183,11 +183,11 @@ func (db *DB) oldest(ctx context.Context, from *int64, before int64) (numbers []
 		}
 		numbers = append(numbers, n)
 	}
-	return numbers, db.count(rows.Err())
+	return numbers, db.countError(rows.Err())
 }
 
 func (db *DB) estimateRows(ctx context.Context) error {
-	_, rows := db.engine.asks()
+	_, rows := db.dialect.metaQueries()
 	var n int64
 	err := db.pool.QueryRowContext(ctx, rows).Scan(&n)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -196,5 +196,5 @@ func (db *DB) estimateRows(ctx context.Context) error {
 	if err == nil {
 		db.counters.rows.Set(float64(n))
 	}
-	return db.count(err)
+	return db.countError(err)
 }

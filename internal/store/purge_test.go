@@ -53,7 +53,7 @@ func mustPurge(t *testing.T, db *DB, want int64) {
 
 func isThere(t *testing.T, db *DB, n verify.Number) bool {
 	t.Helper()
-	r, err := db.read(t.Context(), n)
+	r, err := db.loadDirect(t.Context(), n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,11 +63,11 @@ func isThere(t *testing.T, db *DB, n verify.Number) bool {
 // setLease makes the next purge due then.
 func setLease(t *testing.T, db *DB, due time.Time) {
 	t.Helper()
-	lease, err := db.read(t.Context(), purger)
+	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if held, err := db.extend(t.Context(), &lease, time.Until(due)); !held || err != nil {
+	if held, err := db.renewLease(t.Context(), &lease, time.Until(due)); !held || err != nil {
 		t.Fatalf("the lease was not taken: %v", err)
 	}
 }
@@ -103,15 +103,15 @@ func TestOneReplicaPurgesAnHour(t *testing.T) {
 		begunAgo(t, db, 2*testRetention, numbered("2", 10)...)
 		mustPurge(t, other, 0)
 		mustPurge(t, db, 0)
-		setLease(t, db, time.Now().Add(leaseFor/2)) // somebody is at it
+		setLease(t, db, time.Now().Add(purgeLeaseTTL/2)) // somebody is at it
 		mustPurge(t, other, 0)
 		setLease(t, db, time.Now().Add(-time.Second)) // somebody was, and was killed
 		mustPurge(t, other, 10)
 		begunAgo(t, db, 2*testRetention, numbered("3", 10)...)
 		setLease(t, db, time.Now().Add(24*time.Hour)) // by a clock that was ahead
 		mustPurge(t, db, 10)
-		lease, err := db.read(t.Context(), purger)
-		if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next > purgeEvery || next < purgeEvery-time.Minute {
+		lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+		if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next > purgeInterval || next < purgeInterval-time.Minute {
 			t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
 		}
 	})
@@ -155,11 +155,11 @@ func TestANumberThatIsSentToWhileThePurgeRunsIsKept(t *testing.T) {
 		for s := range senders {
 			sending.Go(func() {
 				for i := s; i < len(numbers); i += senders {
-					old, err := other.read(t.Context(), numbers[i])
+					old, err := other.loadDirect(t.Context(), numbers[i])
 					if err == nil && old.Version != (verify.Version{}) {
-						sent[i], err = other.swapAlone(t.Context(), numbers[i], old.Version, randomRecord(time.Now().UnixMicro()))
+						sent[i], err = other.swapDirect(t.Context(), numbers[i], old.Version, randomRecord(time.Now().UnixMicro()))
 					}
-					if err != nil && other.judge(err)&(lostRace|noEffect) == 0 {
+					if err != nil && other.classify(err)&(conflict|notApplied) == 0 {
 						t.Error(err)
 						return
 					}
@@ -259,9 +259,9 @@ func TestARowThatIsLockedStallsThePurgeOfItselfAloneAndNotForAnHour(t *testing.T
 	if err := unlockOld(); err != nil {
 		t.Fatal(err)
 	}
-	lease, err := db.read(t.Context(), purger)
-	if wait := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || wait > leaseFor {
-		t.Errorf("the next purge is due in %v, %v; want %v at most", wait, err, leaseFor)
+	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+	if wait := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || wait > purgeLeaseTTL {
+		t.Errorf("the next purge is due in %v, %v; want %v at most", wait, err, purgeLeaseTTL)
 	}
 	setLease(t, db, time.Now().Add(-time.Second))
 	mustPurge(t, db, int64(len(old)-purgeRows))
@@ -291,7 +291,7 @@ func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
 	var log servicetest.Output
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); db.Housekeep(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
+	go func() { defer close(done); db.RunPurge(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "the user needs SELECT, INSERT, UPDATE and DELETE") && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
@@ -327,8 +327,8 @@ func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
 	if _, err := db.Purge(t.Context(), testRetention); err == nil || !strings.Contains(err.Error(), "needs SELECT, INSERT, UPDATE and DELETE") {
 		t.Errorf("Purge = %v; want the rights that it needs", err)
 	}
-	lease, err := db.read(t.Context(), purger)
-	if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next < purgeEvery-time.Minute {
+	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+	if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next < purgeInterval-time.Minute {
 		t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
 	}
 }
@@ -352,7 +352,7 @@ func TestErrorsOfStatementsAreCountedByNumber(t *testing.T) {
 		t.Errorf("1205 was counted %v times, want once", got)
 	}
 	db.pool.Close()
-	if _, err := db.read(t.Context(), "+1"); err == nil {
+	if _, err := db.loadDirect(t.Context(), "+1"); err == nil {
 		t.Fatal("a closed pool was read")
 	}
 	if got := counted(t, db.counters.errors.WithLabelValues("other")); got != 1 {

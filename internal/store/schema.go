@@ -71,9 +71,9 @@ type keyPart struct {
 
 // check reads the table's description and no row of it. Triggers, checks and foreign keys
 // are left to the operator. If the description cannot be read, an error of prepared stays.
-func (mysqlEngine) check(ctx context.Context, db *DB, prepared error) error {
+func (mysqlDialect) check(ctx context.Context, db *DB, prepared error) error {
 	t, err := readMySQLTable(ctx, db.pool)
-	if err != nil && prepared == nil && (ctx.Err() != nil || db.judge(err)&notUp != 0) {
+	if err != nil && prepared == nil && (ctx.Err() != nil || db.classify(err)&transient != 0) {
 		return err
 	}
 	if err == nil && (t.engine == "" || len(t.columns) == 0) {
@@ -81,7 +81,7 @@ func (mysqlEngine) check(ctx context.Context, db *DB, prepared error) error {
 	}
 	if err != nil {
 		if prepared == nil {
-			db.remarks = append(db.remarks, "the table phone_numbers could not be checked: "+db.engine.loggable(err).Error())
+			db.remarks = append(db.remarks, "the table phone_numbers could not be checked: "+db.dialect.redact(err).Error())
 		}
 		return prepared
 	}
@@ -230,7 +230,7 @@ var errNotShipped = errors.New("it is not the table of phonenumberservice.sql")
 
 // check stores two numbers in a transaction, reads one back and rolls it all back. A trial
 // says more than the declaration: SQLite derives what a column does from its type's name.
-func (sqliteEngine) check(ctx context.Context, db *DB, prepared error) error {
+func (sqliteDialect) check(ctx context.Context, db *DB, prepared error) error {
 	err := prepared
 	if err == nil {
 		err = db.tryTable(ctx)
@@ -275,7 +275,7 @@ func (db *DB) tryTable(ctx context.Context) error {
 		}
 	}
 	var number string
-	got, err := scan(tx.QueryRowContext(ctx, loadMany(1)+" AND begun_at < ?", one, later), &number)
+	got, err := scan(tx.QueryRowContext(ctx, selectBatchSQL(1)+" AND begun_at < ?", one, later), &number)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -66,7 +66,7 @@ func prepare(t *testing.T, dsn string) error {
 func refusal(t *testing.T, dsn string, wants ...string) (text, alter string) {
 	t.Helper()
 	err := prepare(t, dsn)
-	if err == nil || errors.Is(err, store.ErrNotUp) {
+	if err == nil || errors.Is(err, store.ErrUnavailable) {
 		t.Fatalf("Prepare = %v; want a final error", err)
 	}
 	for _, want := range wants {

@@ -75,8 +75,8 @@ func TestAnsweredSwapsAreThereAfterTheServerDied(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer waiting.Close()
-			if err := waiting.Prepare(t.Context(), schema); !errors.Is(err, store.ErrNotUp) {
-				t.Errorf("Prepare while the server is away = %v; want %v", err, store.ErrNotUp)
+			if err := waiting.Prepare(t.Context(), schema); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("Prepare while the server is away = %v; want %v", err, store.ErrUnavailable)
 			}
 
 			server.Restart()
@@ -164,7 +164,7 @@ func TestMariaDB(t *testing.T) {
 		}
 		defer db.Close()
 		err = db.Prepare(t.Context(), schema)
-		if err == nil || errors.Is(err, store.ErrNotUp) {
+		if err == nil || errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("Prepare = %v; want a final error", err)
 		}
 		for _, want := range wants {
@@ -347,8 +347,8 @@ func TestMariaDB(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		if err := db.Prepare(t.Context(), schema); !errors.Is(err, store.ErrNotUp) {
-			t.Errorf("Prepare = %v; want %v", err, store.ErrNotUp)
+		if err := db.Prepare(t.Context(), schema); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Prepare = %v; want %v", err, store.ErrUnavailable)
 		}
 	})
 }

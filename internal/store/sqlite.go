@@ -16,18 +16,18 @@ import (
 
 // sqliteErrors is what is known of SQLite's primary result codes; a code that is
 // not here leaves the outcome unknown.
-var sqliteErrors = map[int]verdict{
+var sqliteErrors = map[int]errorClass{
 	sqlite3.SQLITE_ERROR:      tableMissing, // or any other fault of the statement's text
-	sqlite3.SQLITE_BUSY:       noEffect | notUp,
-	sqlite3.SQLITE_LOCKED:     noEffect | notUp,
-	sqlite3.SQLITE_READONLY:   noEffect,
-	sqlite3.SQLITE_FULL:       noEffect,
-	sqlite3.SQLITE_CANTOPEN:   noEffect,
-	sqlite3.SQLITE_CONSTRAINT: noEffect, // not the key's: that one does nothing, see doNothing
+	sqlite3.SQLITE_BUSY:       notApplied | transient,
+	sqlite3.SQLITE_LOCKED:     notApplied | transient,
+	sqlite3.SQLITE_READONLY:   notApplied,
+	sqlite3.SQLITE_FULL:       notApplied,
+	sqlite3.SQLITE_CANTOPEN:   notApplied,
+	sqlite3.SQLITE_CONSTRAINT: notApplied, // not the key's: that one does nothing, see doNothing
 }
 
 // path is "" for a database in memory.
-type sqliteEngine struct {
+type sqliteDialect struct {
 	path   string
 	opened map[string]fs.FileInfo // by name: the files that hold what is stored
 }
@@ -59,17 +59,17 @@ func openSQLite(path string) (*DB, error) {
 	// lock, and a database in memory is its connection.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
-	return &DB{engine: sqliteEngine{path, map[string]fs.FileInfo{}}, pool: pool, counters: newCounters()}, nil
+	return &DB{dialect: sqliteDialect{path, map[string]fs.FileInfo{}}, pool: pool, counters: newCounters()}, nil
 }
 
-func (sqliteEngine) limit(int) {} // one connection, always
+func (sqliteDialect) limit(int) {} // one connection, always
 
-func (sqliteEngine) rotate(context.Context, string) error { return errOtherDatabase }
+func (sqliteDialect) replaceDSN(context.Context, string) error { return errOtherDatabase }
 
-// provide creates the file for its owner alone; SQLite gives the files beside it
+// createFile creates the file for its owner alone; SQLite gives the files beside it
 // the same mode. One that exists is not opened: to close it would drop the locks
 // that this process holds on it.
-func (e sqliteEngine) provide() error {
+func (e sqliteDialect) createFile() error {
 	if e.path == "" {
 		return nil
 	}
@@ -83,15 +83,15 @@ func (e sqliteEngine) provide() error {
 	return err
 }
 
-func (sqliteEngine) ofMany(*DB) []statement { return nil }
+func (sqliteDialect) batchStatements(*DB) []statement { return nil }
 
-func (sqliteEngine) form(db *DB) {
-	db.swaps, db.inserts = newCrowd(1, swapsAtOnce, db.serveSwaps), true
+func (sqliteDialect) startBatching(db *DB) {
+	db.swaps, db.inserts = newBatcher(1, maxTxSwaps, db.flushSwapsTx), true
 }
 
-func (sqliteEngine) doNothing() string { return " ON CONFLICT (phone_number) DO NOTHING" }
+func (sqliteDialect) insertSuffix() string { return " ON CONFLICT (phone_number) DO NOTHING" }
 
-func (sqliteEngine) judge(err error) verdict {
+func (sqliteDialect) classify(err error) errorClass {
 	var result interface{ Code() int } // *sqlite.Error
 	if errors.As(err, &result) {
 		return sqliteErrors[result.Code()&0xff]
@@ -100,9 +100,9 @@ func (sqliteEngine) judge(err error) verdict {
 }
 
 // SQLite's texts name tables and columns, never values.
-func (sqliteEngine) loggable(err error) error { return err }
+func (sqliteDialect) redact(err error) error { return err }
 
-func (e sqliteEngine) advice(err error) string {
+func (e sqliteDialect) hint(err error) string {
 	var result interface{ Code() int }
 	var file *fs.PathError
 	if !errors.As(err, &file) && (!errors.As(err, &result) || result.Code()&0xff != sqlite3.SQLITE_CANTOPEN) {
@@ -111,7 +111,7 @@ func (e sqliteEngine) advice(err error) string {
 	return "this user must be able to read and write " + e.path + " and its directory"
 }
 
-func (e sqliteEngine) complete(ctx context.Context, pool *sql.DB) error {
+func (e sqliteDialect) createIndexes(ctx context.Context, pool *sql.DB) error {
 	_, err := pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
 	if err != nil || e.path == "" {
 		return err
@@ -128,7 +128,7 @@ func (e sqliteEngine) complete(ctx context.Context, pool *sql.DB) error {
 
 // inPlace finds a file that was removed or replaced. SQLite goes on with the one that it
 // opened, which ends with this process.
-func (e sqliteEngine) inPlace() error {
+func (e sqliteDialect) inPlace() error {
 	for name, opened := range e.opened {
 		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {
 			return fmt.Errorf("%s was removed or replaced while it was open; what is stored now is lost when the service stops: restart it", name)
@@ -137,8 +137,8 @@ func (e sqliteEngine) inPlace() error {
 	return nil
 }
 
-func (sqliteEngine) asks() (clock, rows string) {
+func (sqliteDialect) metaQueries() (clock, rows string) {
 	return "SELECT unixepoch()", "SELECT COUNT(*) FROM phone_numbers"
 }
 
-func (sqliteEngine) warnings(context.Context, *sql.DB) []string { return nil }
+func (sqliteDialect) warnings(context.Context, *sql.DB) []string { return nil }

@@ -23,23 +23,23 @@ func (c resultCode) Code() int     { return int(c) }
 func TestSQLiteErrorsMeanWhatTheyMean(t *testing.T) {
 	cases := []errorCase{
 		{resultCode(1), tableMissing, "ERROR"},
-		{resultCode(5), noEffect | notUp, "BUSY"},
-		{resultCode(5 | 2<<8), noEffect | notUp, "BUSY_SNAPSHOT"},
-		{resultCode(6), noEffect | notUp, "LOCKED"},
-		{resultCode(8), noEffect, "READONLY"},
-		{resultCode(8 | 4<<8), noEffect, "READONLY_DBMOVED"},
+		{resultCode(5), notApplied | transient, "BUSY"},
+		{resultCode(5 | 2<<8), notApplied | transient, "BUSY_SNAPSHOT"},
+		{resultCode(6), notApplied | transient, "LOCKED"},
+		{resultCode(8), notApplied, "READONLY"},
+		{resultCode(8 | 4<<8), notApplied, "READONLY_DBMOVED"},
 		{resultCode(9), 0, "INTERRUPT"},
 		{resultCode(10), 0, "IOERR"},
 		{resultCode(10 | 4<<8), 0, "IOERR_FSYNC"},
 		{resultCode(11), 0, "CORRUPT"},
-		{resultCode(13), noEffect, "FULL"},
-		{resultCode(14), noEffect, "CANTOPEN"},
-		{resultCode(19), noEffect, "CONSTRAINT"},
-		{resultCode(19 | 5<<8), noEffect, "CONSTRAINT_NOTNULL"},
+		{resultCode(13), notApplied, "FULL"},
+		{resultCode(14), notApplied, "CANTOPEN"},
+		{resultCode(19), notApplied, "CONSTRAINT"},
+		{resultCode(19 | 5<<8), notApplied, "CONSTRAINT_NOTNULL"},
 		{resultCode(21), 0, "MISUSE"},
 		{context.DeadlineExceeded, 0, "the statement may be running"},
 	}
-	checkVerdicts(t, &DB{engine: sqliteEngine{}}, cases)
+	checkVerdicts(t, &DB{dialect: sqliteDialect{}}, cases)
 	for code := range sqliteErrors {
 		tested := false
 		for _, c := range cases {
@@ -163,7 +163,7 @@ func TestSQLitePrepareSaysWhatIsWrongWithTheFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		if err := db.Prepare(t.Context(), ""); err == nil || errors.Is(err, ErrNotUp) || !strings.Contains(err.Error(), want) {
+		if err := db.Prepare(t.Context(), ""); err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
 			t.Errorf("Prepare(%s) = %v; want a final error that says %q", path, err, want)
 		}
 	}

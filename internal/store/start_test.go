@@ -36,7 +36,7 @@ func TestPrepare_waitsBehindARouterWithoutAServer(t *testing.T) {
 			if !errors.As(err, &server) || server.Number != number {
 				t.Fatalf("%s: Prepare = %v; want the router's %d", name, err, number)
 			}
-			if got := errors.Is(err, store.ErrNotUp); got != c.wait {
+			if got := errors.Is(err, store.ErrUnavailable); got != c.wait {
 				t.Errorf("%s, %d: got worth waiting for %v; want %v", name, number, got, c.wait)
 			}
 		}
@@ -71,7 +71,7 @@ func TestPrepare_endsWhereWaitingIsNoCure(t *testing.T) {
 				run(c.set)
 				defer run(c.reset)
 			}
-			if err := prepare(t, c.dsn); err == nil || errors.Is(err, store.ErrNotUp) {
+			if err := prepare(t, c.dsn); err == nil || errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("Prepare = %v; want a final error", err)
 			}
 		})

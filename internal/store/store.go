@@ -15,9 +15,9 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// ErrNotUp marks an error of Prepare that time may cure: the database cannot be
+// ErrUnavailable marks an error of Prepare that time may cure: the database cannot be
 // reached, is starting, or is read-only for now.
-var ErrNotUp = errors.New("database is not up")
+var ErrUnavailable = errors.New("database is not up")
 
 // What a data source name may look like; the start of one can hold a password,
 // so that an error shows this and never the name itself.
@@ -25,65 +25,65 @@ const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/pat
 
 // A DB is a verify.Store. Load, Swap and Ready need a Prepare that succeeded.
 type DB struct {
-	engine engine
-	pool   *sql.DB
+	dialect dialect
+	pool    *sql.DB
 
-	load, insert, update                     *sql.Stmt
-	loadFew, loadMany, updateFew, updateMany *sql.Stmt // see crowd.go
+	load, insert, update                               *sql.Stmt
+	selectSmall, selectLarge, updateSmall, updateLarge *sql.Stmt // see batch.go
 
 	// Where an engine does better with many at once; nil where it does not.
-	loads   *crowd[loading]
-	swaps   *crowd[*swapping]
+	loads   *batcher[loadRequest]
+	swaps   *batcher[*swapRequest]
 	inserts bool // the swaps take those of new numbers too
 
 	remarks []string // about the table, for Warnings
 
-	scattered atomic.Int64 // until when all go alone, in nanoseconds since 1970
-	counters  counters
+	batchingPausedUntil atomic.Int64 // until when all go alone, in nanoseconds since 1970
+	counters            counters
 }
 
-// An engine is what differs between the databases.
-type engine interface {
-	// rotate takes the credentials of another data source name for new connections.
-	rotate(ctx context.Context, dsn string) error
+// An dialect is what differs between the databases.
+type dialect interface {
+	// replaceDSN takes the credentials of another data source name for new connections.
+	replaceDSN(ctx context.Context, dsn string) error
 	// limit sets how many connections are open at most, if the engine has a choice.
 	limit(connections int)
-	// provide makes what must be there before the first connection.
-	provide() error
-	// doNothing ends an INSERT for engines that can be told to do nothing where
+	// createFile makes what must be there before the first connection.
+	createFile() error
+	// insertSuffix ends an INSERT for engines that can be told to do nothing where
 	// the row is there; the others answer with a lostRace.
-	doNothing() string
-	judge(err error) verdict
-	// loggable returns err without anything that could hold a phone number.
-	loggable(err error) error
-	// advice says what cures an error of Prepare, "" where nothing is known.
-	advice(err error) string
+	insertSuffix() string
+	classify(err error) errorClass
+	// redact returns err without anything that could hold a phone number.
+	redact(err error) error
+	// hint says what cures an error of Prepare, "" where nothing is known.
+	hint(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
 	// check returns prepared, which is the error of preparing the statements, or in its
 	// place why they could not rely on the table. It adds to db.remarks.
 	check(ctx context.Context, db *DB, prepared error) error
 	// inPlace says whether the database is still the one that Prepare found.
 	inPlace() error
-	// complete makes what the schema's file says to other engines alone.
-	complete(ctx context.Context, pool *sql.DB) error
-	// asks are the queries for the database's clock in seconds since 1970, and for
+	// createIndexes makes what the schema's file says to other engines alone.
+	createIndexes(ctx context.Context, pool *sql.DB) error
+	// metaQueries are the queries for the database's clock in seconds since 1970, and for
 	// about how many rows there are.
-	asks() (clock, rows string)
-	// form makes the crowds that pay with this engine, ofMany says what they need.
-	form(db *DB)
-	ofMany(db *DB) []statement
+	metaQueries() (clock, rows string)
+	// startBatching makes the crowds that pay with this engine, ofMany says what they need.
+	startBatching(db *DB)
+	batchStatements(db *DB) []statement
 }
 
-// A verdict is what an error says of the statement that met it. Zero, that of
+// A errorClass is what an error says of the statement that met it. Zero, that of
 // every error nobody listed: the statement may have been done, or may yet be.
-type verdict uint8
+type errorClass uint8
 
 const (
-	noEffect     verdict = 1 << iota // surely not done, neither now nor later
-	lostRace                         // the same, because another swap came first
-	notUp                            // at start: worth another attempt
-	tableMissing                     // at start: apply the schema
-	denied                           // the user lacks a right to the table
+	notApplied   errorClass = 1 << iota // surely not done, neither now nor later
+	conflict                            // the same, because another swap came first
+	transient                           // at start: worth another attempt
+	tableMissing                        // at start: apply the schema
+	denied                              // the user lacks a right to the table
 )
 
 var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
@@ -99,11 +99,13 @@ func Open(dsn string) (*DB, error) {
 
 // LimitConnections sets how many connections a MySQL server is asked for at most, before
 // the first one is opened.
-func (db *DB) LimitConnections(n int) { db.engine.limit(n) }
+func (db *DB) LimitConnections(n int) { db.dialect.limit(n) }
 
-// Rotate has new connections use the user, password and parameters of dsn, which
+// ReplaceDSN has new connections use the user, password and parameters of dsn, which
 // must name the same database and be accepted by it. Its errors quote nothing of dsn.
-func (db *DB) Rotate(ctx context.Context, dsn string) error { return db.engine.rotate(ctx, dsn) }
+func (db *DB) ReplaceDSN(ctx context.Context, dsn string) error {
+	return db.dialect.replaceDSN(ctx, dsn)
+}
 
 // PrepareToRead makes Load ready and nothing else: it creates nothing, and needs the
 // right to read alone.
@@ -111,14 +113,14 @@ func (db *DB) PrepareToRead(ctx context.Context) (err error) {
 	if db.load, err = db.pool.PrepareContext(ctx, loadOne); err == nil {
 		return nil
 	}
-	advice := db.engine.advice(err)
-	if db.judge(err)&tableMissing != 0 {
+	advice := db.dialect.hint(err)
+	if db.classify(err)&tableMissing != 0 {
 		advice = "the table phone_numbers is not there; the service creates it when it first starts"
 	}
-	return advised(advice, err)
+	return withHint(advice, err)
 }
 
-func advised(advice string, err error) error {
+func withHint(advice string, err error) error {
 	if advice == "" {
 		return err
 	}
@@ -133,35 +135,35 @@ func (db *DB) Prepare(ctx context.Context, schema string) error {
 	if err == nil {
 		return nil
 	}
-	err = advised(db.engine.advice(err), err)
-	if db.judge(err)&notUp != 0 {
-		err = fmt.Errorf("%w: %w", ErrNotUp, err)
+	err = withHint(db.dialect.hint(err), err)
+	if db.classify(err)&transient != 0 {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
 }
 
 func (db *DB) prepare(ctx context.Context, schema string) error {
-	if err := db.engine.provide(); err != nil {
+	if err := db.dialect.createFile(); err != nil {
 		return err
 	}
 	// To prepare is to probe: the engine looks for table, columns and rights.
 	err := db.prepareStatements(ctx)
-	if db.judge(err)&tableMissing != 0 {
+	if db.classify(err)&tableMissing != 0 {
 		if _, err = db.pool.ExecContext(ctx, schema); err == nil {
 			err = db.prepareStatements(ctx)
 		}
 	}
-	if db.remarks = nil; db.judge(err)&notUp == 0 {
-		err = db.engine.check(ctx, db, err)
+	if db.remarks = nil; db.classify(err)&transient == 0 {
+		err = db.dialect.check(ctx, db, err)
 	}
 	if err == nil {
-		err = db.engine.complete(ctx, db.pool)
+		err = db.dialect.createIndexes(ctx, db.pool)
 	}
 	if err == nil {
 		err = db.probe(ctx) // a Galera node without a quorum prepares, but does no more
 	}
 	if err == nil {
-		db.engine.form(db)
+		db.dialect.startBatching(db)
 	}
 	return err
 }
@@ -176,9 +178,9 @@ type statement struct {
 func (db *DB) prepareStatements(ctx context.Context) error {
 	for _, s := range append([]statement{
 		{&db.load, loadOne},
-		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.engine.doNothing()},
+		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.dialect.insertSuffix()},
 		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
-	}, db.engine.ofMany(db)...) {
+	}, db.dialect.batchStatements(db)...) {
 		if *s.stmt != nil {
 			continue // an earlier attempt got this far
 		}
@@ -192,23 +194,23 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 
 // Load implements verify.Store.
 func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	read := db.read
-	if db.loads != nil && !db.isScattered() {
-		read = db.loadInCrowd
+	read := db.loadDirect
+	if db.loads != nil && !db.batchingPaused() {
+		read = db.loadBatched
 	}
 	r, err := read(ctx, n)
 	if err != nil {
-		return verify.Record{}, fmt.Errorf("load: %w", db.engine.loggable(err))
+		return verify.Record{}, fmt.Errorf("load: %w", db.dialect.redact(err))
 	}
 	return r, nil
 }
 
-func (db *DB) read(ctx context.Context, n verify.Number) (verify.Record, error) {
+func (db *DB) loadDirect(ctx context.Context, n verify.Number) (verify.Record, error) {
 	r, err := scan(db.load.QueryRowContext(ctx, string(n)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return verify.Record{}, nil
 	}
-	return r, db.count(err)
+	return r, db.countError(err)
 }
 
 func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
@@ -234,26 +236,26 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	}
 	var done bool
 	var err error
-	if db.swaps != nil && (db.inserts || old != verify.Version{}) && !db.isScattered() {
-		done, err = db.swapInCrowd(ctx, n, old, next)
+	if db.swaps != nil && (db.inserts || old != verify.Version{}) && !db.batchingPaused() {
+		done, err = db.swapBatched(ctx, n, old, next)
 	} else {
-		done, err = db.swapAlone(ctx, n, old, next)
+		done, err = db.swapDirect(ctx, n, old, next)
 	}
-	switch v := db.judge(err); {
+	switch v := db.classify(err); {
 	case err == nil:
 		return done, nil
-	case v&lostRace != 0:
+	case v&conflict != 0:
 		return false, nil
-	case v&noEffect != 0:
-		return false, fmt.Errorf("swap: %w", db.engine.loggable(err))
+	case v&notApplied != 0:
+		return false, fmt.Errorf("swap: %w", db.dialect.redact(err))
 	default:
-		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.engine.loggable(err))
+		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.dialect.redact(err))
 	}
 }
 
-func (db *DB) swapAlone(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+func (db *DB) swapDirect(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	done, err := swap(ctx, db.insert, db.update, n, old, next)
-	return done, db.count(err)
+	return done, db.countError(err)
 }
 
 func swap(ctx context.Context, insert, update *sql.Stmt, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
@@ -274,44 +276,44 @@ func swap(ctx context.Context, insert, update *sql.Stmt, n verify.Number, old ve
 // Ready reports whether the table can be read and written now. It changes nothing.
 func (db *DB) Ready(ctx context.Context) error {
 	if err := db.probe(ctx); err != nil {
-		return fmt.Errorf("probe: %w", db.engine.loggable(err))
+		return fmt.Errorf("probe: %w", db.dialect.redact(err))
 	}
-	return db.engine.inPlace()
+	return db.dialect.inPlace()
 }
 
 // probe reads, and updates a row that is not there, which a server that is
 // read-only refuses all the same.
 func (db *DB) probe(ctx context.Context) error {
-	if _, err := db.read(ctx, ""); err != nil {
+	if _, err := db.loadDirect(ctx, ""); err != nil {
 		return err
 	}
 	_, err := db.update.ExecContext(ctx, []byte{}, 0, []byte{}, "", []byte{})
-	return db.count(err)
+	return db.countError(err)
 }
 
 // Warnings says, for the log, which settings of the database and what of the table
 // weaken the guarantees, and what to do about each.
 func (db *DB) Warnings(ctx context.Context) []string {
-	return append(db.engine.warnings(ctx, db.pool), db.remarks...)
+	return append(db.dialect.warnings(ctx, db.pool), db.remarks...)
 }
 
 // Close closes all connections. Who still waits is told.
 func (db *DB) Close() error {
-	db.loads.end()
-	db.swaps.end()
+	db.loads.close()
+	db.swaps.close()
 	return db.pool.Close()
 }
 
-func (db *DB) judge(err error) verdict {
+func (db *DB) classify(err error) errorClass {
 	if err == nil {
 		return 0 // here, since what looks at an error allocates
 	}
-	v := db.engine.judge(err)
-	var surely *withoutEffect
+	v := db.dialect.classify(err)
+	var surely *notAppliedError
 	if errors.As(err, &surely) || errors.Is(err, driver.ErrBadConn) {
 		// Both drivers return ErrBadConn only before a statement left, and for a
 		// server that refused it as read-only; database/sql repeats on that promise.
-		v |= noEffect
+		v |= notApplied
 	}
 	return v
 }
@@ -323,12 +325,12 @@ type connector struct{ driver.Connector }
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
-		return nil, &withoutEffect{err}
+		return nil, &notAppliedError{err}
 	}
 	return conn, nil
 }
 
-// withoutEffect marks the error of a statement that surely was not done.
-type withoutEffect struct{ error }
+// notAppliedError marks the error of a statement that surely was not done.
+type notAppliedError struct{ error }
 
-func (e *withoutEffect) Unwrap() error { return e.error }
+func (e *notAppliedError) Unwrap() error { return e.error }

@@ -20,7 +20,7 @@ import (
 // An errorCase says what an error means to a Swap that met it and to a Prepare.
 type errorCase struct {
 	err   error
-	want  verdict
+	want  errorClass
 	about string
 }
 
@@ -29,12 +29,12 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 	for _, c := range cases {
 		// As an error arrives, and as it does where it ended the opening of a
 		// connection: then no statement can have left.
-		if got := db.judge(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
+		if got := db.classify(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
 			t.Errorf("%v (%s): got verdict %04b, want %04b", c.err, c.about, got, c.want)
 		}
-		got, want := db.judge(&withoutEffect{c.err}), c.want|noEffect
-		if _, ok := db.engine.(mysqlEngine); ok { // TestMySQLErrors_beforeALoginAreWaitedFor has the rest
-			got, want = got&^notUp, want&^notUp
+		got, want := db.classify(&notAppliedError{c.err}), c.want|notApplied
+		if _, ok := db.dialect.(mysqlDialect); ok { // TestMySQLErrors_beforeALoginAreWaitedFor has the rest
+			got, want = got&^transient, want&^transient
 		}
 		if got != want {
 			t.Errorf("%v (%s) while connecting: got verdict %04b, want %04b", c.err, c.about, got, want)
@@ -45,54 +45,54 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 func number(n uint16) error { return &mysql.MySQLError{Number: n} }
 
 func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
-	const unknown = verdict(0)
-	db := &DB{engine: mysqlEngine{}}
+	const unknown = errorClass(0)
+	db := &DB{dialect: mysqlDialect{}}
 	cases := []errorCase{
-		{number(1020), lostRace, "record changed since last read"},
-		{number(1040), noEffect | notUp, "too many connections"},
-		{number(1044), noEffect, "no access to the database"},
-		{number(1045), noEffect, "user or password"},
-		{number(1047), noEffect | notUp, "Galera node is not primary"},
-		{number(1048), lostRace, "a version has changed, among updates that are done together"},
-		{number(1049), noEffect, "unknown database"},
-		{number(1053), notUp, "shutdown in progress"},
-		{number(1054), noEffect, "unknown column"},
-		{number(1062), lostRace, "duplicate key"},
-		{number(1114), noEffect, "table full"},
-		{number(1142), noEffect | denied, "table access denied"},
-		{number(1143), noEffect | denied, "column access denied"},
-		{number(1146), noEffect | tableMissing, "no such table"},
+		{number(1020), conflict, "record changed since last read"},
+		{number(1040), notApplied | transient, "too many connections"},
+		{number(1044), notApplied, "no access to the database"},
+		{number(1045), notApplied, "user or password"},
+		{number(1047), notApplied | transient, "Galera node is not primary"},
+		{number(1048), conflict, "a version has changed, among updates that are done together"},
+		{number(1049), notApplied, "unknown database"},
+		{number(1053), transient, "shutdown in progress"},
+		{number(1054), notApplied, "unknown column"},
+		{number(1062), conflict, "duplicate key"},
+		{number(1114), notApplied, "table full"},
+		{number(1142), notApplied | denied, "table access denied"},
+		{number(1143), notApplied | denied, "column access denied"},
+		{number(1146), notApplied | tableMissing, "no such table"},
 		{number(1180), unknown, "error during commit"},
-		{number(1203), noEffect | notUp, "max_user_connections"},
-		{number(1205), noEffect | notUp, "lock wait timeout"},
-		{number(1213), lostRace | notUp, "deadlock"},
-		{number(1226), noEffect | notUp, "user's resource limit"},
-		{number(1243), noEffect, "unknown statement handler"},
-		{number(1264), noEffect, "out of range value"},
-		{number(1290), noEffect | notUp, "read-only option"},
+		{number(1203), notApplied | transient, "max_user_connections"},
+		{number(1205), notApplied | transient, "lock wait timeout"},
+		{number(1213), conflict | transient, "deadlock"},
+		{number(1226), notApplied | transient, "user's resource limit"},
+		{number(1243), notApplied, "unknown statement handler"},
+		{number(1264), notApplied, "out of range value"},
+		{number(1290), notApplied | transient, "read-only option"},
 		{number(1317), unknown, "query interrupted"},
-		{number(1364), noEffect, "no default value"},
-		{number(1366), noEffect, "incorrect value"},
-		{number(1406), noEffect, "data too long"},
-		{number(1461), noEffect | notUp, "max_prepared_stmt_count"},
-		{number(1615), noEffect, "must be re-prepared"},
-		{number(1792), noEffect | notUp, "read-only transaction"},
-		{number(1836), noEffect | notUp, "read-only mode"},
-		{number(1927), notUp, "connection killed"},
-		{number(2002), notUp, "a proxy without its server"},
-		{number(2003), notUp, "a proxy without its server"},
-		{number(2006), notUp, "a proxy whose server has gone"},
-		{number(2013), notUp, "a proxy whose server has gone"},
-		{number(3032), notUp, "offline mode"},
-		{number(3101), lostRace, "group replication rolled back"},
-		{number(9001), notUp, "a proxy without a server"},
+		{number(1364), notApplied, "no default value"},
+		{number(1366), notApplied, "incorrect value"},
+		{number(1406), notApplied, "data too long"},
+		{number(1461), notApplied | transient, "max_prepared_stmt_count"},
+		{number(1615), notApplied, "must be re-prepared"},
+		{number(1792), notApplied | transient, "read-only transaction"},
+		{number(1836), notApplied | transient, "read-only mode"},
+		{number(1927), transient, "connection killed"},
+		{number(2002), transient, "a proxy without its server"},
+		{number(2003), transient, "a proxy without its server"},
+		{number(2006), transient, "a proxy whose server has gone"},
+		{number(2013), transient, "a proxy whose server has gone"},
+		{number(3032), transient, "offline mode"},
+		{number(3101), conflict, "group replication rolled back"},
+		{number(9001), transient, "a proxy without a server"},
 		{number(1105), unknown, "a number that nobody listed"},
-		{driver.ErrBadConn, noEffect | notUp, "nothing was sent"},
-		{mysql.ErrInvalidConn, notUp, "connection lost after the statement left"},
-		{&net.OpError{Op: "write", Err: syscall.EPIPE}, notUp, "half a statement left"},
-		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, notUp, "noEffect by its withoutEffect"},
-		{&net.DNSError{Name: "db", IsNotFound: true}, notUp, "the name is not known yet"},
-		{context.DeadlineExceeded, notUp, "the statement may be running"},
+		{driver.ErrBadConn, notApplied | transient, "nothing was sent"},
+		{mysql.ErrInvalidConn, transient, "connection lost after the statement left"},
+		{&net.OpError{Op: "write", Err: syscall.EPIPE}, transient, "half a statement left"},
+		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, transient, "noEffect by its withoutEffect"},
+		{&net.DNSError{Name: "db", IsNotFound: true}, transient, "the name is not known yet"},
+		{context.DeadlineExceeded, transient, "the statement may be running"},
 		{context.Canceled, unknown, "the statement may be running"},
 		{x509.UnknownAuthorityError{}, unknown, "no wait cures a certificate"},
 		{io.ErrUnexpectedEOF, unknown, "anything else"},
@@ -108,7 +108,7 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 			t.Errorf("MySQL error %d is in the table and has no case here", n)
 		}
 	}
-	if got := db.judge(nil); got != 0 {
+	if got := db.classify(nil); got != 0 {
 		t.Errorf("no error: got verdict %04b, want 0", got)
 	}
 }
@@ -131,7 +131,7 @@ func TestMySQLErrors_beforeALoginAreWaitedFor(t *testing.T) {
 		}},
 	} {
 		for _, err := range c.errs {
-			if got := (mysqlEngine{}).judge(&withoutEffect{err})&notUp != 0; got != c.want {
+			if got := (mysqlDialect{}).classify(&notAppliedError{err})&transient != 0; got != c.want {
 				t.Errorf("%v: got worth waiting for %v; want %v", err, got, c.want)
 			}
 		}
@@ -212,13 +212,13 @@ func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
 	duplicate := &mysql.MySQLError{Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'}, Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'"}
 	for err, want := range map[error]string{
 		duplicate: "MySQL error 1062 (23000): the row is there already",
-		&withoutEffect{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000): the row is there already",
+		&notAppliedError{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000): the row is there already",
 		number(1040):        "MySQL error 1040: too many connections",
 		number(1105):        "MySQL error 1105",
 		driver.ErrBadConn:   "driver: bad connection (the server went away or is read-only)",
 		io.ErrUnexpectedEOF: "unexpected EOF",
 	} {
-		if got := (mysqlEngine{}).loggable(err).Error(); got != want {
+		if got := (mysqlDialect{}).redact(err).Error(); got != want {
 			t.Errorf("loggable(%v) = %q; want %q", err, got, want)
 		}
 	}

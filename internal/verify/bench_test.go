@@ -24,7 +24,7 @@ func BenchmarkParse(b *testing.B) {
 func BenchmarkDrawCode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := drawCode(rand.Reader); err != nil {
+		if _, err := newCode(rand.Reader); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -77,7 +77,7 @@ func BenchmarkCheck(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		m.record, m.history = fresh, nil
-		v.recalled.put(someone, fresh)
+		v.cache.put(someone, fresh)
 		if valid, err := isValid(b.Context(), v, someone, "123456"); !valid || err != nil {
 			b.Fatal(valid, err)
 		}

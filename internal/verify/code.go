@@ -17,8 +17,8 @@ const codeDigits = 6
 
 var codeCount = big.NewInt(1_000_000)
 
-// drawCode returns six decimal digits, uniform over 000000 to 999999.
-func drawCode(random io.Reader) (string, error) {
+// newCode returns six decimal digits, uniform over 000000 to 999999.
+func newCode(random io.Reader) (string, error) {
 	n, err := rand.Int(random, codeCount)
 	if err != nil {
 		return "", fmt.Errorf("drawing a code: %w", err)
@@ -75,9 +75,9 @@ func RandomKeys() Keys {
 // sign returns the MAC to store for code.
 func (k Keys) sign(n Number, code string) MAC { return mac(k[0], n, code) }
 
-// candidates returns the MACs under which code could be stored; none for what
+// macs returns the MACs under which code could be stored; none for what
 // cannot be a code.
-func (k Keys) candidates(n Number, code string) []MAC {
+func (k Keys) macs(n Number, code string) []MAC {
 	if len(code) != codeDigits || strings.Trim(code, "0123456789") != "" {
 		return nil
 	}

@@ -29,7 +29,7 @@ func TestACodeIsTheNumberOfItsRandomBitsSoThatEachIsAsLikely(t *testing.T) {
 			want, wantLeft = "000007", 0 // what the next three bytes spell
 		}
 		random.Reset([]byte{byte(pattern >> 16), byte(pattern >> 8), byte(pattern), 0, 0, 7})
-		if code, err := drawCode(random); err != nil || code != want || random.Len() != wantLeft {
+		if code, err := newCode(random); err != nil || code != want || random.Len() != wantLeft {
 			t.Fatalf("pattern %05x: got %q, %v, %d bytes left, want %s, %d", pattern, code, err, random.Len(), want, wantLeft)
 		}
 	}
@@ -43,7 +43,7 @@ func TestEveryDigitOfACodeIsUniform(t *testing.T) {
 	random := mathrand.NewChaCha8([32]byte{1})
 	var counts [codeDigits][10]int
 	for range draws {
-		code, err := drawCode(random)
+		code, err := newCode(random)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +64,7 @@ func TestEveryDigitOfACodeIsUniform(t *testing.T) {
 
 func TestACodeKeepsItsLeadingZeros(t *testing.T) {
 	for pattern, want := range map[string]string{"\x00\x00\x00": "000000", "\x00\x00\x07": "000007", "\xff\x00\x2a": "983082", "\xf0\x00\x2a": "000042"} {
-		if got, err := drawCode(strings.NewReader(pattern)); err != nil || got != want {
+		if got, err := newCode(strings.NewReader(pattern)); err != nil || got != want {
 			t.Errorf("%x: got %q, %v, want %s", pattern, got, err, want)
 		}
 	}
@@ -73,11 +73,11 @@ func TestACodeKeepsItsLeadingZeros(t *testing.T) {
 func TestWithoutRandomnessThereIsNoCode(t *testing.T) {
 	broken := errors.New("no entropy")
 	for name, random := range map[string]io.Reader{"a failing source": iotest.ErrReader(broken), "a source cut short": strings.NewReader("\x00")} {
-		if got, err := drawCode(random); err == nil || got != "" {
+		if got, err := newCode(random); err == nil || got != "" {
 			t.Errorf("%s: got %q, %v, want an error", name, got, err)
 		}
 	}
-	if _, err := drawCode(iotest.ErrReader(broken)); !errors.Is(err, broken) {
+	if _, err := newCode(iotest.ErrReader(broken)); !errors.Is(err, broken) {
 		t.Errorf("got %v, want it to wrap the cause", err)
 	}
 }
@@ -175,7 +175,7 @@ func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 		{"another number", before, before, false, code, n + "9"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := slices.Contains(c.verify.candidates(c.number, c.code), c.signs.sign(n, code)); got != c.wantAccepted {
+			if got := slices.Contains(c.verify.macs(c.number, c.code), c.signs.sign(n, code)); got != c.wantAccepted {
 				t.Errorf("got accepted %v, want %v", got, c.wantAccepted)
 			}
 		})
@@ -191,7 +191,7 @@ func TestNumberAndCodeCannotRunIntoEachOther(t *testing.T) {
 
 func TestWhatCannotBeACodeIsComparedWithNothing(t *testing.T) {
 	for _, code := range []string{"", "12345", "1234567", "12345a", "12 456", " 123456", "123456 ", "+12345", "-12345", "1234５", "１２３４５６", "12345\x00", strings.Repeat("1", 2048)} {
-		if got := RandomKeys().candidates("+8618612345678", code); got != nil {
+		if got := RandomKeys().macs("+8618612345678", code); got != nil {
 			t.Errorf("%.20q: got %d MACs, want none", code, len(got))
 		}
 	}

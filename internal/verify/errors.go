@@ -48,10 +48,10 @@ type SendKind int
 const (
 	SendUnknown      SendKind = iota
 	SendTimedOut              // no answer within the deadline
-	SendNotAsked              // not a byte of the request left, or the provider throttles
+	SendNotAttempted          // not a byte of the request left, or the provider throttles
 	SendLimited               // the provider's limit for this sign name and number
 	SendBadNumber             // the provider says that the number is no number
-	SendPrecondition          // recipient blocked, or account, sign name, template, key, clock
+	SendRejected              // recipient blocked, or account, sign name, template, key, clock
 	SendBadRequest            // our own request was wrong
 )
 
@@ -63,8 +63,8 @@ func (k SendKind) String() string {
 	return names[k]
 }
 
-// Refused reports whether the SMS was surely not sent.
-func (k SendKind) Refused() bool { return k >= SendNotAsked }
+// NotSent reports whether the SMS was surely not sent.
+func (k SendKind) NotSent() bool { return k >= SendNotAttempted }
 
 // A SendError is what a Sender returns for an SMS that was not plainly
 // accepted. It holds nothing of the message and no text of the provider's. Its

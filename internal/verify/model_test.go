@@ -69,8 +69,8 @@ type transitions struct {
 func transitionsOf(r Rules) transitions {
 	return transitions{
 		begin:    r.Begin,
-		confirm:  func(s State, begun Code, now int64) State { return r.Confirm(s, begun.Ticket, now) },
-		withdraw: func(s State, begun Code, now int64) State { return r.Withdraw(s, begun.Ticket, now) },
+		confirm:  func(s State, begun Code, now int64) State { return r.Confirm(s, begun.SendID, now) },
+		withdraw: func(s State, begun Code, now int64) State { return r.Withdraw(s, begun.SendID, now) },
 		check:    r.Check,
 	}
 }
@@ -131,16 +131,16 @@ func (n *node) pending() (bits int) {
 
 // key holds all of a node that matters for what can happen next.
 func (n *node) key(b []byte, w world) string {
-	b = binary.AppendVarint(b[:0], n.row.Last)
+	b = binary.AppendVarint(b[:0], n.row.LastSendID)
 	for _, c := range n.row.Codes {
-		b = append(b, c.MAC[0], c.Looks)
-		b = binary.AppendVarint(b, c.Ticket)
+		b = append(b, c.MAC[0], c.Attempts)
+		b = binary.AppendVarint(b, c.SendID)
 		b = binary.AppendVarint(b, (c.BegunAt-modelZero)/modelTick.Microseconds()<<1|flag(c.Confirmed))
 	}
 	b = append(b, 0xff, byte(n.begun), byte(n.tick), byte(flag(n.stormed)))
 	for _, s := range n.sends[:n.begun] {
 		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1), byte(min(s.calls, w.limit)), byte(s.compared), byte(s.total))
-		b = binary.AppendVarint(b, s.code.Ticket)
+		b = binary.AppendVarint(b, s.code.SendID)
 		if w.storm {
 			b = append(b, byte(s.younger))
 		}
@@ -225,7 +225,7 @@ func (n *node) events(to []event, w world) []event {
 	}
 	// The contract's 24 hours, as a lower bound: no code of the row lives. (Which
 	// also leaves late confirms and withdraws of what the row has forgotten.)
-	if n.row.Last != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) && n.tick >= n.lastBegin()+2 {
+	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) && n.tick >= n.lastBegin()+2 {
 		to = append(to, event{kind: evPurge})
 	}
 	if w.storm && !n.stormed {
@@ -271,7 +271,7 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 		}
 		n.beganOne()
 		n.row = row
-		n.sends[i] = modelSend{phase: inFlight, tick: n.tick, code: Code{Ticket: ticket, MAC: modelMAC(i), BegunAt: now}}
+		n.sends[i] = modelSend{phase: inFlight, tick: n.tick, code: Code{SendID: ticket, MAC: modelMAC(i), BegunAt: now}}
 		n.begun++
 	case evStorm:
 		n.stormed = true

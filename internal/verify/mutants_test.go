@@ -18,8 +18,8 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 	}{
 		{name: "confirm adds a used code again", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
-				s = r.Confirm(s, begun.Ticket, now)
-				if !s.has(begun.Ticket, begun.MAC) && now < begun.BegunAt+r.CodeTTL.Microseconds() {
+				s = r.Confirm(s, begun.SendID, now)
+				if !s.contains(begun.SendID, begun.MAC) && now < begun.BegunAt+r.CodeTTL.Microseconds() {
 					begun.Confirmed = true
 					s.Codes = slices.Insert(s.Codes, 0, begun)
 				}
@@ -30,14 +30,14 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
 				s, ticket, err := r.Begin(s, mac, now)
 				if n := len(s.Codes); err == nil && n > 1 {
-					s.Codes[n-1].Looks = s.Codes[n-2].Looks
+					s.Codes[n-1].Attempts = s.Codes[n-2].Attempts
 				}
 				return s, ticket, err
 			}
 			t.confirm = func(s State, begun Code, now int64) State {
-				s = r.Confirm(s, begun.Ticket, now)
+				s = r.Confirm(s, begun.SendID, now)
 				for i := range s.Codes {
-					s.Codes[i].Looks = 0
+					s.Codes[i].Attempts = 0
 				}
 				return s
 			}
@@ -47,8 +47,8 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 				next, valid, changed := r.Check(s, macs, now)
 				for i := range next.Codes {
 					for _, before := range s.Codes {
-						if valid && before.Ticket == next.Codes[i].Ticket {
-							next.Codes[i].Looks = before.Looks + 1
+						if valid && before.SendID == next.Codes[i].SendID {
+							next.Codes[i].Attempts = before.Attempts + 1
 						}
 					}
 				}
@@ -119,23 +119,23 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 		}},
 		{name: "begin kills the older codes", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				return r.Begin(State{Last: s.Last}, mac, now)
+				return r.Begin(State{LastSendID: s.LastSendID}, mac, now)
 			}
 		}},
 		{name: "begin starts the count of older codes anew", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
 				s, ticket, err := r.Begin(s, mac, now)
 				for i := range s.Codes {
-					s.Codes[i].Looks = 0
+					s.Codes[i].Attempts = 0
 				}
 				return s, ticket, err
 			}
 		}},
 		{name: "confirm starts the count of its code anew", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
-				s = r.Confirm(s, begun.Ticket, now)
-				if s.has(begun.Ticket, begun.MAC) {
-					s.Codes[0].Looks = 0
+				s = r.Confirm(s, begun.SendID, now)
+				if s.contains(begun.SendID, begun.MAC) {
+					s.Codes[0].Attempts = 0
 				}
 				return s
 			}
@@ -144,26 +144,26 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 			t.confirm = func(s State, begun Code, _ int64) State {
 				codes := slices.Clone(s.Codes)
 				for i := range codes {
-					codes[i].Confirmed = codes[i].Confirmed || codes[i].Ticket == begun.Ticket
+					codes[i].Confirmed = codes[i].Confirmed || codes[i].SendID == begun.SendID
 				}
-				return State{Last: s.Last, Codes: codes}
+				return State{LastSendID: s.LastSendID, Codes: codes}
 			}
 		}},
 		{name: "confirm kills newer codes", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
-				s = r.Confirm(s, begun.Ticket, now)
-				s.Codes = slices.DeleteFunc(s.Codes, func(c Code) bool { return c.Ticket != begun.Ticket })
+				s = r.Confirm(s, begun.SendID, now)
+				s.Codes = slices.DeleteFunc(s.Codes, func(c Code) bool { return c.SendID != begun.SendID })
 				return s
 			}
 		}},
 		{name: "withdraw drops older codes too", mutate: func(t *transitions, r Rules) {
 			t.withdraw = func(s State, begun Code, now int64) State {
-				return r.Confirm(r.Withdraw(s, begun.Ticket, now), begun.Ticket, now)
+				return r.Confirm(r.Withdraw(s, begun.SendID, now), begun.SendID, now)
 			}
 		}},
 		{name: "withdraw drops newer codes too", mutate: func(t *transitions, _ Rules) {
 			t.withdraw = func(s State, begun Code, _ int64) State {
-				s.Codes = slices.DeleteFunc(slices.Clone(s.Codes), func(c Code) bool { return c.Ticket >= begun.Ticket })
+				s.Codes = slices.DeleteFunc(slices.Clone(s.Codes), func(c Code) bool { return c.SendID >= begun.SendID })
 				return s
 			}
 		}},
@@ -172,7 +172,7 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 		}},
 		{name: "tickets start anew when the row was purged", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				last := s.Last
+				last := s.LastSendID
 				s, _, err := r.Begin(s, mac, now)
 				return renumbered(s, last+1), last + 1, err
 			}
@@ -185,9 +185,9 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 		}},
 		{name: "tickets fall", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				ticket := -(s.Last + 1)
-				if s.Last < 0 {
-					ticket = s.Last - 1
+				ticket := -(s.LastSendID + 1)
+				if s.LastSendID < 0 {
+					ticket = s.LastSendID - 1
 				}
 				s, _, err := r.Begin(s, mac, now)
 				return renumbered(s, ticket), ticket, err
@@ -220,7 +220,7 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 		}},
 		{name: "confirm leaves no mark, so that a full list pushes out a confirmed code", storm: true, mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
-				s = r.Confirm(s, begun.Ticket, now)
+				s = r.Confirm(s, begun.SendID, now)
 				for i := range s.Codes {
 					s.Codes[i].Confirmed = false
 				}
@@ -244,10 +244,10 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 
 // renumbered gives the newest code another ticket.
 func renumbered(s State, ticket int64) State {
-	if n := len(s.Codes); n > 0 && s.Codes[n-1].Ticket == s.Last {
+	if n := len(s.Codes); n > 0 && s.Codes[n-1].SendID == s.LastSendID {
 		s.Codes = slices.Clone(s.Codes)
-		s.Codes[n-1].Ticket = ticket
+		s.Codes[n-1].SendID = ticket
 	}
-	s.Last = ticket
+	s.LastSendID = ticket
 	return s
 }

@@ -68,7 +68,7 @@ func (h *history) begin() {
 	for i := range h.sends {
 		s := &h.sends[i]
 		s.younger++
-		s.pushed = s.pushed || s.phase != confirmed && h.now-s.begunAt > unsettledAfter.Microseconds() && s.younger >= maxCodes-1
+		s.pushed = s.pushed || s.phase != confirmed && h.now-s.begunAt > unknownOutcomeAfter.Microseconds() && s.younger >= maxCodes-1
 	}
 	h.row = row
 	h.sends = append(h.sends, historySend{ticket: ticket, mac: mac, begunAt: h.now, phase: inFlight})
@@ -145,14 +145,14 @@ func TestRandomHistoriesOfTenOverlappingSendsKeepTheGuarantees(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				h := &history{rules: rules, now: modelZero, spec: newOracle(possible, limit)}
 				for range rapid.IntRange(20, 150).Draw(t, "steps") {
-					before, copied := h.row, State{h.row.Last, slices.Clone(h.row.Codes)}
+					before, copied := h.row, State{h.row.LastSendID, slices.Clone(h.row.Codes)}
 					if err := h.step(t); err != nil {
 						t.Fatal(err)
 					}
-					if !slices.Equal(before.Codes, copied.Codes) || before.Last != copied.Last {
+					if !slices.Equal(before.Codes, copied.Codes) || before.LastSendID != copied.LastSendID {
 						t.Fatalf("the step changed the state that it was given: got %v, want %v", before, copied)
 					}
-					if len(h.row.Codes) > maxCodes || !slices.IsSortedFunc(h.row.Codes, func(a, b Code) int { return cmp.Compare(a.Ticket, b.Ticket) }) {
+					if len(h.row.Codes) > maxCodes || !slices.IsSortedFunc(h.row.Codes, func(a, b Code) int { return cmp.Compare(a.SendID, b.SendID) }) {
 						t.Fatalf("got codes %v, want at most %d in the order of their tickets", h.row.Codes, maxCodes)
 					}
 				}
@@ -203,12 +203,12 @@ func (h *history) step(t *rapid.T) (err error) {
 
 func anyState() *rapid.Generator[State] {
 	return rapid.Custom(func(t *rapid.T) State {
-		s := State{Last: rapid.Int64().Draw(t, "last"), Codes: []Code{}}
+		s := State{LastSendID: rapid.Int64().Draw(t, "last"), Codes: []Code{}}
 		for range rapid.IntRange(0, maxCodes).Draw(t, "codes") {
 			c := Code{
-				Ticket:    rapid.Int64().Draw(t, "ticket"),
+				SendID:    rapid.Int64().Draw(t, "ticket"),
 				BegunAt:   rapid.Int64().Draw(t, "begun at"),
-				Looks:     uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks")),
+				Attempts:  uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks")),
 				Confirmed: rapid.Bool().Draw(t, "confirmed"),
 			}
 			copy(c.MAC[:], rapid.SliceOfN(rapid.Byte(), len(c.MAC), len(c.MAC)).Draw(t, "mac"))
@@ -227,7 +227,7 @@ func TestAnyStateIsReadAsItWasWritten(t *testing.T) {
 		}
 		later := rapid.SliceOf(rapid.Byte()).Draw(t, "what a later version adds")
 		got, err := decodeState(append(stored, later...))
-		if err != nil || got.Last != want.Last || !slices.Equal(got.Codes, want.Codes) {
+		if err != nil || got.LastSendID != want.LastSendID || !slices.Equal(got.Codes, want.Codes) {
 			t.Fatalf("got %v, %v, want %v", got, err, want)
 		}
 	})

@@ -11,16 +11,16 @@ import (
 // return a new one and never change the one they are given, and every rule of
 // the service is in them. The store only loads it and swaps it.
 type State struct {
-	Last  int64  // the last ticket given, 0 before the first
-	Codes []Code // at most maxCodes, oldest first
+	LastSendID int64  // the last ticket given, 0 before the first
+	Codes      []Code // at most maxCodes, oldest first
 }
 
 // Code is one send that may still be verified.
 type Code struct {
-	Ticket    int64 // names the send within its number; rises, never repeats
+	SendID    int64 // names the send within its number; rises, never repeats
 	MAC       MAC
 	BegunAt   int64 // microseconds since 1970, before the provider was asked
-	Looks     uint8 // calls that were compared with it since the last match
+	Attempts  uint8 // calls that were compared with it since the last match
 	Confirmed bool  // the provider accepted it
 }
 
@@ -29,7 +29,7 @@ const (
 	// A code begun longer ago than this and still not confirmed is one whose
 	// outcome stayed unknown: its caller was answered within twice storePatience
 	// and the longest SMSTimeout (20 s).
-	unsettledAfter = 30 * time.Second
+	unknownOutcomeAfter = 30 * time.Second
 	// How far another replica's clock may be ahead of ours.
 	clockTolerance = 5 * time.Second
 )
@@ -53,7 +53,7 @@ func (r Rules) Begin(s State, mac MAC, now int64) (State, int64, error) {
 	codes := r.unexpired(s.Codes, now)
 	if len(codes) >= maxCodes {
 		stale := slices.IndexFunc(codes, func(c Code) bool {
-			return !c.Confirmed && c.BegunAt < now-unsettledAfter.Microseconds()
+			return !c.Confirmed && c.BegunAt < now-unknownOutcomeAfter.Microseconds()
 		})
 		if stale < 0 {
 			return s, 0, ErrSendInProgress
@@ -62,25 +62,25 @@ func (r Rules) Begin(s State, mac MAC, now int64) (State, int64, error) {
 	}
 	// Never below the clock, so that a row that was purged does not give a
 	// ticket twice.
-	ticket := max(s.Last+1, now)
-	codes = append(codes, Code{Ticket: ticket, MAC: mac, BegunAt: now})
-	return State{Last: ticket, Codes: codes}, ticket, nil
+	ticket := max(s.LastSendID+1, now)
+	codes = append(codes, Code{SendID: ticket, MAC: mac, BegunAt: now})
+	return State{LastSendID: ticket, Codes: codes}, ticket, nil
 }
 
 // Confirm records that the send was accepted: every older code is dead. The
 // code itself is not put back where it was used or its looks are spent.
 func (r Rules) Confirm(s State, ticket, now int64) State {
-	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.Ticket < ticket })
-	if len(codes) > 0 && codes[0].Ticket == ticket {
+	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.SendID < ticket })
+	if len(codes) > 0 && codes[0].SendID == ticket {
 		codes[0].Confirmed = true
 	}
-	return State{Last: s.Last, Codes: codes}
+	return State{LastSendID: s.LastSendID, Codes: codes}
 }
 
 // Withdraw drops the code of a send that was surely refused, and no other.
 func (r Rules) Withdraw(s State, ticket, now int64) State {
-	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.Ticket == ticket })
-	return State{Last: s.Last, Codes: codes}
+	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.SendID == ticket })
+	return State{LastSendID: s.LastSendID, Codes: codes}
 }
 
 // Check compares the live codes with macs, those of one typed code under every
@@ -95,7 +95,7 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 			continue
 		}
 		looked = true
-		c.Looks++
+		c.Attempts++
 		for _, mac := range macs {
 			if subtle.ConstantTimeCompare(c.MAC[:], mac[:]) == 1 {
 				match = i // the newest, should two sends have drawn the same digits
@@ -110,17 +110,17 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 		// Newer codes are sends that were under way: their count starts after
 		// this success, as it does where they succeed after it.
 		for i := range codes {
-			codes[i].Looks = 0
+			codes[i].Attempts = 0
 		}
-		return State{Last: s.Last, Codes: codes}, true, true
+		return State{LastSendID: s.LastSendID, Codes: codes}, true, true
 	}
-	codes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Looks) >= r.AttemptLimit })
-	return State{Last: s.Last, Codes: codes}, false, true
+	codes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit })
+	return State{LastSendID: s.LastSendID, Codes: codes}, false, true
 }
 
 // A CodeStatus is what may be told of a stored code: nothing of its digits.
 type CodeStatus struct {
-	Ticket       int64
+	SendID       int64
 	Expires      time.Time
 	AttemptsLeft int
 	Confirmed    bool // the provider accepted it
@@ -131,7 +131,7 @@ func (r Rules) Alive(s State, now int64) []CodeStatus {
 	var alive []CodeStatus
 	for _, c := range r.unexpired(s.Codes, now) {
 		if !r.unusable(c, now) {
-			alive = append(alive, CodeStatus{c.Ticket, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), r.AttemptLimit - int(c.Looks), c.Confirmed})
+			alive = append(alive, CodeStatus{c.SendID, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), r.AttemptLimit - int(c.Attempts), c.Confirmed})
 		}
 	}
 	return alive
@@ -140,7 +140,7 @@ func (r Rules) Alive(s State, now int64) []CodeStatus {
 // unusable reports whether a code that is not past its life is compared with nothing:
 // its looks are spent, or a replica far ahead of our clock began it.
 func (r Rules) unusable(c Code, now int64) bool {
-	return c.BegunAt-clockTolerance.Microseconds() > now || int(c.Looks) >= r.AttemptLimit
+	return c.BegunAt-clockTolerance.Microseconds() > now || int(c.Attempts) >= r.AttemptLimit
 }
 
 // unexpired returns a copy of the codes that are not past their life.
@@ -154,9 +154,9 @@ func (r Rules) unexpired(codes []Code, now int64) []Code {
 	return kept
 }
 
-// has reports whether the send with this ticket and MAC is in the list.
-func (s State) has(ticket int64, mac MAC) bool {
-	return slices.ContainsFunc(s.Codes, func(c Code) bool { return c.Ticket == ticket && c.MAC == mac })
+// contains reports whether the send with this ticket and MAC is in the list.
+func (s State) contains(ticket int64, mac MAC) bool {
+	return slices.ContainsFunc(s.Codes, func(c Code) bool { return c.SendID == ticket && c.MAC == mac })
 }
 
 // The stored form: a format byte, the last ticket, the number of codes, then 49
@@ -173,13 +173,13 @@ const (
 func (s State) encode() []byte {
 	b := make([]byte, 0, headerBytes+len(s.Codes)*codeBytes)
 	b = append(b, stateFormat)
-	b = binary.BigEndian.AppendUint64(b, uint64(s.Last))
+	b = binary.BigEndian.AppendUint64(b, uint64(s.LastSendID))
 	b = append(b, byte(len(s.Codes)))
 	for _, c := range s.Codes {
-		b = binary.BigEndian.AppendUint64(b, uint64(c.Ticket))
+		b = binary.BigEndian.AppendUint64(b, uint64(c.SendID))
 		b = append(b, c.MAC[:]...)
 		b = binary.BigEndian.AppendUint64(b, uint64(c.BegunAt))
-		flags := c.Looks
+		flags := c.Attempts
 		if c.Confirmed {
 			flags |= confirmedFlag
 		}
@@ -197,7 +197,7 @@ func decodeState(b []byte) (State, error) {
 	if len(b) < headerBytes || b[0] != stateFormat {
 		return State{}, ErrStateUnreadable
 	}
-	s := State{Last: int64(binary.BigEndian.Uint64(b[1:]))}
+	s := State{LastSendID: int64(binary.BigEndian.Uint64(b[1:]))}
 	n := int(b[9])
 	b = b[headerBytes:]
 	if n > maxCodes || len(b) < n*codeBytes {
@@ -206,10 +206,10 @@ func decodeState(b []byte) (State, error) {
 	s.Codes = make([]Code, n)
 	for i := range s.Codes {
 		c := &s.Codes[i]
-		c.Ticket = int64(binary.BigEndian.Uint64(b))
+		c.SendID = int64(binary.BigEndian.Uint64(b))
 		copy(c.MAC[:], b[8:])
 		c.BegunAt = int64(binary.BigEndian.Uint64(b[40:]))
-		c.Looks = b[48] &^ confirmedFlag
+		c.Attempts = b[48] &^ confirmedFlag
 		c.Confirmed = b[48]&confirmedFlag != 0
 		b = b[codeBytes:]
 	}

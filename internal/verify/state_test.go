@@ -57,20 +57,20 @@ func TestACodeLivesFromFiveSecondsBeforeItsBeginUntilItsLifeIsOver(t *testing.T)
 func TestAReplicaWhoseClockIsBehindCountsNoLookOnACodeItCannotJudge(t *testing.T) {
 	s, _ := begun(t, 1)
 	next, valid, changed := testRules.Check(s, nil, testNow-6*time.Second.Microseconds())
-	if valid || changed || next.Codes[0].Looks != 0 {
-		t.Errorf("got valid %v, changed %v, looks %d, want false, false, 0", valid, changed, next.Codes[0].Looks)
+	if valid || changed || next.Codes[0].Attempts != 0 {
+		t.Errorf("got valid %v, changed %v, looks %d, want false, false, 0", valid, changed, next.Codes[0].Attempts)
 	}
 }
 
 func TestAFullListGivesUpItsOldestUnsettledCodeAfterThirtySecondsAndNoOther(t *testing.T) {
 	s, tickets := begun(t, maxCodes)
 	s = testRules.Confirm(s, tickets[0], testNow)
-	exactly := testNow + unsettledAfter.Microseconds()
+	exactly := testNow + unknownOutcomeAfter.Microseconds()
 	if got, ticket, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || ticket != 0 || !slices.Equal(got.Codes, s.Codes) {
 		t.Errorf("30 s after: got ticket %d, %v, want 0, %v and the state as it was", ticket, err, ErrSendInProgress)
 	}
 	got, _, err := testRules.Begin(s, MAC{99}, exactly+1)
-	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].Ticket != tickets[0] || got.Codes[1].Ticket != tickets[2] {
+	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].SendID != tickets[0] || got.Codes[1].SendID != tickets[2] {
 		t.Errorf("30 s and 1 µs after: got %v, %v, want the confirmed code kept and the oldest other one gone", got.Codes, err)
 	}
 }
@@ -103,7 +103,7 @@ func TestOfSendsWhoseOutcomeStaysUnknownTheNewestSevenCountOrSixBesideAConfirmed
 			}
 			now := testNow
 			for i := range crashes { // one a half-minute, each of them a crash
-				now += unsettledAfter.Microseconds() + 1
+				now += unknownOutcomeAfter.Microseconds() + 1
 				s, _, _ = testRules.Begin(s, modelMAC(1+i), now)
 			}
 			// One more is tried, and surely refused.
@@ -165,8 +165,8 @@ func TestACheckWithoutALiveCodeStoresNothing(t *testing.T) {
 	for name, state := range map[string]State{
 		"a number that was never seen": {},
 		"withdrawn":                    testRules.Withdraw(s, tickets[0], testNow),
-		"expired":                      {Last: s.Last, Codes: []Code{{Ticket: 1, MAC: modelMAC(0), BegunAt: testNow - testRules.CodeTTL.Microseconds()}}},
-		"spent under a lower limit":    {Last: s.Last, Codes: []Code{{Ticket: 1, MAC: modelMAC(0), BegunAt: testNow, Looks: 3}}},
+		"expired":                      {LastSendID: s.LastSendID, Codes: []Code{{SendID: 1, MAC: modelMAC(0), BegunAt: testNow - testRules.CodeTTL.Microseconds()}}},
+		"spent under a lower limit":    {LastSendID: s.LastSendID, Codes: []Code{{SendID: 1, MAC: modelMAC(0), BegunAt: testNow, Attempts: 3}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, valid, changed := testRules.Check(state, []MAC{modelMAC(0)}, testNow); valid || changed {
@@ -182,8 +182,8 @@ func TestTicketsRiseWhateverTheClockDoes(t *testing.T) {
 	for _, now := range []int64{testNow, testNow, testNow - time.Hour.Microseconds(), testNow + 1, testNow + 1, 0} {
 		var ticket int64
 		var err error
-		if s, ticket, err = testRules.Begin(s, MAC{}, now); err != nil || ticket <= last || s.Last != ticket {
-			t.Errorf("begin at %d: got ticket %d (last %d, %v), want more than %d", now, ticket, s.Last, err, last)
+		if s, ticket, err = testRules.Begin(s, MAC{}, now); err != nil || ticket <= last || s.LastSendID != ticket {
+			t.Errorf("begin at %d: got ticket %d (last %d, %v), want more than %d", now, ticket, s.LastSendID, err, last)
 		}
 		last = ticket
 	}
@@ -208,12 +208,12 @@ func TestWhatIsNoStateIsUnreadable(t *testing.T) {
 		"a zero byte":                 {0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := decodeState(stored); !errors.Is(err, ErrStateUnreadable) || got.Last != 0 || got.Codes != nil {
+			if got, err := decodeState(stored); !errors.Is(err, ErrStateUnreadable) || got.LastSendID != 0 || got.Codes != nil {
 				t.Errorf("got %v, %v, want the zero State, %v", got, err, ErrStateUnreadable)
 			}
 		})
 	}
-	if got, err := decodeState(nil); err != nil || got.Last != 0 || len(got.Codes) != 0 {
+	if got, err := decodeState(nil); err != nil || got.LastSendID != 0 || len(got.Codes) != 0 {
 		t.Errorf("no bytes: got %v, %v, want the zero State", got, err)
 	}
 }
@@ -226,13 +226,13 @@ func TestTheLargestStateFitsItsColumn(t *testing.T) {
 }
 
 func FuzzDecodeState(f *testing.F) {
-	s := State{Last: 5, Codes: []Code{{Ticket: 5, Looks: 2, Confirmed: true}}}
+	s := State{LastSendID: 5, Codes: []Code{{SendID: 5, Attempts: 2, Confirmed: true}}}
 	f.Add(s.encode())
 	f.Add(s.encode()[:20])
 	f.Add([]byte{})
 	f.Add([]byte{stateFormat, 0, 0, 0, 0, 0, 0, 0, 1, 255})
 	f.Fuzz(func(t *testing.T, stored []byte) {
-		decodeTrail(stored)
+		decodeHistory(stored)
 		s, err := decodeState(stored)
 		if err != nil {
 			if !errors.Is(err, ErrStateUnreadable) {

@@ -44,7 +44,7 @@ func (m *memory) write(change func(State) State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := change(mustDecode(m.record))
-	m.record = Record{State: s.encode(), BegunAt: s.Last}
+	m.record = Record{State: s.encode(), BegunAt: s.LastSendID}
 	rand.Read(m.record.Version[:])
 	m.history = append(m.history, m.record)
 }

@@ -51,7 +51,7 @@ type Message struct {
 	SignName     string // Aliyun's name for who sends: the text in 【】
 	TemplateCode string
 	Code         string // six decimal digits
-	Ticket       int64  // names the send within its number, as CodeStatus does
+	SendID       int64  // names the send within its number, as CodeStatus does
 }
 
 // A Receipt is what the provider said of an accepted SMS.
@@ -80,18 +80,18 @@ type Verifier struct {
 	Random     io.Reader
 	Log        *slog.Logger
 
-	rotated    atomic.Pointer[Keys]
-	recalled   recalled
-	background atomic.Int64 // outcomes that are still being stored
-	makePlaces sync.Once
-	places     chan struct{} // one for each begin and check that is at the store
+	replacedKeys   atomic.Pointer[Keys]
+	cache          recordCache
+	background     atomic.Int64 // outcomes that are still being stored
+	makeStoreSlots sync.Once
+	storeSlots     chan struct{} // one for each begin and check that is at the store
 }
 
-// Rotate replaces the Keys, while calls go on.
-func (v *Verifier) Rotate(k Keys) { v.rotated.Store(&k) }
+// ReplaceKeys replaces the Keys, while calls go on.
+func (v *Verifier) ReplaceKeys(k Keys) { v.replacedKeys.Store(&k) }
 
 func (v *Verifier) keys() Keys {
-	if k := v.rotated.Load(); k != nil {
+	if k := v.replacedKeys.Load(); k != nil {
 		return *k
 	}
 	return v.Keys
@@ -100,15 +100,15 @@ func (v *Verifier) keys() Keys {
 const (
 	// How long a call waits for the store, so that it can say UNAVAILABLE while
 	// its caller still listens.
-	storePatience = 3 * time.Second
+	storeTimeout = 3 * time.Second
 	// How long an outcome that the provider told is tried to be stored.
-	settlePatience = 60 * time.Second
+	outcomeTimeout = 60 * time.Second
 	// Begins and checks that are at the store at once; more wait in front of it, so
 	// that outcomes of SMS that were paid for do not queue behind them.
-	placesAtStore = 256
+	maxConcurrentUpdates = 256
 	// Failures without effect that one call bears; the store's own state of
 	// health is watched elsewhere.
-	storeTries = 5
+	maxStoreFailures = 5
 )
 
 // Send draws a code, stores it, asks the provider to deliver it and records the
@@ -118,21 +118,21 @@ const (
 //
 // Once the provider is asked, the caller going away no longer stops anything.
 func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode string) (Receipt, error) {
-	code, ticket, err := v.begin(ctx, n)
+	code, ticket, err := v.storeNewCode(ctx, n)
 	if err != nil {
 		return Receipt{}, err
 	}
 	if ctx.Err() != nil {
-		v.settle(ctx, n, func(s State, _ *Trail, now int64) State { return v.Rules.Withdraw(s, ticket, now) })
+		v.recordOutcome(ctx, n, func(s State, _ *History, now int64) State { return v.Rules.Withdraw(s, ticket, now) })
 		return Receipt{}, callerGone(ctx)
 	}
 
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
 	defer cancel()
-	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, Ticket: ticket})
+	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, SendID: ticket})
 	if err == nil {
-		if !v.settle(ctx, n, func(s State, t *Trail, now int64) State {
-			t.accepted(ticket, now, receipt)
+		if !v.recordOutcome(ctx, n, func(s State, t *History, now int64) State {
+			t.recordAccepted(ticket, now, receipt)
 			return v.Rules.Confirm(s, ticket, now)
 		}) {
 			return receipt, ErrSentNotConfirmed
@@ -140,24 +140,24 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 		return receipt, nil
 	}
 	sendErr := SendErrorOf(err)
-	if sendErr.Kind.Refused() {
-		v.settle(ctx, n, func(s State, t *Trail, now int64) State {
-			t.refused(ticket, now, sendErr)
+	if sendErr.Kind.NotSent() {
+		v.recordOutcome(ctx, n, func(s State, t *History, now int64) State {
+			t.recordRejected(ticket, now, sendErr)
 			return v.Rules.Withdraw(s, ticket, now)
 		})
 	}
 	return Receipt{}, sendErr
 }
 
-// begin stores a fresh code and returns it with its ticket.
-func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int64, err error) {
+// storeNewCode stores a fresh code and returns it with its ticket.
+func (v *Verifier) storeNewCode(ctx context.Context, n Number) (code string, ticket int64, err error) {
 	var mac MAC
-	err = v.whileCallerWaits(ctx, n, func(s State, _ *Trail, now int64, inDoubt bool) (State, bool, error) {
-		if inDoubt && s.has(ticket, mac) {
+	err = v.updateForCaller(ctx, n, func(s State, _ *History, now int64, inDoubt bool) (State, bool, error) {
+		if inDoubt && s.contains(ticket, mac) {
 			return s, false, nil
 		}
 		// Always a fresh code: one that was begun twice could be used twice.
-		if code, err = drawCode(v.Random); err != nil {
+		if code, err = newCode(v.Random); err != nil {
 			return s, false, err
 		}
 		mac = v.keys().sign(n, code)
@@ -168,8 +168,8 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 		// The provider was not asked, and nobody knows the code: it must not take a
 		// place in the list. Another version is written in any case, so that a swap
 		// that is still on its way finds its old one gone.
-		v.store(ctx, n, func(s State, _ *Trail, now int64) State {
-			if s.has(ticket, mac) {
+		v.updateInBackground(ctx, n, func(s State, _ *History, now int64) State {
+			if s.contains(ticket, mac) {
 				return v.Rules.Withdraw(s, ticket, now)
 			}
 			return s
@@ -179,11 +179,11 @@ func (v *Verifier) begin(ctx context.Context, n Number) (code string, ticket int
 	return code, ticket, err
 }
 
-// settle stores what became of a send. It goes on in the background when the
+// recordOutcome stores what became of a send. It goes on in the background when the
 // store is slow or away, and reports whether it was done while the caller waits.
-func (v *Verifier) settle(ctx context.Context, n Number, transition func(State, *Trail, int64) State) bool {
-	stored := v.store(ctx, n, transition)
-	patience := time.NewTimer(storePatience)
+func (v *Verifier) recordOutcome(ctx context.Context, n Number, transition func(State, *History, int64) State) bool {
+	stored := v.updateInBackground(ctx, n, transition)
+	patience := time.NewTimer(storeTimeout)
 	defer patience.Stop()
 	select {
 	case ok := <-stored:
@@ -193,9 +193,9 @@ func (v *Verifier) settle(ctx context.Context, n Number, transition func(State, 
 	}
 }
 
-// store applies a transition in the background, whatever becomes of the caller,
+// updateInBackground applies a transition in the background, whatever becomes of the caller,
 // and tells whether it was stored.
-func (v *Verifier) store(ctx context.Context, n Number, transition func(State, *Trail, int64) State) <-chan bool {
+func (v *Verifier) updateInBackground(ctx context.Context, n Number, transition func(State, *History, int64) State) <-chan bool {
 	stored := make(chan bool, 1)
 	v.background.Add(1)
 	go func() {
@@ -210,11 +210,11 @@ func (v *Verifier) store(ctx context.Context, n Number, transition func(State, *
 			}
 			stored <- err == nil
 		}()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settlePatience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeTimeout)
 		defer cancel()
 		// An unknown outcome that somebody moved on from is simply applied again:
 		// to confirm or withdraw twice is to do it once.
-		err = v.apply(ctx, ctx, n, 0, func(s State, t *Trail, now int64, _ bool) (State, bool, error) {
+		err = v.update(ctx, ctx, n, 0, func(s State, t *History, now int64, _ bool) (State, bool, error) {
 			return transition(s, t, now), true, nil
 		})
 	}()
@@ -244,16 +244,16 @@ func (v *Verifier) Wait(ctx context.Context) {
 // is given. Its errors are ErrStoreUnavailable and ErrCallerGone (nothing was
 // counted), ErrOutcomeUnknown and ErrStateUnreadable.
 func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verification, error) {
-	macs := v.keys().candidates(n, code)
+	macs := v.keys().macs(n, code)
 	var found Verification
 	var valid bool
-	err := v.whileCallerWaits(ctx, n, func(s State, t *Trail, now int64, inDoubt bool) (next State, changed bool, err error) {
+	err := v.updateForCaller(ctx, n, func(s State, t *History, now int64, inDoubt bool) (next State, changed bool, err error) {
 		if inDoubt {
 			// Ours may have been the swap that used the code.
 			return s, false, ErrOutcomeUnknown
 		}
 		next, valid, changed = v.Rules.Check(s, macs, now)
-		found = t.checked(v.Rules, s, next, valid, changed, now)
+		found = t.recordCheck(v.Rules, s, next, valid, changed, now)
 		return next, changed, nil
 	})
 	if err != nil {
@@ -264,10 +264,10 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verificati
 
 // An Inspection is what may be told of a number.
 type Inspection struct {
-	Last    int64        // the ticket of the last send that had begun, 0 for none
-	BegunAt time.Time    // when it had begun
-	Alive   []CodeStatus // codes that can still be verified, oldest first
-	Trail   Trail
+	LastSendID int64        // the ticket of the last send that had begun, 0 for none
+	BegunAt    time.Time    // when it had begun
+	Alive      []CodeStatus // codes that can still be verified, oldest first
+	History    History
 }
 
 // Inspect tells what is stored of the number. It counts nothing, and errors only
@@ -281,59 +281,59 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	return Inspection{state.Last, time.UnixMicro(record.BegunAt), v.Rules.Alive(state, v.Now().UnixMicro()), decodeTrail(record.State)}, nil
+	return Inspection{state.LastSendID, time.UnixMicro(record.BegunAt), v.Rules.Alive(state, v.Now().UnixMicro()), decodeHistory(record.State)}, nil
 }
 
 // LongestSend is the longest that Send takes.
-func (v *Verifier) LongestSend() time.Duration { return 2*storePatience + v.SMSTimeout }
+func (v *Verifier) LongestSend() time.Duration { return 2*storeTimeout + v.SMSTimeout }
 
 func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCallerGone, ctx.Err()) }
 
-// whileCallerWaits applies f for a caller who hears of it within storePatience.
+// updateForCaller applies f for a caller who hears of it within storePatience.
 // What is at the store is not broken off when the caller goes away: that would
 // cost the connection, and leave the outcome unknown.
-func (v *Verifier) whileCallerWaits(caller context.Context, n Number, f transition) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(caller), storePatience)
+func (v *Verifier) updateForCaller(callerCtx context.Context, n Number, f transitionFunc) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(callerCtx), storeTimeout)
 	defer cancel()
-	v.makePlaces.Do(func() { v.places = make(chan struct{}, placesAtStore) })
+	v.makeStoreSlots.Do(func() { v.storeSlots = make(chan struct{}, maxConcurrentUpdates) })
 	select {
-	case v.places <- struct{}{}:
-		defer func() { <-v.places }()
-	case <-caller.Done():
-		return callerGone(caller)
+	case v.storeSlots <- struct{}{}:
+		defer func() { <-v.storeSlots }()
+	case <-callerCtx.Done():
+		return callerGone(callerCtx)
 	case <-ctx.Done():
 		return fmt.Errorf("%w: too many calls at once", ErrStoreUnavailable)
 	}
-	return v.apply(caller, ctx, n, storeTries, f)
+	return v.update(callerCtx, ctx, n, maxStoreFailures, f)
 }
 
-// transition computes the next state. changed = false stores nothing; inDoubt
+// transitionFunc computes the next state. changed = false stores nothing; inDoubt
 // says that an earlier result of this same transition may have been stored, and
 // that others wrote after it.
-type transition func(s State, t *Trail, now int64, inDoubt bool) (next State, changed bool, err error)
+type transitionFunc func(s State, t *History, now int64, inDoubt bool) (next State, changed bool, err error)
 
-// apply loads the number's state, computes the next one and swaps it in, until a
+// update loads the number's state, computes the next one and swaps it in, until a
 // swap held. It gives up after tries failures without effect (0: never), when ctx
 // ends, and between two steps when the caller has gone: with ErrOutcomeUnknown
 // while a swap's outcome is unknown, else with ErrStoreUnavailable or
 // ErrCallerGone.
-func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f transition) error {
+func (v *Verifier) update(callerCtx, ctx context.Context, n Number, maxFailures int, f transitionFunc) error {
 	var (
-		pending  *Record // the swap whose outcome is unknown
-		old      Version // what it wanted to replace
-		tried    Version // of the last swap
-		inDoubt  bool
-		failures int
-		lastErr  error
+		unconfirmed *Record // the swap whose outcome is unknown
+		base        Version // what it wanted to replace
+		lastWritten Version // of the last swap
+		inDoubt     bool
+		failures    int
+		lastErr     error
 	)
-	current, fromMemory := v.recalled.take(n)
+	current, cached := v.cache.take(n)
 	if v.Now().UnixMicro()-current.BegunAt >= v.Rules.CodeTTL.Microseconds() {
-		fromMemory = false // a lot can have happened elsewhere
+		cached = false // a lot can have happened elsewhere
 	}
 	// The cause as text only: an error that is both answers would mean the one
 	// that is asked for first.
 	giveUp := func(cause error) error {
-		if pending != nil || inDoubt {
+		if unconfirmed != nil || inDoubt {
 			return fmt.Errorf("%w: %s", ErrOutcomeUnknown, cause.Error())
 		}
 		return fmt.Errorf("%w: %s", ErrStoreUnavailable, cause.Error())
@@ -344,72 +344,72 @@ func (v *Verifier) apply(caller, ctx context.Context, n Number, tries int, f tra
 				return giveUp(cmp.Or(lastErr, err))
 			}
 		}
-		if caller.Err() != nil && ctx.Err() == nil && pending == nil && !inDoubt {
-			return callerGone(caller)
+		if callerCtx.Err() != nil && ctx.Err() == nil && unconfirmed == nil && !inDoubt {
+			return callerGone(callerCtx)
 		}
 		var err error
-		if !fromMemory {
+		if !cached {
 			current, err = v.Store.Load(ctx, n)
 		}
 		if err != nil {
 			lastErr = err
-			if failures++; tries > 0 && failures >= tries && pending == nil {
+			if failures++; maxFailures > 0 && failures >= maxFailures && unconfirmed == nil {
 				return giveUp(err)
 			}
 			continue
 		}
-		if tried != (Version{}) && current.Version == tried {
+		if lastWritten != (Version{}) && current.Version == lastWritten {
 			return nil // perhaps though the answer was false: a proxy that repeats a swap loses to itself
 		}
-		if pending != nil && current.Version != old {
-			pending, inDoubt = nil, true // somebody moved on, perhaps from our state
+		if unconfirmed != nil && current.Version != base {
+			unconfirmed, inDoubt = nil, true // somebody moved on, perhaps from our state
 		}
-		next := pending
+		next := unconfirmed
 		if next == nil {
-			next, err = v.compute(current, inDoubt, f)
-			if fromMemory && (err != nil || next == nil) {
-				fromMemory, round = false, -1 // others may have written since: only a swap that holds proves that not
+			next, err = v.nextRecord(current, inDoubt, f)
+			if cached && (err != nil || next == nil) {
+				cached, round = false, -1 // others may have written since: only a swap that holds proves that not
 				continue
 			}
 			if err != nil || next == nil {
 				return err
 			}
-			old = current.Version
+			base = current.Version
 		}
-		tried = next.Version
-		done, err := v.Store.Swap(ctx, n, old, *next)
+		lastWritten = next.Version
+		done, err := v.Store.Swap(ctx, n, base, *next)
 		switch {
 		case done:
-			v.recalled.put(n, *next)
+			v.cache.put(n, *next)
 			return nil
 		case errors.Is(err, ErrOutcomeUnknown):
-			pending, lastErr = next, err // the same swap again takes effect once at most
+			unconfirmed, lastErr = next, err // the same swap again takes effect once at most
 		case err != nil:
 			lastErr = err
-			if failures++; tries > 0 && failures >= tries && pending == nil {
+			if failures++; maxFailures > 0 && failures >= maxFailures && unconfirmed == nil {
 				return giveUp(err)
 			}
-		case fromMemory:
+		case cached:
 			round = -1 // others wrote since: no reason to wait
 		}
-		fromMemory = false
+		cached = false
 	}
 }
 
-// recalled are records of numbers that have codes, as this process swapped them in:
+// recordCache are records of numbers that have codes, as this process swapped them in:
 // the next swap need not load what it replaces. It forgets what it gives, and the
 // oldest where there is no room.
-type recalled struct {
-	mu         sync.Mutex
-	young, old map[Number]Record
+type recordCache struct {
+	mu                sync.Mutex
+	current, previous map[Number]Record
 }
 
-const maxYoung = 1 << 15 // with as many old ones some 15 MB
+const maxGeneration = 1 << 15 // with as many old ones some 15 MB
 
-func (r *recalled) take(n Number) (record Record, ok bool) {
+func (r *recordCache) take(n Number) (record Record, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, records := range []map[Number]Record{r.young, r.old} {
+	for _, records := range []map[Number]Record{r.current, r.previous} {
 		if record, ok = records[n]; ok {
 			delete(records, n)
 			break
@@ -418,32 +418,32 @@ func (r *recalled) take(n Number) (record Record, ok bool) {
 	return record, ok
 }
 
-func (r *recalled) put(n Number, record Record) {
+func (r *recordCache) put(n Number, record Record) {
 	if record.State[headerBytes-1] == 0 {
 		return // no codes: the next to come is a send, whenever and wherever
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.young == nil || len(r.young) >= maxYoung {
-		r.young, r.old = map[Number]Record{}, r.young
+	if r.current == nil || len(r.current) >= maxGeneration {
+		r.current, r.previous = map[Number]Record{}, r.current
 	}
-	r.young[n] = record
+	r.current[n] = record
 }
 
-// compute returns the record that f makes of current, nil where nothing is to be
+// nextRecord returns the record that f makes of current, nil where nothing is to be
 // stored.
-func (v *Verifier) compute(current Record, inDoubt bool, f transition) (*Record, error) {
+func (v *Verifier) nextRecord(current Record, inDoubt bool, f transitionFunc) (*Record, error) {
 	state, err := decodeState(current.State)
 	if err != nil {
 		return nil, err
 	}
-	now, trail := v.Now().UnixMicro(), decodeTrail(current.State)
+	now, trail := v.Now().UnixMicro(), decodeHistory(current.State)
 	next, changed, err := f(state, &trail, now, inDoubt)
 	if err != nil || !changed {
 		return nil, err
 	}
 	record := &Record{State: trail.append(next.encode()), BegunAt: current.BegunAt}
-	if next.Last != state.Last {
+	if next.LastSendID != state.LastSendID {
 		record.BegunAt = now
 	}
 	rand.Read(record.Version[:])

@@ -107,7 +107,7 @@ func TestSendStoresTheCodeBeforeItAsksAndConfirmsAfter(t *testing.T) {
 		if err != nil || receipt != (Receipt{"biz", "req"}) {
 			t.Errorf("got %v, %v, want the provider's receipt", receipt, err)
 		}
-		if want := (Message{someone, "sign", "template", "000001", m.state().Last}); asked != want {
+		if want := (Message{someone, "sign", "template", "000001", m.state().LastSendID}); asked != want {
 			t.Errorf("got message %v, want %v", asked, want)
 		}
 		if s := m.state(); len(s.Codes) != 1 || !s.Codes[0].Confirmed || m.record.BegunAt != now() {
@@ -124,7 +124,7 @@ func TestInspectTellsOfLiveCodesAndCountsNothing(t *testing.T) {
 			t.Helper()
 			before := m.record
 			got, err := v.Inspect(t.Context(), someone)
-			if last := m.state().Last; err != nil || !slices.Equal(got.Alive, want) || got.Last != last {
+			if last := m.state().LastSendID; err != nil || !slices.Equal(got.Alive, want) || got.LastSendID != last {
 				t.Errorf("got %v, %v, want %v, the last %d", got, err, want, last)
 			}
 			if !reflect.DeepEqual(m.record, before) {
@@ -272,11 +272,11 @@ func TestSendKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 						if code.MAC != stored(old) && code.MAC != stored(theirs) {
 							mine++
 						}
-						if before, known := tickets[code.MAC]; known && before != code.Ticket {
-							t.Errorf("one code was begun twice, with tickets %d and %d", before, code.Ticket)
+						if before, known := tickets[code.MAC]; known && before != code.SendID {
+							t.Errorf("one code was begun twice, with tickets %d and %d", before, code.SendID)
 						}
-						tickets[code.MAC] = code.Ticket
-						if i > 0 && mustDecode(r).Codes[i-1].Ticket >= code.Ticket {
+						tickets[code.MAC] = code.SendID
+						if i > 0 && mustDecode(r).Codes[i-1].SendID >= code.SendID {
 							t.Errorf("got tickets out of order in %v", mustDecode(r))
 						}
 					}
@@ -300,7 +300,7 @@ func TestSendKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 					if err == nil && lives(m, old) {
 						t.Error("Send returned nil: the old code lives, want it dead")
 					}
-					if err != nil && (!isOnly(t, err, ErrSentNotConfirmed) || took < storePatience) {
+					if err != nil && (!isOnly(t, err, ErrSentNotConfirmed) || took < storeTimeout) {
 						t.Errorf("got %v after %v, want nil, or %v when the store took long", err, took, ErrSentNotConfirmed)
 					}
 					if got := lives(m, ours); got == superseded {
@@ -338,7 +338,7 @@ func holds(r Record, code string) bool { return ticketOf(mustDecode(r), code) !=
 func ticketOf(s State, code string) int64 {
 	for _, c := range s.Codes {
 		if c.MAC == stored(code) {
-			return c.Ticket
+			return c.SendID
 		}
 	}
 	return 0
@@ -386,7 +386,7 @@ func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 					t.Errorf("got %v, and yet the call was counted", err)
 				case isOnly(t, err, ErrOutcomeUnknown) && !s.unknown:
 					t.Errorf("got %v, and yet every outcome was known", err)
-				case isOnly(t, err, ErrOutcomeUnknown) && s.intruded == 0 && took < storePatience:
+				case isOnly(t, err, ErrOutcomeUnknown) && s.intruded == 0 && took < storeTimeout:
 					t.Errorf("got %v after %v, and yet a load tells what became of the swap where nobody else writes", err, took)
 				case err != nil && !errors.Is(err, ErrStoreUnavailable) && !errors.Is(err, ErrOutcomeUnknown):
 					t.Errorf("got %v, want %v or %v", err, ErrStoreUnavailable, ErrOutcomeUnknown)
@@ -416,10 +416,10 @@ func TestWithTheStoreDownNothingIsSentAndNothingAnswered(t *testing.T) {
 	}{
 		{"loads fail", &brokenStore{load: down}, time.Second, ErrStoreUnavailable},
 		{"swaps fail", &brokenStore{swap: down}, time.Second, ErrStoreUnavailable},
-		{"loads hang", &brokenStore{load: hangs}, storePatience, ErrStoreUnavailable},
-		{"swaps hang, and surely had no effect", &brokenStore{swap: hangs}, storePatience, ErrStoreUnavailable},
-		{"swaps hang, with unknown outcome", &brokenStore{swap: func(ctx context.Context) error { <-ctx.Done(); return errUnknown }}, storePatience, ErrOutcomeUnknown},
-		{"every outcome is unknown", &brokenStore{swap: func(context.Context) error { return errUnknown }}, storePatience, ErrOutcomeUnknown},
+		{"loads hang", &brokenStore{load: hangs}, storeTimeout, ErrStoreUnavailable},
+		{"swaps hang, and surely had no effect", &brokenStore{swap: hangs}, storeTimeout, ErrStoreUnavailable},
+		{"swaps hang, with unknown outcome", &brokenStore{swap: func(ctx context.Context) error { <-ctx.Done(); return errUnknown }}, storeTimeout, ErrOutcomeUnknown},
+		{"every outcome is unknown", &brokenStore{swap: func(context.Context) error { return errUnknown }}, storeTimeout, ErrOutcomeUnknown},
 		{"the store's own words are sentinels", &brokenStore{
 			load: func(context.Context) error { return fmt.Errorf("%w, %w", ErrStoreUnavailable, ErrOutcomeUnknown) },
 		}, time.Second, ErrStoreUnavailable},
@@ -528,7 +528,7 @@ func TestACallerWhoLeavesWhileTheStoreWorksBreaksNothingOff(t *testing.T) {
 		if valid, err := isValid(ctx, v, someone, "000001"); valid || err != nil {
 			t.Errorf("Check: got %v, %v, want false: the look was stored", valid, err)
 		}
-		if looks := store.state().Codes[0].Looks; looks != 1 {
+		if looks := store.state().Codes[0].Attempts; looks != 1 {
 			t.Errorf("%d looks are stored, want 1", looks)
 		}
 		if _, err := v.Send(ctx, someone, "", ""); !isOnly(t, err, ErrCallerGone) || !errors.Is(err, context.DeadlineExceeded) {
@@ -553,7 +553,7 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 		var v *Verifier
 		v = newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 			crowded.Store(true)
-			for range placesAtStore + 10 {
+			for range maxConcurrentUpdates + 10 {
 				go isValid(t.Context(), v, someone, "000001")
 			}
 			synctest.Wait()
@@ -564,10 +564,10 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 		if _, err := v.Send(t.Context(), someone, "", ""); err != nil || time.Since(start) > time.Second {
 			t.Errorf("Send: got %v after %v, want its outcome stored in front of the crowd", err, time.Since(start))
 		}
-		if n := loads.Load(); n != placesAtStore {
-			t.Errorf("%d calls of the crowd were at the store, want %d", n, placesAtStore)
+		if n := loads.Load(); n != maxConcurrentUpdates {
+			t.Errorf("%d calls of the crowd were at the store, want %d", n, maxConcurrentUpdates)
 		}
-		time.Sleep(2 * storePatience) // for the crowd to go, in the test's own time
+		time.Sleep(2 * storeTimeout) // for the crowd to go, in the test's own time
 	})
 }
 
@@ -660,7 +660,7 @@ func TestASwapThatAProxyRepeatsIsDoneOnce(t *testing.T) {
 		if _, err := v.Send(t.Context(), someone, "", ""); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := isValid(t.Context(), v, someone, wrongGuess); got || err != nil || m.state().Codes[0].Looks != 1 {
+		if got, err := isValid(t.Context(), v, someone, wrongGuess); got || err != nil || m.state().Codes[0].Attempts != 1 {
 			t.Errorf("a wrong code: got %v, %v and %v; want false and one look", got, err, m.state())
 		}
 		if got, err := isValid(t.Context(), v, someone, "000001"); !got || err != nil {
@@ -744,10 +744,10 @@ func TestWhatTheProviderSaysDecidesWhatBecomesOfTheCode(t *testing.T) {
 	}{
 		{"unknown", &SendError{Kind: SendUnknown}, SendUnknown, true},
 		{"timed out", &SendError{Kind: SendTimedOut}, SendTimedOut, true},
-		{"not asked", &SendError{Kind: SendNotAsked}, SendNotAsked, false},
+		{"not asked", &SendError{Kind: SendNotAttempted}, SendNotAttempted, false},
 		{"limited", &SendError{Kind: SendLimited}, SendLimited, false},
 		{"bad number", &SendError{Kind: SendBadNumber}, SendBadNumber, false},
-		{"precondition", &SendError{Kind: SendPrecondition}, SendPrecondition, false},
+		{"precondition", &SendError{Kind: SendRejected}, SendRejected, false},
 		{"bad request", &SendError{Kind: SendBadRequest}, SendBadRequest, false},
 		{"a refusal, wrapped", fmt.Errorf("aliyun: %w", &SendError{Kind: SendLimited}), SendLimited, false},
 		{"no SendError", errors.New("EOF"), SendUnknown, true},
@@ -829,8 +829,8 @@ func TestAnOutcomeIsStoredInTheBackgroundAfterTheCallerLeft(t *testing.T) {
 				})
 				start := time.Now()
 				_, err := v.Send(ctx, someone, "", "")
-				if took := time.Since(start); !c.want(err) || took != storePatience {
-					t.Errorf("got %v after %v, want the answer after %v", err, took, storePatience)
+				if took := time.Since(start); !c.want(err) || took != storeTimeout {
+					t.Errorf("got %v after %v, want the answer after %v", err, took, storeTimeout)
 				}
 				if !lives(&store.memory, "000001") {
 					t.Error("before the outcome is stored: the code is dead, want it alive")
@@ -858,8 +858,8 @@ func TestAnOutcomeThatCannotBeStoredForAMinuteIsGivenUpAndLogged(t *testing.T) {
 			t.Errorf("got %v, want %v", err, ErrSentNotConfirmed)
 		}
 		v.Wait(t.Context())
-		if took := time.Since(start); took.Round(time.Second) != settlePatience {
-			t.Errorf("gave up after %v, want %v", took, settlePatience)
+		if took := time.Since(start); took.Round(time.Second) != outcomeTimeout {
+			t.Errorf("gave up after %v, want %v", took, outcomeTimeout)
 		}
 		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, someone.Masked()) || strings.Contains(got, string(someone)) || strings.Contains(got, "000001") {
 			t.Errorf("got log %q, want one line with the masked number and without the code", got)
@@ -1059,7 +1059,7 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 		}, 0},
 		{"after the last code nothing is remembered", func(t *testing.T, w *world) {
 			check(t, w, "000001", true)
-			if n := len(w.v.recalled.young) + len(w.v.recalled.old); n != 0 {
+			if n := len(w.v.cache.current) + len(w.v.cache.previous); n != 0 {
 				t.Errorf("%d records are remembered, want none", n)
 			}
 			check(t, w, "000001", false)
@@ -1092,7 +1092,7 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 			for range maxCodes - 1 {
 				full, _, _ = testRules.Begin(full, stored("777777"), now())
 			}
-			w.v.recalled.put(someone, Record{Version: w.store.record.Version, State: full.encode(), BegunAt: full.Last})
+			w.v.cache.put(someone, Record{Version: w.store.record.Version, State: full.encode(), BegunAt: full.LastSendID})
 			if _, err := w.v.Send(t.Context(), someone, "", ""); err != nil {
 				t.Errorf("send: got %v, want nil", err)
 			}
@@ -1118,18 +1118,18 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 }
 
 func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
-	var r recalled
+	var r recordCache
 	number := func(i int) Number { return Number(fmt.Sprint("+", i)) }
 	oneCode := State{Codes: make([]Code, 1)}.encode()
 	record := func(i int) Record { return Record{BegunAt: int64(i), State: oneCode} }
-	const last = 3*maxYoung - 1
+	const last = 3*maxGeneration - 1
 	for i := range last + 1 {
 		r.put(number(i), record(i))
-		if got := len(r.young) + len(r.old); got > 2*maxYoung {
-			t.Fatalf("%d records are remembered, want %d at most", got, 2*maxYoung)
+		if got := len(r.current) + len(r.previous); got > 2*maxGeneration {
+			t.Fatalf("%d records are remembered, want %d at most", got, 2*maxGeneration)
 		}
 	}
-	for _, i := range []int{last, last - maxYoung} {
+	for _, i := range []int{last, last - maxGeneration} {
 		if got, ok := r.take(number(i)); !ok || got.BegunAt != int64(i) {
 			t.Errorf("record %d of %d: got %v, %v, want it remembered", i, last, got.BegunAt, ok)
 		}
@@ -1141,7 +1141,7 @@ func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
 		t.Error("the oldest record is remembered, want it forgotten")
 	}
 	r.put(number(last-1), record(7)) // it is young; this one is newer
-	r.old[number(last-1)] = record(6)
+	r.previous[number(last-1)] = record(6)
 	if got, _ := r.take(number(last - 1)); got.BegunAt != 7 {
 		t.Errorf("got record %d, want the newer of two", got.BegunAt)
 	}

@@ -18,18 +18,18 @@ import (
 // errClosed is what is said to those who wait when the store is closed.
 var errClosed = errors.New("the store is closed")
 
-// A crowd hands what many callers ask for to few workers, each of whom takes all
+// A batcher hands what many callers ask for to few workers, each of whom takes all
 // that waits when it is free, up to a bound: the busier, the cheaper each is. A
 // caller who is alone waits for nobody.
-type crowd[T interface{ fail(error) }] struct {
-	asked   chan T
-	closed  chan struct{}
-	close   sync.Once
-	workers sync.WaitGroup
+type batcher[T interface{ fail(error) }] struct {
+	queue     chan T
+	closed    chan struct{}
+	closeOnce sync.Once
+	workers   sync.WaitGroup
 }
 
-func newCrowd[T interface{ fail(error) }](workers, most int, serve func([]T)) *crowd[T] {
-	c := &crowd[T]{asked: make(chan T, most), closed: make(chan struct{})}
+func newBatcher[T interface{ fail(error) }](workers, most int, serve func([]T)) *batcher[T] {
+	c := &batcher[T]{queue: make(chan T, most), closed: make(chan struct{})}
 	surviving := func(all []T) {
 		defer func() {
 			if p := recover(); p != nil { // its value could hold a number
@@ -44,9 +44,9 @@ func newCrowd[T interface{ fail(error) }](workers, most int, serve func([]T)) *c
 		c.workers.Go(func() {
 			for {
 				select {
-				case first := <-c.asked:
+				case first := <-c.queue:
 					runtime.Gosched() // those who are about to ask come along
-					surviving(c.with(first, most))
+					surviving(c.collect(first, most))
 				case <-c.closed:
 					return
 				}
@@ -56,11 +56,11 @@ func newCrowd[T interface{ fail(error) }](workers, most int, serve func([]T)) *c
 	return c
 }
 
-func (c *crowd[T]) with(first T, most int) []T {
+func (c *batcher[T]) collect(first T, most int) []T {
 	all := []T{first}
 	for len(all) < most {
 		select {
-		case next := <-c.asked:
+		case next := <-c.queue:
 			all = append(all, next)
 		default:
 			return all
@@ -69,13 +69,13 @@ func (c *crowd[T]) with(first T, most int) []T {
 	return all
 }
 
-// ask hands in what is then served, unless ctx ends or the store is closed before.
-func (c *crowd[T]) ask(ctx context.Context, one T) error {
+// submit hands in what is then served, unless ctx ends or the store is closed before.
+func (c *batcher[T]) submit(ctx context.Context, one T) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	select {
-	case c.asked <- one:
+	case c.queue <- one:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -84,10 +84,10 @@ func (c *crowd[T]) ask(ctx context.Context, one T) error {
 	}
 }
 
-// end lets the workers finish what they are at. c may be nil.
-func (c *crowd[T]) end() {
+// close lets the workers finish what they are at. c may be nil.
+func (c *batcher[T]) close() {
 	if c != nil {
-		c.close.Do(func() { close(c.closed) })
+		c.closeOnce.Do(func() { close(c.closed) })
 		c.workers.Wait()
 	}
 }
@@ -96,53 +96,53 @@ func (c *crowd[T]) end() {
 // statement, and so are swaps. Both are prepared in two sizes, and one that is not full
 // repeats a number.
 const (
-	loaders  = 2
-	updaters = 4 // more, since a commit can take longer than a read
-	fewRows  = 16
-	manyRows = 64
+	loadWorkers   = 2
+	updateWorkers = 4 // more, since a commit can take longer than a read
+	smallBatch    = 16
+	largeBatch    = 64
 	// Shorter than a caller's, who can then still find out alone what was done.
-	patience = 1500 * time.Millisecond
+	batchTimeout = 1500 * time.Millisecond
 )
 
-// scatter has everybody go alone for a while: a connection that hangs, or a row that
+// pauseBatching has everybody go alone for a while: a connection that hangs, or a row that
 // somebody has locked, is to hold up as few as it can.
-func (db *DB) scatter() {
-	if !db.isScattered() {
-		db.counters.scattered.Inc()
+func (db *DB) pauseBatching() {
+	if !db.batchingPaused() {
+		db.counters.batchingPaused.Inc()
 	}
-	db.scattered.Store(time.Now().Add(10 * time.Second).UnixNano())
+	db.batchingPausedUntil.Store(time.Now().Add(10 * time.Second).UnixNano())
 }
 
-func (db *DB) isScattered() bool { return time.Now().UnixNano() < db.scattered.Load() }
+func (db *DB) batchingPaused() bool { return time.Now().UnixNano() < db.batchingPausedUntil.Load() }
 
-type loading struct {
+type loadRequest struct {
 	ctx    context.Context
 	number verify.Number
-	answer chan loaded
+	answer chan loadResult
 }
 
-type loaded struct {
+type loadResult struct {
 	record verify.Record
 	err    error
 }
 
 // fail answers who was not answered yet.
-func (l loading) fail(err error) {
+func (l loadRequest) fail(err error) {
 	select {
-	case l.answer <- loaded{err: err}:
+	case l.answer <- loadResult{err: err}:
 	default:
 	}
 }
 
-func (db *DB) loadInCrowd(ctx context.Context, n verify.Number) (verify.Record, error) {
-	l := loading{ctx, n, make(chan loaded, 1)}
-	if err := db.loads.ask(ctx, l); err != nil {
+func (db *DB) loadBatched(ctx context.Context, n verify.Number) (verify.Record, error) {
+	l := loadRequest{ctx, n, make(chan loadResult, 1)}
+	if err := db.loads.submit(ctx, l); err != nil {
 		return verify.Record{}, err
 	}
 	select {
 	case a := <-l.answer:
-		if errors.Is(a.err, errAlone) {
-			return db.read(ctx, n)
+		if errors.Is(a.err, errRunDirect) {
+			return db.loadDirect(ctx, n)
 		}
 		return a.record, a.err
 	case <-ctx.Done():
@@ -152,42 +152,42 @@ func (db *DB) loadInCrowd(ctx context.Context, n verify.Number) (verify.Record, 
 	}
 }
 
-func (db *DB) serveLoads(all []loading) {
-	all = slices.DeleteFunc(all, func(l loading) bool { return l.ctx.Err() != nil })
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+func (db *DB) flushLoads(all []loadRequest) {
+	all = slices.DeleteFunc(all, func(l loadRequest) bool { return l.ctx.Err() != nil })
+	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
 	var one verify.Record
 	var each map[verify.Number]verify.Record
 	var err error
 	switch {
 	case len(all) == 0:
-	case db.isScattered():
+	case db.batchingPaused():
 		for _, l := range all {
-			l.answer <- loaded{err: errAlone}
+			l.answer <- loadResult{err: errRunDirect}
 		}
 	case len(all) == 1:
-		one, err = db.read(ctx, all[0].number)
-		all[0].answer <- loaded{one, err}
+		one, err = db.loadDirect(ctx, all[0].number)
+		all[0].answer <- loadResult{one, err}
 	default:
-		each, err = db.readMany(ctx, all)
-		_ = db.count(err)
+		each, err = db.loadBatch(ctx, all)
+		_ = db.countError(err)
 		for _, l := range all {
-			l.answer <- loaded{each[l.number], err}
+			l.answer <- loadResult{each[l.number], err}
 		}
 	}
 	if err != nil {
-		db.scatter()
+		db.pauseBatching()
 	}
 }
 
-func loadMany(rows int) string {
+func selectBatchSQL(rows int) string {
 	return "SELECT version, begun_at, state, phone_number FROM phone_numbers WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ")"
 }
 
-func (db *DB) readMany(ctx context.Context, all []loading) (map[verify.Number]verify.Record, error) {
-	load, numbers := db.loadFew, make([]any, fewRows)
-	if len(all) > fewRows {
-		load, numbers = db.loadMany, make([]any, manyRows)
+func (db *DB) loadBatch(ctx context.Context, all []loadRequest) (map[verify.Number]verify.Record, error) {
+	load, numbers := db.selectSmall, make([]any, smallBatch)
+	if len(all) > smallBatch {
+		load, numbers = db.selectLarge, make([]any, largeBatch)
 	}
 	for i := range numbers {
 		numbers[i] = string(all[min(i, len(all)-1)].number) // one that is there twice is found once
@@ -209,7 +209,7 @@ func (db *DB) readMany(ctx context.Context, all []loading) (map[verify.Number]ve
 	return records, rows.Err()
 }
 
-type swapping struct {
+type swapRequest struct {
 	number  verify.Number
 	old     verify.Version
 	next    verify.Record
@@ -219,7 +219,7 @@ type swapping struct {
 }
 
 // fail answers who was not answered yet. s is nil for who had given up.
-func (s *swapping) fail(err error) {
+func (s *swapRequest) fail(err error) {
 	if s != nil {
 		select {
 		case s.answer <- err:
@@ -228,18 +228,18 @@ func (s *swapping) fail(err error) {
 	}
 }
 
-// errAlone is the answer to who was surely not served and is to be a statement of his
+// errRunDirect is the answer to who was surely not served and is to be a statement of his
 // own, which no other can hold up.
-var errAlone = errors.New("to be served alone")
+var errRunDirect = errors.New("to be served alone")
 
-func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
-	s := &swapping{number: n, old: old, next: next, answer: make(chan error, 1)}
-	err := db.swaps.ask(ctx, s)
+func (db *DB) swapBatched(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	s := &swapRequest{number: n, old: old, next: next, answer: make(chan error, 1)}
+	err := db.swaps.submit(ctx, s)
 	if err == nil {
 		select {
 		case err = <-s.answer:
-			if errors.Is(err, errAlone) {
-				return db.swapAlone(ctx, n, old, next)
+			if errors.Is(err, errRunDirect) {
+				return db.swapDirect(ctx, n, old, next)
 			}
 			return s.done && err == nil, err
 		case <-ctx.Done():
@@ -251,40 +251,40 @@ func (db *DB) swapInCrowd(ctx context.Context, n verify.Number, old verify.Versi
 			return false, err // it is under way
 		}
 	}
-	return false, &withoutEffect{err}
+	return false, &notAppliedError{err}
 }
 
-// stillAwaited leaves of all those that their callers wait for, and lets none of
+// claim leaves of all those that their callers wait for, and lets none of
 // these give up any more.
-func stillAwaited(all []*swapping) []*swapping {
-	return slices.DeleteFunc(all, func(s *swapping) bool { return !s.claimed.CompareAndSwap(false, true) })
+func claim(all []*swapRequest) []*swapRequest {
+	return slices.DeleteFunc(all, func(s *swapRequest) bool { return !s.claimed.CompareAndSwap(false, true) })
 }
 
 // With SQLite the disk's flush is what costs: swaps of many numbers are one
 // transaction.
-const swapsAtOnce = 256
+const maxTxSwaps = 256
 
-// serveSwaps does all in one transaction, or none.
-func (db *DB) serveSwaps(all []*swapping) {
-	err := db.count(db.swapTogether(&all))
+// flushSwapsTx does all in one transaction, or none.
+func (db *DB) flushSwapsTx(all []*swapRequest) {
+	err := db.countError(db.swapBatchTx(&all))
 	for _, s := range all {
 		s.answer <- err
 	}
 }
 
-func (db *DB) swapTogether(all *[]*swapping) error {
+func (db *DB) swapBatchTx(all *[]*swapRequest) error {
 	ctx := context.Background() // that of one must not end the others
 	tx, err := db.pool.BeginTx(ctx, nil)
-	*all = stillAwaited(*all)
+	*all = claim(*all)
 	if err != nil {
-		return &withoutEffect{err}
+		return &notAppliedError{err}
 	}
 	defer tx.Rollback() // where something panics
 	insert, update := tx.StmtContext(ctx, db.insert), tx.StmtContext(ctx, db.update)
 	for _, s := range *all {
 		if s.done, err = swap(ctx, insert, update, s.number, s.old, s.next); err != nil {
 			if tx.Rollback() == nil {
-				err = &withoutEffect{err}
+				err = &notAppliedError{err}
 			}
 			return err
 		}
@@ -292,57 +292,57 @@ func (db *DB) swapTogether(all *[]*swapping) error {
 	return tx.Commit()
 }
 
-// updateMany changes all of its rows or fails: a version that is not the old one
+// updateBatchSQL changes all of its rows or fails: a version that is not the old one
 // becomes NULL, which it may not, in a session that is strict as ours are. A
 // transaction of several statements would say more of each, and keep its locks for as
 // long as this process is frozen.
-func updateMany(rows int) string {
+func updateBatchSQL(rows int) string {
 	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
 		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
 		" END, version = CASE" + strings.Repeat(" WHEN phone_number = ? AND version = ? THEN ?", rows) +
 		" END WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ") AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
 }
 
-// serveUpdates does all in one statement, but for numbers that are there twice.
-func (db *DB) serveUpdates(all []*swapping) {
+// flushUpdates does all in one statement, but for numbers that are there twice.
+func (db *DB) flushUpdates(all []*swapRequest) {
 	together := all[:0]
-	scattered := db.isScattered()
-	for _, s := range stillAwaited(all) {
-		if scattered || slices.ContainsFunc(together, func(t *swapping) bool { return t.number == s.number }) {
-			s.answer <- errAlone
+	scattered := db.batchingPaused()
+	for _, s := range claim(all) {
+		if scattered || slices.ContainsFunc(together, func(t *swapRequest) bool { return t.number == s.number }) {
+			s.answer <- errRunDirect
 			continue
 		}
 		together = append(together, s)
 	}
 	if len(together) > 0 {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 		defer cancel()
-		db.updateOrHalve(ctx, together)
+		db.updateBisecting(ctx, together)
 	}
 }
 
-// updateOrHalve does all in one statement. Where one of them lost its race none was
+// updateBisecting does all in one statement. Where one of them lost its race none was
 // done: then each half is one, and a few go alone.
-func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
+func (db *DB) updateBisecting(ctx context.Context, all []*swapRequest) {
 	var done bool
 	var err error
 	if len(all) == 1 {
-		done, err = db.swapAlone(ctx, all[0].number, all[0].old, all[0].next)
+		done, err = db.swapDirect(ctx, all[0].number, all[0].old, all[0].next)
 	} else {
-		err = db.count(db.updateTogether(ctx, all))
+		err = db.countError(db.execBatchUpdate(ctx, all))
 		done = err == nil
 	}
-	verdict := db.judge(err)
-	if verdict&lostRace != 0 && len(all) > fewRows/2 {
-		db.updateOrHalve(ctx, all[:len(all)/2])
-		db.updateOrHalve(ctx, all[len(all)/2:])
+	verdict := db.classify(err)
+	if verdict&conflict != 0 && len(all) > smallBatch/2 {
+		db.updateBisecting(ctx, all[:len(all)/2])
+		db.updateBisecting(ctx, all[len(all)/2:])
 		return
 	}
-	if err != nil && verdict&lostRace == 0 {
-		db.scatter()
+	if err != nil && verdict&conflict == 0 {
+		db.pauseBatching()
 	}
-	if verdict&(noEffect|lostRace) != 0 && len(all) > 1 {
-		err = errAlone
+	if verdict&(notApplied|conflict) != 0 && len(all) > 1 {
+		err = errRunDirect
 	}
 	for _, s := range all {
 		s.done = done
@@ -350,12 +350,12 @@ func (db *DB) updateOrHalve(ctx context.Context, all []*swapping) {
 	}
 }
 
-// updateTogether swaps all or none. A row that is gone, as after a purge, leaves it
+// execBatchUpdate swaps all or none. A row that is gone, as after a purge, leaves it
 // unknown whose it was.
-func (db *DB) updateTogether(ctx context.Context, all []*swapping) error {
-	update, rows := db.updateFew, fewRows
-	if len(all) > fewRows {
-		update, rows = db.updateMany, manyRows
+func (db *DB) execBatchUpdate(ctx context.Context, all []*swapRequest) error {
+	update, rows := db.updateSmall, smallBatch
+	if len(all) > smallBatch {
+		update, rows = db.updateLarge, largeBatch
 	}
 	args := make([]any, 8*rows)
 	begun, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]

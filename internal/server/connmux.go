@@ -10,23 +10,23 @@ import (
 	"time"
 )
 
-// A door accepts connections, where there is TLS shakes hands, and hands each to one
+// A connMux accepts connections, where there is TLS shakes hands, and hands each to one
 // of two servers: those that begin with HTTP/2's preface to grpcSide, all others to
 // httpSide. This keeps grpc-go on its own transport, which costs a third of what it
 // costs behind net/http.
-type door struct {
-	listener           net.Listener
-	tls                *Certificates // nil for plaintext
-	limits             Limits
-	refused            func(reason string)
-	http2              *http2Conns
-	grpcSide, httpSide *side
+type connMux struct {
+	listener                   net.Listener
+	tls                        *Certificates // nil for plaintext
+	limits                     Limits
+	rejected                   func(reason string)
+	http2                      *http2Conns
+	grpcListener, httpListener *chanListener
 
 	open atomic.Int64
 }
 
 // serve returns when listener is closed.
-func (d *door) serve() error {
+func (d *connMux) serve() error {
 	var wait time.Duration
 	for {
 		conn, err := d.listener.Accept()
@@ -41,21 +41,21 @@ func (d *door) serve() error {
 		wait = 0
 		if d.open.Add(1) > int64(d.limits.Connections) {
 			d.open.Add(-1)
-			d.refused("connections")
+			d.rejected("connections")
 			conn.Close()
 			continue
 		}
-		go d.welcome(&counted{Conn: conn, closed: sync.OnceFunc(func() { d.open.Add(-1) })})
+		go d.dispatch(&countedConn{Conn: conn, closed: sync.OnceFunc(func() { d.open.Add(-1) })})
 	}
 }
 
-func (d *door) welcome(conn net.Conn) {
+func (d *connMux) dispatch(conn net.Conn) {
 	conn.SetDeadline(time.Now().Add(d.limits.ConnectionTimeout))
 	var secure *tls.Conn
 	if d.tls != nil {
 		var err error
 		if secure, err = d.tls.handshake(conn); err != nil {
-			d.refused("handshake")
+			d.rejected("handshake")
 			conn.Close()
 			return
 		}
@@ -63,7 +63,7 @@ func (d *door) welcome(conn net.Conn) {
 	}
 	first := make([]byte, 3) // no method of HTTP/1.1 begins with PRI
 	if _, err := io.ReadFull(conn, first); err != nil {
-		d.refused("silent")
+		d.rejected("silent")
 		conn.Close()
 		return
 	}
@@ -73,40 +73,40 @@ func (d *door) welcome(conn net.Conn) {
 	switch {
 	case isHTTP2 && secure != nil:
 		state := secure.ConnectionState()
-		d.grpcSide.hand(d.http2.add(&begun, &state))
+		d.grpcListener.deliver(d.http2.add(&begun, &state))
 	case isHTTP2:
-		d.grpcSide.hand(d.http2.add(&begun, nil))
+		d.grpcListener.deliver(d.http2.add(&begun, nil))
 	case secure != nil:
-		d.httpSide.hand(&secured{begun, secure.ConnectionState()})
+		d.httpListener.deliver(&tlsConn{begun, secure.ConnectionState()})
 	default:
-		d.httpSide.hand(&begun)
+		d.httpListener.deliver(&begun)
 	}
 }
 
-// A counted connection says when it is closed.
-type counted struct {
+// A countedConn connection says when it is closed.
+type countedConn struct {
 	net.Conn
 	closed func()
 }
 
-func (c *counted) Close() error {
+func (c *countedConn) Close() error {
 	defer c.closed()
 	return c.Conn.Close()
 }
 
-// A side is the net.Listener that one of the two servers accepts from.
-type side struct {
+// A chanListener is the net.Listener that one of the two servers accepts from.
+type chanListener struct {
 	addr   net.Addr
 	conns  chan net.Conn
 	closed chan struct{}
 	close  sync.Once
 }
 
-func newSide(addr net.Addr) *side {
-	return &side{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
+func newChanListener(addr net.Addr) *chanListener {
+	return &chanListener{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (s *side) hand(c net.Conn) {
+func (s *chanListener) deliver(c net.Conn) {
 	select {
 	case s.conns <- c:
 	case <-s.closed:
@@ -114,7 +114,7 @@ func (s *side) hand(c net.Conn) {
 	}
 }
 
-func (s *side) Accept() (net.Conn, error) {
+func (s *chanListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-s.conns:
 		return c, nil
@@ -123,12 +123,12 @@ func (s *side) Accept() (net.Conn, error) {
 	}
 }
 
-func (s *side) Close() error {
+func (s *chanListener) Close() error {
 	s.close.Do(func() { close(s.closed) })
 	return nil
 }
 
-func (s *side) Addr() net.Addr { return s.addr }
+func (s *chanListener) Addr() net.Addr { return s.addr }
 
 // A prefixedConn gives back the bytes that were read to look at them.
 type prefixedConn struct {

@@ -29,7 +29,7 @@ func mustBeStored(t *testing.T, db *DB, n verify.Number, want verify.Record) {
 
 func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
-	db.loads.end() // to serve by hand
+	db.loads.close() // to serve by hand
 	for i := range byte(3) {
 		if done, err := db.Swap(t.Context(), verify.Number(fmt.Sprint("+", i)), verify.Version{}, newRecord(i)); !done || err != nil {
 			t.Fatalf("Swap = %v, %v", done, err)
@@ -37,12 +37,14 @@ func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
 	}
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	ask := func(ctx context.Context, n verify.Number) loading { return loading{ctx, n, make(chan loaded, 1)} }
-	all := []loading{
+	ask := func(ctx context.Context, n verify.Number) loadRequest {
+		return loadRequest{ctx, n, make(chan loadResult, 1)}
+	}
+	all := []loadRequest{
 		ask(t.Context(), "+2"), ask(t.Context(), "+missing"), ask(gone, "+1"), ask(t.Context(), "+0"), ask(t.Context(), "+2"),
 	}
 	want := []verify.Record{newRecord(2), {}, {}, newRecord(0), newRecord(2)}
-	db.serveLoads(append([]loading{}, all...))
+	db.flushLoads(append([]loadRequest{}, all...))
 	for i, l := range all {
 		if l.ctx.Err() != nil {
 			if len(l.answer) != 0 {
@@ -54,11 +56,11 @@ func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
 			t.Errorf("%s: got %v, %v; want %v", l.number, a.record, a.err, want[i])
 		}
 	}
-	db.serveLoads([]loading{ask(gone, "+1")})
+	db.flushLoads([]loadRequest{ask(gone, "+1")})
 
 	db.pool.Close()
-	all = []loading{ask(t.Context(), "+0"), ask(t.Context(), "+1")}
-	db.serveLoads(append([]loading{}, all...))
+	all = []loadRequest{ask(t.Context(), "+0"), ask(t.Context(), "+1")}
+	db.flushLoads(append([]loadRequest{}, all...))
 	for _, l := range all {
 		if a := <-l.answer; a.err == nil {
 			t.Errorf("%s: got no error from a database that is closed", l.number)
@@ -78,25 +80,25 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 	nothing := func() {}
 	for name, c := range map[string]struct {
 		rows                 int
-		trouble              func(t *testing.T, db *DB, all []*swapping) (undo func())
+		trouble              func(t *testing.T, db *DB, all []*swapRequest) (undo func())
 		done, alone, scatter bool  // neither done nor to be done alone is unknown
 		unchanged            bool  // though unknown
 		losers               []int // go alone, with a few others
 	}{
 		"two":                {rows: 2, done: true},
-		"as many as are few": {rows: fewRows, done: true},
-		"one more":           {rows: fewRows + 1, done: true},
-		"as many as can be":  {rows: manyRows, done: true},
-		"two lost their race": {rows: 21, losers: []int{7, 20}, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
+		"as many as are few": {rows: smallBatch, done: true},
+		"one more":           {rows: smallBatch + 1, done: true},
+		"as many as can be":  {rows: largeBatch, done: true},
+		"two lost their race": {rows: 21, losers: []int{7, 20}, trouble: func(_ *testing.T, _ *DB, all []*swapRequest) func() {
 			all[7].old[0]++
 			all[20].old = verify.Version{1}
 			return nothing
 		}},
-		"a version of another number": {rows: 2, losers: []int{0, 1}, trouble: func(_ *testing.T, _ *DB, all []*swapping) func() {
+		"a version of another number": {rows: 2, losers: []int{0, 1}, trouble: func(_ *testing.T, _ *DB, all []*swapRequest) func() {
 			all[0].old, all[1].old = all[1].old, all[0].old
 			return nothing
 		}},
-		"somebody locked a row": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+		"somebody locked a row": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			tx, err := db.pool.Begin()
 			if err == nil {
 				_, err = tx.Exec("SELECT state FROM phone_numbers WHERE phone_number = ? FOR UPDATE", string(all[1].number))
@@ -106,28 +108,28 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			}
 			return func() { tx.Rollback() }
 		}},
-		"the table is away": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, _ []*swapping) func() {
+		"the table is away": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, _ []*swapRequest) func() {
 			exec(t, db, "RENAME TABLE phone_numbers TO hidden")
 			return func() { exec(t, db, "RENAME TABLE hidden TO phone_numbers") }
 		}},
-		"a session that a proxy made lax": {rows: 20, scatter: true, unchanged: true, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+		"a session that a proxy made lax": {rows: 20, scatter: true, unchanged: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			all[7].old[0]++
 			db.pool.SetMaxOpenConns(1)
 			exec(t, db, "SET sql_mode = ''")
 			return nothing
 		}},
-		"a row is gone": {rows: 3, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapping) func() {
+		"a row is gone": {rows: 3, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			exec(t, db, "DELETE FROM phone_numbers WHERE phone_number = '"+string(all[1].number)+"'")
 			return nothing
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openHere(t, mariadbtest.DSN(t))
-			db.swaps.end() // to serve by hand
-			asked := func(n verify.Number, old verify.Version) *swapping {
-				return &swapping{number: n, old: old, next: randomRecord(int64(len(n))), answer: make(chan error, 1)}
+			db.swaps.close() // to serve by hand
+			asked := func(n verify.Number, old verify.Version) *swapRequest {
+				return &swapRequest{number: n, old: old, next: randomRecord(int64(len(n))), answer: make(chan error, 1)}
 			}
-			var all []*swapping
+			var all []*swapRequest
 			before := map[verify.Number]verify.Record{}
 			for i := range c.rows {
 				n := verify.Number(fmt.Sprint("+86186", i))
@@ -143,7 +145,7 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			}
 			again, gone := asked(all[0].number, all[0].old), asked(all[1].number, all[1].old)
 			gone.claimed.Store(true)
-			db.serveUpdates(append(append([]*swapping{gone}, all...), again))
+			db.flushUpdates(append(append([]*swapRequest{gone}, all...), again))
 			undo()
 
 			alone := 0
@@ -151,10 +153,10 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 				err := <-s.answer
 				done, goesAlone := c.done, c.alone
 				if c.losers != nil {
-					goesAlone = errors.Is(err, errAlone) || slices.Contains(c.losers, i)
+					goesAlone = errors.Is(err, errRunDirect) || slices.Contains(c.losers, i)
 					done = !goesAlone
 				}
-				if s.done != done || (err == nil) != done || errors.Is(err, errAlone) != goesAlone {
+				if s.done != done || (err == nil) != done || errors.Is(err, errRunDirect) != goesAlone {
 					t.Errorf("%s: got %v, %v", s.number, s.done, err)
 				}
 				switch {
@@ -166,20 +168,20 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 				case c.unchanged:
 					mustBeStored(t, db, s.number, before[s.number])
 				}
-				if !done && !goesAlone && db.judge(err) != 0 {
-					t.Errorf("%s: got verdict %04b of %v, want unknown", s.number, db.judge(err), err)
+				if !done && !goesAlone && db.classify(err) != 0 {
+					t.Errorf("%s: got verdict %04b of %v, want unknown", s.number, db.classify(err), err)
 				}
 			}
-			if c.losers != nil && alone > len(c.losers)*fewRows/2 {
+			if c.losers != nil && alone > len(c.losers)*smallBatch/2 {
 				t.Errorf("%d go alone for %d who lost their race", alone, len(c.losers))
 			}
-			if err := <-again.answer; !errors.Is(err, errAlone) {
+			if err := <-again.answer; !errors.Is(err, errRunDirect) {
 				t.Errorf("the same number again: got %v, want it told to go alone", err)
 			}
 			if len(gone.answer) != 0 {
 				t.Error("who had gone was answered")
 			}
-			if got := db.isScattered(); got != c.scatter {
+			if got := db.batchingPaused(); got != c.scatter {
 				t.Errorf("scattered: got %v, want %v", got, c.scatter)
 			}
 		})
@@ -187,16 +189,16 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 }
 
 func TestAPanicIsTheErrorOfThoseWhoAreServed(t *testing.T) {
-	c := newCrowd(1, 8, func(all []*swapping) {
+	c := newBatcher(1, 8, func(all []*swapRequest) {
 		if all[0].number == "+1" {
 			panic("a statement with +8618612345678")
 		}
 		all[0].answer <- nil
 	})
-	defer c.end()
+	defer c.close()
 	for _, n := range []verify.Number{"+1", "+2"} { // who comes after it is served
-		s := &swapping{number: n, answer: make(chan error, 1)}
-		if err := c.ask(t.Context(), s); err != nil {
+		s := &swapRequest{number: n, answer: make(chan error, 1)}
+		if err := c.submit(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-s.answer; (err != nil) != (n == "+1") || err != nil && err.Error() != "panic with a string" {
@@ -273,24 +275,24 @@ func TestATransactionOfManyIsDoneAsAWholeOrNotAtAll(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openFile(t, filepath.Join(t.TempDir(), "store.db"))
-			db.swaps.end() // to serve by hand
+			db.swaps.close() // to serve by hand
 			exec(t, db, c.before)
-			var all []*swapping
+			var all []*swapRequest
 			for i := range byte(8) {
-				all = append(all, &swapping{number: verify.Number(fmt.Sprint("+", i)), next: newRecord(i), answer: make(chan error, 1)})
+				all = append(all, &swapRequest{number: verify.Number(fmt.Sprint("+", i)), next: newRecord(i), answer: make(chan error, 1)})
 			}
-			loser := &swapping{number: all[0].number, next: all[0].next, answer: make(chan error, 1)}
-			gone := &swapping{number: "+gone", next: newRecord(9), answer: make(chan error, 1)}
+			loser := &swapRequest{number: all[0].number, next: all[0].next, answer: make(chan error, 1)}
+			gone := &swapRequest{number: "+gone", next: newRecord(9), answer: make(chan error, 1)}
 			gone.claimed.Store(true)
-			db.serveSwaps(append(append([]*swapping{}, all...), loser, gone))
+			db.flushSwapsTx(append(append([]*swapRequest{}, all...), loser, gone))
 			exec(t, db, c.after)
-			db.engine.form(db) // a crowd again
+			db.dialect.startBatching(db) // a crowd again
 			for _, s := range all {
 				err, want := <-s.answer, s.next
 				if c.fails {
 					want = verify.Record{}
 				}
-				if (err != nil) != c.fails || c.fails && db.judge(err)&noEffect == 0 || !c.fails && !s.done {
+				if (err != nil) != c.fails || c.fails && db.classify(err)&notApplied == 0 || !c.fails && !s.done {
 					t.Errorf("%s: got %v, %v", s.number, s.done, err)
 				}
 				mustBeStored(t, db, s.number, want)
@@ -313,7 +315,7 @@ func TestCloseTellsWhoWaits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db, other := openFile(t, path), openFile(t, path)
 	exec(t, other, "BEGIN IMMEDIATE")
-	const callers = 2 * swapsAtOnce
+	const callers = 2 * maxTxSwaps
 	var group sync.WaitGroup
 	told := make(chan error, callers)
 	for i := range callers {
@@ -322,7 +324,7 @@ func TestCloseTellsWhoWaits(t *testing.T) {
 			told <- err
 		})
 	}
-	for len(db.swaps.asked) == 0 { // the worker waits for the lock, and others for it
+	for len(db.swaps.queue) == 0 { // the worker waits for the lock, and others for it
 		time.Sleep(time.Millisecond)
 	}
 	db.Close()

@@ -84,47 +84,47 @@ func TestInspectTellsWhatTheProviderSaidAndHowTheCodeEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) { return Receipt{"biz-1", "request-1"}, nil })
-		inspect := func(step string, want Trail) {
+		inspect := func(step string, want History) {
 			t.Helper()
 			v.Wait(t.Context())
 			got, err := v.Inspect(t.Context(), someone)
-			if err != nil || got.Trail != want {
-				t.Errorf("%s: got %+v, %v, want %+v", step, got.Trail, err, want)
+			if err != nil || got.History != want {
+				t.Errorf("%s: got %+v, %v, want %+v", step, got.History, err, want)
 			}
-			if got.Last != 0 && !got.BegunAt.Equal(time.UnixMicro(m.record.BegunAt)) {
+			if got.LastSendID != 0 && !got.BegunAt.Equal(time.UnixMicro(m.record.BegunAt)) {
 				t.Errorf("%s: got begun at %v, want the record's", step, got.BegunAt)
 			}
 		}
-		inspect("never sent", Trail{})
+		inspect("never sent", History{})
 		send(v)
-		first := Accepted{m.state().Last, now(), "biz-1"}
-		inspect("accepted", Trail{Accepted: first})
+		first := Accepted{m.state().LastSendID, now(), "biz-1"}
+		inspect("accepted", History{Accepted: first})
 		guess(v, 1)
-		inspect("a wrong code, which is told by the attempts that are left", Trail{Accepted: first})
+		inspect("a wrong code, which is told by the attempts that are left", History{Accepted: first})
 		time.Sleep(time.Second)
 		v.Check(t.Context(), someone, "000001")
-		end := End{Ticket: first.Ticket, At: now(), Used: true, Looks: 2}
-		inspect("used", Trail{Accepted: first, End: end})
+		end := CodeEnd{SendID: first.SendID, At: now(), Used: true, Attempts: 2}
+		inspect("used", History{Accepted: first, End: end})
 		v.Sender = answer(&SendError{Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
 		send(v)
-		second := Refused{m.state().Last, now(), SendLimited, "isv.BUSINESS_LIMIT_CONTROL", "request-2"}
-		inspect("limited, which hides nothing of the send before", Trail{first, second, end})
+		second := Rejected{m.state().LastSendID, now(), SendLimited, "isv.BUSINESS_LIMIT_CONTROL", "request-2"}
+		inspect("limited, which hides nothing of the send before", History{first, second, end})
 		v.Sender = answer(&SendError{Kind: SendTimedOut})
 		time.Sleep(time.Second)
 		send(v)
-		inspect("an answer that was lost is no answer", Trail{first, second, end})
+		inspect("an answer that was lost is no answer", History{first, second, end})
 		guess(v, 3)
-		inspect("spent", Trail{first, second, End{Ticket: m.state().Last, At: now(), Looks: 3}})
+		inspect("spent", History{first, second, CodeEnd{SendID: m.state().LastSendID, At: now(), Attempts: 3}})
 	})
 }
 
 func TestALateAnswerDoesNotHideTheAnswerToALaterSend(t *testing.T) {
-	var trail Trail
-	trail.accepted(2, 4, Receipt{BizID: "second"})
-	trail.refused(2, 4, &SendError{Code: "second"})
+	var trail History
+	trail.recordAccepted(2, 4, Receipt{BizID: "second"})
+	trail.recordRejected(2, 4, &SendError{Code: "second"})
 	before := trail
-	trail.accepted(1, 5, Receipt{BizID: "first"})
-	trail.refused(1, 5, &SendError{Code: "first"})
+	trail.recordAccepted(1, 5, Receipt{BizID: "first"})
+	trail.recordRejected(1, 5, &SendError{Code: "first"})
 	if trail != before {
 		t.Errorf("got %+v, want %+v", trail, before)
 	}
@@ -146,20 +146,20 @@ func TestATrailCostsNoOperationOfTheStore(t *testing.T) {
 	})
 }
 
-func anyTrail() *rapid.Generator[Trail] {
-	return rapid.Custom(func(t *rapid.T) Trail {
+func anyTrail() *rapid.Generator[History] {
+	return rapid.Custom(func(t *rapid.T) History {
 		text := rapid.StringMatching(`[A-Za-z0-9._-]{0,64}`)
 		integer := func(name string) int64 { return rapid.Int64().Draw(t, name) }
-		var trail Trail
+		var trail History
 		if rapid.Bool().Draw(t, "accepted") {
 			trail.Accepted = Accepted{integer("ticket"), integer("at"), text.Draw(t, "biz id")}
 		}
 		if rapid.Bool().Draw(t, "refused") {
 			kind := SendKind(rapid.IntRange(int(SendUnknown), int(SendBadRequest)).Draw(t, "kind"))
-			trail.Refused = Refused{integer("ticket"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
+			trail.Rejected = Rejected{integer("ticket"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
 		}
 		if rapid.Bool().Draw(t, "ended") {
-			trail.End = End{integer("ticket"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}
+			trail.End = CodeEnd{integer("ticket"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}
 		}
 		return trail
 	})
@@ -172,17 +172,17 @@ func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
 		if len(stored) > MaxStateBytes {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
 		}
-		if got := decodeTrail(append(stored, "of a later version"...)); got != want {
+		if got := decodeHistory(append(stored, "of a later version"...)); got != want {
 			t.Fatalf("got %+v, want %+v", got, want)
 		}
-		if want == (Trail{}) {
+		if want == (History{}) {
 			return
 		}
 		cut := rapid.IntRange(len(s.encode()), len(stored)-1).Draw(t, "cut to")
-		if got := decodeTrail(stored[:cut]); got != (Trail{}) {
+		if got := decodeHistory(stored[:cut]); got != (History{}) {
 			t.Fatalf("cut to %d of %d bytes: got %+v, want none", cut, len(stored), got)
 		}
-		if got, err := decodeState(stored[:cut]); err != nil || got.Last != s.Last {
+		if got, err := decodeState(stored[:cut]); err != nil || got.LastSendID != s.LastSendID {
 			t.Fatalf("the state before it: got %v, %v", got, err)
 		}
 	})
@@ -190,14 +190,14 @@ func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
 
 func TestWhatIsTooLongForATrailIsCut(t *testing.T) {
 	long := strings.Repeat("x", 300)
-	stored := Trail{Accepted{1, 1, long}, Refused{1, 1, SendLimited, long, long}, End{1, 1, true, 1}}.append(State{Codes: make([]Code, maxCodes)}.encode())
-	if got := decodeTrail(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
+	stored := History{Accepted{1, 1, long}, Rejected{1, 1, SendLimited, long, long}, CodeEnd{1, 1, true, 1}}.append(State{Codes: make([]Code, maxCodes)}.encode())
+	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
 		t.Errorf("got %d bytes with %q, want the first %d of each text", len(stored), got.Accepted.BizID, maxTokenLength)
 	}
 }
 
 func TestOutcomesHaveNames(t *testing.T) {
-	for o, want := range map[Outcome]string{None: "none", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
+	for o, want := range map[Outcome]string{NoCode: "none", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
 		if got := o.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}

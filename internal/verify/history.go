@@ -6,70 +6,70 @@ import (
 	"time"
 )
 
-// A Trail is what an operator may be told of a number beyond its codes. It is
+// A History is what an operator may be told of a number beyond its codes. It is
 // written by the swaps that are there anyway, and no rule reads it. A version of the
 // service that does not know it loses it.
-type Trail struct {
+type History struct {
 	Accepted Accepted // the last send that the provider took
-	Refused  Refused  // the last that it did not
-	End      End      // of the last code that was used, or whose looks were spent
+	Rejected Rejected // the last that it did not
+	End      CodeEnd  // of the last code that was used, or whose looks were spent
 }
 
 // Accepted is zero where there is none.
 type Accepted struct {
-	Ticket int64
+	SendID int64
 	At     int64 // microseconds since 1970
 	BizID  string
 }
 
-// Refused is zero where there is none.
-type Refused struct {
-	Ticket    int64
+// Rejected is zero where there is none.
+type Rejected struct {
+	SendID    int64
 	At        int64 // microseconds since 1970
 	Kind      SendKind
 	Code      string // the provider's own
 	RequestID string
 }
 
-// An End is how a code came to its end. It is zero where there is none.
-type End struct {
-	Ticket int64
-	At     int64 // microseconds since 1970
-	Used   bool  // else its looks were spent
-	Looks  uint8 // the last one among them
+// An CodeEnd is how a code came to its end. It is zero where there is none.
+type CodeEnd struct {
+	SendID   int64
+	At       int64 // microseconds since 1970
+	Used     bool  // else its looks were spent
+	Attempts uint8 // the last one among them
 }
 
-// accepted and refused note what the provider said, unless it said the same of a later
+// recordAccepted and refused note what the provider said, unless it said the same of a later
 // send.
-func (t *Trail) accepted(ticket, now int64, receipt Receipt) {
-	if ticket >= t.Accepted.Ticket {
+func (t *History) recordAccepted(ticket, now int64, receipt Receipt) {
+	if ticket >= t.Accepted.SendID {
 		t.Accepted = Accepted{ticket, now, receipt.BizID}
 	}
 }
 
-func (t *Trail) refused(ticket, now int64, err *SendError) {
-	if ticket >= t.Refused.Ticket {
-		t.Refused = Refused{ticket, now, err.Kind, err.Code, err.RequestID}
+func (t *History) recordRejected(ticket, now int64, err *SendError) {
+	if ticket >= t.Rejected.SendID {
+		t.Rejected = Rejected{ticket, now, err.Kind, err.Code, err.RequestID}
 	}
 }
 
-// checked notes what a check that led from one state to another did to their codes,
+// recordCheck notes what a check that led from one state to another did to their codes,
 // and tells it.
-func (t *Trail) checked(r Rules, before, after State, valid, changed bool, now int64) Verification {
+func (t *History) recordCheck(r Rules, before, after State, valid, changed bool, now int64) Verification {
 	live := r.unexpired(before.Codes, now)
 	if !changed {
 		return Verification{Outcome: t.whyNone(r, before.Codes, len(live) > 0, now)}
 	}
 	found := Verification{Outcome: Mismatch}
 	for _, c := range slices.Backward(live) {
-		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.Ticket == c.Ticket }) {
+		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.SendID == c.SendID }) {
 			continue
 		}
-		looks := c.Looks
+		looks := c.Attempts
 		if !r.unusable(c, now) {
 			looks++
 		}
-		t.End = End{Ticket: c.Ticket, At: now, Used: valid, Looks: looks}
+		t.End = CodeEnd{SendID: c.SendID, At: now, Used: valid, Attempts: looks}
 		if valid { // a match takes older codes with it: the newest of all that are gone is it
 			// Another replica's clock may have been ahead.
 			found = Verification{Match, max(0, time.Duration(now-c.BegunAt)*time.Microsecond)}
@@ -80,18 +80,18 @@ func (t *Trail) checked(r Rules, before, after State, valid, changed bool, now i
 }
 
 // whyNone tells why no code could be compared: what became of the newest.
-func (t *Trail) whyNone(r Rules, codes []Code, unusable bool, now int64) Outcome {
-	newest := t.Accepted.Ticket
+func (t *History) whyNone(r Rules, codes []Code, unusable bool, now int64) Outcome {
+	newest := t.Accepted.SendID
 	for _, c := range codes {
-		newest = max(newest, c.Ticket)
+		newest = max(newest, c.SendID)
 	}
 	switch {
 	case unusable:
 		return Exhausted
-	case newest > t.End.Ticket: // and neither used nor spent
+	case newest > t.End.SendID: // and neither used nor spent
 		return Expired
-	case t.End.Ticket == 0 || t.End.Used:
-		return None
+	case t.End.SendID == 0 || t.End.Used:
+		return NoCode
 	case now < t.End.At+r.CodeTTL.Microseconds():
 		return Exhausted
 	}
@@ -109,8 +109,8 @@ const (
 	maxTokenLength = 64
 )
 
-func (t Trail) append(b []byte) []byte {
-	if t == (Trail{}) {
+func (t History) append(b []byte) []byte {
+	if t == (History{}) {
 		return b
 	}
 	parts := len(b) + 1
@@ -122,23 +122,23 @@ func (t Trail) append(b []byte) []byte {
 	}
 	if a := t.Accepted; a != (Accepted{}) {
 		b[parts] |= acceptedPart
-		integer(a.Ticket)
+		integer(a.SendID)
 		integer(a.At)
 		text(a.BizID)
 	}
-	if r := t.Refused; r != (Refused{}) {
+	if r := t.Rejected; r != (Rejected{}) {
 		b[parts] |= refusedPart
-		integer(r.Ticket)
+		integer(r.SendID)
 		integer(r.At)
 		b = append(b, byte(r.Kind))
 		text(r.Code)
 		text(r.RequestID)
 	}
-	if e := t.End; e != (End{}) {
+	if e := t.End; e != (CodeEnd{}) {
 		b[parts] |= endPart
-		integer(e.Ticket)
+		integer(e.SendID)
 		integer(e.At)
-		flags := e.Looks
+		flags := e.Attempts
 		if e.Used {
 			flags |= usedFlag
 		}
@@ -147,15 +147,15 @@ func (t Trail) append(b []byte) []byte {
 	return b
 }
 
-// decodeTrail reads what stands behind the codes of a stored state. What it cannot
+// decodeHistory reads what stands behind the codes of a stored state. What it cannot
 // read it leaves out: nothing depends on it.
-func decodeTrail(stored []byte) (t Trail) {
+func decodeHistory(stored []byte) (t History) {
 	if len(stored) < headerBytes {
-		return Trail{}
+		return History{}
 	}
 	codes := headerBytes + int(stored[headerBytes-1])*codeBytes
 	if len(stored) < codes+2 || stored[codes] != trailFormat {
-		return Trail{}
+		return History{}
 	}
 	parts, b, ok := stored[codes+1], stored[codes+2:], true
 	take := func(n int) []byte {
@@ -173,15 +173,15 @@ func decodeTrail(stored []byte) (t Trail) {
 		t.Accepted = Accepted{integer(), integer(), text()}
 	}
 	if parts&refusedPart != 0 {
-		t.Refused = Refused{integer(), integer(), SendKind(take(1)[0]), text(), text()}
+		t.Rejected = Rejected{integer(), integer(), SendKind(take(1)[0]), text(), text()}
 	}
 	if parts&endPart != 0 {
-		t.End = End{Ticket: integer(), At: integer()}
+		t.End = CodeEnd{SendID: integer(), At: integer()}
 		flags := take(1)[0]
-		t.End.Used, t.End.Looks = flags&usedFlag != 0, flags&^usedFlag
+		t.End.Used, t.End.Attempts = flags&usedFlag != 0, flags&^usedFlag
 	}
 	if !ok {
-		return Trail{}
+		return History{}
 	}
 	return t
 }
@@ -192,7 +192,7 @@ type Outcome uint8
 // None is the zero value: nothing was ever sent, or what was sent is used or was
 // refused.
 const (
-	None Outcome = iota
+	NoCode Outcome = iota
 	Match
 	Mismatch  // a code was alive, and was another
 	Expired   // the last code's life is over
