@@ -1,85 +1,75 @@
-# One command does everything: make test. See CONTRIBUTING.md.
+# `make` lists the targets. CONTRIBUTING.md says how long each takes and what it needs.
 BUF      := npx --yes @bufbuild/buf@1.75.0
 LINT     := .bin/golangci-lint-2.15.0
 GRPCURL  := .bin/grpcurl-1.9.4
 SBOM     := .bin/cyclonedx-gomod-1.10.0
-SUDO     := $(if $(filter 0,$(shell id -u)),,sudo)
 export npm_config_loglevel := error
 
-.PHONY: test page screenshots page-figures prove prove-cluster bench soak tools browser lint generate generated-is-current proto image fuzz deploy release
+.DEFAULT_GOAL := help
+.PHONY: help build run unit check deps test page screenshots page-figures prove prove-cluster bench soak browser lint generate generated-is-current proto image fuzz deploy release
 
-# All checks and all tests, installing what they need on Debian.
-test: tools lint
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the program, ./phone-number-service
+	CGO_ENABLED=0 go build -trimpath -o phone-number-service .
+
+run: ## Run the service for development, http://localhost:50511
+	go run . dev
+
+# Packages that start no server, no browser and no built program. The race detector needs a C compiler.
+unit: ## Run the tests that need only Go
+	go test $(if $(shell command -v cc),-race) $$(go list ./... | grep -vE '/phone-number-service$$|/internal/(bench|monitortest|store)$$')
+
+check: lint unit ## Run the linters and the unit tests
+
+deps: deps-page deps-deploy ## Install the Debian packages that make test needs
+
+# deps-PART installs the packages of one part: see tools/deps.sh.
+deps-%:
+	@tools/deps.sh $*
+
+test: deps lint ## Run all linters and tests; on Debian, install what they need
 	go test -race -timeout 20m ./...
 	cd internal/sms/oracle && go vet ./... && go test ./...
 	$(MAKE) deploy
 	$(MAKE) page
 
-# The files of deploy/ against what reads them: Kubernetes' types, compose's loader, systemd.
-# Not from the cache, which does not watch files outside the module.
-deploy:
-	@command -v systemd-analyze >/dev/null || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends systemd; }
+# Kubernetes' types, compose's loader and systemd read the files. -count=1, since go test's
+# cache does not watch files outside the module.
+deploy: deps-deploy ## Test the files of deploy/
 	cd internal/deploytest && go test -count=1 .
 
-# The page of development in a real browser, and the example that is tested by it.
-page: browser $(GRPCURL)
+page: browser $(GRPCURL) ## Test the development page and examples/login in chromium
 	cd internal/pagetest && npx playwright test --project tests && CHROMIUM=/usr/bin/chromium npx playwright test -c ../../examples/login
 
-# The images of the page in docs/.
-screenshots: browser
-	@ls /usr/share/fonts/opentype/inter /usr/share/fonts/truetype/jetbrains-mono /usr/share/fonts/opentype/noto >/dev/null 2>&1 || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends fonts-inter fonts-jetbrains-mono fonts-noto-cjk; }
+screenshots: browser deps-fonts ## Draw the images of docs/images
 	cd internal/pagetest && FONTCONFIG_FILE=$(CURDIR)/internal/pagetest/fonts.conf npx playwright test --project screenshots --workers 1
 
-# How fast the page is here.
-page-figures: browser
+page-figures: browser ## Measure how fast the development page is
 	cd internal/pagetest && npx playwright test --project figures --workers 1
 
-browser: tools
-	@ls /usr/bin/chromium /usr/bin/curl >/dev/null 2>&1 || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium curl; }
+browser: deps-page
 	cd internal/pagetest && npm ci
 	ln -sfn ../../internal/pagetest/node_modules examples/login/node_modules
 
-# The proofs of the guarantees on the built program: docs/guarantees.md. As root, who may
-# mount disks that lose power or fill up.
-prove: tools
-	@ls /usr/sbin/mkfs.ext4 /usr/bin/mount >/dev/null 2>&1 || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends e2fsprogs mount; }
+# Root may mount disks that lose power or fill up. Without root, the tests of these are skipped.
+prove: deps-tests deps-disks ## Test the guarantees on the built program under faults
 	go test -count=1 -v -run WallClock ./internal/verify
 	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
 
-# The same on three Galera nodes: docs/scaling.md. As root, on Debian. Of mariadb-server
-# and mariadb-client-core only scripts are used: to install the server would start one.
-prove-cluster:
-	@ls /usr/sbin/mariadbd /usr/lib/galera/libgalera_smm.so /usr/bin/rsync /usr/bin/ps /usr/sbin/ip >/dev/null 2>&1 || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mariadb-server-core galera-4 rsync procps iproute2; }
-	@test -e .bin/galera/downloaded || \
-	 { $(SUDO) apt-get update -qq && mkdir -p .bin/galera && cd .bin/galera && apt-get -qq -o APT::Sandbox::User=root download mariadb-server mariadb-client-core && touch downloaded; }
+prove-cluster: deps-cluster ## Test the guarantees on three Galera nodes
 	cd internal/prove && go test -count=1 -v -timeout 10m -run '^TestCluster' .
 
-# How fast it is here, as ratios of what the database alone does: docs/performance.md.
-# Of the benchmarks of single functions, one round.
-bench: tools
+# docs/performance.md explains the figures: ratios of the raw database's throughput.
+bench: deps-tests ## Measure throughput and latency, and benchmark single functions
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./internal/bench $(BENCH)
 	go test -run '^$$' -bench . -benchmem ./internal/verify ./internal/sms ./internal/numberplan ./internal/server ./internal/store
 
-# Whether anything grows in ten minutes at half of what it can.
-soak: tools
+soak: deps-tests ## Run half of the maximum load for ten minutes, and report growth
 	go test -run '^$$' -bench Soak -benchtime 1x -timeout 60m ./internal/bench -soak 10m
 
-tools:
-	@command -v npx >/dev/null || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends npm; } # for buf
-	@command -v mariadbd >/dev/null || test -x /usr/sbin/mariadbd || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mariadb-server-core; }
-	@command -v cc >/dev/null || \
-	 { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends gcc libc6-dev; } # for -race
-	@command -v prometheus >/dev/null || test -e .bin/prometheus/usr/bin/promtool || \
-	 { $(SUDO) apt-get update -qq && mkdir -p .bin/prometheus && cd .bin/prometheus && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg-deb -x prometheus_*.deb .; } # to install it would start it
-
-lint: $(LINT) proto
+lint: $(LINT) proto ## Run the linters
 	for module in . tools internal/sms/oracle internal/prove internal/deploytest; do (cd $$module && go mod verify && go mod tidy -diff) || exit 1; done
 	go vet ./...
 	$(LINT) run ./...
@@ -98,30 +88,27 @@ $(SBOM):
 	GOBIN=$(CURDIR)/.bin go install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v$(subst .bin/cyclonedx-gomod-,,$@)
 	mv .bin/cyclonedx-gomod $@
 
-# The wire contract is well-formed, and nothing that a client relies on changed.
-proto:
+proto: deps-proto ## Lint the proto, and compare it with the frozen wire contract
 	$(BUF) lint
 	$(BUF) breaking --against phonenumberservice/frozen.json
 
-generate:
+generate: deps-proto ## Generate code from the proto
 	rm -f phonenumberservice/*.pb.go
 	$(BUF) generate
 
-generated-is-current: generate
+generated-is-current: generate ## Generate, and fail if anything changed
 	git status --porcelain -- phonenumberservice | tee -a /dev/stderr | (! grep -q .)
 
-# Every fuzz target for a little while.
-fuzz:
+fuzz: ## Run each fuzz target for twenty seconds
 	@for p in $$(go list ./internal/...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do \
 	 go test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s -fuzzminimizetime 10x $$p || exit 1; done; done
 
-image:
+image: ## Build the image with docker
 	docker build --build-arg VERSION=$$(git describe --tags --always) -t phone-number-service .
 
-# The archives of a release, in dist/, and of each program what is in it (CycloneDX): the same
-# bytes wherever a commit is built with one version of Go. So the time is the commit's, and the
-# hashes of cyclonedx-gomod's own file, which differ by where it was built, are left out.
-release: $(SBOM)
+# A commit gives the same bytes on every machine with one version of Go. So the SBOM (CycloneDX)
+# gets the commit's time, and loses the hashes of cyclonedx-gomod's own binary.
+release: $(SBOM) ## Build the archives of a release, with SBOMs, in dist/
 	rm -rf dist
 	set -e; version=$$(git describe --tags --always --dirty); for arch in amd64 arm64; do \
 	 name=phone-number-service_$${version}_linux_$$arch; mkdir -p dist/$$name; \

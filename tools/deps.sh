@@ -1,0 +1,86 @@
+#!/bin/sh
+# Installs the packages that parts of the Makefile need: tools/deps.sh PART…
+# On Debian it installs the missing ones. Elsewhere it names them and fails.
+set -eu
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+missing=   # packages to install
+downloads= # packages to unpack in .bin: to install them would start a server
+
+# need PACKAGE FILE-OR-COMMAND: the package is missing if the file or the command is.
+need() {
+  command -v "$2" >/dev/null || [ -e "$2" ] && return
+  case "$missing " in *" $1 "*) ;; *) missing="$missing $1" ;; esac
+}
+
+need_part() {
+  case $1 in
+  proto) need npm npx ;; # for buf
+  tests)
+    need_part proto
+    need mariadb-server-core mariadbd
+    need "gcc libc6-dev" cc # for -race
+    command -v prometheus >/dev/null || [ -e .bin/prometheus/usr/bin/promtool ] ||
+      downloads="$downloads prometheus"
+    ;;
+  deploy) need systemd systemd-analyze ;;
+  page)
+    need_part tests
+    need chromium /usr/bin/chromium
+    need curl curl
+    ;;
+  fonts)
+    need fonts-inter /usr/share/fonts/opentype/inter
+    need fonts-jetbrains-mono /usr/share/fonts/truetype/jetbrains-mono
+    need fonts-noto-cjk /usr/share/fonts/opentype/noto
+    ;;
+  disks)
+    need e2fsprogs mkfs.ext4
+    need mount mount
+    ;;
+  cluster)
+    need mariadb-server-core mariadbd
+    need galera-4 /usr/lib/galera/libgalera_smm.so
+    need rsync rsync
+    need procps ps
+    need iproute2 ip
+    [ -e .bin/galera/downloaded ] || downloads="$downloads mariadb-server mariadb-client-core"
+    ;;
+  image)
+    need buildah buildah
+    need busybox-static /bin/busybox
+    need procps pgrep
+    need ca-certificates /etc/ssl/certs/ca-certificates.crt
+    ;;
+  *) echo "deps.sh: unknown part $1" >&2 && exit 2 ;;
+  esac
+}
+
+for part; do need_part "$part"; done
+[ -n "$missing$downloads" ] || exit 0
+if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+  echo "deps.sh: install what these Debian packages hold, then run make again:$missing$downloads" >&2
+  exit 1
+fi
+
+sudo=
+[ "$(id -u)" = 0 ] || sudo=sudo
+$sudo apt-get update -qq
+if [ -n "$missing" ]; then
+  # shellcheck disable=SC2086 # a list of words
+  $sudo apt-get install -y -qq --no-install-recommends $missing
+fi
+download() { # DIRECTORY PACKAGE…
+  mkdir -p ".bin/$1"
+  (cd ".bin/$1" && shift && apt-get -qq -o APT::Sandbox::User=root download "$@")
+}
+case $downloads in *prometheus*)
+  download prometheus prometheus
+  dpkg-deb -x .bin/prometheus/prometheus_*.deb .bin/prometheus
+  ;;
+esac
+case $downloads in *mariadb-server*) # only scripts of these are used
+  download galera mariadb-server mariadb-client-core
+  touch .bin/galera/downloaded
+  ;;
+esac
