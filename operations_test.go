@@ -280,7 +280,7 @@ func TestACodeKeyIsRotatedOverReplicasWithoutARefusedCode(t *testing.T) {
 		}
 	}
 	mustVerify("before")
-	for _, keys := range []string{old + "," + fresh, fresh + "," + old, fresh} { // as docs/operations.md says
+	for _, keys := range []string{old + "," + fresh, fresh + "," + old, fresh} { // as docs/install.md says
 		for i, p := range replicas { // one after the other, with calls in between
 			before := strings.Count(p.Output.String(), "took over")
 			write(t, dirs[i], map[string]string{"PHONENUMBER_CODE_KEY": keys})

@@ -36,8 +36,8 @@ const (
 	dashboardFile = "../../deploy/grafana/dashboard.json"
 	alertsFile    = "../../deploy/prometheus/alerts.yaml"
 	alertTests    = "../../deploy/prometheus/alerts_test.yaml"
-	runbookFile   = "../../docs/operations.md"
-	runbookURL    = "https://github.com/liulinhuai/phone-number-service/blob/main/docs/operations.md"
+	runbookFile   = "../../docs/runbook.md"
+	runbookURL    = "https://github.com/liulinhuai/phone-number-service/blob/main/docs/runbook.md"
 	patience      = time.Minute
 )
 

@@ -21,7 +21,7 @@ import (
 )
 
 // Metrics are the process's, but for what internal/store and internal/sms count
-// themselves; docs/operations.md lists all.
+// themselves; docs/monitoring.md lists all.
 type Metrics struct {
 	registry      *prometheus.Registry
 	calls         *prometheus.HistogramVec
