@@ -634,15 +634,15 @@ func TestARealSMSIsSent(t *testing.T) {
 	}
 }
 
-func TestTheREADMEHasEverySetting(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+func TestSettings_areAllInTheDocumentation(t *testing.T) {
+	page, err := os.ReadFile("docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	table := string(readme)
+	table := string(page)
 	for _, name := range append(knownEnv, "DATA_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "ALIYUN_ENDPOINT") {
 		if name, secret := strings.CutSuffix(name, "_FILE"); !strings.Contains(table, "`"+name+"`") || secret && !strings.Contains(table, "`"+name+"` †") {
-			t.Errorf("README.md's table lacks %s", name)
+			t.Errorf("docs/configuration.md lacks %s", name)
 		}
 	}
 }

@@ -63,7 +63,7 @@ func (p process) check(t *testing.T, n int) {
 	calling.Wait()
 }
 
-// mustStop sends SIGTERM, and wants exit code 0 within the time that the README asks for.
+// mustStop sends SIGTERM, and wants exit code 0 within the time that docs/install.md asks for.
 func (p process) mustStop(t *testing.T) {
 	t.Helper()
 	p.Signal(syscall.SIGTERM)

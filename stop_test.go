@@ -17,7 +17,7 @@ import (
 )
 
 // A database and a collector of traces that do not answer hold nothing up for longer
-// than README.md says.
+// than docs/install.md says.
 func TestSIGTERM_endsTheProcessThoughItsPeersHang(t *testing.T) {
 	t.Parallel()
 	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)

@@ -163,7 +163,7 @@ func TestPodIsSetUpAsTheProgramNeeds(t *testing.T) {
 	for _, e := range c.Env {
 		env[e.Name] = e.Value
 	}
-	settings := readme(t)
+	settings := documented(t)
 
 	// The probes ask the port at PHONENUMBER_LISTEN, which is the default.
 	if _, set := env["PHONENUMBER_LISTEN"]; set || !strings.HasPrefix(settings["PHONENUMBER_LISTEN"].fallback, "`:"+strconv.Itoa(int(c.Ports[0].ContainerPort))+"`") {

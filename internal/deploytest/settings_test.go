@@ -21,7 +21,7 @@ const (
 	root   = "../.."
 	deploy = root + "/deploy"
 
-	// How long calls in flight take to finish after the drain delay, by default: README.md.
+	// How long calls in flight take to finish after the drain delay, by default: docs/install.md.
 	longestCall = 12 * time.Second
 )
 
@@ -44,11 +44,11 @@ type setting struct {
 	file     bool   // may be given as NAME_FILE
 }
 
-// readme returns the settings of README.md's table.
-func readme(t testing.TB) map[string]setting {
+// documented returns the settings of the tables in docs/configuration.md.
+func documented(t testing.TB) map[string]setting {
 	t.Helper()
 	settings := map[string]setting{}
-	for line := range strings.Lines(read(t, root+"/README.md")) {
+	for line := range strings.Lines(read(t, root+"/docs/configuration.md")) {
 		cells := strings.Split(line, "|")
 		if len(cells) < 5 || !strings.HasPrefix(cells[1], " `") {
 			continue
@@ -58,13 +58,13 @@ func readme(t testing.TB) map[string]setting {
 		}
 	}
 	if len(settings) < 10 {
-		t.Fatalf("README.md has the settings %v", settings)
+		t.Fatalf("docs/configuration.md has the settings %v", settings)
 	}
 	return settings
 }
 
-func TestEverySettingInDeployIsInTheReadme(t *testing.T) {
-	settings := readme(t)
+func TestDeploy_usesDocumentedSettings(t *testing.T) {
+	settings := documented(t)
 	seen := 0
 	must(t, filepath.WalkDir(deploy, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
@@ -74,7 +74,7 @@ func TestEverySettingInDeployIsInTheReadme(t *testing.T) {
 			seen++
 			base, file := strings.CutSuffix(found, "_FILE")
 			if s, known := settings[base]; !known || file && !s.file {
-				t.Errorf("%s: %s is not in README.md", name, found)
+				t.Errorf("%s: %s is not in docs/configuration.md", name, found)
 			}
 		}
 		return nil

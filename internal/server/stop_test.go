@@ -18,7 +18,7 @@ import (
 )
 
 // A Sender, a Store and a readiness probe that never return, called over gRPC and over
-// HTTP, cost no more than the time that README.md names.
+// HTTP, cost no more than the time that docs/install.md names.
 func TestServe_returnsThoughHandlersNeverEnd(t *testing.T) {
 	t.Parallel()
 	var hanging, probing atomic.Int64
