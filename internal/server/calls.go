@@ -26,9 +26,9 @@ import (
 
 var errPanic = errors.New("panic")
 
-// callInfo are what a call's log line says beyond its outcome.
+// callInfo collects attributes for the log line of a call. The handlers fill it in.
 type callInfo struct {
-	caller  *callers.Caller // nil where nobody asks
+	caller  *callers.Caller // nil without authentication
 	number  verify.Number
 	receipt verify.Receipt
 	outcome string // of Valid
@@ -43,11 +43,11 @@ func callInfoFrom(ctx context.Context) *callInfo {
 	return &callInfo{}
 }
 
-// An authenticator function returns who makes a call with these values of the header
-// authorization and this verified client certificate, nil for none.
+// An authenticator returns the caller that the values of the header authorization and the
+// verified client certificate belong to. The certificate is nil if there is none.
 type authenticator func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
 
-// authenticate returns who makes the call of ctx. A nil function asks nobody, and returns nil.
+// authenticate returns the caller of the call of ctx. A nil authenticator returns a nil caller.
 func (f authenticator) authenticate(ctx context.Context) (*callers.Caller, error) {
 	if f == nil {
 		return nil, nil
@@ -59,32 +59,33 @@ func (f authenticator) authenticate(ctx context.Context) (*callers.Caller, error
 	return f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate)
 }
 
-// callInterceptor is what every call of every protocol passes through: who makes it, its
-// trace, a net under panics, the status for its error, its count and its one log line.
-func callInterceptor(watch observe.Telemetry, who authenticator) grpc.UnaryServerInterceptor {
+// callInterceptor wraps every call, over gRPC and HTTP. It authenticates the caller, starts
+// the span, recovers panics, converts errors to statuses, and records metrics and one log
+// line.
+func callInterceptor(telemetry observe.Telemetry, auth authenticator) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 		if strings.HasPrefix(info.FullMethod, "/grpc.health.") {
-			// The probes of every few seconds would drown the calls.
-			return recoverPanic(ctx, watch.Log, method, func() (any, error) { return handler(ctx, req) })
+			// Frequent health probes would hide the calls in logs and metrics.
+			return recoverPanic(ctx, telemetry.Log, method, func() (any, error) { return handler(ctx, req) })
 		}
 		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
 			ctx = observe.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
 		}
-		caller, refused := who.authenticate(ctx)
+		caller, authErr := auth.authenticate(ctx)
 		switch {
-		case refused != nil:
+		case authErr != nil:
 			ctx = observe.WithCaller(ctx, callers.Unknown)
 		case caller != nil:
 			ctx = observe.WithCaller(ctx, caller.Name)
-			refused = caller.AuthorizeCall(method)
+			authErr = caller.AuthorizeCall(method)
 		}
 		n := &callInfo{caller: caller}
-		ctx, span := watch.Call(context.WithValue(ctx, callInfoKey{}, n), info.FullMethod)
-		res, err := recoverPanic(ctx, watch.Log, method, func() (any, error) {
-			if refused != nil {
-				return nil, refused
+		ctx, span := telemetry.Call(context.WithValue(ctx, callInfoKey{}, n), info.FullMethod)
+		res, err := recoverPanic(ctx, telemetry.Log, method, func() (any, error) {
+			if authErr != nil {
+				return nil, authErr
 			}
 			return handler(ctx, req)
 		})
@@ -94,25 +95,25 @@ func callInterceptor(watch observe.Telemetry, who authenticator) grpc.UnaryServe
 		}
 		took := time.Since(start)
 		span.End(s.Code(), n.number)
-		watch.Metrics.ObserveCall(ctx, method, s.Code().String(), took)
-		logCall(ctx, watch.Log, method, s.Code(), n, took, err)
+		telemetry.Metrics.ObserveCall(ctx, method, s.Code().String(), took)
+		logCall(ctx, telemetry.Log, method, s.Code(), n, took, err)
 		return res, s.Err()
 	}
 }
 
-// recoverPanic turns a panic into an error. Of the panic's value only the kind is
-// logged, unless it is the runtime's own: it could hold a code.
+// recoverPanic turns a panic into an error. It logs only the type of the panic's value,
+// unless it is a runtime.Error, because the value could contain a code.
 func recoverPanic(ctx context.Context, log *slog.Logger, method string, f func() (any, error)) (res any, err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
 			return
 		}
-		what := fmt.Sprintf("%T", p)
+		value := fmt.Sprintf("%T", p)
 		if r, ok := p.(runtime.Error); ok {
-			what = r.Error()
+			value = r.Error()
 		}
-		log.ErrorContext(ctx, "panic in a call", "method", method, "panic", what, "stack", string(debug.Stack()))
+		log.ErrorContext(ctx, "panic in a call", "method", method, "panic", value, "stack", string(debug.Stack()))
 		res, err = nil, errPanic
 	}()
 	return f()
@@ -161,13 +162,13 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	if err != nil {
 		text("error", err.Error())
 	}
-	// Not by the Logger, which would find out the line of the source.
+	// Bypass slog.Logger, which would call runtime.Callers for the source position.
 	record := slog.NewRecord(time.Now(), level, "call", 0)
 	record.AddAttrs(attrs...)
 	log.Handler().Handle(ctx, record)
 }
 
-// peerOf is the address that a call came from, without its port.
+// peerOf returns the peer's address of a call, without its port.
 func peerOf(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {

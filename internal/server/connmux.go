@@ -10,10 +10,9 @@ import (
 	"time"
 )
 
-// A connMux accepts connections, where there is TLS shakes hands, and hands each to one
-// of two servers: those that begin with HTTP/2's preface to grpcSide, all others to
-// httpSide. This keeps grpc-go on its own transport, which costs a third of what it
-// costs behind net/http.
+// connMux accepts connections, does the TLS handshake if TLS is configured, and reads the
+// first bytes. Connections that start with the HTTP/2 preface go to grpc-go, all others to
+// net/http. gRPC through net/http would cost three times the CPU of grpc-go's own transport.
 type connMux struct {
 	listener                   net.Listener
 	tls                        *Certificates // nil for plaintext
@@ -33,7 +32,7 @@ func (d *connMux) serve() error {
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
-		if err != nil { // such as too many open files: it passes
+		if err != nil { // temporary, such as too many open files
 			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
 			time.Sleep(wait)
 			continue
@@ -61,29 +60,29 @@ func (d *connMux) dispatch(conn net.Conn) {
 		}
 		conn = secure
 	}
-	first := make([]byte, 3) // no method of HTTP/1.1 begins with PRI
+	first := make([]byte, 3) // no HTTP/1.1 method starts with PRI
 	if _, err := io.ReadFull(conn, first); err != nil {
 		d.rejected("silent")
 		conn.Close()
 		return
 	}
 	conn.SetDeadline(time.Time{})
-	begun := prefixedConn{Conn: conn, prefix: first}
+	peeked := prefixedConn{Conn: conn, prefix: first}
 	isHTTP2 := string(first) == "PRI"
 	switch {
 	case isHTTP2 && secure != nil:
 		state := secure.ConnectionState()
-		d.grpcListener.deliver(d.http2.add(&begun, &state))
+		d.grpcListener.deliver(d.http2.add(&peeked, &state))
 	case isHTTP2:
-		d.grpcListener.deliver(d.http2.add(&begun, nil))
+		d.grpcListener.deliver(d.http2.add(&peeked, nil))
 	case secure != nil:
-		d.httpListener.deliver(&tlsConn{begun, secure.ConnectionState()})
+		d.httpListener.deliver(&tlsConn{peeked, secure.ConnectionState()})
 	default:
-		d.httpListener.deliver(&begun)
+		d.httpListener.deliver(&peeked)
 	}
 }
 
-// A countedConn connection says when it is closed.
+// countedConn calls closed when it is closed.
 type countedConn struct {
 	net.Conn
 	closed func()
@@ -94,7 +93,8 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// A chanListener is the net.Listener that one of the two servers accepts from.
+// chanListener is a net.Listener that returns the connections passed to deliver. Each of the
+// two servers accepts from one.
 type chanListener struct {
 	addr   net.Addr
 	conns  chan net.Conn
@@ -130,7 +130,7 @@ func (s *chanListener) Close() error {
 
 func (s *chanListener) Addr() net.Addr { return s.addr }
 
-// A prefixedConn gives back the bytes that were read to look at them.
+// prefixedConn returns the bytes that connMux already read, then those of Conn.
 type prefixedConn struct {
 	net.Conn
 	prefix []byte

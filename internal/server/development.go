@@ -21,21 +21,22 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// The page of development and the description of all that is served over HTTP.
+// The development page, and the OpenAPI description of all HTTP endpoints.
 //
 //go:embed page
 var pageFiles embed.FS
 
-// devService is the service as dev runs it: it notes in the inbox what becomes of
-// codes, and serves the page and what automated tests need.
+// devService is the service that the dev command runs. It updates the states of codes in the
+// inbox, and serves the page and the endpoints for automated tests.
 type devService struct {
 	*service
 	inbox    *sms.Inbox
 	version  string
 	started  time.Time
-	shutdown context.Context // when it does, so do requests that wait
+	shutdown context.Context // its end ends waiting requests
 
-	settling sync.Mutex // over a look at the store and its note, so that notes come in order
+	// syncMu is held from reading the store to updating the inbox, so that updates are in order.
+	syncMu sync.Mutex
 }
 
 func (d *devService) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
@@ -53,14 +54,15 @@ func (d *devService) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRe
 	return res, err
 }
 
-// syncInbox goes on when the caller has gone.
+// syncInbox reads the state of a number from the store into the inbox. It continues after
+// the caller disconnects. used is the code that Valid has just accepted, or "".
 func (d *devService) syncInbox(ctx context.Context, phoneNumber, used string) {
-	n, fault := d.numbers.Parse(phoneNumber)
-	if fault != nil {
+	n, invalid := d.numbers.Parse(phoneNumber)
+	if invalid != nil {
 		return
 	}
-	d.settling.Lock()
-	defer d.settling.Unlock()
+	d.syncMu.Lock()
+	defer d.syncMu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	seen, err := d.verifier.Inspect(ctx, n)
@@ -71,12 +73,12 @@ func (d *devService) syncInbox(ctx context.Context, phoneNumber, used string) {
 	d.inbox.UpdateStates(n, used, seen)
 }
 
-// register adds development's paths; page/openapi.json describes them.
+// register adds the endpoints of development; page/openapi.json describes them.
 func (d *devService) register(mux *http.ServeMux) {
 	registerPage(mux)
 	data := func(pattern string, handler http.HandlerFunc) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if isCrossSite(r) { // which could not read the answer, but frame or time it
+			if isCrossSite(r) { // it could frame or time the response
 				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
 				return
 			}
@@ -96,18 +98,19 @@ func (d *devService) register(mux *http.ServeMux) {
 	data("GET /number.json", d.getNumber)
 }
 
-// Names that nobody can buy, beside those without a dot.
+// Suffixes of names that cannot be registered in public DNS.
 var nonPublicSuffix = regexp.MustCompile(`\.(internal|local|localhost|test)$`)
 
-// guardDNSRebinding refuses names that can be had in the public DNS: a web page
-// whose name was pointed at this address would be of the same origin as the inbox.
+// guardDNSRebinding rejects Host names that can be registered in public DNS. Otherwise an
+// attacker's page could rebind its own name to this address and read the inbox as
+// same-origin.
 func guardDNSRebinding(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
 		}
-		host = strings.ToLower(strings.TrimSuffix(host, ".")) // the same name
+		host = strings.ToLower(strings.TrimSuffix(host, ".")) // a final dot is optional
 		public := host == "" || strings.Contains(host, ".") && !nonPublicSuffix.MatchString(host)
 		if public && net.ParseIP(host) == nil {
 			http.Error(w, "development answers to IP addresses, names without a dot, and names in .internal, .local, .localhost and .test", http.StatusMisdirectedRequest)
@@ -117,13 +120,13 @@ func guardDNSRebinding(next http.Handler) http.Handler {
 	})
 }
 
-// The page loads nothing but its own files, runs no text as a script, and is shown
-// in no other page.
+// pagePolicy lets the page load only its own files and run no inline script, and forbids
+// other pages to embed it.
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// registerPage adds the page's files. Their types are written here: a machine's own
-// table may have others, with which browsers run no module.
+// registerPage adds the page's files. It sets fixed content types: the MIME table of the
+// machine may differ, and browsers run a module only with a JavaScript type.
 func registerPage(mux *http.ServeMux) {
 	const html, css, script, jsonType = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8", "application/json"
 	for path, f := range map[string]struct{ name, contentType string }{
@@ -141,8 +144,8 @@ func registerPage(mux *http.ServeMux) {
 	}
 }
 
-// setHeaders sets what every answer has: its type, which is meant, and that it is for
-// no other page and never old.
+// setHeaders sets the content type and the security and no-cache headers of every dev
+// response.
 func setHeaders(w http.ResponseWriter, contentType string) {
 	h := w.Header()
 	h.Set("Content-Security-Policy", pagePolicy)
@@ -158,56 +161,57 @@ func writeJSON(w http.ResponseWriter, v any) {
 	json.NewEncoder(w).Encode(v)
 }
 
-// parameters of a query that development's paths take.
+// parameters are the query parameters of the development endpoints.
 type parameters struct {
-	number verify.Number // "" is every number
+	number verify.Number // "" for all numbers
 	wait   time.Duration
 }
 
 const (
-	longestWait = time.Minute
-	bodyBytes   = 4 << 10
+	maxWait      = time.Minute
+	maxBodyBytes = 4 << 10
 )
 
-// query reads the parameters that a path takes, or answers what is wrong with them.
+// query reads the parameters that an endpoint takes. If they are invalid it writes the error
+// and returns false.
 func (d *devService) query(w http.ResponseWriter, r *http.Request, takes ...string) (parameters, bool) {
 	var p parameters
-	refuse := func(format string, args ...any) (parameters, bool) {
+	badRequest := func(format string, args ...any) (parameters, bool) {
 		http.Error(w, fmt.Sprintf(format, args...), http.StatusBadRequest)
 		return parameters{}, false
 	}
 	given, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil { // a part that cannot be read is not there, and no number is every number
-		return refuse("the query cannot be read: escape what is in it")
+	if err != nil { // or a malformed phone_number would mean all
+		return badRequest("the query cannot be read: escape what is in it")
 	}
 	for name, values := range given {
 		value := values[0]
 		switch {
 		case !slices.Contains(takes, name):
 			if len(takes) == 0 {
-				return refuse("there are no parameters")
+				return badRequest("there are no parameters")
 			}
-			return refuse("the only parameters are %s", strings.Join(takes, ", "))
+			return badRequest("the only parameters are %s", strings.Join(takes, ", "))
 		case len(values) > 1:
-			return refuse("%s is given twice", name)
+			return badRequest("%s is given twice", name)
 		case value == "":
-			return refuse("%s is empty: give one, or leave it out", name)
+			return badRequest("%s is empty: give one, or leave it out", name)
 		case name == "phone_number":
-			n, fault := d.numbers.Parse(withPlus(value))
-			if fault != nil {
-				return refuse("%v", fault)
+			n, invalid := d.numbers.Parse(withPlus(value))
+			if invalid != nil {
+				return badRequest("%v", invalid)
 			}
 			p.number = n
 		case name == "wait":
-			if p.wait, err = time.ParseDuration(value); err != nil || p.wait < 0 || p.wait > longestWait {
-				return refuse("wait must be a duration from 0s to %v, such as 5s", longestWait)
+			if p.wait, err = time.ParseDuration(value); err != nil || p.wait < 0 || p.wait > maxWait {
+				return badRequest("wait must be a duration from 0s to %v, such as 5s", maxWait)
 			}
 		}
 	}
 	return p, true
 }
 
-// withPlus reads the space as which an unescaped + in a query arrives.
+// withPlus restores a leading +, which an unescaped query decodes as a space.
 func withPlus(number string) string {
 	if rest, ok := strings.CutPrefix(number, " "); ok {
 		return "+" + rest
@@ -232,7 +236,7 @@ func (d *devService) getInbox(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), q.wait)
 	defer cancel()
 	defer context.AfterFunc(d.shutdown, cancel)()
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(q.wait + eventWrittenIn))
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(q.wait + eventWriteTimeout))
 	writeJSON(w, d.inbox.AwaitMessages(ctx, q.number))
 }
 
@@ -245,7 +249,7 @@ func (d *devService) putFailure(w http.ResponseWriter, r *http.Request) {
 		Kind        string  `json:"kind"`
 		Times       *int    `json:"times"`
 	}
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyBytes))
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBodyBytes))
 	decoder.DisallowUnknownFields()
 	if decoder.Decode(&body) != nil || decoder.Decode(&struct{}{}) != io.EOF {
 		http.Error(w, "the body must be one JSON object with kind (one of "+strings.Join(sms.FailureKinds(), ", ")+"), and where wanted times (a whole number) and phone_number", http.StatusBadRequest)
@@ -253,12 +257,12 @@ func (d *devService) putFailure(w http.ResponseWriter, r *http.Request) {
 	}
 	failure := sms.Failure{Kind: body.Kind}
 	if body.Times != nil {
-		failure.Times = cmp.Or(*body.Times, -1) // 0 is no number of sends
+		failure.Times = cmp.Or(*body.Times, -1) // 0 sends is invalid
 	}
 	if body.PhoneNumber != nil {
-		n, fault := d.numbers.Parse(*body.PhoneNumber)
-		if fault != nil {
-			http.Error(w, fault.Error(), http.StatusBadRequest)
+		n, invalid := d.numbers.Parse(*body.PhoneNumber)
+		if invalid != nil {
+			http.Error(w, invalid.Error(), http.StatusBadRequest)
 			return
 		}
 		failure.PhoneNumber = n
@@ -270,7 +274,7 @@ func (d *devService) putFailure(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, d.inbox.Failures())
 }
 
-// getNumber answers how the service reads a number, for a person who still types it.
+// getNumber writes how the service parses a number, for the page while a person types it.
 func (d *devService) getNumber(w http.ResponseWriter, r *http.Request) {
 	given := r.URL.Query()
 	raw := given["phone_number"]
@@ -278,22 +282,22 @@ func (d *devService) getNumber(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the only parameter, phone_number, is required", http.StatusBadRequest)
 		return
 	}
-	n, fault := d.numbers.Parse(withPlus(raw[0]))
-	if fault != nil {
-		writeJSON(w, map[string]string{"fault": fault.Want})
+	n, invalid := d.numbers.Parse(withPlus(raw[0]))
+	if invalid != nil {
+		writeJSON(w, map[string]string{"fault": invalid.Want})
 		return
 	}
 	writeJSON(w, map[string]verify.Number{"phone_number": n})
 }
 
 const (
-	eventsAtMostEvery = 20 * time.Millisecond // a burst is one event
-	aliveEvery        = 15 * time.Second
-	eventWrittenIn    = 10 * time.Second
+	minEventInterval  = 20 * time.Millisecond // combines changes into one event
+	keepAliveInterval = 15 * time.Second
+	eventWriteTimeout = 10 * time.Second
 )
 
-// events tells the page of changes in the inbox: first all that is there, then
-// what is new. A browser that is slow to read gets fewer and larger events.
+// events streams the inbox to the page as server-sent events: first everything, then the
+// changes. A slow browser gets fewer and larger events.
 func (d *devService) events(w http.ResponseWriter, r *http.Request) {
 	if _, ok := d.query(w, r); !ok {
 		return
@@ -304,7 +308,7 @@ func (d *devService) events(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w, "text/event-stream")
 	c := http.NewResponseController(w)
 	write := func(text string) bool {
-		c.SetWriteDeadline(time.Now().Add(eventWrittenIn))
+		c.SetWriteDeadline(time.Now().Add(eventWriteTimeout))
 		io.WriteString(w, text)
 		return c.Flush() == nil
 	}
@@ -329,8 +333,8 @@ func (d *devService) events(w http.ResponseWriter, r *http.Request) {
 		}
 		select {
 		case <-changed:
-			time.Sleep(eventsAtMostEvery)
-		case <-time.After(aliveEvery):
+			time.Sleep(minEventInterval)
+		case <-time.After(keepAliveInterval):
 			if !write(": alive\n\n") {
 				return
 			}

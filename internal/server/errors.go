@@ -16,13 +16,13 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// Domains of google.rpc.ErrorInfo: who said the reason.
+// Domains of google.rpc.ErrorInfo: the origin of the reason.
 const (
 	aliyunDomain = "aliyun.com"
 	ownDomain    = "phone-number-service"
 )
 
-// publicError is the public form of an error: a fixed text, never a cause's.
+// publicError is the public form of an error. Its text is fixed and never that of a cause.
 type publicError struct {
 	code       codes.Code
 	reason     string // of ErrorInfo in ownDomain; docs/errors.md lists them
@@ -30,15 +30,15 @@ type publicError struct {
 	retryAfter time.Duration // RetryInfo, 0 for none
 }
 
-// What is wrong with a request over HTTP/1.1 beyond its fields.
+// Errors of a request over HTTP/1.1 that are not about its fields.
 var (
 	errMessageTooLarge = errors.New("the message is too large")
 	errOrigin          = errors.New("a web page of an origin that may not call")
 	errUnknownEncoding = errors.New("the message's encoding is not known")
 )
 
-// UNAVAILABLE may only stand where surely nothing was sent and nothing counted:
-// clients and meshes repeat it by themselves.
+// Use UNAVAILABLE only if definitely nothing was sent and nothing was counted: clients and
+// service meshes retry it automatically.
 var (
 	errorTable = []struct {
 		err error
@@ -69,12 +69,12 @@ var (
 	notAllowed      = publicError{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
 	rateLimited     = publicError{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
 	unknownPath     = publicError{codes.Unimplemented, "UNKNOWN_PATH", "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName + " and POST " + pb.PhoneNumberService_Valid_FullMethodName, 0}
-	// For a panic, and for what nobody thought of.
+	// For a panic, and for every error that is not listed above.
 	unclassified = publicError{codes.Internal, "INTERNAL", "internal error", 0}
 )
 
-// toStatus makes the answer to a caller of an error: fixed text and details. The
-// cause stays for the log.
+// toStatus converts an error to the status for the caller: a fixed text and details. The
+// cause is only logged.
 func toStatus(err error) *status.Status {
 	var fields fieldErrors
 	if errors.As(err, &fields) {
@@ -105,7 +105,7 @@ func toStatus(err error) *status.Status {
 			continue
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
-			a.code = codes.DeadlineExceeded // of ErrCallerGone alone: the others keep no cause
+			a.code = codes.DeadlineExceeded // only ErrCallerGone keeps its cause
 		}
 		return a.status()
 	}
@@ -157,7 +157,7 @@ func withDetails(s *status.Status, details ...protoadapt.MessageV1) *status.Stat
 		if d == nil {
 			continue
 		}
-		// Fails only for code OK, which no answer has.
+		// Fails only for code OK, which no error has.
 		if detailed, err := s.WithDetails(d); err == nil {
 			s = detailed
 		}

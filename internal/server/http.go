@@ -36,29 +36,29 @@ import (
 
 const documentation = "https://github.com/liulinhuai/phone-number-service"
 
-// newHTTPServer serves what arrives as HTTP/1.1 on the port: the two calls as
-// JSON and gRPC-Web, and what dev, where it is not nil, has beside them.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, around grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
+// newHTTPServer returns the server for HTTP/1.1 connections of the port. It serves the two
+// calls as JSON and gRPC-Web, and the development endpoints if dev is not nil.
+func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
 	admits := func(r *http.Request) error {
-		if dev == nil && fromPage(r, c.Origins) { // dev has a page, and answers to no public name
+		if dev == nil && fromPage(r, c.Origins) { // dev has a page; guardDNSRebinding protects it
 			return errOrigin
 		}
 		return nil
 	}
 	admitted := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		return a.admit(ctx, req, info, func(ctx context.Context, req any) (any, error) { return around(ctx, req, info, handler) })
+		return a.admit(ctx, req, info, func(ctx context.Context, req any) (any, error) { return interceptor(ctx, req, info, handler) })
 	}
 	call := func(method string, handler http.Handler) {
 		mux.Handle(method, withCORS(c.Origins, withIncomingContext(c.Limits, jsonByDefault(handler))))
 	}
 	call(pb.PhoneNumberService_SendSMS_FullMethodName, unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
 	call(pb.PhoneNumberService_Valid_FullMethodName, unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
-	refuse := connect.NewErrorWriter()
+	errorWriter := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
 			w = statusWriter{w, http.StatusNotImplemented, http.StatusNotFound}
-			refuse.Write(w, r, connectError(unknownPath.status())) //nolint:errcheck // the caller has gone
+			errorWriter.Write(w, r, connectError(unknownPath.status())) //nolint:errcheck // the client disconnected
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -82,19 +82,19 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, around grpc
 		ReadTimeout:       c.Limits.ReadTimeout,
 		WriteTimeout:      c.Limits.CallTimeout + 10*time.Second,
 		IdleTimeout:       c.Limits.IdleTimeout,
-		MaxHeaderBytes:    max(c.Limits.HeaderBytes-4<<10, 1), // net/http adds 4 KiB, and another on a connection in use
+		MaxHeaderBytes:    max(c.Limits.HeaderBytes-4<<10, 1), // net/http adds 4 KiB, more on a reused connection
 		ErrorLog:          slog.NewLogLogger(c.Telemetry.Log.Handler(), slog.LevelDebug),
 	}
 }
 
-// unaryHandler serves one call over HTTP/1.1. It passes through around exactly as a call over
-// gRPC does, also where the request is wrong. connect writes the answer alone: it gets a
-// request without a head and message of the caller's, so that it refuses none with a text
-// of its own.
-func unaryHandler[Req, Res any](method string, around grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error, f func(context.Context, *Req) (*Res, error)) http.Handler {
+// unaryHandler serves one call over HTTP/1.1. The call passes the interceptor as a call over
+// gRPC does, even if the request is invalid. connect only writes the response: it gets an
+// empty request without the client's headers and message, so that it never rejects a request
+// with a text of its own.
+func unaryHandler[Req, Res any](method string, interceptor grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error, f func(context.Context, *Req) (*Res, error)) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
 		c := ctx.Value(httpCallKey{}).(*httpCall)
-		res, err := around(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
+		res, err := interceptor(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
 			if c.err != nil {
 				return nil, c.err
 			}
@@ -120,29 +120,29 @@ func unaryHandler[Req, Res any](method string, around grpc.UnaryServerIntercepto
 		}
 		empty := &http.Request{
 			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(c.form.empty())),
-			Header: http.Header{"Content-Type": {c.answerType}}, Body: io.NopCloser(bytes.NewReader(c.form.empty())),
+			Header: http.Header{"Content-Type": {c.contentType}}, Body: io.NopCloser(bytes.NewReader(c.form.empty())),
 		}
-		// Not with c.ctx: connect answers by itself if that has ended.
+		// Do not use c.ctx: connect writes its own error if it is done.
 		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.WithoutCancel(r.Context()), httpCallKey{}, c)))
 	})
 }
 
 type httpCallKey struct{}
 
-// An httpCall is a request over HTTP/1.1 that was read whole.
+// httpCall is a request over HTTP/1.1 after its body was read.
 type httpCall struct {
-	ctx        context.Context // ends with the caller, or when its deadline passes
-	form       form
-	answerType string
-	message    []byte // without envelope and compression
-	err        error  // what is wrong with the request
-	httpStatus int    // of err, if it is not the one that Connect has for its code
+	ctx         context.Context // done on disconnect or at the deadline
+	form        form
+	contentType string
+	message     []byte // without envelope and compression
+	err         error  // set if the request is invalid
+	httpStatus  int    // of err, if not Connect's default
 }
 
-// A form is how a message looks over HTTP/1.1.
+// form is the encoding of a message over HTTP/1.1.
 type form struct {
 	unmarshal func([]byte, proto.Message) error
-	enveloped bool // five bytes before it, as in gRPC and gRPC-Web
+	enveloped bool // has the five-byte prefix of gRPC
 }
 
 var (
@@ -174,20 +174,20 @@ func (f form) empty() []byte {
 	return nil
 }
 
-// readCall reads a request, whose message may have so many bytes, unless it is refused.
-// What is wrong with the request is in the call, which then has the form in which that is
-// answered. The caller of readCall calls end after the call.
-func readCall(answer http.Header, r *http.Request, most int, refused error) (c *httpCall, end func()) {
+// readCall reads a request whose message has at most maxBytes. It sets c.err if refused is
+// not nil or the request is invalid; c.form is then the encoding of the error response. The
+// function end must be called after the call.
+func readCall(header http.Header, r *http.Request, maxBytes int, refused error) (c *httpCall, end func()) {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
 	f, known := forms[mediaType]
-	c = &httpCall{ctx: r.Context(), form: f, answerType: mediaType}
+	c = &httpCall{ctx: r.Context(), form: f, contentType: mediaType}
 	if !known || r.Method != http.MethodPost {
-		c.form, c.answerType = forms["application/json"], "application/json"
+		c.form, c.contentType = forms["application/json"], "application/json"
 	} else if mediaType == "application/json" && strings.Contains(strings.ToLower(parameters), "charset") {
-		c.answerType = "application/json; charset=utf-8" // whatever it is called: JSON has no other
+		c.contentType = "application/json; charset=utf-8" // the only charset of JSON
 	}
-	wrong := func(field, want string) {
+	invalid := func(field, want string) {
 		c.err = fieldErrors{{Field: field, Want: want}}
 	}
 	timeoutName, timeoutForm, timeoutWant, encodingName := "Connect-Timeout-Ms", connectTimeout, "must be milliseconds, 1 to 10 digits, or left out", "Content-Encoding"
@@ -198,19 +198,19 @@ func readCall(answer http.Header, r *http.Request, most int, refused error) (c *
 	version := r.Header.Get("Connect-Protocol-Version")
 	switch {
 	case r.Method != http.MethodPost:
-		wrong("method", "must be POST")
+		invalid("method", "must be POST")
 		c.httpStatus = http.StatusMethodNotAllowed
-		answer.Set("Allow", http.MethodPost)
+		header.Set("Allow", http.MethodPost)
 	case refused != nil:
 		c.err = refused
 	case !known:
-		wrong("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
+		invalid("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
 		c.httpStatus = http.StatusUnsupportedMediaType
-		answer.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
+		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
 	case !f.enveloped && version != "" && version != "1":
-		wrong("Connect-Protocol-Version", "must be 1, or left out")
+		invalid("Connect-Protocol-Version", "must be 1, or left out")
 	case timeout != "" && !timeoutForm.MatchString(timeout):
-		wrong(timeoutName, timeoutWant)
+		invalid(timeoutName, timeoutWant)
 	case encoding != "" && encoding != "identity" && encoding != "gzip":
 		c.err = errUnknownEncoding
 	}
@@ -221,28 +221,28 @@ func readCall(answer http.Header, r *http.Request, most int, refused error) (c *
 	if timeout != "" {
 		c.ctx, end = context.WithTimeout(c.ctx, timeoutOf(timeout))
 	}
-	c.message, c.err = f.read(r.Body, encoding == "gzip", most)
+	c.message, c.err = f.read(r.Body, encoding == "gzip", maxBytes)
 	return c, end
 }
 
-// timeoutOf reads what matched one of the two forms of a timeout.
+// timeoutOf parses a timeout that matches connectTimeout or grpcTimeout.
 func timeoutOf(text string) time.Duration {
-	unit, inGRPC := grpcUnits[text[len(text)-1]]
-	if !inGRPC {
+	unit, isGRPC := grpcUnits[text[len(text)-1]]
+	if !isGRPC {
 		unit = time.Millisecond
 	}
 	n, _ := strconv.ParseInt(strings.TrimRight(text, "HMSmun"), 10, 64)
 	return time.Duration(min(n, math.MaxInt64/int64(unit))) * unit
 }
 
-// read returns the message in a body. Its errors are for the caller.
-func (f form) read(body io.Reader, compressed bool, most int) ([]byte, error) {
-	longest := most + len(f.empty())
-	b, err := io.ReadAll(io.LimitReader(body, int64(longest)+1))
+// read returns the message of a body. Its errors are sent to the caller.
+func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error) {
+	maxBody := maxBytes + len(f.empty())
+	b, err := io.ReadAll(io.LimitReader(body, int64(maxBody)+1))
 	if err != nil {
 		return nil, bodyError(err)
 	}
-	if len(b) > longest {
+	if len(b) > maxBody {
 		return nil, errMessageTooLarge
 	}
 	if f.enveloped {
@@ -255,21 +255,21 @@ func (f form) read(body io.Reader, compressed bool, most int) ([]byte, error) {
 	if !compressed || len(b) == 0 {
 		return b, nil
 	}
-	unpacked, err := gzip.NewReader(bytes.NewReader(b))
+	unzipped, err := gzip.NewReader(bytes.NewReader(b))
 	if err == nil {
-		b, err = io.ReadAll(io.LimitReader(unpacked, int64(most)+1))
+		b, err = io.ReadAll(io.LimitReader(unzipped, int64(maxBytes)+1))
 	}
 	if err != nil {
 		return nil, fieldErrors{{Field: "body", Want: "must be gzip, as its encoding says"}}
 	}
-	if len(b) > most {
+	if len(b) > maxBytes {
 		return nil, errMessageTooLarge
 	}
 	return b, nil
 }
 
-// bodyError tells a peer that has gone from a body that is late or no HTTP. The error's own
-// text has addresses in it.
+// bodyError distinguishes a peer that disconnected from a body that is late or malformed. It
+// replaces the text of err, which contains addresses.
 func bodyError(err error) error {
 	var network net.Error
 	isNetwork := errors.As(err, &network)
@@ -282,7 +282,7 @@ func bodyError(err error) error {
 	return fieldErrors{{Field: "body", Want: "must be in chunks as HTTP/1.1 has them, if its head says so"}}
 }
 
-// A statusWriter answers with another HTTP status in place of one.
+// statusWriter replaces the HTTP status inPlaceOf by status.
 type statusWriter struct {
 	http.ResponseWriter
 	inPlaceOf, status int
@@ -295,11 +295,11 @@ func (w statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// withIncomingContext gives a request's context what that of a call over gRPC has, where it is
-// looked for.
+// withIncomingContext stores an HTTP request's peer and metadata in its context as grpc-go
+// does, so that later code need not know the protocol. It also bounds the call's time.
 func withIncomingContext(l Limits, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if arrived, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(arrived) > l.ConnectionAge {
+		if acceptedAt, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(acceptedAt) > l.ConnectionAge {
 			w.Header().Set("Connection", "close")
 		}
 		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &connInfo{tls: r.TLS}}
@@ -315,13 +315,13 @@ func withIncomingContext(l Limits, next http.Handler) http.Handler {
 
 type acceptedAtKey struct{}
 
-// address is a net.Addr as text.
+// address implements net.Addr for the text of an address.
 type address string
 
 func (address) Network() string  { return "tcp" }
 func (a address) String() string { return string(a) }
 
-// A codec writes messages. There is nothing to read: connect gets an empty message.
+// codec marshals messages. Unmarshal does nothing, because connect gets an empty message.
 type codec struct {
 	name    string
 	marshal func(proto.Message) ([]byte, error)
@@ -331,7 +331,7 @@ func (c codec) Name() string                  { return c.name }
 func (c codec) Marshal(m any) ([]byte, error) { return c.marshal(m.(proto.Message)) }
 func (codec) Unmarshal([]byte, any) error     { return nil }
 
-// jsonCodec is proto JSON that shows valid: false.
+// jsonCodec returns a codec for proto JSON that includes "valid": false.
 func jsonCodec(name string) codec {
 	return codec{name, protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal}
 }
@@ -345,8 +345,8 @@ func unmarshalProto(b []byte, m proto.Message) error {
 
 var fieldName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
 
-// unmarshalJSON refuses what it does not know, and names what is wrong with a body. It
-// never repeats a value: it could be a code.
+// unmarshalJSON rejects unknown fields, and names each invalid field. Its errors never quote
+// a value: it could be a code.
 func unmarshalJSON(b []byte, m proto.Message) error {
 	if protojson.Unmarshal(b, m) == nil {
 		return nil
@@ -360,24 +360,25 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 	if json.Unmarshal(b, &object) != nil {
 		return fieldErrors{{Field: "body", Want: "must be one JSON object with the fields " + strings.Join(known, ", ")}}
 	}
-	var faults fieldErrors
+	var invalid fieldErrors
 	for _, name := range slices.Sorted(maps.Keys(object)) {
 		if fields.ByJSONName(name) == nil && !slices.Contains(known, name) {
 			if !fieldName.MatchString(name) {
-				name = "body" // what stands where a name belongs could be a code
+				name = "body" // the name could be a code
 			}
-			faults = append(faults, &verify.FieldError{Field: name, Want: "is no field of this call, or holds one that is none; there are " + strings.Join(known, ", ")})
+			invalid = append(invalid, &verify.FieldError{Field: name, Want: "is no field of this call, or holds one that is none; there are " + strings.Join(known, ", ")})
 		} else if value := object[name]; value[0] != '"' && string(value) != "null" {
-			faults = append(faults, &verify.FieldError{Field: name, Want: "must be a JSON string, in double quotes"})
+			invalid = append(invalid, &verify.FieldError{Field: name, Want: "must be a JSON string, in double quotes"})
 		}
 	}
-	if faults == nil {
-		faults = fieldErrors{{Field: "body", Want: "must be valid UTF-8, with each field once"}}
+	if invalid == nil {
+		invalid = fieldErrors{{Field: "body", Want: "must be valid UTF-8, with each field once"}}
 	}
-	return faults
+	return invalid
 }
 
-// connectError carries a status over with its details; the codes are the same.
+// connectError converts a status with its details to an error of connect, which has the same
+// codes.
 func connectError(s *status.Status) error {
 	e := connect.NewError(connect.Code(s.Code()), errors.New(s.Message()))
 	for _, d := range s.Details() {
@@ -390,9 +391,9 @@ func connectError(s *status.Status) error {
 	return e
 }
 
-// jsonByDefault takes a body of no declared type as JSON, so that a plain
-// "curl -d" works. A foreign web page can make a visitor's browser send just
-// such a body without asking first, so from there it is refused.
+// jsonByDefault treats a body without a declared type as JSON, so that a plain "curl -d"
+// works. It does not for cross-site requests (CSRF): a browser sends such a body without a
+// CORS preflight.
 func jsonByDefault(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
@@ -406,8 +407,8 @@ func jsonByDefault(next http.Handler) http.Handler {
 	})
 }
 
-// withCORS lets web pages of these origins call, "*" for any. A page of another one
-// is told nothing, with which its browser does not let it call.
+// withCORS lets web pages of these origins call, "*" for any. For other origins it sets no
+// CORS headers, so browsers block their calls.
 func withCORS(origins []string, next http.Handler) http.Handler {
 	if len(origins) == 0 {
 		return next
@@ -420,13 +421,13 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 			"Connect-Protocol-Version", "Connect-Timeout-Ms", "Grpc-Timeout", "X-Grpc-Web", "X-User-Agent",
 		},
 		ExposedHeaders: []string{"Grpc-Message", "Grpc-Status", "Grpc-Status-Details-Bin"},
-		MaxAge:         7200, // seconds; no browser remembers longer
+		MaxAge:         7200, // seconds; the longest that browsers accept
 	}).Handler(next)
 }
 
-// fromPage tells whether a web page of another origin than these makes a request. A
-// browser says so, and back ends and curl say nothing. That Origin and Host are alike proves
-// nothing: by DNS rebinding both are a page's own, at this address.
+// fromPage reports whether a web page of an origin that is not in origins makes a request.
+// Only browsers send Origin and Sec-Fetch-Site. An Origin equal to Host proves nothing: with
+// DNS rebinding, both are the attacker's name.
 func fromPage(r *http.Request, origins []string) bool {
 	from := r.Header.Values("Origin")
 	for _, origin := range from {
@@ -438,6 +439,7 @@ func fromPage(r *http.Request, origins []string) bool {
 	return len(from) == 0 && site != "" && site != "none"
 }
 
+// isCrossSite reports whether a web page of another origin makes a request.
 func isCrossSite(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true

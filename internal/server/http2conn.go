@@ -137,7 +137,7 @@ func (r *http2Conns) stalled(now time.Time) (stalled []*http2Conn) {
 }
 
 // An http2Conn is an HTTP/2 connection that grpc-go serves. It follows the frames of both
-// directions, since grpc-go tells nobody when a stream is off the wire. grpc-go must read
+// directions, since grpc-go has no hook for the end of a stream on the wire. grpc-go must read
 // from it without a buffer of its own: then a call's headers are the last that were
 // delivered when the tap is called.
 type http2Conn struct {
@@ -145,17 +145,17 @@ type http2Conn struct {
 	tls *tls.ConnectionState // nil for plaintext
 	all *http2Conns
 
-	// These belong to the goroutine that reads.
+	// Used only by the goroutine that reads.
 	in       *bufio.Reader
-	left     int          // bytes of the current frame that are not delivered
-	block    bytes.Buffer // frames of the current header block that are not delivered
+	left     int          // undelivered bytes of the current frame
+	block    bytes.Buffer // undelivered frames of the current header block
 	current  headers      // of the last header block
 	hpack    *hpack.Decoder
 	refilled time.Time
 
 	spareFrames atomic.Int64
 
-	// These belong to the goroutine that writes.
+	// Used only by the goroutine that writes.
 	outHeader [frameHeaderBytes]byte
 	outFilled int
 	outLeft   int // bytes of the current frame's payload
@@ -184,13 +184,13 @@ type wireStream struct {
 type streamState uint8
 
 const (
-	streamOpened    streamState = iota // its request is not whole
+	streamOpened    streamState = iota // its request is incomplete
 	streamRequested                    // its handler does not run yet
 	streamRunning                      // its handler runs
 	streamEnded                        // its reply is not on the wire yet
 )
 
-// add returns conn as grpc-go shall have it.
+// add returns the http2Conn for conn that grpc-go serves.
 func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *http2Conn {
 	c := &http2Conn{
 		Conn: conn, tls: state, all: r, in: bufio.NewReaderSize(conn, readBufferBytes),
@@ -440,7 +440,7 @@ func (c *http2Conn) opened(id uint32, whole bool) {
 	c.wait(1)
 }
 
-// requested notes that the request of a stream is whole.
+// requested records that the request of a stream is complete.
 func (c *http2Conn) requested(id uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -480,7 +480,7 @@ func (c *http2Conn) offWire(id uint32) (s wireStream, ok bool) {
 	return s, true
 }
 
-// run notes that the handler of a stream starts, and returns the function that notes its
+// run records that the handler of a stream starts, and returns the function that records its
 // end.
 func (c *http2Conn) run(id uint32) (ended func()) {
 	c.earn()

@@ -14,24 +14,26 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 )
 
-// Limits bound what peers may take of the process.
+// Limits bound the resources that peers can use.
 type Limits struct {
-	Connections  int // open at once
-	Streams      int // at once on one connection
-	Calls        int // in flight; as many streams of health and reflection, and half as many that wait
+	Connections int // open at once
+	Streams     int // at once on one connection
+	// Calls bounds the calls in flight. As many health watches and reflection streams may be
+	// open, and half as many streams may wait for their peer.
+	Calls        int
 	MessageBytes int
 	HeaderBytes  int
 
-	ConnectionTimeout  time.Duration // to begin talking, TLS included; and for headers over HTTP/1.1
+	ConnectionTimeout  time.Duration // for TLS, first bytes and HTTP/1.1 headers
 	ReadTimeout        time.Duration // for a whole request over HTTP/1.1
 	IdleTimeout        time.Duration // of a connection without a call
-	ConnectionAge      time.Duration // then a client is asked to come anew, over gRPC 10 % sooner or later
-	ConnectionAgeGrace time.Duration // for calls on a connection that is too old
-	PingInterval       time.Duration // at least, between a peer's pings
-	CallTimeout        time.Duration // for a call; one that asks for longer is cut
+	ConnectionAge      time.Duration // then clients must reconnect; varies by 10 %
+	ConnectionAgeGrace time.Duration // for calls on a connection past ConnectionAge
+	PingInterval       time.Duration // minimum time between a peer's pings
+	CallTimeout        time.Duration // longer deadlines are shortened to it
 }
 
-// DefaultLimits are those of the settings, with which a send can take 11 s.
+// DefaultLimits are the defaults of the settings. They allow a send to take 11 s.
 var DefaultLimits = Limits{
 	Connections: 2000, Streams: 128, Calls: 1000, MessageBytes: 4 << 10, HeaderBytes: 8 << 10,
 	ConnectionTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second, IdleTimeout: 5 * time.Minute,
@@ -41,23 +43,23 @@ var DefaultLimits = Limits{
 func (l Limits) grpcOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time:              time.Minute, // finds peers that vanished
+			Time:              time.Minute, // detects dead peers
 			MaxConnectionIdle: l.IdleTimeout, MaxConnectionAge: l.ConnectionAge, MaxConnectionAgeGrace: l.ConnectionAgeGrace,
 		}),
-		// Timers jitter: a client that pings at the interval must not be punished.
+		// Timers jitter: do not disconnect a client that pings exactly at the interval.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval * 3 / 4, PermitWithoutStream: true}),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(uint32(l.Streams)),
 		grpc.MaxRecvMsgSize(l.MessageBytes),
-		grpc.MaxHeaderListSize(maxHeaderBytes), // the tap has the limit of a call
+		grpc.MaxHeaderListSize(maxHeaderBytes), // the tap enforces Limits.HeaderBytes
 		grpc.ReadBufferSize(0),                 // see http2Conn
 		grpc.ConnectionTimeout(l.ConnectionTimeout),
-		grpc.StaticStreamWindowSize(64 << 10), // a message is small: what is more is a bomb
+		grpc.StaticStreamWindowSize(64 << 10), // messages are small
 		grpc.StaticConnWindowSize(64 << 10),
 	}
 }
 
-// A semaphore admits so many at once.
+// semaphore is a counting semaphore for max holders. It never blocks.
 type semaphore struct {
 	max   int64
 	inUse atomic.Int64
@@ -73,32 +75,34 @@ func (g *semaphore) tryAcquire() bool {
 
 func (g *semaphore) release() { g.inUse.Add(-1) }
 
-// admission implements admission control: it bounds the calls in flight. A call is in
-// flight while its handler runs: a send goes on if its caller resets the stream. Calls whose
-// message does not arrive, and replies that nobody reads, are bounded by http2Conns.
+// admission implements admission control: it bounds the calls in flight. A call is in flight
+// while its handler runs: a send continues after its caller resets the stream. http2Conns
+// bounds the calls whose message does not arrive and the replies that peers do not read.
 type admission struct {
-	calls, unauthenticated semaphore // others: watches of health, reflection, and calls of unknown callers
-	authenticate           authenticator
-	limits                 Limits
-	telemetry              observe.Telemetry
+	calls semaphore
+	// unauthenticated counts health watches, reflection, and calls of unknown callers.
+	unauthenticated semaphore
+	authenticate    authenticator
+	limits          Limits
+	telemetry       observe.Telemetry
 }
 
-func newAdmission(l Limits, who authenticator, watch observe.Telemetry) *admission {
-	return &admission{calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: who, limits: l, telemetry: watch}
+func newAdmission(l Limits, auth authenticator, telemetry observe.Telemetry) *admission {
+	return &admission{calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: auth, limits: l, telemetry: telemetry}
 }
 
 type streamKey struct{}
 
-// A stream is that of a call over gRPC.
+// stream identifies the HTTP/2 stream of a gRPC call.
 type stream struct {
 	conn     *http2Conn
 	id       uint32
-	rejected bool // for its headers
+	rejected bool // its headers are too large
 }
 
 const rejectedTimeout = 100 * time.Millisecond
 
-// run runs the handler of the call of ctx.
+// run runs the handler of the gRPC call of ctx, and records its start and end in the connection.
 func run[T any](ctx context.Context, handler func() (T, error)) (res T, err error) {
 	s := ctx.Value(streamKey{}).(stream)
 	defer s.conn.run(s.id)()
@@ -108,7 +112,8 @@ func run[T any](ctx context.Context, handler func() (T, error)) (res T, err erro
 	return handler()
 }
 
-// tap implements grpc.InTapHandle: it decides as soon as the headers of a call are there.
+// tap implements grpc.InTapHandle. It rejects calls with too large headers, and bounds the
+// time of the others, before their message arrives.
 func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	conn := connInfoFrom(ctx).conn
 	call := stream{conn: conn, id: conn.current.stream}
@@ -119,18 +124,18 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 			conn.earn()
 			return nil, headersTooLarge.status().Err()
 		}
-		// grpc-go never stops the timer of a call that is rejected here. So the interceptors
-		// reject it, or the call ends soon.
+		// grpc-go never stops the timer of a call that the tap rejects, and a peer may ask for
+		// a deadline in years. So let the call through with a short deadline; run rejects it.
 		call.rejected = true
 		return context.WithValue(withTimeout(ctx, rejectedTimeout), streamKey{}, call), nil
 	}
-	if info.FullMethodName != healthpb.Health_Watch_FullMethodName { // which lasts as long as its client likes
+	if info.FullMethodName != healthpb.Health_Watch_FullMethodName { // it has no time limit
 		ctx = withTimeout(ctx, a.limits.CallTimeout)
 	}
 	return context.WithValue(ctx, streamKey{}, call), nil
 }
 
-// connInfoFrom is that of a call over either protocol.
+// connInfoFrom returns the connInfo of a call over either protocol.
 func connInfoFrom(ctx context.Context) *connInfo {
 	if p, ok := peer.FromContext(ctx); ok {
 		if a, ok := p.AuthInfo.(*connInfo); ok {
@@ -140,7 +145,8 @@ func connInfoFrom(ctx context.Context) *connInfo {
 	return &connInfo{}
 }
 
-// semaphoreOf keeps whoever is no caller from taking the callers' places.
+// semaphoreOf returns the semaphore that bounds the call of ctx. Unauthenticated calls have
+// their own, so that they cannot use up the callers' limit.
 func (a *admission) semaphoreOf(ctx context.Context) *semaphore {
 	if _, err := a.authenticate.authenticate(ctx); err != nil {
 		return &a.unauthenticated
@@ -151,15 +157,15 @@ func (a *admission) semaphoreOf(ctx context.Context) *semaphore {
 // unary implements grpc.UnaryServerInterceptor.
 func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	return run(ctx, func() (any, error) {
-		if info.FullMethod == healthpb.Health_Check_FullMethodName { // or a full replica would be restarted
+		if info.FullMethod == healthpb.Health_Check_FullMethodName { // or probes would restart an overloaded replica
 			return handler(ctx, req)
 		}
 		return a.admit(ctx, req, info, handler)
 	})
 }
 
-// admit implements grpc.UnaryServerInterceptor for a call over either protocol whose
-// message is there.
+// admit implements grpc.UnaryServerInterceptor for calls over both protocols. It runs when
+// the message of the call has arrived.
 func (a *admission) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	g := a.semaphoreOf(ctx)
 	if !g.tryAcquire() {
@@ -183,10 +189,10 @@ func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerIn
 	return err
 }
 
-// withTimeout bounds ctx, which must end with the call: what the timeout takes ends
-// with it.
-func withTimeout(ctx context.Context, most time.Duration) context.Context {
-	bounded, cancel := context.WithTimeout(ctx, most) //nolint:gosec // ctx ends it
+// withTimeout drops the cancel function: ctx must be canceled when the call ends, which also
+// frees the timer.
+func withTimeout(ctx context.Context, timeout time.Duration) context.Context {
+	bounded, cancel := context.WithTimeout(ctx, timeout) //nolint:gosec // ctx ends it
 	_ = cancel
 	return bounded
 }

@@ -1,6 +1,6 @@
-// Package server is the port: gRPC on grpc-go's own transport, JSON and gRPC-Web
-// over HTTP/1.1, health, reflection, and the way down. errors.go alone makes
-// gRPC statuses of the domain's errors.
+// Package server serves the port: gRPC on grpc-go's own transport, JSON and gRPC-Web over
+// HTTP/1.1, health and reflection. It also implements the graceful shutdown. Only errors.go
+// converts the domain's errors to gRPC statuses.
 package server
 
 import (
@@ -25,30 +25,30 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// streamWorkers are goroutines that take one call after the other, with a stack that
-// has grown to what a call needs; more calls than these get a goroutine each.
+// streamWorkers is the number of goroutines that grpc-go reuses for calls, so that their
+// stacks need not grow again. Calls beyond it get a new goroutine each.
 const streamWorkers = 64
 
 const (
-	drainTimeout        = 10 * time.Second // at least, once connections are no longer accepted
-	outcomeFlushTimeout = 5 * time.Second  // once the calls are finished
+	drainTimeout        = 10 * time.Second // minimum, after the listener is closed
+	outcomeFlushTimeout = 5 * time.Second  // after the calls have finished
 	readinessInterval   = time.Second
 )
 
-// Liveness is the health service that stays SERVING while the database is away.
+// Liveness is the health service that stays SERVING while the database is unavailable.
 const Liveness = "liveness"
 
-// Config is what Serve needs.
+// Config configures Serve.
 type Config struct {
 	Listener     net.Listener
 	Verifier     *verify.Verifier
 	Numbers      verify.NumberParser
-	Ready        func(context.Context) error // whether the store answers
-	DrainDelay   time.Duration               // between "not serving" and no longer accepting
-	Inbox        *sms.Inbox                  // development only: what the page and /inbox.json show
+	Ready        func(context.Context) error // nil if the store answers
+	DrainDelay   time.Duration               // between NOT_SERVING and closing the listener
+	Inbox        *sms.Inbox                  // development only; nil in production
 	TLS          *Certificates               // nil for plaintext
-	Authenticate authenticator               // who calls; nil asks nobody
-	Origins      []string                    // of web pages that may call, "*" for any
+	Authenticate authenticator               // nil for no authentication
+	Origins      []string                    // web pages that may call, "*" for any
 	Reflection   bool
 	Limits       Limits
 	Version      string
@@ -56,25 +56,25 @@ type Config struct {
 	Metrics      net.Listener // for scrapes and probes, nil for none
 }
 
-// Serve serves until ctx ends. Then health says NOT_SERVING while connections are
-// still accepted for DrainDelay, calls in flight finish, and what is known of
-// their sends is stored. Calls that do not end in time are abandoned and are an error.
+// Serve serves until ctx is done. Then it reports NOT_SERVING and accepts connections for
+// DrainDelay, waits for calls in flight, and stores the outcomes of their sends. It abandons
+// calls that do not end in time, and returns an error for them.
 func Serve(ctx context.Context, c Config) error {
-	streaming, endStreams := context.WithCancel(context.Background())
-	defer endStreams()
-	checked := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.Inbox != nil}
-	var svc pb.PhoneNumberServiceServer = checked
+	streamCtx, cancelStreams := context.WithCancel(context.Background())
+	defer cancelStreams()
+	base := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.Inbox != nil}
+	var svc pb.PhoneNumberServiceServer = base
 	var dev *devService
 	if c.Inbox != nil {
-		dev = &devService{service: checked, inbox: c.Inbox, version: c.Version, started: time.Now(), shutdown: streaming}
+		dev = &devService{service: base, inbox: c.Inbox, version: c.Version, started: time.Now(), shutdown: streamCtx}
 		svc = dev
 	}
-	around := callInterceptor(c.Telemetry, c.Authenticate)
+	interceptor := callInterceptor(c.Telemetry, c.Authenticate)
 	admitted := newAdmission(c.Limits, c.Authenticate, c.Telemetry)
 	options := append(c.Limits.grpcOptions(),
 		grpc.InTapHandle(admitted.tap),
-		grpc.ChainUnaryInterceptor(admitted.unary, around),
-		grpc.ChainStreamInterceptor(admitted.stream, cancelStreamsOnDrain(streaming)),
+		grpc.ChainUnaryInterceptor(admitted.unary, interceptor),
+		grpc.ChainStreamInterceptor(admitted.stream, cancelStreamsOnDrain(streamCtx)),
 		grpc.Creds(completedHandshakeCreds{insecure.NewCredentials()}))
 	grpcServer := grpc.NewServer(options...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
@@ -83,29 +83,29 @@ func Serve(ctx context.Context, c Config) error {
 	if c.Reflection {
 		reflection.Register(grpcServer)
 	}
-	httpServer := newHTTPServer(svc, dev, around, admitted, c)
+	httpServer := newHTTPServer(svc, dev, interceptor, admitted, c)
 
-	grpcSide, httpSide := newChanListener(c.Listener.Addr()), newChanListener(c.Listener.Addr())
-	door := &connMux{listener: c.Listener, tls: c.TLS, limits: c.Limits, rejected: c.Telemetry.Rejected, http2: newHTTP2Conns(c.Limits, c.Telemetry.Rejected), grpcListener: grpcSide, httpListener: httpSide}
-	sweeping, stopSweeping := context.WithCancel(context.Background())
+	grpcListener, httpListener := newChanListener(c.Listener.Addr()), newChanListener(c.Listener.Addr())
+	mux := &connMux{listener: c.Listener, tls: c.TLS, limits: c.Limits, rejected: c.Telemetry.Rejected, http2: newHTTP2Conns(c.Limits, c.Telemetry.Rejected), grpcListener: grpcListener, httpListener: httpListener}
+	sweepCtx, stopSweeping := context.WithCancel(context.Background())
 	defer stopSweeping()
-	go door.http2.sweep(sweeping)
+	go mux.http2.sweep(sweepCtx)
 	failed := make(chan error, 3)
-	go func() { failed <- grpcServer.Serve(grpcSide) }()
-	go func() { failed <- httpServer.Serve(httpSide) }()
-	go func() { failed <- door.serve() }()
+	go func() { failed <- grpcServer.Serve(grpcListener) }()
+	go func() { failed <- httpServer.Serve(httpListener) }()
+	go func() { failed <- mux.serve() }()
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	ready := &readiness{health: healthServer, metrics: c.Telemetry.Metrics}
 	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
 	if c.Metrics != nil {
-		scraped := newMetricsServer(c.Telemetry.Metrics, healthServer)
-		go scraped.Serve(c.Metrics)
-		defer scraped.Close() // last: it shows the way down
+		metricsServer := newMetricsServer(c.Telemetry.Metrics, healthServer)
+		go metricsServer.Serve(c.Metrics)
+		defer metricsServer.Close() // last, so that it shows the shutdown
 	}
-	polling, stopPolling := context.WithCancel(ctx)
+	pollCtx, stopPolling := context.WithCancel(ctx)
 	defer stopPolling()
-	go ready.watch(polling, c.Ready, c.Telemetry.Log)
+	go ready.watch(pollCtx, c.Ready, c.Telemetry.Log)
 
 	var failure error
 	select {
@@ -117,12 +117,12 @@ func Serve(ctx context.Context, c Config) error {
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
 	}
 	c.Listener.Close()
-	endStreams()
+	cancelStreams()
 	stopCalls(grpcServer, httpServer, c.callsTimeout())
-	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeFlushTimeout)
+	flushCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeFlushTimeout)
 	defer cancel()
-	abandoned := admitted.wait(storing)
-	c.Verifier.Wait(storing)
+	abandoned := admitted.wait(flushCtx)
+	c.Verifier.Wait(flushCtx)
 	if abandoned > 0 {
 		c.Telemetry.Log.Error("abandoned calls that did not end", "calls", abandoned)
 		failure = errors.Join(failure, fmt.Errorf("abandoned %d calls that did not end within %v", abandoned, c.callsTimeout()+outcomeFlushTimeout))
@@ -131,19 +131,19 @@ func Serve(ctx context.Context, c Config) error {
 	return failure
 }
 
-// callsTimeout is how long calls in flight may take once connections are no longer accepted.
+// callsTimeout returns how long calls in flight may take after the listener is closed.
 func (c Config) callsTimeout() time.Duration {
 	return max(drainTimeout, c.Verifier.LongestSend()+time.Second)
 }
 
-// StopTimeout is the longest that Serve takes to return once its context has ended,
-// whatever a handler, the store or the sender does.
+// StopTimeout returns the longest time that Serve takes to return after its context is done,
+// even if a handler, the store or the sender hangs.
 func (c Config) StopTimeout() time.Duration {
 	return c.DrainDelay + c.callsTimeout() + outcomeFlushTimeout
 }
 
-// cancelStreamsOnDrain ends streams with ctx. Only health watches last, and they would
-// hold up the end of the process for as long as their clients like.
+// cancelStreamsOnDrain cancels streams when ctx is done. Health watches have no time limit, so
+// they would delay the shutdown until their clients end them.
 func cancelStreamsOnDrain(ctx context.Context) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		own, cancel := context.WithCancel(stream.Context())
@@ -182,24 +182,24 @@ func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, timeout time.Du
 	}
 }
 
-// wait waits for calls whose connections were closed, until ctx ends. It returns how
-// many calls are still in flight.
+// wait waits until no call is in flight or ctx is done. It returns how many calls are still
+// in flight.
 func (a *admission) wait(ctx context.Context) (inFlight int64) {
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		inFlight = a.calls.inUse.Load() + a.unauthenticated.inUse.Load()
 		if inFlight == 0 || ctx.Err() != nil {
 			return inFlight
 		}
 		select {
-		case <-again.C:
+		case <-tick.C:
 		case <-ctx.Done():
 		}
 	}
 }
 
-// readiness is the health of "" and of the service, and the metric.
+// readiness sets the health status of "" and of the service, and the metric.
 type readiness struct {
 	health  *health.Server
 	metrics *observe.Metrics
@@ -208,8 +208,8 @@ type readiness struct {
 	draining bool
 }
 
-// watch keeps it equal to the store's, until ctx ends. That of Liveness stays SERVING:
-// a database that is away is no reason to restart this process.
+// watch probes the store and sets the status to the result, until ctx is done. Liveness stays
+// SERVING: a restart does not help if the database is unavailable.
 func (r *readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
 	tick := time.NewTicker(readinessInterval)
 	defer tick.Stop()
@@ -239,7 +239,7 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 	}
 }
 
-// drain sets NOT_SERVING for good, because a probe that hangs may still end with SERVING.
+// drain sets NOT_SERVING permanently, because a slow probe may still end with SERVING.
 func (r *readiness) drain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -261,9 +261,9 @@ func (r *readiness) publish(s healthpb.HealthCheckResponse_ServingStatus) {
 	r.health.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)
 }
 
-// newMetricsServer serves what is for operators alone, apart from the port.
+// newMetricsServer serves metrics and probes on their own address, for operators only.
 func newMetricsServer(m *observe.Metrics, h *health.Server) *http.Server {
-	answer := func(service string) http.HandlerFunc {
+	statusOf := func(service string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			res, err := h.Check(r.Context(), &healthpb.HealthCheckRequest{Service: service})
 			if err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
@@ -274,8 +274,8 @@ func newMetricsServer(m *observe.Metrics, h *health.Server) *http.Server {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", m.Handler())
-	mux.Handle("GET /healthz", answer(Liveness))
-	mux.Handle("GET /readyz", answer(""))
+	mux.Handle("GET /healthz", statusOf(Liveness))
+	mux.Handle("GET /readyz", statusOf(""))
 	return &http.Server{
 		Handler: mux, ReadHeaderTimeout: 2 * time.Second, ReadTimeout: 5 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 8 << 10,

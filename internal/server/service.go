@@ -13,18 +13,18 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// service implements the two calls: it checks the fields, hands over to the
-// domain and notes for the log what it learns. Its errors are the domain's;
-// errors.go makes statuses of them.
+// service implements the two calls: it validates the fields, calls the domain and adds
+// attributes to the log line. It returns the domain's errors; errors.go converts them to
+// statuses.
 type service struct {
 	pb.UnimplementedPhoneNumberServiceServer
 	verifier           *verify.Verifier
 	numbers            verify.NumberParser
 	metrics            *observe.Metrics
-	allowEmptyTemplate bool // in development: sign name and template may be empty
+	allowEmptyTemplate bool // for development: sign name, template
 }
 
-// fieldErrors are all the faults of one request.
+// fieldErrors are all invalid fields of one request.
 type fieldErrors []*verify.FieldError
 
 func (e fieldErrors) Error() string {
@@ -38,19 +38,19 @@ func (e fieldErrors) Error() string {
 var templateCode = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 
 func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
-	var faults fieldErrors
+	var invalid fieldErrors
 	number, err := s.number(ctx, r.GetPhoneNumber())
 	if err != nil {
-		faults = append(faults, err)
+		invalid = append(invalid, err)
 	}
 	if n := r.GetSignature(); (n != "" || !s.allowEmptyTemplate) && !isSignName(n) {
-		faults = append(faults, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
+		invalid = append(invalid, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
 	}
 	if c := r.GetTemplateCode(); (c != "" || !s.allowEmptyTemplate) && !templateCode.MatchString(c) {
-		faults = append(faults, &verify.FieldError{Field: "template_code", Want: `must be the Aliyun SMS template code, 1 to 64 letters, digits and underscores, for example "SMS_123456789"`})
+		invalid = append(invalid, &verify.FieldError{Field: "template_code", Want: `must be the Aliyun SMS template code, 1 to 64 letters, digits and underscores, for example "SMS_123456789"`})
 	}
-	if faults != nil {
-		return nil, faults
+	if invalid != nil {
+		return nil, invalid
 	}
 	caller := callInfoFrom(ctx).caller
 	if err := caller.AuthorizeSend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
@@ -68,9 +68,9 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 }
 
 func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
-	number, fault := s.number(ctx, r.GetPhoneNumber())
-	if fault != nil {
-		return nil, fieldErrors{fault}
+	number, invalid := s.number(ctx, r.GetPhoneNumber())
+	if invalid != nil {
+		return nil, fieldErrors{invalid}
 	}
 	found, err := s.verifier.Check(ctx, number, r.GetCode())
 	if err != nil {
@@ -82,11 +82,11 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 }
 
 func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
-	n, fault := s.numbers.Parse(raw)
-	if fault == nil {
+	n, invalid := s.numbers.Parse(raw)
+	if invalid == nil {
 		callInfoFrom(ctx).number = n
 	}
-	return n, fault
+	return n, invalid
 }
 
 func isSignName(s string) bool {
@@ -94,10 +94,10 @@ func isSignName(s string) bool {
 	return strings.TrimSpace(s) != "" && utf8.ValidString(s) && n <= 64 && !strings.ContainsFunc(s, neverPrinted)
 }
 
-// neverPrinted reports whether r is of no printable kind in any version of Unicode: a
-// control, a format or private-use character, a space but ' ', or a code point that
-// never becomes a character. A code point that is only unassigned in this program's
-// tables may be a hanzi of a later version, which can be in a name.
+// neverPrinted reports whether r is not printable in any version of Unicode: a control,
+// format or private-use character, a space other than ' ', or a noncharacter. It is false for
+// a code point that is only unassigned in this program's tables: a later version of Unicode
+// may assign it to a hanzi, and a sign name can contain it.
 func neverPrinted(r rune) bool {
 	return !unicode.IsPrint(r) && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Z,
 		unicode.Noncharacter_Code_Point, unicode.Other_Default_Ignorable_Code_Point)

@@ -14,60 +14,62 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// A File is one that a setting names, as it was read.
+// File is the name and the content of a file that a setting names.
 type File struct{ Name, Content string }
 
-// CertificateFiles are PEM files: the certificate that the port shows, with its chain,
-// its key, and the CAs that client certificates must come from ("" for none).
+// CertificateFiles are PEM files: the server certificate with its chain, its key, and the
+// CAs for client certificates (the zero File for none).
 type CertificateFiles struct{ Certificate, Key, ClientCA File }
 
-// Certificates are what the port shows and asks for under TLS. They can be replaced at
-// any time, for connections that come then.
+// Certificates holds the TLS configuration of the port. It can be replaced at any time; new
+// connections use the new one.
 type Certificates struct{ config atomic.Pointer[tls.Config] }
 
-// Replace takes files, or says what is wrong with them; then those before stay.
+// Replace uses the certificates of f for new connections. After an error the previous ones
+// stay.
 func (c *Certificates) Replace(f CertificateFiles) error {
-	own, faults := readKeyPair(f)
+	pair, errs := readKeyPair(f)
 	config := &tls.Config{
-		Certificates: []tls.Certificate{own},
+		Certificates: []tls.Certificate{pair},
 		MinVersion:   tls.VersionTLS12,
-		// Ours is the order that counts: who can do both, as a browser, gets JSON and
-		// gRPC-Web; gRPC clients offer h2 alone.
+		// The server's order decides. Clients that offer both (browsers, curl) get HTTP/1.1 and
+		// can use JSON and gRPC-Web; gRPC clients offer only h2.
 		NextProtos: []string{"http/1.1", "h2"},
 	}
 	if f.ClientCA.Name != "" {
 		var err error
 		if config.ClientCAs, err = readCAs(f.ClientCA); err != nil {
-			faults = append(faults, err)
+			errs = append(errs, err)
 		}
-		// Without one a connection is good for health; calls look for themselves.
+		// Health checks need no certificate; callInterceptor checks it for calls.
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
-	if err := errors.Join(faults...); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	c.config.Store(config) // whose keys for session tickets are new
+	// A new Config has new session-ticket keys, so no resumed session outlives a CA.
+	c.config.Store(config)
 	return nil
 }
 
-// Expires is when the certificate that is shown ends.
+// Expires returns the time at which the server certificate expires.
 func (c *Certificates) Expires() time.Time { return c.config.Load().Certificates[0].Leaf.NotAfter }
 
-// AsksClients reports whether there are CAs for client certificates.
+// AsksClients reports whether clients are asked for a certificate.
 func (c *Certificates) AsksClients() bool { return c.config.Load().ClientCAs != nil }
 
 func readKeyPair(f CertificateFiles) (tls.Certificate, []error) {
-	var faults []error
+	var errs []error
 	if _, err := readCertificates(f.Certificate); err != nil {
-		faults = append(faults, err)
+		errs = append(errs, err)
 	}
 	if !strings.Contains(f.Key.Content, "PRIVATE KEY-----") {
-		faults = append(faults, fmt.Errorf("%s: line 1: must be a private key in PEM, from a line -----BEGIN PRIVATE KEY----- on, without a password", f.Key.Name))
+		errs = append(errs, fmt.Errorf("%s: line 1: must be a private key in PEM, from a line -----BEGIN PRIVATE KEY----- on, without a password", f.Key.Name))
 	}
-	if faults != nil {
-		return tls.Certificate{}, faults
+	if errs != nil {
+		return tls.Certificate{}, errs
 	}
-	// The words of its errors quote nothing of the files.
+	// Its errors quote nothing from the files.
 	pair, err := tls.X509KeyPair([]byte(f.Certificate.Content), []byte(f.Key.Content))
 	if err != nil {
 		return pair, []error{fmt.Errorf("%s: line 1: must be the key of the first certificate in %s: %w", f.Key.Name, f.Certificate.Name, err)}
@@ -87,8 +89,8 @@ func readCAs(f File) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readCertificates returns one certificate or more. What else is in the file does not
-// count: some tools put the key in too.
+// readCertificates returns the certificates of a PEM file, at least one. It ignores other
+// PEM blocks: some tools also write the key into the file.
 func readCertificates(f File) (certificates []*x509.Certificate, err error) {
 	for text := f.Content; ; {
 		start := strings.Index(text, "-----BEGIN CERTIFICATE-----")
@@ -112,8 +114,8 @@ func readCertificates(f File) (certificates []*x509.Certificate, err error) {
 	return certificates, nil
 }
 
-// A tlsConn is a connection whose handshake is done. net/http, too, asks it for its
-// state.
+// tlsConn is a connection whose TLS handshake is done. net/http calls ConnectionState for
+// Request.TLS.
 type tlsConn struct {
 	prefixedConn
 	state tls.ConnectionState
@@ -121,16 +123,17 @@ type tlsConn struct {
 
 func (c *tlsConn) ConnectionState() tls.ConnectionState { return c.state }
 
-// An connInfo is the connection that a call comes over.
+// connInfo describes the connection of a call.
 type connInfo struct {
 	tls  *tls.ConnectionState // nil for plaintext
 	conn *http2Conn           // nil over HTTP/1.1
 }
 
 // AuthType implements credentials.AuthInfo.
-func (*connInfo) AuthType() string { return "arrival" }
+func (*connInfo) AuthType() string { return "connInfo" }
 
-// completedHandshakeCreds are credentials that tell grpc-go of a handshake it had no part in.
+// completedHandshakeCreds passes the connInfo of a connection to grpc-go. connMux has done
+// the handshake already.
 type completedHandshakeCreds struct {
 	credentials.TransportCredentials
 }
@@ -144,13 +147,14 @@ func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credential
 // Clone implements credentials.TransportCredentials.
 func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
-// handshake brings a connection under TLS.
+// handshake does the TLS handshake on a connection. It answers a plaintext HTTP request
+// with a hint.
 func (c *Certificates) handshake(plain net.Conn) (*tls.Conn, error) {
 	conn := tls.Server(plain, c.config.Load())
 	err := conn.Handshake()
-	var other tls.RecordHeaderError
-	if errors.As(err, &other) && other.Conn != nil && strings.Contains("GET HEAD POST PUT DELETE OPTIONS PATCH", string(other.RecordHeader[:3])) {
-		fmt.Fprint(other.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nThis port speaks TLS: use https://\n")
+	var headerErr tls.RecordHeaderError
+	if errors.As(err, &headerErr) && headerErr.Conn != nil && strings.Contains("GET HEAD POST PUT DELETE OPTIONS PATCH", string(headerErr.RecordHeader[:3])) {
+		fmt.Fprint(headerErr.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nThis port speaks TLS: use https://\n")
 	}
 	return conn, err
 }
