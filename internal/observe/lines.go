@@ -14,16 +14,15 @@ import (
 
 const (
 	maxPendingBytes = 1 << 20
-	// A write of at most PIPE_BUF bytes to a pipe is atomic: it is done wholly or not
-	// at all, and lines of other processes do not get into it.
+	// PIPE_BUF: a write of at most so many bytes to a pipe is atomic. The lines of other
+	// processes do not split it.
 	maxWriteBytes = 4096
 	retryInterval = 10 * time.Millisecond
 )
 
-// Lines is a writer that never blocks: it keeps lines in a bounded buffer, and one
-// goroutine writes them to a file. Lines that do not fit into the buffer, and lines
-// that the file does not take, are dropped and counted. So a log that is not read
-// stops no call.
+// Lines is a writer that never blocks. It keeps lines in a bounded buffer, and one goroutine
+// writes them to a file. It drops and counts lines that do not fit into the buffer or cannot
+// be written, so that a log without a reader blocks no call.
 type Lines struct {
 	file    io.Writer
 	dropped prometheus.Counter
@@ -33,30 +32,30 @@ type Lines struct {
 	mu      sync.Mutex
 	pending []byte
 	lost    int            // lines dropped since the last onLoss
-	onLoss  func(lost int) // nil tells nobody
+	onLoss  func(lost int) // may be nil
 
-	// Of the writing goroutine alone.
+	// Used only by the writing goroutine.
 	spare  []byte
 	failed bool // the last write failed
 	torn   bool // the file ends within a line
 }
 
-// NewLines returns a writer of lines to file, which adds to dropped.
+// NewLines returns a writer of lines to file. It counts dropped lines in dropped.
 func NewLines(file io.Writer, dropped prometheus.Counter) *Lines {
 	l := &Lines{file: file, dropped: dropped, wake: make(chan struct{}, 1), flushes: make(chan chan struct{})}
 	go l.run()
 	return l
 }
 
-// OnLoss has f called with the number of lines that were dropped, once lines can be
-// written again. f may write to l.
+// OnLoss sets a function that is called with the number of dropped lines when lines can be
+// written again. It may write to l.
 func (l *Lines) OnLoss(f func(lost int)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.onLoss = f
 }
 
-// Write implements io.Writer. It takes whole lines, and always succeeds.
+// Write implements io.Writer. p must be whole lines. It always succeeds.
 func (l *Lines) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	fits := len(l.pending)+len(p) <= maxPendingBytes
@@ -82,8 +81,7 @@ func (l *Lines) drop(p []byte) {
 	l.dropped.Add(float64(n))
 }
 
-// Flush returns once all earlier lines are written or dropped, at the latest after
-// timeout.
+// Flush waits until all earlier lines are written or dropped, for at most timeout.
 func (l *Lines) Flush(timeout time.Duration) {
 	expired := time.After(timeout)
 	done := make(chan struct{})
@@ -102,7 +100,7 @@ func (l *Lines) run() {
 	for {
 		select {
 		case <-l.wake:
-			runtime.Gosched() // calls that are ready add their lines to this write
+			runtime.Gosched() // runnable calls add lines to this write
 			l.writePending()
 		case done := <-l.flushes:
 			l.writePending()
@@ -164,7 +162,7 @@ func (l *Lines) writeChunk(chunk []byte) (int, error) {
 	return l.file.Write(chunk)
 }
 
-// firstLines returns as many lines as one write may have, at least one.
+// firstLines returns the first lines of batch that fit into one write, at least one.
 func firstLines(batch []byte) []byte {
 	if len(batch) <= maxWriteBytes {
 		return batch

@@ -9,21 +9,21 @@ import (
 	"time"
 )
 
-// Of equal warnings and errors, so many are written in such a time.
+// At most maxPerWindow identical warnings or errors are logged in each sampleWindow.
 const (
 	maxPerWindow = 10
 	sampleWindow = 10 * time.Second
-	maxGroups    = 1000 // in one window; what is beyond is one more kind
+	maxGroups    = 1000 // per window; the others share one group
 )
 
-// What makes two lines equal, besides level and message. Of an error, ports are not:
-// each connection has another.
+// Two records are identical if level, message and these attributes match. Port numbers are
+// ignored, since every connection has its own.
 var (
-	tellingApart = []string{"method", "status", "aliyun_code", "error", "panic", "reason"}
-	port         = regexp.MustCompile(`:[0-9]+\b`)
+	groupKeys = []string{"method", "status", "aliyun_code", "error", "panic", "reason"}
+	port      = regexp.MustCompile(`:[0-9]+\b`)
 )
 
-// CallerHandler writes to next, with who makes the call that a line belongs to.
+// CallerHandler adds the caller's name to each record of a call.
 type CallerHandler struct{ slog.Handler }
 
 // Handle implements slog.Handler.
@@ -44,32 +44,34 @@ func (h CallerHandler) WithGroup(name string) slog.Handler {
 	return CallerHandler{h.Handler.WithGroup(name)}
 }
 
-// SamplingHandler writes to next the first ten of equal warnings and errors in ten seconds,
-// then how many more there were. All else it passes on.
+// SamplingHandler passes on the first maxPerWindow identical warnings and errors of a
+// sampleWindow, then one record with the number of the others. It passes on all other records.
 type SamplingHandler struct {
 	slog.Handler
-	burst *burst
+	sampler *sampler
 }
 
 // NewSampled returns a handler that writes to next.
 func NewSampled(next slog.Handler) SamplingHandler {
-	return SamplingHandler{next, &burst{handler: next, lines: map[string]*equals{}}}
+	return SamplingHandler{next, &sampler{handler: next, groups: map[string]*group{}}}
 }
 
-type burst struct {
+// sampler counts the records of the current window by group.
+type sampler struct {
 	handler slog.Handler
 	mu      sync.Mutex
-	lines   map[string]*equals // of this window
+	groups  map[string]*group // of this window
 }
 
-type equals struct {
+// group is the first of identical records, and their number.
+type group struct {
 	first slog.Record
 	count int
 }
 
 // Handle implements slog.Handler.
 func (s SamplingHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelWarn && s.burst.leavesOut(r) {
+	if r.Level >= slog.LevelWarn && s.sampler.suppress(r) {
 		return nil
 	}
 	return s.Handler.Handle(ctx, r)
@@ -77,62 +79,63 @@ func (s SamplingHandler) Handle(ctx context.Context, r slog.Record) error {
 
 // WithAttrs implements slog.Handler.
 func (s SamplingHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return SamplingHandler{s.Handler.WithAttrs(attrs), s.burst}
+	return SamplingHandler{s.Handler.WithAttrs(attrs), s.sampler}
 }
 
 // WithGroup implements slog.Handler.
 func (s SamplingHandler) WithGroup(name string) slog.Handler {
-	return SamplingHandler{s.Handler.WithGroup(name), s.burst}
+	return SamplingHandler{s.Handler.WithGroup(name), s.sampler}
 }
 
-// Flush tells at once what was left out.
-func (s SamplingHandler) Flush() { s.burst.tell() }
+// Flush logs the numbers of suppressed records now.
+func (s SamplingHandler) Flush() { s.sampler.flush() }
 
-func (b *burst) leavesOut(r slog.Record) bool {
+// suppress counts r, and reports whether it is beyond maxPerWindow.
+func (s *sampler) suppress(r slog.Record) bool {
 	key := r.Level.String() + r.Message
 	r.Attrs(func(a slog.Attr) bool {
-		if tellsApart(a) {
+		if isGroupKey(a) {
 			key += "\x00" + port.ReplaceAllString(a.Value.String(), "")
 		}
 		return true
 	})
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.lines) == 0 {
-		time.AfterFunc(sampleWindow, b.tell)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.groups) == 0 {
+		time.AfterFunc(sampleWindow, s.flush)
 	}
-	if b.lines[key] == nil && len(b.lines) >= maxGroups {
+	if s.groups[key] == nil && len(s.groups) >= maxGroups {
 		key = r.Level.String()
 	}
-	line := b.lines[key]
-	if line == nil {
-		line = &equals{first: r}
-		b.lines[key] = line
+	g := s.groups[key]
+	if g == nil {
+		g = &group{first: r}
+		s.groups[key] = g
 	}
-	line.count++
-	return line.count > maxPerWindow
+	g.count++
+	return g.count > maxPerWindow
 }
 
-func tellsApart(a slog.Attr) bool { return slices.Contains(tellingApart, a.Key) }
+func isGroupKey(a slog.Attr) bool { return slices.Contains(groupKeys, a.Key) }
 
-// tell ends the window.
-func (b *burst) tell() {
-	b.mu.Lock()
-	lines := b.lines
-	b.lines = map[string]*equals{}
-	b.mu.Unlock()
-	for _, line := range lines {
-		if line.count <= maxPerWindow {
+// flush ends the window, and logs the number of suppressed records of each group.
+func (s *sampler) flush() {
+	s.mu.Lock()
+	groups := s.groups
+	s.groups = map[string]*group{}
+	s.mu.Unlock()
+	for _, g := range groups {
+		if g.count <= maxPerWindow {
 			continue
 		}
-		r := slog.NewRecord(time.Now(), line.first.Level, "more lines like these were left out", 0)
-		r.AddAttrs(slog.String("like", line.first.Message), slog.Int("count", line.count-maxPerWindow))
-		line.first.Attrs(func(a slog.Attr) bool {
-			if tellsApart(a) {
+		r := slog.NewRecord(time.Now(), g.first.Level, "more lines like these were left out", 0)
+		r.AddAttrs(slog.String("like", g.first.Message), slog.Int("count", g.count-maxPerWindow))
+		g.first.Attrs(func(a slog.Attr) bool {
+			if isGroupKey(a) {
 				r.AddAttrs(a)
 			}
 			return true
 		})
-		b.handler.Handle(context.Background(), r)
+		s.handler.Handle(context.Background(), r)
 	}
 }

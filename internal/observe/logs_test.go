@@ -82,7 +82,7 @@ func TestABurstOfUnequalErrorsTakesBoundedMemory(t *testing.T) {
 		for i := range 3 * maxGroups {
 			slog.New(sampled).Warn("call", "aliyun_code", fmt.Sprint("isv.", i))
 		}
-		if got := len(sampled.burst.lines); got > maxGroups+1 {
+		if got := len(sampled.sampler.groups); got > maxGroups+1 {
 			t.Errorf("%d kinds are remembered, want %d and one more", got, maxGroups)
 		}
 		slog.New(sampled).Error("panic in a call")

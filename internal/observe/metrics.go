@@ -1,6 +1,6 @@
-// Package observe is what an operator sees of the service: metrics, the steps of a
-// call as spans and debug lines, and logs that a burst does not flood. No label,
-// span or line holds a code or a whole number.
+// Package observe implements metrics, tracing and logging: spans and debug lines for the
+// steps of a call, and log sampling. No label, span or line contains a code or a whole phone
+// number.
 package observe
 
 import (
@@ -20,8 +20,8 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Metrics are the process's, but for what internal/store and internal/sms count
-// themselves; docs/monitoring.md lists all.
+// Metrics are the metrics of the process, except those that internal/store and internal/sms
+// define; docs/monitoring.md lists all.
 type Metrics struct {
 	registry      *prometheus.Registry
 	calls         *prometheus.HistogramVec
@@ -36,13 +36,13 @@ type Metrics struct {
 	callers       labelCap
 }
 
-// NewMetrics returns metrics of their own registry, with those of the Go runtime and
-// of the process.
+// NewMetrics returns metrics with their own registry, which includes those of the Go runtime
+// and of the process.
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
-		aliyunCodes: labelCap{most: 64},
-		callers:     labelCap{most: 256, seen: map[string]bool{callers.Unknown: true}},
+		aliyunCodes: labelCap{max: 64},
+		callers:     labelCap{max: 256, seen: map[string]bool{callers.Unknown: true}},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -82,20 +82,20 @@ func NewMetrics(version string) *Metrics {
 	return m
 }
 
-// Register adds what others count.
+// Register adds metrics of other packages.
 func (m *Metrics) Register(c ...prometheus.Collector) { m.registry.MustRegister(c...) }
 
-// Handler answers scrapes.
+// Handler returns the handler for scrapes.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// ObserveCall counts a call that took its time and ended with a gRPC status.
-func (m *Metrics) ObserveCall(ctx context.Context, method, status string, took time.Duration) {
-	m.calls.WithLabelValues(method, status, m.caller(ctx)).Observe(took.Seconds())
+// ObserveCall records the duration and the gRPC status of a call.
+func (m *Metrics) ObserveCall(ctx context.Context, method, status string, duration time.Duration) {
+	m.calls.WithLabelValues(method, status, m.caller(ctx)).Observe(duration.Seconds())
 }
 
-// ObserveCheck counts what a Valid found.
+// ObserveCheck records the result of a Valid call.
 func (m *Metrics) ObserveCheck(ctx context.Context, n verify.Number, found verify.Verification) {
 	m.verifications.WithLabelValues(found.Outcome.String(), numberplan.Country(n), m.caller(ctx)).Inc()
 	if found.Valid() {
@@ -103,7 +103,7 @@ func (m *Metrics) ObserveCheck(ctx context.Context, n verify.Number, found verif
 	}
 }
 
-// SetReady tells whether the service is serving.
+// SetReady sets the readiness metric.
 func (m *Metrics) SetReady(ready bool) {
 	m.ready.Set(0)
 	if ready {
@@ -111,23 +111,23 @@ func (m *Metrics) SetReady(ready bool) {
 	}
 }
 
-func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliyunCode string, took time.Duration) {
+func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliyunCode string, duration time.Duration) {
 	m.sends.WithLabelValues(result, m.aliyunCodes.value(aliyunCode), numberplan.Country(n), m.caller(ctx)).Inc()
-	m.aliyun.WithLabelValues(result).Observe(took.Seconds())
+	m.aliyun.WithLabelValues(result).Observe(duration.Seconds())
 }
 
-// KeepCallers deletes what is counted of callers with other names than these, so that
-// callers who were removed take no place.
+// KeepCallers deletes the metrics of callers with other names, so that removed callers do not
+// count towards the label cap.
 func (m *Metrics) KeepCallers(names []string) {
 	for _, name := range m.callers.keep(append(names, callers.Unknown)) {
-		of := prometheus.Labels{"caller": name}
-		m.calls.DeletePartialMatch(of)
-		m.sends.DeletePartialMatch(of)
-		m.verifications.DeletePartialMatch(of)
+		labels := prometheus.Labels{"caller": name}
+		m.calls.DeletePartialMatch(labels)
+		m.sends.DeletePartialMatch(labels)
+		m.verifications.DeletePartialMatch(labels)
 	}
 }
 
-// caller is "" where nobody asks who calls.
+// caller returns the value of the label caller, "" without authentication.
 func (m *Metrics) caller(ctx context.Context) string {
 	name := CallerOf(ctx)
 	if name == "" {
@@ -136,36 +136,37 @@ func (m *Metrics) caller(ctx context.Context) string {
 	return m.callers.value(name)
 }
 
-// A labelCap keeps whoever answers in Aliyun's place, or issues certificates, from
-// filling the memory of this process and of Prometheus.
+// labelCap limits the number of distinct label values. Aliyun codes and certificate names come
+// from outside and could otherwise grow without bound.
 type labelCap struct {
-	most int
+	max  int
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
+// value returns value, or callers.Other if there are too many distinct values.
 func (b *labelCap) value(value string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.seen == nil {
 		b.seen = map[string]bool{}
 	}
-	if !b.seen[value] && len(b.seen) >= b.most {
+	if !b.seen[value] && len(b.seen) >= b.max {
 		return callers.Other
 	}
 	b.seen[value] = true
 	return value
 }
 
-// keep forgets all but these values, and returns what it forgot.
-func (b *labelCap) keep(values []string) (forgotten []string) {
+// keep removes all values except these, and returns the removed ones.
+func (b *labelCap) keep(values []string) (removed []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for value := range b.seen {
 		if !slices.Contains(values, value) {
 			delete(b.seen, value)
-			forgotten = append(forgotten, value)
+			removed = append(removed, value)
 		}
 	}
-	return forgotten
+	return removed
 }

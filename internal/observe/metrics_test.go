@@ -78,7 +78,7 @@ func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
 
 func TestCodesOfAliyunAreBounded(t *testing.T) {
 	m := NewMetrics("test")
-	maxAliyunCodes := m.aliyunCodes.most
+	maxAliyunCodes := m.aliyunCodes.max
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for i := range 10 * maxAliyunCodes {
 		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendRejected, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(), verify.Message{Number: "+8618600000000"})
@@ -163,7 +163,7 @@ func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
 // fewer than the most are in use.
 func TestMetrics_giveThePlaceOfARemovedCallerToANewOne(t *testing.T) {
 	m := NewMetrics("test")
-	for i := range 3 * m.callers.most {
+	for i := range 3 * m.callers.max {
 		name := fmt.Sprint("caller-", i)
 		if got := m.caller(WithCaller(t.Context(), name)); got != name {
 			t.Fatalf("caller %d: got %q; want its name", i, got)
@@ -174,7 +174,7 @@ func TestMetrics_giveThePlaceOfARemovedCallerToANewOne(t *testing.T) {
 
 func TestMetrics_countUnknownApartThoughTheSetIsFull(t *testing.T) {
 	m := NewMetrics("test")
-	for i := range 2 * m.callers.most {
+	for i := range 2 * m.callers.max {
 		m.caller(WithCaller(t.Context(), fmt.Sprint("caller-", i)))
 	}
 	for name, want := range map[string]string{"one more": callers.Other, callers.Unknown: callers.Unknown} {

@@ -17,28 +17,28 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Telemetry watches what a call does at the database and at Aliyun: each step is
-// measured, is a span where traces are exported, and a line at debug level.
+// Telemetry instruments calls and their steps at the database and at Aliyun. Each step is
+// measured, is a span if traces are exported, and is logged at debug level.
 type Telemetry struct {
 	Metrics *Metrics
-	Tracer  trace.Tracer // nil where traces are not exported
+	Tracer  trace.Tracer // nil if traces are not exported
 	Log     *slog.Logger
 }
 
 type callerKey struct{}
 
-// WithCaller returns ctx of a call that a known caller makes.
+// WithCaller returns ctx with the name of the caller of its call.
 func WithCaller(ctx context.Context, name string) context.Context {
 	return context.WithValue(ctx, callerKey{}, name)
 }
 
-// CallerOf is the name of who makes the call of ctx, "" where nobody asks.
+// CallerOf returns the name of the caller of the call of ctx, "" without authentication.
 func CallerOf(ctx context.Context) string {
 	name, _ := ctx.Value(callerKey{}).(string)
 	return name
 }
 
-// Rejected counts what was refused before it was heard, and why.
+// Rejected counts a call or connection that was rejected before it was handled.
 func (s Telemetry) Rejected(reason string) {
 	s.Metrics.rejected.WithLabelValues(reason).Inc()
 	level := slog.LevelDebug
@@ -48,19 +48,19 @@ func (s Telemetry) Rejected(reason string) {
 	s.Log.Log(context.Background(), level, "refused", "reason", reason)
 }
 
-// Store returns next, watched.
+// Store returns next with instrumentation.
 func (s Telemetry) Store(next verify.Store) verify.Store { return instrumentedStore{s, next} }
 
-// Sender returns next, watched.
+// Sender returns next with instrumentation.
 func (s Telemetry) Sender(next verify.Sender) verify.Sender { return instrumentedSender{s, next} }
 
-// A Span is that of one call. Its zero value is none.
+// Span is the span of a call. The zero value does nothing.
 type Span struct {
 	span   trace.Span
 	caller string
 }
 
-// Call begins the span of a call, in ctx's trace.
+// Call starts the span of a call in the trace of ctx.
 func (s Telemetry) Call(ctx context.Context, fullMethod string) (context.Context, Span) {
 	if s.Tracer == nil {
 		return ctx, Span{}
@@ -71,7 +71,7 @@ func (s Telemetry) Call(ctx context.Context, fullMethod string) (context.Context
 	return ctx, Span{span, CallerOf(ctx)}
 }
 
-// End says with which gRPC status the call ended. n is "" where none was read.
+// End ends the span with the gRPC status of the call. n is "" if the number is unknown.
 func (s Span) End(status grpccodes.Code, n verify.Number) {
 	if s.span == nil {
 		return
@@ -83,13 +83,14 @@ func (s Span) End(status grpccodes.Code, n verify.Number) {
 	if s.caller != "" {
 		s.span.SetAttributes(attribute.String("caller", s.caller))
 	}
-	switch status { // what is the service's fault, as the semantic conventions have it
+	switch status { // server errors, by the semantic conventions
 	case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
 		s.span.SetStatus(codes.Error, status.String())
 	}
 	s.span.End()
 }
 
+// instrumentedStore is a Store whose calls are measured, traced and logged.
 type instrumentedStore struct {
 	Telemetry
 	next verify.Store
@@ -125,6 +126,7 @@ func resultOf(done bool, err error) string {
 	return "ok"
 }
 
+// instrumentedSender is a Sender whose calls are measured, traced and logged.
 type instrumentedSender struct {
 	Telemetry
 	next verify.Sender
@@ -134,38 +136,39 @@ func (w instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.
 	ctx, step := w.begin(ctx, "aliyun", m.Number)
 	receipt, err := w.next.Send(ctx, m)
 	result, code, requestID := "accepted", "OK", receipt.RequestID
-	var told error
+	var safeErr error
 	if err != nil {
-		said := verify.SendErrorOf(err)
-		told = said
-		result, code, requestID = said.Kind.String(), cmp.Or(said.Code, "none"), said.RequestID
+		sendErr := verify.SendErrorOf(err)
+		safeErr = sendErr
+		result, code, requestID = sendErr.Kind.String(), cmp.Or(sendErr.Code, "none"), sendErr.RequestID
 	}
 	w.Metrics.observeSend(ctx, m.Number, result, code, step.took())
-	step.end(result, told, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
+	step.end(result, safeErr, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
 	return receipt, err
 }
 
+// span is one step of a call at the database or at Aliyun.
 type span struct {
 	Telemetry
 	ctx    context.Context
 	name   string
 	number verify.Number
 	start  time.Time
-	span   trace.Span // nil where traces are not exported
+	span   trace.Span // nil if traces are not exported
 }
 
 func (s Telemetry) begin(ctx context.Context, name string, n verify.Number) (context.Context, *span) {
-	begun := &span{Telemetry: s, name: name, number: n, start: time.Now()}
+	started := &span{Telemetry: s, name: name, number: n, start: time.Now()}
 	if s.Tracer != nil {
-		ctx, begun.span = s.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
+		ctx, started.span = s.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
 	}
-	begun.ctx = ctx
-	return ctx, begun
+	started.ctx = ctx
+	return ctx, started
 }
 
 func (s *span) took() time.Duration { return time.Since(s.start) }
 
-// end says how the step ended; only details with a value are told.
+// end records the result of the step. It drops details without a value.
 func (s *span) end(result string, err error, details ...slog.Attr) {
 	details = slices.DeleteFunc(details, func(d slog.Attr) bool { return d.Value.String() == "" })
 	if s.span != nil {
@@ -195,5 +198,5 @@ func (s *span) end(result string, err error, details ...slog.Attr) {
 	s.Log.LogAttrs(s.ctx, slog.LevelDebug, "step", attrs...)
 }
 
-// Milliseconds is a duration as log lines have it.
+// Milliseconds returns d in the unit of log lines.
 func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

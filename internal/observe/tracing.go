@@ -22,16 +22,16 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// CheckTracing says what is wrong with the OpenTelemetry variables that are set. It
-// quotes none of them: addresses and headers can hold credentials.
+// CheckTracing returns an error if an OpenTelemetry variable is invalid. It quotes no values:
+// addresses and headers can contain credentials.
 func CheckTracing() error {
 	if endpoint, set := tracesEndpoint(); set {
 		u, err := url.Parse(endpoint)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return errors.New("OTEL_EXPORTER_OTLP_ENDPOINT must be http:// or https:// with a host and a port, such as http://collector:4318")
 		}
-		if p := tracesProtocol(); p != overHTTP && p != overGRPC {
-			return errors.New("OTEL_EXPORTER_OTLP_PROTOCOL must be " + overHTTP + " or " + overGRPC)
+		if p := tracesProtocol(); p != protocolHTTP && p != protocolGRPC {
+			return errors.New("OTEL_EXPORTER_OTLP_PROTOCOL must be " + protocolHTTP + " or " + protocolGRPC)
 		}
 	}
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_RESOURCE_ATTRIBUTES"} {
@@ -46,9 +46,9 @@ func CheckTracing() error {
 	return nil
 }
 
-const overHTTP, overGRPC = "http/protobuf", "grpc"
+const protocolHTTP, protocolGRPC = "http/protobuf", "grpc"
 
-// tracesEndpoint is where to send traces; set is false where none are to be sent.
+// tracesEndpoint returns the address of the collector; set is false if traces are disabled.
 func tracesEndpoint() (endpoint string, set bool) {
 	endpoint = cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
 	off := strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none"
@@ -56,23 +56,23 @@ func tracesEndpoint() (endpoint string, set bool) {
 }
 
 func tracesProtocol() string {
-	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), overHTTP)
+	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), protocolHTTP)
 }
 
-// Tracing exports spans by OTLP as the OpenTelemetry variables say
+// Tracing exports spans by OTLP as configured by the OpenTelemetry variables
 // (https://opentelemetry.io/docs/specs/otel/protocol/exporter). Without an
-// OTEL_EXPORTER_OTLP_ENDPOINT it returns a nil Tracer. stop exports what is left.
+// OTEL_EXPORTER_OTLP_ENDPOINT it returns a nil Tracer. stop exports the remaining spans.
 func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tracer, stop func(), err error) {
 	if _, set := tracesEndpoint(); !set {
 		return nil, func() {}, nil
 	}
-	// Their own logger writes to stderr by itself, and quotes what it cannot read.
+	// OpenTelemetry's default logger writes to stderr, and quotes invalid values.
 	otel.SetLogger(logr.Discard())
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		log.Warn("traces could not be exported", "error", truncate(err))
 	}))
 	var exporter sdktrace.SpanExporter
-	if tracesProtocol() == overGRPC {
+	if tracesProtocol() == protocolGRPC {
 		exporter, err = otlptracegrpc.New(ctx)
 	} else {
 		exporter, err = otlptracehttp.New(ctx)
@@ -80,13 +80,13 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 	if err != nil {
 		return nil, nil, fmt.Errorf("traces cannot be exported: %s", truncate(err))
 	}
-	of, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(), resource.WithAttributes(
+	attributes, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(), resource.WithAttributes(
 		attribute.String("service.name", "phone-number-service"), attribute.String("service.version", version)), resource.WithFromEnv())
 	if err != nil {
 		log.Warn("what describes this process in traces is not whole", "error", truncate(err))
 	}
-	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(of),
-		sdktrace.WithoutPanicRecording()) // a panic's value could hold a code
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(attributes),
+		sdktrace.WithoutPanicRecording()) // a panic's value could contain a code
 	return provider.Tracer("github.com/liulinhuai/phone-number-service"), func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
@@ -96,19 +96,19 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 	}, nil
 }
 
-// truncate is enough of an error that could hold a collector's whole page.
+// truncate shortens the text of an error, which can contain a whole page of the collector.
 func truncate(err error) string {
-	const enough = 200
+	const maxBytes = 200
 	text := err.Error()
-	return text[:min(len(text), enough)]
+	return text[:min(len(text), maxBytes)]
 }
 
-// WithTrace returns ctx with the trace that a caller's W3C trace context names.
+// WithTrace returns ctx with the trace of a caller's W3C trace context.
 func WithTrace(ctx context.Context, traceparent, tracestate string) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate})
 }
 
-// TraceID is the trace that ctx belongs to, "" for none.
+// TraceID returns the ID of the trace of ctx, "" for none.
 func TraceID(ctx context.Context) string {
 	if c := trace.SpanContextFromContext(ctx); c.HasTraceID() {
 		return c.TraceID().String()
