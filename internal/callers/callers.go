@@ -1,5 +1,5 @@
-// Package callers knows who may call: the callers file, how a caller proves who it
-// is, and what it may do.
+// Package callers implements authentication and authorization of API clients: the callers
+// file, the credentials of a caller, and its permissions.
 package callers
 
 import (
@@ -19,8 +19,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// A Caller is one of the callers file. Where a list is nil, all are allowed; a nil
-// *Caller may do everything.
+// Caller is an API client of the callers file. A nil list allows all values; a nil *Caller
+// may do everything.
 type Caller struct {
 	Name string // for logs and metrics
 
@@ -31,12 +31,12 @@ type Caller struct {
 	calls         []string // names of methods
 	signNames     []string
 	templateCodes []string
-	countries     []string // as numberplan.Country has them
+	countries     []string // as returned by numberplan.Country
 
-	sends *rate.Limiter // nil for no limit of its own
+	sends *rate.Limiter // nil for no limit
 }
 
-// NotAllowedError says what a known caller may not do.
+// NotAllowedError reports that an authenticated caller lacks a permission.
 type NotAllowedError struct {
 	Caller string
 	Denied string // call, signature, template_code or country
@@ -46,7 +46,7 @@ func (e *NotAllowedError) Error() string {
 	return "caller " + e.Caller + " may not use this " + e.Denied
 }
 
-// RateError says that a caller's own rate is used up.
+// RateError reports that a caller has used up its own rate.
 type RateError struct {
 	Caller     string
 	RetryAfter time.Duration
@@ -54,7 +54,7 @@ type RateError struct {
 
 func (e *RateError) Error() string { return "caller " + e.Caller + " has used up its rate" }
 
-// AuthorizeCall reports whether the caller may make a call, by its method's name.
+// AuthorizeCall returns an error if the caller may not call a method.
 func (c *Caller) AuthorizeCall(method string) error {
 	if c == nil || allows(c.calls, method) {
 		return nil
@@ -62,7 +62,8 @@ func (c *Caller) AuthorizeCall(method string) error {
 	return &NotAllowedError{c.Name, "call"}
 }
 
-// AuthorizeSend reports whether the caller may send so, and to a country.
+// AuthorizeSend returns an error if the caller may not send with this sign name and template,
+// or to this country.
 func (c *Caller) AuthorizeSend(signName, templateCode, country string) error {
 	switch {
 	case c == nil:
@@ -79,42 +80,45 @@ func (c *Caller) AuthorizeSend(signName, templateCode, country string) error {
 
 func allows(list []string, value string) bool { return list == nil || slices.Contains(list, value) }
 
-// AllowSend takes one send of the caller's rate, or says when there will be one.
+// AllowSend takes one send from the caller's rate. If none is left, it returns a *RateError
+// with the time until the next.
 func (c *Caller) AllowSend() error {
 	if c == nil || c.sends == nil {
 		return nil
 	}
-	if c.sends.Allow() { // Reserve and Cancel by many at once lend and give twice
+	// Do not use Reserve and Cancel: concurrent cancels can return the same token twice.
+	if c.sends.Allow() {
 		return nil
 	}
 	wait := time.Duration((1 - c.sends.Tokens()) / float64(c.sends.Limit()) * float64(time.Second))
 	return &RateError{c.Name, max(wait, time.Millisecond)}
 }
 
-// A Registry is all that may call, and can be replaced at any time.
+// Registry holds all callers. They can be replaced at any time.
 type Registry struct{ list atomic.Pointer[[]*Caller] }
 
-// Changes are what a new list takes from callers or gives them, by their names.
+// Changes are the differences between two lists of callers, by name.
 type Changes struct {
 	Removed, Added []string
-	Widened        []string // "name field": the field allows what it did not allow before
+	Widened        []string // "name field": the field allows more values
 }
 
-// Replace takes the callers of a file that Parse read. Who is in both, with an equal
-// rate, keeps what is used of it. The first list changes nothing.
+// Replace replaces all callers by list, and returns the changes. A caller that is in both
+// lists with the same rate keeps its limiter, so a reload does not refill it. The first list
+// has no changes.
 func (s *Registry) Replace(list []*Caller) (changes Changes) {
 	if before := s.list.Load(); before != nil {
-		gone := map[string]*Caller{}
+		removed := map[string]*Caller{}
 		for _, old := range *before {
-			gone[old.Name] = old
+			removed[old.Name] = old
 		}
 		for _, c := range list {
-			old := gone[c.Name]
+			old := removed[c.Name]
 			if old == nil {
 				changes.Added = append(changes.Added, c.Name)
 				continue
 			}
-			delete(gone, c.Name)
+			delete(removed, c.Name)
 			for _, field := range c.widened(old) {
 				changes.Widened = append(changes.Widened, c.Name+" "+field)
 			}
@@ -122,13 +126,13 @@ func (s *Registry) Replace(list []*Caller) (changes Changes) {
 				c.sends = old.sends
 			}
 		}
-		changes.Removed = slices.Sorted(maps.Keys(gone))
+		changes.Removed = slices.Sorted(maps.Keys(removed))
 	}
 	s.list.Store(&list)
 	return changes
 }
 
-// Names are those of all callers.
+// Names returns the names of all callers.
 func (s *Registry) Names() (names []string) {
 	for _, c := range *s.list.Load() {
 		names = append(names, c.Name)
@@ -136,7 +140,7 @@ func (s *Registry) Names() (names []string) {
 	return names
 }
 
-// widened are the fields that allow what they did not allow in old.
+// widened returns the fields that allow more than they did in old.
 func (c *Caller) widened(old *Caller) (fields []string) {
 	add := func(field string, wider bool) {
 		if wider {
@@ -155,22 +159,22 @@ func (c *Caller) widened(old *Caller) (fields []string) {
 	return fields
 }
 
-// gains reports whether now holds a value that old does not hold.
+// gains reports whether now contains a value that old does not contain.
 func gains[T comparable](old, now []T) bool {
 	return slices.ContainsFunc(now, func(v T) bool { return !slices.Contains(old, v) })
 }
 
-// ErrUnknown is what Identify returns for whoever proves to be no caller.
+// ErrUnknown means that the credentials of a call belong to no caller.
 var ErrUnknown = errors.New("unknown caller")
 
-// Authenticate returns who makes a call with these values of the header authorization,
-// over a connection with this client certificate, nil for none that was verified. A
-// token that is sent counts alone.
+// Authenticate returns the caller that the values of the header authorization or the verified
+// client certificate belong to. The certificate is nil if there is none. It ignores the
+// certificate if the header is present.
 func (s *Registry) Authenticate(authorization []string, certificate *x509.Certificate) (*Caller, error) {
 	list := *s.list.Load()
 	if len(authorization) > 0 {
 		if scheme, token, _ := strings.Cut(authorization[0], " "); len(authorization) == 1 && strings.EqualFold(scheme, "bearer") {
-			return withToken(list, strings.TrimSpace(token))
+			return byToken(list, strings.TrimSpace(token))
 		}
 		return nil, ErrUnknown
 	}
@@ -184,8 +188,9 @@ func (s *Registry) Authenticate(authorization []string, certificate *x509.Certif
 	return nil, ErrUnknown
 }
 
-// withToken compares with all, in constant time.
-func withToken(list []*Caller, token string) (found *Caller, err error) {
+// byToken returns the caller with a token. It compares the hash with those of all callers, in
+// constant time, so that timing reveals nothing.
+func byToken(list []*Caller, token string) (found *Caller, err error) {
 	hash := sha256.Sum256([]byte(token))
 	for _, c := range list {
 		for i := range c.tokens {
@@ -211,8 +216,8 @@ func (c *Caller) matchesCertificate(certificate *x509.Certificate) bool {
 	})
 }
 
-// AnyCertificate is Identify where there is no callers file and every client certificate
-// that was verified may do everything.
+// AnyCertificate authenticates calls without a callers file: every verified client certificate
+// may do everything.
 func AnyCertificate(_ []string, certificate *x509.Certificate) (*Caller, error) {
 	if certificate == nil {
 		return nil, ErrUnknown
@@ -231,8 +236,7 @@ func AnyCertificate(_ []string, certificate *x509.Certificate) (*Caller, error) 
 	return &Caller{Name: name}, nil
 }
 
-// NewToken returns a bearer token of 256 random bits, and what the callers file has
-// of it.
+// NewToken returns a bearer token of 256 random bits, and its hash for the callers file.
 func NewToken() (token, hash string) {
 	var b [32]byte
 	rand.Read(b[:]) // never fails

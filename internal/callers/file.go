@@ -17,28 +17,27 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// What a callers file may hold, beside what its values look like.
+// Limits of a callers file.
 const (
 	maxFileBytes      = 1 << 20
 	maxSendsPerMinute = 1_000_000
 )
 
-// ParseOptions are the names that a file may use.
+// ParseOptions are the values that a callers file may contain.
 type ParseOptions struct {
 	Calls        []string
-	Countries    map[string]bool // as numberplan.Country has them
+	Countries    map[string]bool // as returned by numberplan.Country
 	Certificates bool            // whether client certificates are asked for
 }
 
-// Whole reports whether the content of a callers file says that it is whole: its last
-// line is YAML's end of a document. No shorter beginning of a file that Parse takes says so,
-// because Parse takes nothing behind that line.
+// Whole reports whether the last line of a callers file is YAML's end of a document. A
+// truncated file never has this line, because Parse rejects a file with content after it.
 func Whole(content string) bool {
 	return strings.HasSuffix("\n"+strings.TrimRight(content, " \t\r\n"), "\n...")
 }
 
-// Parse reads the content of a callers file. It reports every fault with the file's
-// name, its line and what would be right, and never repeats a value: it could be a token.
+// Parse parses the content of a callers file. It reports all errors, each with the file's name,
+// the line and the expected value. It never quotes a value: it could be a token.
 func Parse(name string, content []byte, known ParseOptions) ([]*Caller, error) {
 	if len(content) > maxFileBytes {
 		return nil, fmt.Errorf("%s: is larger than %d bytes", name, maxFileBytes)
@@ -55,29 +54,30 @@ func Parse(name string, content []byte, known ParseOptions) ([]*Caller, error) {
 	if len(document.Content) == 0 {
 		return nil, fmt.Errorf(`%s: line 1: must begin with "callers:", a list of callers below it`, name)
 	}
-	f.file(document.Content[0])
-	return f.callers, errors.Join(f.faults...)
+	f.parseTop(document.Content[0])
+	return f.callers, errors.Join(f.errs...)
 }
 
 var line = regexp.MustCompile(`line \d+`)
 
-// lineOf keeps the line alone: the parser's words can hold words of the file.
+// lineOf returns only the line of a YAML error, because its text can quote the file.
 func lineOf(err error) string { return cmp.Or(line.FindString(err.Error()), "line 1") }
 
+// parser collects the callers and the errors of a file.
 type parser struct {
-	name    string
-	known   ParseOptions
-	callers []*Caller
-	faults  []error
-	proofs  map[string]bool
+	name        string
+	known       ParseOptions
+	callers     []*Caller
+	errs        []error
+	credentials map[string]bool
 }
 
 func (f *parser) add(at *yaml.Node, format string, args ...any) {
-	f.faults = append(f.faults, fmt.Errorf("%s: line %d: %s", f.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
+	f.errs = append(f.errs, fmt.Errorf("%s: line %d: %s", f.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
 }
 
-func (f *parser) file(top *yaml.Node) {
-	f.proofs = map[string]bool{}
+func (f *parser) parseTop(top *yaml.Node) {
+	f.credentials = map[string]bool{}
 	f.fields(top, `the file must hold "callers:", a list of callers below it`, map[string]func(*yaml.Node){
 		"callers": func(list *yaml.Node) {
 			if list.Kind != yaml.SequenceNode || len(list.Content) == 0 {
@@ -89,13 +89,13 @@ func (f *parser) file(top *yaml.Node) {
 			}
 		},
 	})
-	if f.callers == nil && f.faults == nil {
+	if f.callers == nil && f.errs == nil {
 		f.add(top, `callers is missing: a list of callers, each beginning with "- name:"`)
 	}
 }
 
-// fields walks through the fields of a mapping and returns those that are there, nil
-// where it is none.
+// fields parses the fields of a mapping with the functions in known. It returns the names of
+// the fields that are present, or nil if m is not a mapping.
 func (f *parser) fields(m *yaml.Node, want string, known map[string]func(*yaml.Node)) (seen map[string]bool) {
 	if m.Kind != yaml.MappingNode {
 		f.add(m, "%s", want)
@@ -131,10 +131,10 @@ var (
 	template   = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 )
 
-// Names that metrics give to no caller of its own.
+// Names that metrics use for calls without a caller name of their own.
 const (
-	Unknown = "unknown" // whoever is no caller
-	Other   = "other"   // callers beyond those that metrics tell apart
+	Unknown = "unknown" // not authenticated
+	Other   = "other"   // callers beyond the label cap
 )
 
 func (f *parser) caller(m *yaml.Node) {
@@ -152,7 +152,7 @@ func (f *parser) caller(m *yaml.Node) {
 		},
 		"token_sha256": func(n *yaml.Node) {
 			for _, text := range f.list(n, "token_sha256", "must be the SHA-256 of a token, 64 digits of 0-9 and a-f, as the command token prints it; if this is the token itself, make a new one", hexHash.MatchString) {
-				f.proof(n, text)
+				f.credential(n, text)
 				var hash [sha256.Size]byte
 				hex.Decode(hash[:], []byte(text)) //nolint:errcheck // hexHash matched
 				c.tokens = append(c.tokens, hash)
@@ -202,8 +202,8 @@ func (f *parser) caller(m *yaml.Node) {
 	f.callers = append(f.callers, c)
 }
 
-// list reads a value, or a list of values, that are each as want says.
-func (f *parser) list(n *yaml.Node, field, want string, right func(string) bool) (values []string) {
+// list parses a value or a list of values, each of which must be valid. want is the error text.
+func (f *parser) list(n *yaml.Node, field, want string, valid func(string) bool) (values []string) {
 	nodes := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
 		nodes = n.Content
@@ -212,7 +212,7 @@ func (f *parser) list(n *yaml.Node, field, want string, right func(string) bool)
 		f.add(n, "%s is an empty list: leave it out to allow all", field)
 	}
 	for _, each := range nodes {
-		if each.Kind != yaml.ScalarNode || !right(each.Value) {
+		if each.Kind != yaml.ScalarNode || !valid(each.Value) {
 			f.add(each, "%s %s", field, want)
 			continue
 		}
@@ -221,21 +221,21 @@ func (f *parser) list(n *yaml.Node, field, want string, right func(string) bool)
 	return values
 }
 
-func (f *parser) certificates(n *yaml.Node, proofs []string) {
+func (f *parser) certificates(n *yaml.Node, credentials []string) {
 	if !f.known.Certificates {
 		f.add(n, "certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone; set it, or use token_sha256")
 	}
-	for _, p := range proofs {
-		f.proof(n, p)
+	for _, p := range credentials {
+		f.credential(n, p)
 	}
 }
 
-// proof notes what proves one caller and can prove no other.
-func (f *parser) proof(n *yaml.Node, p string) {
-	if f.proofs[p] {
+// credential records a credential, which must be unique in the file.
+func (f *parser) credential(n *yaml.Node, p string) {
+	if f.credentials[p] {
 		f.add(n, "proves a caller already")
 	}
-	f.proofs[p] = true
+	f.credentials[p] = true
 }
 
 func (f *parser) number(n *yaml.Node, field string) int {
