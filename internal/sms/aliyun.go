@@ -29,44 +29,44 @@ import (
 // DefaultAliyunEndpoint is Aliyun's public SMS gateway.
 const DefaultAliyunEndpoint = "https://dysmsapi.aliyuncs.com"
 
-// AliyunConfig is what NewAliyun needs.
+// AliyunConfig configures NewAliyun.
 type AliyunConfig struct {
 	AccessKeyID     string
 	AccessKeySecret string
-	Endpoint        string // as ParseAliyunEndpoint takes it; "" is DefaultAliyunEndpoint
+	Endpoint        string // see ParseAliyunEndpoint; "" is DefaultAliyunEndpoint
 }
 
-// Aliyun sends through Aliyun's SendSms. Phone number and code are in the URL of
-// its requests, and Aliyun's error texts quote them: its errors are made of
-// fixed words and checked tokens only, never of another error's text.
+// Aliyun sends SMS with Aliyun's API SendSms. The URLs of its requests contain the phone number
+// and the code, and Aliyun's error texts quote them. So its errors contain only fixed texts and
+// validated tokens, never the text of another error.
 type Aliyun struct {
 	key         atomic.Pointer[accessKey]
 	endpoint    *url.URL
 	transport   *http.Transport
-	refusals    recentIDs // a refusal withdraws a code, so none counts twice
+	refusals    recentIDs // a repeated refusal belongs to another send
 	certificate *prometheus.GaugeVec
 }
 
 type accessKey struct{ id, secret string }
 
-// CertificateHelp is the metric's, which counts the port's own certificate too.
+// CertificateHelp is the help text of the metric, which the port's certificate shares.
 const CertificateHelp = "When the certificate ends, as last seen."
 
 const maxReplyBytes = 64 << 10
 
-// A space or line break that was copied along with a key would end up in a header.
+// keyShape rejects spaces and line breaks, which would end up in a header.
 var keyShape = regexp.MustCompile(`^[!-~]+$`)
 
-// NewAliyun returns a Sender with connections of its own. It reports every fault
-// of its configuration at once and quotes none of it.
+// NewAliyun returns a Sender with its own connection pool. It reports all configuration errors
+// at once, and quotes no values.
 func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	a := &Aliyun{certificate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: CertificateHelp,
 		ConstLabels: prometheus.Labels{"certificate": "aliyun"},
 	}, nil)}
-	var faults []error
+	var errs []error
 	if err := a.ReplaceAccessKey(c.AccessKeyID, c.AccessKeySecret); err != nil {
-		faults = append(faults, err)
+		errs = append(errs, err)
 	}
 	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
 	var proxy *url.URL
@@ -74,13 +74,13 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 		proxy, err = proxyFor(endpoint)
 	}
 	if err != nil {
-		faults = append(faults, err)
+		errs = append(errs, err)
 	}
-	if len(faults) > 0 {
-		return nil, errors.Join(faults...)
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
 	}
-	// HTTP/2 would repeat a request by itself after a REFUSED_STREAM or GOAWAY;
-	// over HTTP/1.1 a POST is repeated only where not a byte of it was written.
+	// Over HTTP/2, net/http retries a request after REFUSED_STREAM or GOAWAY. Over HTTP/1.1,
+	// it retries a POST only if no byte of it was written.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	a.endpoint = endpoint
@@ -93,12 +93,12 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 			return &gatewayConn{Conn: conn}, nil
 		},
 		TLSHandshakeTimeout: 3 * time.Second,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: a.noteCertificate},
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: a.recordCertificate},
 		Protocols:           protocols,
 		MaxIdleConns:        256,
 		MaxIdleConnsPerHost: 256,
-		// A request on a connection that the gateway has just closed is a send
-		// with an unknown outcome: rather dial again than trust an old one.
+		// A request on a connection that the gateway has just closed has an unknown outcome.
+		// So dial again instead of reusing an old connection.
 		IdleConnTimeout:        15 * time.Second,
 		MaxResponseHeaderBytes: maxReplyBytes,
 	}
@@ -109,8 +109,8 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	return a, nil
 }
 
-// ReplaceAccessKey has the next requests signed with another access key. It reports every
-// fault at once and quotes nothing.
+// ReplaceAccessKey sets the access key that signs later requests. It reports all errors at
+// once, and quotes no values.
 func (a *Aliyun) ReplaceAccessKey(keyID, keySecret string) error {
 	err := CheckAccessKey(keyID, keySecret)
 	if err == nil {
@@ -119,30 +119,31 @@ func (a *Aliyun) ReplaceAccessKey(keyID, keySecret string) error {
 	return err
 }
 
-// CheckAccessKey reports every fault of the key's form at once and quotes nothing.
+// CheckAccessKey validates the form of an access key. It reports all errors at once, and quotes
+// no values.
 func CheckAccessKey(keyID, keySecret string) error {
-	var faults []error
+	var errs []error
 	if !keyShape.MatchString(keyID) {
-		faults = append(faults, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
+		errs = append(errs, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
 	}
 	if !keyShape.MatchString(keySecret) {
-		faults = append(faults, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
+		errs = append(errs, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
 	}
-	return errors.Join(faults...)
+	return errors.Join(errs...)
 }
 
-// Collectors are the sender's metrics.
+// Collectors returns the sender's metrics.
 func (a *Aliyun) Collectors() []prometheus.Collector { return []prometheus.Collector{a.certificate} }
 
-func (a *Aliyun) noteCertificate(c tls.ConnectionState) error {
+func (a *Aliyun) recordCertificate(c tls.ConnectionState) error {
 	if len(c.PeerCertificates) > 0 {
 		a.certificate.WithLabelValues().Set(float64(c.PeerCertificates[0].NotAfter.Unix()))
 	}
 	return nil
 }
 
-// ParseAliyunEndpoint reads the address of the SMS gateway. Plain http would show
-// codes to the network, so it is for a loopback address only.
+// ParseAliyunEndpoint parses the address of the SMS gateway. It accepts http only for a loopback
+// address, because it would send codes unencrypted.
 func ParseAliyunEndpoint(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || u.User != nil ||
@@ -158,23 +159,23 @@ func isLoopback(host string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// Send asks Aliyun once and repeats nothing. It has no time limit but ctx's. Its
-// errors are *verify.SendError.
+// Send sends one request to Aliyun and never retries. Only ctx limits its time. Its errors are
+// *verify.SendError.
 func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
 	var x exchange
 	ctx = httptrace.WithClientTrace(ctx, x.hooks())
-	// RoundTrip, not a Client's Do: it follows no redirect, which would carry
-	// number and code elsewhere and could be a second send.
+	// Use RoundTrip, not Client.Do: it does not follow redirects, which would send number and
+	// code to another host and could be a second send.
 	response, err := a.transport.RoundTrip(a.NewRequest(ctx, m, time.Now(), rand.Text()))
 	if err != nil && !x.written.Load() {
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: a.whyNotAsked(ctx, err)}
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: a.dialErrorDetail(ctx, err)}
 	}
 	if err != nil {
 		return verify.Receipt{}, lostReply(ctx, 0)
 	}
 	defer response.Body.Close()
 	if response.StatusCode == http.StatusSwitchingProtocols {
-		// The body is the bare connection then, and reading it knows no deadline.
+		// The body is then the raw connection, and reading it has no deadline.
 		return verify.Receipt{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode, Detail: "protocol switched instead of a reply"}
 	}
 	if x.early.Load() {
@@ -201,9 +202,9 @@ func lostReply(ctx context.Context, status int) error {
 	return &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: status, Detail: "connection lost after the request was written"}
 }
 
-// whyNotAsked says in fixed words why no byte of a request was written, and
-// whether the proxy is what failed.
-func (a *Aliyun) whyNotAsked(ctx context.Context, err error) string {
+// dialErrorDetail returns a fixed text for why no byte of a request was written, and whether
+// the proxy failed.
+func (a *Aliyun) dialErrorDetail(ctx context.Context, err error) string {
 	cause := connectFailure(ctx, err)
 	var (
 		step    *net.OpError
@@ -242,9 +243,9 @@ func connectFailure(ctx context.Context, err error) string {
 	return "no connection"
 }
 
-// NewRequest returns the signed request of one SMS as sent at now; nonce names it
-// and is never used twice. Send is its only caller in production; it is exported
-// so that the oracle module can compare it with the official SDK.
+// NewRequest returns the signed request for one SMS as sent at now. The nonce must be unique.
+// Only Send uses it in production; it is exported so that the oracle module can compare it with
+// the official SDK.
 func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time, nonce string) *http.Request {
 	u := *a.endpoint
 	u.RawQuery = "PhoneNumbers=" + aliyunNumber(m.Number) +
@@ -268,8 +269,8 @@ func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time
 
 const emptyBodySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// authorization signs r by Aliyun's signature version 3: path "/", host, every
-// X-Acs header, and the query as url.QueryEscape wrote its values.
+// authorization signs r with Aliyun's signature version 3. It covers the path "/", the host, all
+// X-Acs headers, and the query as escaped by url.QueryEscape.
 func authorization(r *http.Request, keyID, keySecret string) string {
 	const algorithm = "ACS3-HMAC-SHA256"
 	var names []string
@@ -278,7 +279,7 @@ func authorization(r *http.Request, keyID, keySecret string) string {
 			names = append(names, name)
 		}
 	}
-	slices.Sort(names) // as they would be in lower case, since all are of one form
+	slices.Sort(names) // the order in lower case is the same
 	headers, signedNames := "host:"+r.Host+"\n", "host"
 	for _, name := range names {
 		lower := strings.ToLower(name)
@@ -293,16 +294,16 @@ func authorization(r *http.Request, keyID, keySecret string) string {
 	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))
 }
 
-// aliyunNumber writes n as Aliyun wants it: eleven digits in mainland China,
-// country code and number elsewhere.
+// aliyunNumber returns n in Aliyun's form: eleven digits in mainland China, country code and
+// number elsewhere.
 func aliyunNumber(n verify.Number) string {
 	if n.Mainland() {
 		return strings.TrimPrefix(string(n), "+86")
 	}
 	digits := strings.TrimPrefix(string(n), "+")
 	if verify.IsMainlandMobile(digits) {
-		// +1 301 234 5678 would go to a stranger in mainland China. With 00 before
-		// the country code, the older of Aliyun's two forms, it cannot be misread.
+		// Without a prefix, +1 301 234 5678 would be read as a number in mainland China. The
+		// older of Aliyun's two forms, with 00 before the country code, is unambiguous.
 		return "00" + digits
 	}
 	return digits

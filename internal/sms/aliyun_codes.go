@@ -9,9 +9,9 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// codeKinds says what Aliyun's codes mean. A code without its "isv." is looked up
-// by prefix, so that the international API's variants (BUSINESS_LIMIT_HOUR,
-// OUT_OF_SERVICE) are met too; the first match counts.
+// codeKinds maps Aliyun's codes to kinds. A code is matched by prefix without its "isv.", so that
+// it includes the international API's variants (BUSINESS_LIMIT_HOUR, OUT_OF_SERVICE). The first
+// match counts.
 var codeKinds = []struct {
 	kind     verify.SendKind
 	prefixes string
@@ -26,11 +26,11 @@ var codeKinds = []struct {
 	{verify.SendBadRequest, "INVALID_JSON_PARAM INVALID_PARAMETERS MOBILE_COUNT_OVER_LIMIT InvalidAction InvalidApi InvalidParameter InvalidProduct InvalidProtocol " +
 		"InvalidRegion InvalidSignatureMethod InvalidTimeStamp InvalidVersion IllegalTimestamp Missing NoSuchVersion UnsupportedHTTPMethod UnsupportedParameter " +
 		"ContentLengthDoesNotMatch ContentMD5NotMatched"},
-	// The API of before 2017: sign name, template, account.
+	// The API before 2017: sign name, template, account.
 	{verify.SendRejected, "InvalidSignName InvalidTemplateCode InvalidParamStringTemplate InvalidDayu"},
 	{verify.SendBadRequest, "InvalidParamString"},
-	// The international API: account, sign name, template, recipient. Only what is
-	// listed: a code that means trouble at Aliyun's side must stay unknown.
+	// The international API: account, sign name, template, recipient. List each code: one that
+	// means a failure at Aliyun must stay unknown.
 	{verify.SendRejected, "ACCOUNT_ AMOUNT_NOT_ENOUGH BLACK_KEY_CONTROL_LIMIT CONTENT_MISSING_PARAMETERS CUSTOMER_REFUSED " +
 		"DAY_LIMIT_CONTROL FORBIDDEN_ACTION INVALID_SENDERID MONTH_LIMIT_CONTROL NOT_SUPPORTED_COUNTRY OUT_OF_SERVICE PARAM_ " +
 		"PRODUCT_NOT_SUBSCRIBED PRODUCT_UN RAM_PERMISSION_DENY SENDERID_ SIGN_ SMS_CONTENT_ SMS_SECURITY_INTERCEPTED SMS_SIGN SMS_TEMPLATE TEMPLATE_ " +
@@ -47,13 +47,12 @@ func classify(code string) verify.SendKind {
 		}
 	}
 	if isv {
-		return verify.SendRejected // every isv code refuses before anything is sent
+		return verify.SendRejected // every isv code means that nothing was sent
 	}
 	return verify.SendUnknown
 }
 
-// retryAfter says when a limit is over, from the tier that the message or the code
-// names.
+// retryAfter returns the period of the limit that the message or the code names.
 func retryAfter(code, message string) time.Duration {
 	switch code = strings.TrimPrefix(code, "isv."); {
 	case strings.Contains(message, "天级") || strings.Contains(message, "for the day") || strings.HasSuffix(code, "_DAY") || code == "VALVE:D_MC":
@@ -90,7 +89,7 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 	e := &verify.SendError{Code: token("Code"), RequestID: token("RequestId"), HTTPStatus: status}
 	ok := e.Code == "OK"
 	if ok {
-		e.Code = "" // it would be an odd reason for an error
+		e.Code = "" // OK is not the reason of an error
 	}
 	switch {
 	case len(body) > maxReplyBytes:

@@ -8,52 +8,51 @@ import (
 	"sync/atomic"
 )
 
-// A gatewayConn is a connection to the gateway, or to a proxy before it, which notes
-// that bytes arrived.
+// gatewayConn is a connection to the gateway or to a proxy. It records whether bytes arrived.
 type gatewayConn struct {
 	net.Conn
-	heard atomic.Bool
+	received atomic.Bool
 }
 
 func (c *gatewayConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.heard.Store(true)
+		c.received.Store(true)
 	}
 	return n, err
 }
 
-// An exchange is one request and its reply, as net/http's hooks see them. net/http
-// drops a kept connection on which bytes arrive unasked, but not if the next request
-// takes that connection in the same moment: then the bytes would be its reply.
+// exchange tracks one request and its reply with net/http's hooks, to detect response
+// desynchronization. net/http drops an idle connection on which bytes arrive, but not if the
+// next request takes the connection at that moment. Then the bytes would be its reply.
 type exchange struct {
 	conn    atomic.Pointer[gatewayConn]
 	written atomic.Bool
-	early   atomic.Bool // all that there is of a reply came before its request
+	early   atomic.Bool // the reply arrived before the request was written
 }
 
 func (x *exchange) hooks() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		GotConn: func(got httptrace.GotConnInfo) {
 			conn := got.Conn
-			for secured, ok := conn.(*tls.Conn); ok; secured, ok = conn.(*tls.Conn) {
-				conn = secured.NetConn()
+			for tlsConn, ok := conn.(*tls.Conn); ok; tlsConn, ok = conn.(*tls.Conn) {
+				conn = tlsConn.NetConn()
 			}
 			x.conn.Store(conn.(*gatewayConn))
 		},
-		WroteHeaders: func() { // before the last of them leave
-			x.conn.Load().heard.Store(false)
+		WroteHeaders: func() { // before the last bytes are written
+			x.conn.Load().received.Store(false)
 			x.written.Store(true)
 		},
 		GotFirstResponseByte: func() {
-			if !x.written.Load() || !x.conn.Load().heard.Load() {
+			if !x.written.Load() || !x.conn.Load().received.Load() {
 				x.early.Store(true)
 			}
 		},
 	}
 }
 
-// recentIDs remembers at least the last keptIDs, and at most twice as many.
+// recentIDs stores at least the last keptIDs IDs, and at most twice as many.
 type recentIDs struct {
 	mu          sync.Mutex
 	now, before map[string]bool
@@ -61,7 +60,7 @@ type recentIDs struct {
 
 const keptIDs = 1024
 
-// again reports whether id was seen before, and remembers it. No id was never seen.
+// again reports whether id was seen before, and stores it. It is false for "".
 func (r *recentIDs) again(id string) bool {
 	if id == "" {
 		return false

@@ -22,7 +22,7 @@ type Message struct {
 	SentAt       time.Time     `json:"sent_at"`
 }
 
-// A TrackedMessage message is one with what became of its code, as the page shows it.
+// TrackedMessage is a message with the state of its code, as the page shows it.
 type TrackedMessage struct {
 	ID int64 `json:"id"`
 	Message
@@ -30,15 +30,15 @@ type TrackedMessage struct {
 	AttemptsLeft int       `json:"attempts_left"`
 	State        CodeState `json:"state"`
 
-	ticket  int64
-	changed int64 // the inbox's revision when it last did
+	sendID  int64
+	changed int64 // the inbox's revision of its last change
 }
 
-// CodeState is what became of a delivered code. That its life is over is told by
-// Expires.
+// CodeState is the state of a delivered code. It does not include expiry; see
+// TrackedMessage.Expires.
 type CodeState string
 
-// The states of a code. One that was seen to be gone may yet turn out to be used.
+// The states of a code. A replaced or spent code may later become used.
 const (
 	CodeLive     CodeState = "live"
 	CodeUsed     CodeState = "used"     // a Valid succeeded with it
@@ -46,20 +46,20 @@ const (
 	CodeSpent    CodeState = "spent"    // no attempts are left
 )
 
-// A Failure makes sends fail as they fail at Aliyun.
+// Failure makes sends fail as they fail at Aliyun (fault injection).
 type Failure struct {
-	PhoneNumber verify.Number `json:"phone_number,omitempty"` // whose; "" is every number's
-	Kind        string        `json:"kind"`                   // of FailureKinds
-	Times       int           `json:"times,omitempty"`        // sends that it is still for; 0 is every one until it is taken away
+	PhoneNumber verify.Number `json:"phone_number,omitempty"` // "" for all numbers
+	Kind        string        `json:"kind"`                   // one of FailureKinds
+	Times       int           `json:"times,omitempty"`        // remaining sends; 0 for no limit
 }
 
-// noFailure is a kind too: a number's own is stronger than every number's failure.
+// noFailure is also a kind: for one number, it overrides a failure for all numbers.
 const noFailure = "none"
 
-// failures are Aliyun's answers, or for those without a code its silence.
+// failures are replies of Aliyun. Those without a code are timeouts.
 var failures = []struct {
 	kind, code, message string
-	arrives             bool // the SMS does
+	arrives             bool // the SMS is delivered
 }{
 	{"limit_minute", "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1", false},
 	{"limit_hour", "isv.BUSINESS_LIMIT_CONTROL", "触发小时级流控Permits:5", false},
@@ -70,7 +70,7 @@ var failures = []struct {
 	{"timeout_delivered", "", "", true},
 }
 
-// FailureKinds names every way to fail, and the one not to.
+// FailureKinds returns the kinds of failures, and noFailure.
 func FailureKinds() []string {
 	kinds := []string{noFailure}
 	for _, f := range failures {
@@ -79,8 +79,7 @@ func FailureKinds() []string {
 	return kinds
 }
 
-// ParseFailure reads KIND or KIND:TIMES. Whether such a failure can be is for Fail to
-// say.
+// ParseFailure parses KIND or KIND:TIMES. SetFailure validates the result.
 func ParseFailure(s string) Failure {
 	kind, times, counted := strings.Cut(s, ":")
 	f := Failure{Kind: kind}
@@ -93,7 +92,7 @@ func ParseFailure(s string) Failure {
 	return f
 }
 
-func (f Failure) fault() error {
+func (f Failure) validate() error {
 	if !slices.Contains(FailureKinds(), f.Kind) {
 		return fmt.Errorf("kind must be one of %s", strings.Join(FailureKinds(), ", "))
 	}
@@ -103,25 +102,25 @@ func (f Failure) fault() error {
 	return nil
 }
 
-// inboxSize is how many messages are kept, and at most how many failures.
+// inboxSize is the maximum number of messages, and of failures.
 const inboxSize = 1000
 
-// Inbox is the Sender of development: it keeps the last messages, codes and all,
-// and sends nothing.
+// Inbox is the Sender of development. It keeps the last messages with their codes, and sends
+// nothing.
 type Inbox struct {
-	Rules     verify.Rules  // by which codes live
-	OnMessage func(Message) // where set, called with each message
+	Rules     verify.Rules  // for the expiry and the attempts of codes
+	OnMessage func(Message) // if set, called with each message
 
 	mu       sync.Mutex
 	messages []TrackedMessage // newest first
-	failures []Failure        // one a number
+	failures []Failure        // one for each number
 	ids      int64
 	revision int64
-	cleared  int64         // the revision at which messages were last taken out
-	changed  chan struct{} // closed with the next change, where somebody waits
+	cleared  int64         // the revision of the last deletion
+	changed  chan struct{} // nil, or closed at the next change
 }
 
-// Send puts m into the inbox, or fails as it was told to.
+// Send adds m to the inbox, or fails as set by SetFailure.
 func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
 	kind := b.takeFailure(m.Number)
 	for _, f := range failures {
@@ -157,7 +156,7 @@ func (b *Inbox) deliver(m verify.Message) {
 	}
 }
 
-// takeFailure returns the kind in which a send to n has to fail, "" where it has not.
+// takeFailure returns the kind of failure for a send to n, or "", and counts it.
 func (b *Inbox) takeFailure(n verify.Number) (kind string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -183,7 +182,7 @@ func (b *Inbox) failureOf(n verify.Number) int {
 	return slices.IndexFunc(b.failures, func(f Failure) bool { return f.PhoneNumber == n })
 }
 
-// change makes a change and wakes who waits for one.
+// change runs f as a new revision, and wakes the waiting requests.
 func (b *Inbox) change(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -191,6 +190,7 @@ func (b *Inbox) change(f func()) {
 	f()
 }
 
+// bump starts a new revision, and wakes the waiting requests. Its caller holds b.mu.
 func (b *Inbox) bump() {
 	b.revision++
 	if b.changed != nil {
@@ -199,9 +199,9 @@ func (b *Inbox) bump() {
 	}
 }
 
-// SetFailure makes sends fail, in place of what was told of the same number before.
+// SetFailure makes sends fail. It replaces the previous failure for the same number.
 func (b *Inbox) SetFailure(f Failure) error {
-	if err := f.fault(); err != nil {
+	if err := f.validate(); err != nil {
 		return err
 	}
 	var err error
@@ -217,22 +217,21 @@ func (b *Inbox) SetFailure(f Failure) error {
 	return err
 }
 
-// ClearFailure takes the failure of n away, or every one where n is empty.
+// ClearFailure removes the failure for n, or all failures if n is empty.
 func (b *Inbox) ClearFailure(n verify.Number) {
 	b.change(func() {
 		b.failures = slices.DeleteFunc(b.failures, func(f Failure) bool { return n == "" || f.PhoneNumber == n })
 	})
 }
 
-// Failures returns how sends fail now.
+// Failures returns the current failures.
 func (b *Inbox) Failures() []Failure {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return append([]Failure{}, b.failures...) // never nil: JSON shows [], not null
 }
 
-// Messages returns the kept messages, newest first: those to n, or all where n
-// is empty.
+// Messages returns the messages to n, or all if n is empty, newest first.
 func (b *Inbox) Messages(n verify.Number) []Message {
 	found, _ := b.messagesAndChange(n)
 	return found
@@ -257,7 +256,7 @@ func (b *Inbox) nextChange() <-chan struct{} {
 	return b.changed
 }
 
-// AwaitMessages is Messages once there is one, or when ctx ends.
+// AwaitMessages waits until there is a message to n or ctx is done, and returns Messages(n).
 func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Message {
 	for {
 		found, changed := b.messagesAndChange(n)
@@ -272,7 +271,7 @@ func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Message {
 	}
 }
 
-// Delete takes the messages to n out, or all where n is empty. Their codes live on.
+// Delete removes the messages to n, or all if n is empty. Their codes stay valid.
 func (b *Inbox) Delete(n verify.Number) {
 	b.change(func() {
 		before := len(b.messages)
@@ -283,26 +282,26 @@ func (b *Inbox) Delete(n verify.Number) {
 	})
 }
 
-// UpdateStates notes what became of the codes that were sent to n, as seen; used is one
-// with which a Valid has just succeeded, or "".
+// UpdateStates updates the states of the codes that were sent to n from seen. used is the code
+// that Valid has just accepted, or "".
 func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspection) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var usedTicket int64 // of the newest, should two have drawn the same digits
+	var usedSendID int64 // of the newest, if codes are equal
 	var changed bool
 	for i := range b.messages {
 		m := &b.messages[i]
-		if m.PhoneNumber != n || m.ticket > seen.LastSendID || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
+		if m.PhoneNumber != n || m.sendID > seen.LastSendID || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
 			continue
 		}
 		before := *m
-		at := slices.IndexFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.SendID == m.ticket })
+		at := slices.IndexFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.SendID == m.sendID })
 		switch {
 		case at >= 0:
 			m.Expires, m.AttemptsLeft = seen.Alive[at].Expires, seen.Alive[at].AttemptsLeft
-		case m.Code == used && usedTicket == 0:
-			m.State, usedTicket = CodeUsed, m.ticket
-		case usedTicket > m.ticket || slices.ContainsFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.ticket }):
+		case m.Code == used && usedSendID == 0:
+			m.State, usedSendID = CodeUsed, m.sendID
+		case usedSendID > m.sendID || slices.ContainsFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.sendID }):
 			m.State = CodeReplaced
 		case time.Now().Before(m.Expires):
 			m.State = CodeSpent
@@ -319,16 +318,16 @@ func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspectio
 	}
 }
 
-// An Update is what changed in an inbox.
+// Update describes the changes of an inbox since a revision.
 type Update struct {
-	Revision int64            `json:"-"`        // to ask from the next time
-	Whole    bool             `json:"whole"`    // Messages are all that there are
+	Revision int64            `json:"-"`        // the argument of the next Since
+	Whole    bool             `json:"whole"`    // Messages contains all messages
 	Messages []TrackedMessage `json:"messages"` // newest first
 	Failures []Failure        `json:"failures"` // all
 }
 
-// Since returns what changed after a revision, -1 for everything, and a channel
-// that is closed with the next change.
+// Since returns the changes after a revision, -1 for everything, and a channel that is closed at
+// the next change.
 func (b *Inbox) Since(revision int64) (Update, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

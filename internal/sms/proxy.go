@@ -17,26 +17,24 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// CheckProxy reports that the environment names a proxy for endpoint, and that its
-// value cannot be used. The error names the variable and quotes nothing, since a value
-// can hold a password.
+// CheckProxy returns an error if the environment sets an invalid proxy for endpoint. The error
+// names the variable and does not quote its value, which can contain a password.
 func CheckProxy(endpoint *url.URL) error {
 	_, err := proxyFor(endpoint)
 	return err
 }
 
-// proxyFor returns the proxy for endpoint, or nil for none. Which variable counts, and
-// for which hosts, is as in net/http. The value is read here, since net/http reads
-// "http:/10.0.0.1:3128" and a password with "#" as a proxy at the host name "http", and
-// takes no proxy for what it cannot read.
+// proxyFor returns the proxy for endpoint, or nil for none. It uses the same variables and hosts
+// as net/http, but parses the value itself. net/http reads "http:/10.0.0.1:3128" and a password
+// with "#" as a proxy at the host name "http", and uses no proxy if the value is invalid.
 func proxyFor(endpoint *url.URL) (*url.URL, error) {
 	name := "HTTPS_PROXY"
 	if os.Getenv(name) == "" {
 		name = "https_proxy"
 	}
 	value := os.Getenv(name)
-	ifReadable := httpproxy.Config{HTTPSProxy: "http://proxy.invalid", NoProxy: cmp.Or(os.Getenv("NO_PROXY"), os.Getenv("no_proxy"))}
-	if used, _ := ifReadable.ProxyFunc()(endpoint); value == "" || used == nil {
+	ifValid := httpproxy.Config{HTTPSProxy: "http://proxy.invalid", NoProxy: cmp.Or(os.Getenv("NO_PROXY"), os.Getenv("no_proxy"))}
+	if used, _ := ifValid.ProxyFunc()(endpoint); value == "" || used == nil {
 		return nil, nil
 	}
 	if !strings.Contains(value, "://") {
@@ -61,18 +59,18 @@ func isProxy(u *url.URL) bool {
 		(u.Path == "" || u.Path == "/") && u.RawQuery == "" && !u.ForceQuery && u.Fragment == ""
 }
 
-// A proxyRefusal is a proxy's answer that it does not connect to Aliyun.
+// proxyRefusal is the error of a proxy that does not connect to Aliyun.
 type proxyRefusal struct{ status int }
 
 func (e *proxyRefusal) Error() string {
 	return fmt.Sprintf("refused to connect to Aliyun, HTTP %d", e.status)
 }
 
-// refusedByProxy keeps the status of a refusal, of which net/http's own error has the
-// proxy's text alone.
-func refusedByProxy(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
-	if answer.StatusCode != http.StatusOK {
-		return &proxyRefusal{answer.StatusCode}
+// refusedByProxy returns a proxyRefusal with the HTTP status. The error of net/http contains the
+// proxy's text instead.
+func refusedByProxy(_ context.Context, _ *url.URL, _ *http.Request, response *http.Response) error {
+	if response.StatusCode != http.StatusOK {
+		return &proxyRefusal{response.StatusCode}
 	}
 	return nil
 }
