@@ -25,7 +25,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// accessSettings say who may call, and how it is proved.
+// accessSettings are the settings for TLS, authentication and web pages.
 type accessSettings struct {
 	TLSCert     string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"Certificate chain in PEM, with which the port speaks TLS."`
 	TLSKey      string `env:"PHONENUMBER_TLS_KEY" name:"tls-key" placeholder:"FILE" help:"Its key in PEM."`
@@ -35,7 +35,7 @@ type accessSettings struct {
 	Reflection  string `env:"PHONENUMBER_REFLECTION" default:"on" placeholder:"ON" help:"gRPC reflection, on or off (${default})."`
 }
 
-// accessConfig is who may call, and how it is proved.
+// accessConfig is the parsed form of accessSettings.
 type accessConfig struct {
 	settings     accessSettings
 	tls          *server.Certificates // nil for plaintext
@@ -51,8 +51,8 @@ func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
 	a := accessConfig{settings: s, reloadFailed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "phonenumber_files_unusable", Help: "1 while files changed and cannot be used, so that the old ones stay.",
 	}, []string{"files"})}
-	for _, what := range []string{"callers", "certificates", "secrets"} {
-		a.reloadFailed.WithLabelValues(what) // 0, also where nothing comes from files
+	for _, kind := range []string{"callers", "certificates", "secrets"} {
+		a.reloadFailed.WithLabelValues(kind) // 0, even if nothing comes from files
 	}
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		f.add("--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both, or none")
@@ -69,7 +69,7 @@ func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
 		a.set = &callers.Registry{}
 		f.read(func(f *configErrors) error {
 			a.file = s.readCallers(f)
-			_, err := s.takeCallers(a.set, a.file)
+			_, err := s.applyCallers(a.set, a.file)
 			return err
 		})
 	}
@@ -82,7 +82,7 @@ func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
 			break // dev's default is "*"
 		}
 		var ok bool
-		if a.origins[i], ok = browserOrigin(o); !ok { // not quoted: it could hold a password
+		if a.origins[i], ok = browserOrigin(o); !ok { // not quoted: it could contain a password
 			f.add("--cors-origins (PHONENUMBER_CORS_ORIGINS): origin %d cannot match a web page; it must be such as https://app.example.org, http://localhost:3000 or http://[::1]:3000: "+
 				"http or https, a host name or an IP address in full, a port from 1 to 65535 if it is not the scheme's own; no user, path, %% or *", i+1)
 		}
@@ -97,15 +97,15 @@ func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
 }
 
 var (
-	// hostNames maps names as browsers do: UTS 46, without the transitional forms.
+	// hostNames maps names as browsers do: UTS 46, without transitional processing.
 	hostNames = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(false), idna.CheckHyphens(false))
 	hostName  = regexp.MustCompile(`^([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?$`)
-	// A browser reads a name with such an end as an IPv4 address.
+	// numericEnd matches names that browsers parse as an IPv4 address.
 	numericEnd = regexp.MustCompile(`(^|\.)([0-9]+|0x[0-9a-f]*)\.?$`)
 )
 
-// browserOrigin returns an origin as browsers write it into the header Origin, and false if
-// no page can have it. In another form it would be in the list and never match.
+// browserOrigin returns an origin in the form of the header Origin, and false if no page can
+// have this origin. In another form, it would never match.
 func browserOrigin(given string) (string, bool) {
 	scheme, authority, _ := strings.Cut(given, "://")
 	scheme = strings.ToLower(scheme)
@@ -117,7 +117,7 @@ func browserOrigin(given string) (string, bool) {
 	host, port := u.Hostname(), u.Port()
 	if strings.HasPrefix(authority, "[") {
 		addr, err := netip.ParseAddr(host)
-		if err != nil || addr.Is4In6() { // netip writes this one otherwise
+		if err != nil || addr.Is4In6() { // netip has another form for it
 			return "", false
 		}
 		host = "[" + addr.String() + "]"
@@ -142,10 +142,10 @@ func browserOrigin(given string) (string, bool) {
 	return scheme + "://" + host + ":" + port, true
 }
 
-// watchFiles takes over certificates and callers that change, until ctx ends.
+// watchFiles reloads the certificates and the callers file when they change, until ctx is done.
 func (a accessConfig) watchFiles(ctx context.Context, metrics *observe.Metrics, log *slog.Logger) {
 	if a.tls != nil {
-		go watchFiles(ctx, log, a.reloadFailed, a.tlsFiles, files[tlsFiles]{what: "certificates", read: a.settings.readTLS, takeOver: func(before, now tlsFiles) error {
+		go watchFiles(ctx, log, a.reloadFailed, a.tlsFiles, watchedFiles[tlsFiles]{kind: "certificates", read: a.settings.readTLS, apply: func(before, now tlsFiles) error {
 			if err := a.tls.Replace(server.CertificateFiles(now)); err != nil {
 				return err
 			}
@@ -158,11 +158,11 @@ func (a accessConfig) watchFiles(ctx context.Context, metrics *observe.Metrics, 
 		}})
 	}
 	if a.set != nil {
-		go watchFiles(ctx, log, a.reloadFailed, a.file, files[callersFile]{what: "callers", read: a.settings.readCallers, takeOver: func(before, now callersFile) error {
+		go watchFiles(ctx, log, a.reloadFailed, a.file, watchedFiles[callersFile]{kind: "callers", read: a.settings.readCallers, apply: func(before, now callersFile) error {
 			if callers.Whole(before.Content) && !callers.Whole(now.Content) {
 				return fmt.Errorf("%s: must end with a line ..., as the version in use does: it may be cut off", now.Name)
 			}
-			changes, err := a.settings.takeCallers(a.set, now)
+			changes, err := a.settings.applyCallers(a.set, now)
 			if err != nil {
 				return err
 			}
@@ -176,17 +176,18 @@ func (a accessConfig) watchFiles(ctx context.Context, metrics *observe.Metrics, 
 	}
 }
 
-// certificateBegin begins each certificate of a PEM file.
+// certificateBegin is the first line of each certificate in a PEM file.
 const certificateBegin = "-----BEGIN CERTIFICATE-----"
 
-// tlsFiles are those of the port's certificates.
+// tlsFiles are the files of the port's certificates.
 type tlsFiles server.CertificateFiles
 
-// pairs are the files, each after its version of before.
+// pairs returns each file after its previous version.
 func (t tlsFiles) pairs(before tlsFiles) [][2]server.File {
 	return [][2]server.File{{before.Certificate, t.Certificate}, {before.Key, t.Key}, {before.ClientCA, t.ClientCA}}
 }
 
+// changed returns the names of the files that differ from before.
 func (t tlsFiles) changed(before tlsFiles) (names []string) {
 	for _, pair := range t.pairs(before) {
 		if pair[0] != pair[1] {
@@ -204,7 +205,7 @@ func (s accessSettings) readTLS(f *configErrors) tlsFiles {
 	}
 }
 
-// callersFile is the one that says who may call.
+// callersFile is the callers file.
 type callersFile server.File
 
 func (c callersFile) changed(callersFile) []string { return []string{c.Name} }
@@ -213,8 +214,8 @@ func (s accessSettings) readCallers(f *configErrors) callersFile {
 	return callersFile(readFile(f, "--callers (PHONENUMBER_CALLERS)", s.Callers))
 }
 
-// takeCallers replaces set by what is in a file, or says what is wrong with that.
-func (s accessSettings) takeCallers(set *callers.Registry, c callersFile) (callers.Changes, error) {
+// applyCallers replaces the callers in set by those of a file. After an error, set is unchanged.
+func (s accessSettings) applyCallers(set *callers.Registry, c callersFile) (callers.Changes, error) {
 	known := callers.ParseOptions{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
 		known.Calls = append(known.Calls, method.MethodName)
@@ -226,7 +227,7 @@ func (s accessSettings) takeCallers(set *callers.Registry, c callersFile) (calle
 	return set.Replace(list), nil
 }
 
-// readFile reads the file that a setting names, none where that is "".
+// readFile reads the file that a setting names. It returns the zero File if name is "".
 func readFile(f *configErrors, setting, name string) server.File {
 	if name == "" {
 		return server.File{}
@@ -234,7 +235,7 @@ func readFile(f *configErrors, setting, name string) server.File {
 	content, err := os.ReadFile(name)
 	var pathError *fs.PathError
 	if errors.As(err, &pathError) {
-		if strings.Contains(name, "-----BEGIN") { // a key itself, maybe
+		if strings.Contains(name, "-----BEGIN") { // probably the key itself
 			name = "what it holds is no file's name"
 		}
 		f.add("%s: %s: %v", setting, name, pathError.Err)
@@ -242,7 +243,7 @@ func readFile(f *configErrors, setting, name string) server.File {
 	return server.File{Name: name, Content: string(content)}
 }
 
-// authenticator is nil where nobody asks who calls.
+// authenticator returns the authentication function, or nil for no authentication.
 func (a accessConfig) authenticator() func([]string, *x509.Certificate) (*callers.Caller, error) {
 	switch {
 	case a.set != nil:
@@ -253,7 +254,8 @@ func (a accessConfig) authenticator() func([]string, *x509.Certificate) (*caller
 	return nil
 }
 
-// startupSummary says who may call, as a warning where the network must be trusted.
+// startupSummary describes TLS and authentication for the log. The level is a warning if the
+// network must be trusted.
 func (a accessConfig) startupSummary() (level slog.Level, tls, who string) {
 	tls, who = "on", "those of "+a.file.Name
 	if a.tls == nil {

@@ -263,7 +263,7 @@ func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	var f configErrors
-	if got := serve.limitSettings.resolve(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
+	if got := serve.limitSettings.parse(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
 		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
 	}
 	if want := strconv.Itoa(store.DefaultConnections); serve.DatabaseConnections != want {

@@ -19,15 +19,15 @@ type inspectCommand struct {
 func (c *inspectCommand) Run(ctx context.Context) error {
 	var f configErrors
 	checkUnknownEnv(&f, os.Environ())
-	rules, numbers := c.resolve(&f)
+	rules, numbers := c.parse(&f)
 	db := openStore(&f, dataSourceName(&f))
 	if err := f.err(); err != nil {
 		return err
 	}
 	defer db.Close()
-	n, fault := numbers.Parse(c.Number)
-	if fault != nil {
-		return fault
+	n, invalid := numbers.Parse(c.Number)
+	if invalid != nil {
+		return invalid
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -43,10 +43,10 @@ func (c *inspectCommand) Run(ctx context.Context) error {
 	return nil
 }
 
-// printInspection says nothing of a code but whether it is alive.
+// printInspection prints the state of a number. It never prints a code.
 func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found verify.Inspection, now time.Time) {
-	line := func(what, format string, args ...any) {
-		fmt.Fprintf(w, "%-10s %s\n", what, fmt.Sprintf(format, args...))
+	line := func(label, format string, args ...any) {
+		fmt.Fprintf(w, "%-10s %s\n", label, fmt.Sprintf(format, args...))
 	}
 	at := func(t time.Time) string {
 		if t.After(now) {
@@ -60,28 +60,28 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		return
 	}
 	line("last send", "%s, ticket %d", at(found.BegunAt), found.LastSendID)
-	accepted, refused, end := found.History.Accepted, found.History.Rejected, found.History.End
-	of := func(ticket int64) string {
-		if ticket == found.LastSendID {
+	accepted, rejected, end := found.History.Accepted, found.History.Rejected, found.History.End
+	ofEarlierSend := func(sendID int64) string {
+		if sendID == found.LastSendID {
 			return ""
 		}
-		return fmt.Sprintf(" (of an earlier send, ticket %d)", ticket)
+		return fmt.Sprintf(" (of an earlier send, ticket %d)", sendID)
 	}
-	if accepted.SendID != found.LastSendID && refused.SendID != found.LastSendID {
+	if accepted.SendID != found.LastSendID && rejected.SendID != found.LastSendID {
 		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, its caller had gone before Aliyun was asked, or an older version of the service wrote since")
 	}
-	if refused.SendID != 0 {
-		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", refused.Kind, at(time.UnixMicro(refused.At)), cmp.Or(refused.Code, "none"), cmp.Or(refused.RequestID, "none"), of(refused.SendID))
+	if rejected.SendID != 0 {
+		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", rejected.Kind, at(time.UnixMicro(rejected.At)), cmp.Or(rejected.Code, "none"), cmp.Or(rejected.RequestID, "none"), ofEarlierSend(rejected.SendID))
 	}
 	if accepted.SendID != 0 {
-		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), of(accepted.SendID))
+		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), ofEarlierSend(accepted.SendID))
 	}
 	for _, c := range found.Alive {
 		confirmed := "accepted by Aliyun"
 		if !c.Confirmed {
 			confirmed = "not confirmed by Aliyun"
 		}
-		line("code", "alive until %s, %d of %d attempts spent, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, of(c.SendID))
+		line("code", "alive until %s, %d of %d attempts spent, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, ofEarlierSend(c.SendID))
 	}
 	if len(found.Alive) == 0 {
 		line("code", "none is alive")
@@ -92,8 +92,8 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 	switch {
 	case end.SendID == 0:
 	case end.Used:
-		line("verified", "%s with attempt %d%s", at(time.UnixMicro(end.At)), end.Attempts, of(end.SendID))
+		line("verified", "%s with attempt %d%s", at(time.UnixMicro(end.At)), end.Attempts, ofEarlierSend(end.SendID))
 	default:
-		line("exhausted", "%s by %d wrong attempts%s", at(time.UnixMicro(end.At)), end.Attempts, of(end.SendID))
+		line("exhausted", "%s by %d wrong attempts%s", at(time.UnixMicro(end.At)), end.Attempts, ofEarlierSend(end.SendID))
 	}
 }

@@ -1,5 +1,4 @@
-// Command phone-number-service proves that a person holds a phone number; see
-// README.md.
+// Command phone-number-service verifies that a person holds a phone number; see README.md.
 package main
 
 import (
@@ -49,7 +48,7 @@ const (
 	developmentListen    = "127.0.0.1:50511" // the inbox shows codes
 	metricsListen        = "127.0.0.1:9090"
 	databaseStartTimeout = 60 * time.Second
-	closeTimeout         = 5 * time.Second // for housekeeping, the last traces and the database
+	closeTimeout         = 5 * time.Second // for the purge, the last traces and the database
 )
 
 type commands struct {
@@ -70,10 +69,12 @@ To try it with nothing installed: phone-number-service dev`
 
 func main() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200) // of a few MB that live; at the usual 100, a tenth of the throughput goes, and at 400 a hostile peer can have it take over 100 MB
+		// The default of 100 costs 10 % of the throughput on this small heap. 400 lets a hostile
+		// client push memory use over 100 MB (docs/performance.md).
+		debug.SetGCPercent(200)
 	}
-	// Libraries that log by themselves could quote what a peer sent: net/http does
-	// so with a reply that nobody asked for.
+	// Discard the logs of libraries, which could quote what a peer sent: net/http logs
+	// unsolicited responses.
 	log.SetOutput(io.Discard)
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	unsetEmptyEnv()
@@ -93,7 +94,7 @@ func main() {
 	out.exit(0)
 }
 
-// untilStopped returns a context that ends with SIGTERM, SIGINT or SIGHUP.
+// untilStopped returns a context that is done after SIGTERM, SIGINT or SIGHUP.
 func untilStopped() context.Context {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop)        // a second signal ends the process at once
@@ -139,8 +140,8 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 		r.log.Warn(w)
 	}
 	v := r.verifier(db, keys, aliyun)
-	takeOver := func(before, now secrets) error {
-		// All or none: what can fail comes first.
+	apply := func(before, now secrets) error {
+		// Apply all secrets or none: first the steps that can fail.
 		if err := sms.CheckAccessKey(now.keyID, now.keySecret); err != nil {
 			return err
 		}
@@ -150,9 +151,9 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 			}
 		}
 		if next := now.keys(&configErrors{}); !reflect.DeepEqual(next, before.keys(&configErrors{})) {
-			if now.codeKeys == "" { // or codes that went out would be refused
-				const remembered = 4
-				next = append(next, keys[:min(len(keys), remembered)]...)
+			if now.codeKeys == "" { // keep the old keys for codes already sent
+				const maxOldKeys = 4
+				next = append(next, keys[:min(len(keys), maxOldKeys)]...)
 			}
 			keys = next
 			v.ReplaceKeys(keys)
@@ -160,7 +161,7 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 		return aliyun.ReplaceAccessKey(now.keyID, now.keySecret)
 	}
 	if secretsInFiles() {
-		go watchFiles(ctx, r.log, r.access.reloadFailed, s, secretFiles(takeOver))
+		go watchFiles(ctx, r.log, r.access.reloadFailed, s, secretFiles(apply))
 	}
 	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
 }
@@ -222,14 +223,14 @@ func (r config) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *
 	}
 }
 
-// serve runs the service; inbox is nil in production.
-func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbox *sms.Inbox, also ...prometheus.Collector) error {
+// serve runs the service. inbox is nil in production.
+func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbox *sms.Inbox, collectors ...prometheus.Collector) error {
 	defer r.sampled.Flush()
 	listener, err := net.Listen("tcp", r.listen)
 	if err != nil {
 		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
 	}
-	scraped, err := listenMetrics(r)
+	metricsListener, err := listenMetrics(r)
 	if err != nil {
 		return err
 	}
@@ -238,36 +239,36 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 		return err
 	}
 	defer stopTracing()
-	watch := observe.Telemetry{Metrics: observe.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
-	watch.Metrics.Register(append(also, db.Collectors()...)...)
-	watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	telemetry := observe.Telemetry{Metrics: observe.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
+	telemetry.Metrics.Register(append(collectors, db.Collectors()...)...)
+	telemetry.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
-	watch.Metrics.Register(r.access.reloadFailed, r.out.dropped)
+	telemetry.Metrics.Register(r.access.reloadFailed, r.out.dropped)
 	if r.access.tls != nil {
-		watch.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		telemetry.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
 		}, func() float64 { return float64(r.access.tls.Expires().Unix()) }))
 	}
-	r.access.watchFiles(ctx, watch.Metrics, r.log)
-	v.Store, v.Sender = watch.Store(v.Store), watch.Sender(v.Sender)
-	var keeping sync.WaitGroup
-	defer keeping.Wait()
-	whileServing, stop := context.WithCancel(ctx)
+	r.access.watchFiles(ctx, telemetry.Metrics, r.log)
+	v.Store, v.Sender = telemetry.Store(v.Store), telemetry.Sender(v.Sender)
+	var background sync.WaitGroup
+	defer background.Wait()
+	serveCtx, stop := context.WithCancel(ctx)
 	defer stop()
-	keeping.Go(func() { db.RunPurge(whileServing, r.retention, r.log) })
+	background.Go(func() { db.RunPurge(serveCtx, r.retention, r.log) })
 	if inbox != nil {
 		printBanner(r.out.stdout, listener.Addr(), r.access.tls != nil)
 	}
 	metricsAt := "nowhere"
-	if scraped != nil {
-		metricsAt = scraped.Addr().String()
+	if metricsListener != nil {
+		metricsAt = metricsListener.Addr().String()
 	}
-	level, secured, who := r.access.startupSummary()
+	level, tlsState, callersAllowed := r.access.startupSummary()
 	if inbox != nil {
 		level = slog.LevelInfo
 	}
-	r.log.Log(ctx, level, "listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", secured, "callers", who)
+	r.log.Log(ctx, level, "listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState, "callers", callersAllowed)
 	config := server.Config{
 		Listener:     listener,
 		Verifier:     v,
@@ -281,24 +282,23 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 		Reflection:   r.access.reflects,
 		Limits:       r.limits,
 		Version:      versionText(),
-		Telemetry:    watch,
-		Metrics:      scraped,
+		Telemetry:    telemetry,
+		Metrics:      metricsListener,
 	}
 	context.AfterFunc(ctx, func() { exitAfter(config.StopTimeout()+closeTimeout, r.log) })
 	return server.Serve(ctx, config)
 }
 
-// exitAfter ends the process after a time, if it has not ended by itself. It bounds the
-// steps that follow Serve.
+// exitAfter ends the process after timeout, if it still runs. It bounds the steps after Serve.
 func exitAfter(timeout time.Duration, log *slog.Logger) {
 	time.Sleep(timeout)
 	log.Error("exiting by force: stopping took too long", "after", timeout.String())
-	time.Sleep(time.Second) // the line is written meanwhile
+	time.Sleep(time.Second) // for the log line
 	os.Exit(1)
 }
 
-// listenMetrics returns nil where nobody said where and the usual address is
-// taken: there may be other replicas on this machine.
+// listenMetrics returns a nil listener if no address is set and the default one is in use,
+// because other replicas may run on this machine.
 func listenMetrics(r config) (net.Listener, error) {
 	listener, err := net.Listen("tcp", cmp.Or(r.metrics, metricsListen))
 	switch {
@@ -332,7 +332,7 @@ func printBanner(w io.Writer, a net.Addr, tls bool) {
 `, address, scheme, curl, grpcurl)
 }
 
-// openStore adds to the faults what is wrong with dsn; a missing one was told.
+// openStore opens dsn, and adds errors to f. dataSourceName already reported a missing dsn.
 func openStore(f *configErrors, dsn string) *store.DB {
 	if dsn == "" {
 		return nil
@@ -344,18 +344,17 @@ func openStore(f *configErrors, dsn string) *store.DB {
 	return db
 }
 
-// waitForDatabase waits for a database that is not up yet: containers start in any
-// order. It reports whether the database is ready; neither that nor an error
-// means that the process was told to stop.
+// waitForDatabase retries for databaseStartTimeout, because containers start in any order. It
+// reports whether the database is ready. It returns false, nil if the process is stopped first.
 func waitForDatabase(ctx context.Context, db *store.DB, logger *slog.Logger) (up bool, err error) {
-	waiting, cancel := context.WithTimeout(ctx, databaseStartTimeout)
+	waitCtx, cancel := context.WithTimeout(ctx, databaseStartTimeout)
 	defer cancel()
 	for {
-		err := db.Prepare(waiting, schema)
+		err := db.Prepare(waitCtx, schema)
 		if err == nil {
 			return true, nil
 		}
-		if !errors.Is(err, store.ErrUnavailable) && waiting.Err() == nil {
+		if !errors.Is(err, store.ErrUnavailable) && waitCtx.Err() == nil {
 			return false, fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 		}
 		logger.Warn("waiting for the database", "error", err)
@@ -364,7 +363,7 @@ func waitForDatabase(ctx context.Context, db *store.DB, logger *slog.Logger) (up
 		case <-ctx.Done():
 			logger.Info("stopped while waiting for the database")
 			return false, nil
-		case <-waiting.Done():
+		case <-waitCtx.Done():
 			return false, fmt.Errorf("DATA_SOURCE_NAME: the database did not come up within %v: %w", databaseStartTimeout, err)
 		}
 	}
@@ -406,7 +405,7 @@ func (c *healthcheckCommand) Run(ctx context.Context) error {
 	}
 	creds := insecure.NewCredentials()
 	if c.TLSCert != "" {
-		// Nothing is said but this question, and the certificate need not name this address.
+		// The request contains no secrets, and the certificate need not name this address.
 		creds = credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
 	}
 	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(host, port), grpc.WithNoProxy(), grpc.WithTransportCredentials(creds))

@@ -9,11 +9,11 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/observe"
 )
 
-// lastLinesTimeout bounds how long the process writes its last lines when it ends.
+// lastLinesTimeout bounds the time for the last lines when the process ends.
 const lastLinesTimeout = time.Second
 
-// output has the streams of the process as writers that never block: a reader that
-// stopped, or that is gone, stops no call and no exit.
+// output wraps stdout and stderr in writers that never block, so that a stopped or closed reader
+// blocks no call and no exit.
 type output struct {
 	stdout, stderr *observe.Lines
 	dropped        prometheus.Counter
@@ -25,7 +25,7 @@ func newOutput() output {
 	})
 	o := output{stderr: observe.NewLines(os.Stderr, dropped), dropped: dropped}
 	if sameFile(os.Stdout, os.Stderr) {
-		o.stdout = o.stderr // keeps the order of their lines
+		o.stdout = o.stderr // keeps the order of lines
 	} else {
 		o.stdout = observe.NewLines(os.Stdout, dropped)
 	}

@@ -11,36 +11,39 @@ import (
 
 const (
 	filePollInterval  = 2 * time.Second
-	minStableReads    = 2 // files change one after the other
+	minStableReads    = 2 // related files are replaced one after the other
 	reloadLogInterval = time.Minute
-	longestPause      = time.Minute // between two attempts to take over the same
+	maxRetryInterval  = time.Minute // between two attempts to apply the same content
 )
 
-// What was read from files, and can tell what changed in it.
+// fromFiles is the constraint for the content of files. changed returns the names of the files
+// or settings that differ from before.
 type fromFiles[T any] interface {
 	comparable
 	changed(before T) (names []string)
 }
 
-// files are what follow reads again and again.
-type files[T fromFiles[T]] struct {
-	what     string // for people
-	read     func(*configErrors) T
-	takeOver func(before, now T) error // all of now, or nothing of it
-	alike    func(before, now T) int   // how many times it must be read alike; nil is readsAlike
+// watchedFiles describes files that watchFiles polls.
+type watchedFiles[T fromFiles[T]] struct {
+	kind  string // for log and metric
+	read  func(*configErrors) T
+	apply func(before, now T) error // applies all of now or nothing
+	// stableReads returns how many identical reads a change needs; nil means minStableReads.
+	stableReads func(before, now T) int
 }
 
-// watchFiles has what changed taken over until ctx ends. What cannot be used is an alarm,
-// and is tried again: what cannot be read each time; what cannot be taken over less and
-// less often, down to once a minute, since a database may count each attempt with a wrong
-// password and lock the account. A further change is tried, and told, at once.
-func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, unusable *prometheus.GaugeVec, current T, f files[T]) {
+// watchFiles polls files until ctx is done, and applies changes. If the new content is invalid,
+// it keeps the old one, sets the gauge, and logs at most once in reloadLogInterval. It retries
+// files that cannot be read on each poll. It retries content that cannot be applied with a
+// growing interval, up to maxRetryInterval, since a database may count attempts with a wrong
+// password and lock the account. It applies, and logs, a further change at once.
+func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, reloadFailed *prometheus.GaugeVec, current T, f watchedFiles[T]) {
 	tick := time.NewTicker(filePollInterval)
 	defer tick.Stop()
-	alarm := unusable.WithLabelValues(f.what)
-	seen, alike := current, 0
-	var told string
-	var toldAt, tryAt time.Time
+	failed := reloadFailed.WithLabelValues(f.kind)
+	lastRead, stableReads := current, 0
+	var lastLogged string
+	var loggedAt, retryAt time.Time
 	var pause time.Duration
 	for {
 		select {
@@ -48,37 +51,37 @@ func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, unusable 
 		case <-ctx.Done():
 			return
 		}
-		var wrong configErrors
-		now := f.read(&wrong)
-		if alike++; now != seen {
-			seen, alike, told, pause, tryAt = now, 1, "", 0, time.Time{}
+		var errs configErrors
+		now := f.read(&errs)
+		if stableReads++; now != lastRead {
+			lastRead, stableReads, lastLogged, pause, retryAt = now, 1, "", 0, time.Time{}
 		}
 		needed := minStableReads
-		if f.alike != nil {
-			needed = f.alike(current, now)
+		if f.stableReads != nil {
+			needed = f.stableReads(current, now)
 		}
-		if alike < needed {
+		if stableReads < needed {
 			continue
 		}
-		err := wrong.err()
+		err := errs.err()
 		if err == nil && now != current {
-			if time.Now().Before(tryAt) {
+			if time.Now().Before(retryAt) {
 				continue
 			}
-			if err = f.takeOver(current, now); err == nil {
-				log.Info("took over "+f.what+" that changed", "names", strings.Join(now.changed(current), " "))
+			if err = f.apply(current, now); err == nil {
+				log.Info("took over "+f.kind+" that changed", "names", strings.Join(now.changed(current), " "))
 				current = now
 			} else {
-				pause = min(max(2*pause, filePollInterval), longestPause)
-				tryAt = time.Now().Add(pause)
+				pause = min(max(2*pause, filePollInterval), maxRetryInterval)
+				retryAt = time.Now().Add(pause)
 			}
 		}
 		if err == nil {
-			alarm.Set(0)
-			told = ""
-		} else if alarm.Set(1); err.Error() != told || time.Since(toldAt) >= reloadLogInterval {
-			told, toldAt = err.Error(), time.Now()
-			log.Error(f.what+" changed and cannot be used; the old ones stay", "error", err)
+			failed.Set(0)
+			lastLogged = ""
+		} else if failed.Set(1); err.Error() != lastLogged || time.Since(loggedAt) >= reloadLogInterval {
+			lastLogged, loggedAt = err.Error(), time.Now()
+			log.Error(f.kind+" changed and cannot be used; the old ones stay", "error", err)
 		}
 	}
 }

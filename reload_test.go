@@ -30,10 +30,10 @@ func TestFollow_backsOffToAMinute(t *testing.T) {
 		now.Store(content("good"))
 		began, tried := time.Now(), make(chan int, 100)
 		var log servicetest.Output
-		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", files[content]{
-			what: "secrets",
+		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", watchedFiles[content]{
+			kind: "secrets",
 			read: func(*configErrors) content { return now.Load().(content) },
-			takeOver: func(_, now content) error {
+			apply: func(_, now content) error {
 				tried <- int(time.Since(began).Seconds())
 				if now == "better" {
 					return nil

@@ -11,11 +11,11 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// secrets come from the environment alone, or from the file that NAME_FILE
-// names: a flag would show them to everyone who can list processes.
+// secrets come only from environment variables, or from files that NAME_FILE variables name.
+// Flags would show them in the process list.
 type secrets struct {
 	dsn, keyID, keySecret string
-	codeKeys              string // "" derives one from keySecret
+	codeKeys              string // "" to derive one from keySecret
 }
 
 func readSecrets(f *configErrors) secrets {
@@ -42,13 +42,13 @@ func (s secrets) keys(f *configErrors) (keys verify.Keys) {
 	return keys
 }
 
-// changed are the names of those that are not as they were before.
+// changed returns the names of the secrets that differ from before.
 func (s secrets) changed(before secrets) (names []string) {
-	for name, is := range map[string]bool{
+	for name, differs := range map[string]bool{
 		"DATA_SOURCE_NAME": s.dsn != before.dsn, "ALIYUN_ACCESS_KEY_ID": s.keyID != before.keyID,
 		"ALIYUN_ACCESS_KEY_SECRET": s.keySecret != before.keySecret, "PHONENUMBER_CODE_KEY": s.codeKeys != before.codeKeys,
 	} {
-		if is {
+		if differs {
 			names = append(names, name)
 		}
 	}
@@ -66,37 +66,37 @@ func secretsInFiles() bool {
 	return false
 }
 
-// secretFiles are the secrets again and again, for takeOver.
-func secretFiles(takeOver func(before, now secrets) error) files[secrets] {
-	return files[secrets]{
-		what: "secrets",
+// secretFiles describes the secrets for watchFiles.
+func secretFiles(apply func(before, now secrets) error) watchedFiles[secrets] {
+	return watchedFiles[secrets]{
+		kind: "secrets",
 		read: func(f *configErrors) secrets {
 			s := readSecrets(f)
 			s.keys(f)
 			return s
 		},
-		takeOver: takeOver,
-		alike: func(before, now secrets) int {
+		apply: apply,
+		stableReads: func(before, now secrets) int {
 			if (now.keyID != before.keyID) != (now.keySecret != before.keySecret) {
-				const ofHalfAKey = 15 // the other half may be about to change
-				return ofHalfAKey
+				const halfKeyStableReads = 15 // the other half may change soon
+				return halfKeyStableReads
 			}
 			return minStableReads
 		},
 	}
 }
 
-// dataSourceName accepts both spellings that documents in the field use.
+// dataSourceName accepts both spellings that existing deployments use.
 func dataSourceName(f *configErrors) string {
 	const name, other = "DATA_SOURCE_NAME", "Data_SOURCE_NAME"
-	dsn, spelt := secret(f, name), secret(f, other)
+	dsn, otherDSN := secret(f, name), secret(f, other)
 	switch {
-	case dsn == "" && spelt == "" && os.Getenv(name+"_FILE")+os.Getenv(other+"_FILE") == "":
+	case dsn == "" && otherDSN == "" && os.Getenv(name+"_FILE")+os.Getenv(other+"_FILE") == "":
 		f.add("%s is missing: user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db", name)
-	case dsn != "" && spelt != "" && dsn != spelt:
+	case dsn != "" && otherDSN != "" && dsn != otherDSN:
 		f.add("%s and %s are both set and differ; set one", name, other)
 	}
-	return cmp.Or(dsn, spelt)
+	return cmp.Or(dsn, otherDSN)
 }
 
 func required(f *configErrors, name string) string {
@@ -107,8 +107,8 @@ func required(f *configErrors, name string) string {
 	return value
 }
 
-// endedOnce are the secrets whose file ended with a newline when it was read. A file that
-// was cut off does not, so it must in each later version too.
+// endedOnce contains the secrets whose file has ended with a newline. Their later versions must
+// too, because a truncated file does not.
 var endedOnce = map[string]bool{}
 
 func secret(f *configErrors, name string) string {
@@ -120,7 +120,7 @@ func secret(f *configErrors, name string) string {
 		f.add("%s and %s_FILE are both set; set one", name, name)
 	}
 	content, err := os.ReadFile(file)
-	// Not the path: where the secret itself was put there, this would show it.
+	// Do not log the path: it could be the secret itself, set in the wrong variable.
 	var pathError *fs.PathError
 	switch value = strings.TrimSpace(string(content)); {
 	case errors.As(err, &pathError):

@@ -20,17 +20,17 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Settings are flags with an env name each. They are strings to kong, so that
-// every fault can be told in one message, by resolve.
+// Settings are flags that each have an environment variable. kong gets them as strings, so that
+// parse can report all errors in one message.
 
-// ruleSettings are those by which a number and its state are read.
+// ruleSettings define how a number is parsed and how long its codes are valid.
 type ruleSettings struct {
 	AttemptLimit string `env:"PHONENUMBER_ATTEMPT_LIMIT" default:"3" placeholder:"N" help:"Valid calls that can succeed after one successful SendSMS, 1 to 100 (${default})."`
 	CodeTTL      string `env:"PHONENUMBER_CODE_TTL" name:"code-ttl" default:"10m" placeholder:"DURATION" help:"How long a code lives, 1s to 10m (${default})."`
 	Region       string `env:"PHONENUMBER_REGION" default:"CN" placeholder:"CC" help:"Region of numbers without a country code, ISO 3166 (${default})."`
 }
 
-// settings are those of serve and dev.
+// settings are the settings of serve and dev.
 type settings struct {
 	ruleSettings
 	Listen        string `env:"PHONENUMBER_LISTEN" placeholder:"HOST:PORT" help:"Address for gRPC, JSON and gRPC-Web (serve: :50511, dev: 127.0.0.1:50511)."`
@@ -44,7 +44,7 @@ type settings struct {
 	Retention string `env:"PHONENUMBER_RETENTION" default:"72h" placeholder:"DURATION" help:"How long a number is kept after its last send, 24h or more (${default})."`
 }
 
-// limitSettings bound what peers may take of the process.
+// limitSettings bound the resources that peers can use.
 type limitSettings struct {
 	MaxConnections     string `env:"PHONENUMBER_MAX_CONNECTIONS" default:"2000" placeholder:"N" help:"Connections open at once (${default})."`
 	MaxStreams         string `env:"PHONENUMBER_MAX_STREAMS" default:"128" placeholder:"N" help:"Calls at once on one connection (${default})."`
@@ -60,32 +60,31 @@ type limitSettings struct {
 	CallTimeout        string `env:"PHONENUMBER_CALL_TIMEOUT" placeholder:"DURATION" help:"For a call without a deadline, or with a longer one (what a send can take, and 4s)."`
 }
 
-// config are settings as the service takes them.
+// config is the parsed form of settings.
 type config struct {
 	listen     string
 	rules      verify.Rules
 	numbers    verify.NumberParser
 	smsTimeout time.Duration
 	drainDelay time.Duration
-	metrics    string // address, "" where none was set
+	metrics    string // address, "" if not set
 	retention  time.Duration
 	access     accessConfig
 	limits     server.Limits
 	log        *slog.Logger
-	sampled    observe.SamplingHandler // what log writes to
+	sampled    observe.SamplingHandler // the handler of log
 	out        output
 }
 
-// configErrors collects everything that is wrong with a configuration.
+// configErrors collects all errors of a configuration.
 type configErrors []string
 
-// add adds each line as a fault: an error can be several.
+// add adds each line as an error, because one error can join several.
 func (f *configErrors) add(format string, args ...any) {
 	*f = append(*f, strings.Split(fmt.Sprintf(format, args...), "\n")...)
 }
 
-// read adds what is wrong with files that g reads: that they cannot be read, or else
-// what it returns.
+// read calls g, which reads files. It adds the error of g, unless g itself has added errors.
 func (f *configErrors) read(g func(f *configErrors) error) {
 	before := len(*f)
 	err := g(f)
@@ -102,7 +101,7 @@ func (f configErrors) err() error {
 	return errors.New("the configuration cannot be used:\n  - " + strings.Join(f, "\n  - "))
 }
 
-// commandDefaults are what a command takes where nothing is set.
+// commandDefaults are the defaults that differ between commands.
 type commandDefaults struct{ listen, drainDelay, origins string }
 
 func (s settings) parse(f *configErrors, out output, d commandDefaults) config {
@@ -115,7 +114,7 @@ func (s settings) parse(f *configErrors, out output, d commandDefaults) config {
 		out:        out,
 		retention:  duration(f, "--retention (PHONENUMBER_RETENTION)", s.Retention, 24*time.Hour, 10*365*24*time.Hour),
 	}
-	r.rules, r.numbers = s.ruleSettings.resolve(f)
+	r.rules, r.numbers = s.ruleSettings.parse(f)
 	address(f, "--listen (PHONENUMBER_LISTEN)", r.listen)
 	if r.metrics != "" {
 		address(f, "--metrics-listen (PHONENUMBER_METRICS_LISTEN)", r.metrics)
@@ -124,14 +123,14 @@ func (s settings) parse(f *configErrors, out output, d commandDefaults) config {
 		f.add("%v", err)
 	}
 	r.access = s.accessSettings.parse(f, d.origins)
-	r.limits = s.limitSettings.resolve(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
+	r.limits = s.limitSettings.parse(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
 	r.sampled = observe.NewSampled(observe.CallerHandler{Handler: s.logHandler(f, out.stderr)})
 	r.log = slog.New(r.sampled)
 	out.stderr.OnLoss(func(lost int) { r.log.Warn("dropped log lines", "count", lost) })
 	return r
 }
 
-func (s limitSettings) resolve(f *configErrors, longestSend time.Duration) server.Limits {
+func (s limitSettings) parse(f *configErrors, longestSend time.Duration) server.Limits {
 	l := server.Limits{
 		Connections:  number(f, "--max-connections (PHONENUMBER_MAX_CONNECTIONS)", s.MaxConnections, 1, 1_000_000),
 		Streams:      number(f, "--max-streams (PHONENUMBER_MAX_STREAMS)", s.MaxStreams, 1, 100_000),
@@ -145,13 +144,13 @@ func (s limitSettings) resolve(f *configErrors, longestSend time.Duration) serve
 		ConnectionAge:     duration(f, "--connection-age (PHONENUMBER_CONNECTION_AGE)", s.ConnectionAge, time.Second, 24*time.Hour),
 		PingInterval:      duration(f, "--ping-interval (PHONENUMBER_PING_INTERVAL)", s.PingInterval, time.Second, 10*time.Minute),
 	}
-	// A send goes on when its call has ended; the margin is for what is not waiting.
+	// A send continues after its call has ended. The margin is for the other work of a call.
 	l.CallTimeout = duration(f, "--call-timeout (PHONENUMBER_CALL_TIMEOUT)", cmp.Or(s.CallTimeout, (longestSend+4*time.Second).String()), 100*time.Millisecond, 10*time.Minute)
 	l.ConnectionAgeGrace = duration(f, "--connection-age-grace (PHONENUMBER_CONNECTION_AGE_GRACE)", cmp.Or(s.ConnectionAgeGrace, l.CallTimeout.String()), time.Second, 24*time.Hour)
 	return l
 }
 
-func (s ruleSettings) resolve(f *configErrors) (rules verify.Rules, numbers verify.NumberParser) {
+func (s ruleSettings) parse(f *configErrors) (rules verify.Rules, numbers verify.NumberParser) {
 	rules.CodeTTL = duration(f, "--code-ttl (PHONENUMBER_CODE_TTL)", s.CodeTTL, time.Second, verify.MaxCodeTTL)
 	rules.AttemptLimit = number(f, "--attempt-limit (PHONENUMBER_ATTEMPT_LIMIT)", s.AttemptLimit, 1, verify.MaxAttemptLimit)
 	if !numberplan.KnownRegion(s.Region) {
@@ -179,18 +178,18 @@ func (s settings) logHandler(f *configErrors, w io.Writer) slog.Handler {
 	return slog.NewTextHandler(w, options)
 }
 
-func duration(f *configErrors, name, text string, least, most time.Duration) time.Duration {
+func duration(f *configErrors, name, text string, minimum, maximum time.Duration) time.Duration {
 	d, err := time.ParseDuration(text)
-	if err != nil || d < least || d > most {
-		f.add("%s is %q; it must be a duration from %v to %v, such as 5s or 10m", name, text, least, most)
+	if err != nil || d < minimum || d > maximum {
+		f.add("%s is %q; it must be a duration from %v to %v, such as 5s or 10m", name, text, minimum, maximum)
 	}
 	return d
 }
 
-func number(f *configErrors, name, text string, least, most int) int {
+func number(f *configErrors, name, text string, minimum, maximum int) int {
 	n, err := strconv.Atoi(text)
-	if err != nil || n < least || n > most {
-		f.add("%s is %q; it must be a whole number from %d to %d", name, text, least, most)
+	if err != nil || n < minimum || n > maximum {
+		f.add("%s is %q; it must be a whole number from %d to %d", name, text, minimum, maximum)
 	}
 	return n
 }
@@ -207,7 +206,7 @@ const (
 	failSends = "PHONENUMBER_FAIL_SENDS"
 )
 
-// knownEnv are the names with our prefix that mean something.
+// knownEnv are the valid variables that start with envPrefix.
 var knownEnv = []string{
 	"PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 	"PHONENUMBER_CODE_KEY", "PHONENUMBER_CODE_KEY_FILE", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY",
@@ -218,12 +217,12 @@ var knownEnv = []string{
 	"PHONENUMBER_PING_INTERVAL", "PHONENUMBER_CALL_TIMEOUT", "PHONENUMBER_DATABASE_CONNECTIONS",
 }
 
-// Kubernetes puts such names into every container beside a Service whose name
-// begins with "phonenumber".
+// injectedByKubernetes matches variables that Kubernetes sets in every container of a namespace
+// with a Service whose name starts with "phonenumber".
 var injectedByKubernetes = regexp.MustCompile(
 	`^PHONENUMBER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)$`)
 
-// checkUnknownEnv finds misspelt settings, which would otherwise be ignored.
+// checkUnknownEnv reports misspelt variables, which would otherwise be ignored.
 func checkUnknownEnv(f *configErrors, environ []string) {
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
@@ -233,8 +232,8 @@ func checkUnknownEnv(f *configErrors, environ []string) {
 	}
 }
 
-// unsetEmptyEnv makes a variable that is set to nothing mean "not set", as
-// compose files pass it.
+// unsetEmptyEnv unsets empty variables, because compose files set variables without a value to
+// the empty string.
 func unsetEmptyEnv() {
 	for _, name := range append(knownEnv, "ALIYUN_ENDPOINT") {
 		if os.Getenv(name) == "" {
