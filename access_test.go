@@ -271,8 +271,8 @@ func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
 	}
 }
 
-// The right side is what "new URL(origin).origin" is in a browser, or empty where no page can
-// have that origin or where it is refused for the sake of a clear setting.
+// The values are those of "new URL(origin).origin" in a browser. They are empty if no page can
+// have that origin, or if it is rejected to keep the setting clear.
 func TestBrowserOrigin_WritesOriginsAsBrowsersDo(t *testing.T) {
 	for given, want := range map[string]string{
 		"https://app.example.org":         "https://app.example.org",

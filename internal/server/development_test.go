@@ -69,7 +69,7 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 	}
 }
 
-// A name in the public DNS could be pointed here by whoever owns it.
+// The owner of a name in public DNS can rebind it to this address.
 func TestDevelopmentAnswersToNoPublicName(t *testing.T) {
 	everywhere := func(c *server.Config) {
 		_, port, _ := net.SplitHostPort(c.Listener.Addr().String())

@@ -21,8 +21,8 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// Whatever a connection begins with and however it is cut, one side gets every byte of
-// it, or the connection is closed.
+// For any first bytes, split at any point, one server gets every byte of the connection, or the
+// connection is closed.
 func FuzzFirstBytes(f *testing.F) {
 	for _, seed := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST / HTTP/1.1\r\n\r\n", "PR", "", "PRX", "pri", "\x16\x03\x01", "\x00\x00\x00"} {
 		f.Add([]byte(seed), uint8(1))
@@ -92,8 +92,8 @@ func FuzzJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		var log bytes.Buffer
 		handled := false
-		around := callInterceptor(observe.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
-		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, around, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+		interceptor := callInterceptor(observe.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, interceptor, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 			handled = true
 			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
 				t.Errorf("%q, %q are no text", r.PhoneNumber, r.Code)

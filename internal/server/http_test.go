@@ -364,8 +364,8 @@ func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
 	}
 }
 
-// By DNS rebinding a page's own Origin and Host are alike, so that nothing of a request
-// but the listed origins lets a page call.
+// With DNS rebinding, Origin and Host of an attacker's page are equal. So only the list of
+// origins lets a page call.
 func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 	const listed = "https://app.example.org"
 	for _, origins := range [][]string{nil, {listed}} {

@@ -320,7 +320,7 @@ func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
 	}
 }
 
-// Requests whose body does not arrive take no place, whoever sends them.
+// Requests whose body does not arrive are not admitted, so they hold no semaphore.
 func TestAdmission_SlowBodiesTakeNoPlace(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = 2 })
 	for range 10 {

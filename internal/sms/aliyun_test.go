@@ -350,7 +350,7 @@ func unresolved(_ context.Context, _, address string) (net.Conn, error) {
 	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: address, IsNotFound: true}}
 }
 
-// Where the connection fails before the request, surely nothing was sent.
+// If the connection fails before the request, nothing was sent.
 func TestWithoutAConnectionNothingIsAsked(t *testing.T) {
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
