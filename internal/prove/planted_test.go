@@ -149,7 +149,7 @@ var plantedBugs = []plantedBug{
 		name: "an SMS asked for again after an error",
 		edits: []edit{{
 			verifier, "\tif err == nil {\n\t\tif !v.recordOutcome(",
-			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.recordOutcome(",
+			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.recordOutcome(",
 		}},
 		proof: aliyunFails, caught: "TestCallsAreLinearizableWhileAliyunFails",
 		as: "2 SMS for one call",

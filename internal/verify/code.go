@@ -26,17 +26,17 @@ func newCode(random io.Reader) (string, error) {
 	return fmt.Sprintf("%0*d", codeDigits, n), nil
 }
 
-// A MAC is what is stored of a code: HMAC-SHA-256 over number and code.
+// A MAC is stored in place of a code: HMAC-SHA-256 over number and code.
 type MAC [sha256.Size]byte
 
-// Keys sign and verify codes. The first signs, all verify, so that a key can be
-// rotated without a refused code. The keys are never in the database.
+// Keys sign and verify codes. The first key signs and all verify, so that a key rotation
+// invalidates no code. The keys are never in the database.
 type Keys [][]byte
 
 const minKeyBytes = 32
 
 // ParseKeys reads a comma-separated list of standard base64 keys of at least 32
-// bytes each. Its errors name the key by its place, never by its content.
+// bytes each. Its errors name a key by its position, never by its content.
 func ParseKeys(list string) (Keys, error) {
 	var keys Keys
 	for i, item := range strings.Split(list, ",") {
@@ -52,8 +52,8 @@ func ParseKeys(list string) (Keys, error) {
 	return keys, nil
 }
 
-// DeriveKeys derives one key from a secret that every replica has anyway, by
-// HKDF-SHA-256, so that replicas and restarts agree without a new setting.
+// DeriveKeys derives one key by HKDF-SHA-256 from a secret that every replica already
+// has, so that replicas and restarts use the same key without another setting.
 func DeriveKeys(secret string) (Keys, error) {
 	if secret == "" {
 		return nil, errors.New("no secret to derive a key from")
@@ -65,18 +65,18 @@ func DeriveKeys(secret string) (Keys, error) {
 	return Keys{key}, nil
 }
 
-// RandomKeys returns one key that dies with the process.
+// RandomKeys returns one random key, which is lost when the process ends.
 func RandomKeys() Keys {
 	key := make([]byte, minKeyBytes)
-	rand.Read(key) // never fails: crypto/rand ends the process instead
+	rand.Read(key) // cannot fail: crypto/rand crashes the process instead
 	return Keys{key}
 }
 
 // sign returns the MAC to store for code.
 func (k Keys) sign(n Number, code string) MAC { return mac(k[0], n, code) }
 
-// macs returns the MACs under which code could be stored; none for what
-// cannot be a code.
+// macs returns the MACs under which code could be stored, one for each key. It returns
+// none if code is not six digits.
 func (k Keys) macs(n Number, code string) []MAC {
 	if len(code) != codeDigits || strings.Trim(code, "0123456789") != "" {
 		return nil
@@ -90,7 +90,7 @@ func (k Keys) macs(n Number, code string) []MAC {
 
 func mac(key []byte, n Number, code string) (sum MAC) {
 	h := hmac.New(sha256.New, key)
-	h.Write([]byte(string(n) + "\x00" + code)) // a zero byte cannot be part of E.164
+	h.Write([]byte(string(n) + "\x00" + code)) // E.164 has no zero byte
 	h.Sum(sum[:0])
 	return sum
 }

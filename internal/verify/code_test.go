@@ -14,7 +14,7 @@ import (
 	"testing/iotest"
 )
 
-// A code is the number that 20 random bits spell, and is drawn again where that
+// A code is the number that 20 random bits spell, and is drawn again if that
 // is a million or more: so each of the million codes comes of exactly one pattern.
 // Tried are all patterns near an edge, and every seventh between.
 func TestACodeIsTheNumberOfItsRandomBitsSoThatEachIsAsLikely(t *testing.T) {

@@ -6,72 +6,73 @@ import (
 	"time"
 )
 
-// A History is what an operator may be told of a number beyond its codes. It is
-// written by the swaps that are there anyway, and no rule reads it. A version of the
-// service that does not know it loses it.
+// A History holds the last events of a number, for the operator. It is written by the
+// swaps that store the State, so it costs no further write, and no rule depends on it. A
+// version of the service that does not know it drops it.
 type History struct {
-	Accepted Accepted // the last send that the provider took
-	Rejected Rejected // the last that it did not
-	End      CodeEnd  // of the last code that was used, or whose looks were spent
+	Accepted Accepted // the last send that the provider accepted
+	Rejected Rejected // the last send that was not sent
+	End      CodeEnd  // of the last code that was used or exhausted
 }
 
-// Accepted is zero where there is none.
+// Accepted is a send that the provider accepted. It is zero if there was none.
 type Accepted struct {
 	SendID int64
 	At     int64 // microseconds since 1970
 	BizID  string
 }
 
-// Rejected is zero where there is none.
+// Rejected is a send that was definitely not sent. It is zero if there was none.
 type Rejected struct {
 	SendID    int64
 	At        int64 // microseconds since 1970
 	Kind      SendKind
-	Code      string // the provider's own
+	Code      string // the provider's error code
 	RequestID string
 }
 
-// An CodeEnd is how a code came to its end. It is zero where there is none.
+// A CodeEnd is the end of a code: used or exhausted. It is zero if there was none.
 type CodeEnd struct {
 	SendID   int64
 	At       int64 // microseconds since 1970
-	Used     bool  // else its looks were spent
-	Attempts uint8 // the last one among them
+	Used     bool  // false: no attempts were left
+	Attempts uint8 // including the last one
 }
 
-// recordAccepted and refused note what the provider said, unless it said the same of a later
-// send.
-func (t *History) recordAccepted(ticket, now int64, receipt Receipt) {
-	if ticket >= t.Accepted.SendID {
-		t.Accepted = Accepted{ticket, now, receipt.BizID}
+// recordAccepted records that the provider accepted a send, unless a later send was
+// accepted before.
+func (t *History) recordAccepted(sendID, now int64, receipt Receipt) {
+	if sendID >= t.Accepted.SendID {
+		t.Accepted = Accepted{sendID, now, receipt.BizID}
 	}
 }
 
-func (t *History) recordRejected(ticket, now int64, err *SendError) {
-	if ticket >= t.Rejected.SendID {
-		t.Rejected = Rejected{ticket, now, err.Kind, err.Code, err.RequestID}
+// recordRejected records that a send was not sent, unless a later one was rejected before.
+func (t *History) recordRejected(sendID, now int64, err *SendError) {
+	if sendID >= t.Rejected.SendID {
+		t.Rejected = Rejected{sendID, now, err.Kind, err.Code, err.RequestID}
 	}
 }
 
-// recordCheck notes what a check that led from one state to another did to their codes,
-// and tells it.
+// recordCheck records how a check that changed before into after ended a code, and
+// returns the check's outcome.
 func (t *History) recordCheck(r Rules, before, after State, valid, changed bool, now int64) Verification {
 	live := r.unexpired(before.Codes, now)
 	if !changed {
-		return Verification{Outcome: t.whyNone(r, before.Codes, len(live) > 0, now)}
+		return Verification{Outcome: t.noMatchOutcome(r, before.Codes, len(live) > 0, now)}
 	}
 	found := Verification{Outcome: Mismatch}
 	for _, c := range slices.Backward(live) {
 		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.SendID == c.SendID }) {
 			continue
 		}
-		looks := c.Attempts
-		if !r.unusable(c, now) {
-			looks++
+		attempts := c.Attempts
+		if !r.cannotMatch(c, now) {
+			attempts++
 		}
-		t.End = CodeEnd{SendID: c.SendID, At: now, Used: valid, Attempts: looks}
-		if valid { // a match takes older codes with it: the newest of all that are gone is it
-			// Another replica's clock may have been ahead.
+		t.End = CodeEnd{SendID: c.SendID, At: now, Used: valid, Attempts: attempts}
+		if valid { // a match drops older codes too; the newest dropped code matched
+			// At least 0, since another replica's clock may have been ahead.
 			found = Verification{Match, max(0, time.Duration(now-c.BegunAt)*time.Microsecond)}
 		}
 		break
@@ -79,16 +80,16 @@ func (t *History) recordCheck(r Rules, before, after State, valid, changed bool,
 	return found
 }
 
-// whyNone tells why no code could be compared: what became of the newest.
-func (t *History) whyNone(r Rules, codes []Code, unusable bool, now int64) Outcome {
+// noMatchOutcome returns why there was no live code: what ended the newest one.
+func (t *History) noMatchOutcome(r Rules, codes []Code, cannotMatch bool, now int64) Outcome {
 	newest := t.Accepted.SendID
 	for _, c := range codes {
 		newest = max(newest, c.SendID)
 	}
 	switch {
-	case unusable:
+	case cannotMatch:
 		return Exhausted
-	case newest > t.End.SendID: // and neither used nor spent
+	case newest > t.End.SendID: // and neither used nor exhausted
 		return Expired
 	case t.End.SendID == 0 || t.End.Used:
 		return NoCode
@@ -98,12 +99,12 @@ func (t *History) whyNone(r Rules, codes []Code, unusable bool, now int64) Outco
 	return Expired
 }
 
-// The stored form: a format byte, a byte that says which parts follow, and these:
-// integers big-endian, texts after their length. No byte stands for no part.
+// The stored form: a format byte, a bit set of the parts that follow, and the parts.
+// Integers are big-endian; a text follows its length. A zero History takes no byte.
 const (
-	trailFormat    = 1
+	historyFormat  = 1
 	acceptedPart   = 1
-	refusedPart    = 2
+	rejectedPart   = 2
 	endPart        = 4
 	usedFlag       = 0x80
 	maxTokenLength = 64
@@ -114,7 +115,7 @@ func (t History) append(b []byte) []byte {
 		return b
 	}
 	parts := len(b) + 1
-	b = append(b, trailFormat, 0)
+	b = append(b, historyFormat, 0)
 	integer := func(n int64) { b = binary.BigEndian.AppendUint64(b, uint64(n)) }
 	text := func(s string) {
 		s = s[:min(len(s), maxTokenLength)]
@@ -127,7 +128,7 @@ func (t History) append(b []byte) []byte {
 		text(a.BizID)
 	}
 	if r := t.Rejected; r != (Rejected{}) {
-		b[parts] |= refusedPart
+		b[parts] |= rejectedPart
 		integer(r.SendID)
 		integer(r.At)
 		b = append(b, byte(r.Kind))
@@ -147,14 +148,14 @@ func (t History) append(b []byte) []byte {
 	return b
 }
 
-// decodeHistory reads what stands behind the codes of a stored state. What it cannot
-// read it leaves out: nothing depends on it.
+// decodeHistory decodes the bytes after the codes of a stored state. It returns the zero
+// History if it cannot read them, since no rule depends on it.
 func decodeHistory(stored []byte) (t History) {
 	if len(stored) < headerBytes {
 		return History{}
 	}
 	codes := headerBytes + int(stored[headerBytes-1])*codeBytes
-	if len(stored) < codes+2 || stored[codes] != trailFormat {
+	if len(stored) < codes+2 || stored[codes] != historyFormat {
 		return History{}
 	}
 	parts, b, ok := stored[codes+1], stored[codes+2:], true
@@ -172,7 +173,7 @@ func decodeHistory(stored []byte) (t History) {
 	if parts&acceptedPart != 0 {
 		t.Accepted = Accepted{integer(), integer(), text()}
 	}
-	if parts&refusedPart != 0 {
+	if parts&rejectedPart != 0 {
 		t.Rejected = Rejected{integer(), integer(), SendKind(take(1)[0]), text(), text()}
 	}
 	if parts&endPart != 0 {
@@ -186,28 +187,28 @@ func decodeHistory(stored []byte) (t History) {
 	return t
 }
 
-// An Outcome is what a check found. Its caller learns only whether it is Match.
+// An Outcome is the result of a check. The caller learns only whether it is Match.
 type Outcome uint8
 
-// None is the zero value: nothing was ever sent, or what was sent is used or was
-// refused.
+// NoCode is the zero value: no code was sent, or the last one was used or its send was
+// rejected.
 const (
 	NoCode Outcome = iota
 	Match
-	Mismatch  // a code was alive, and was another
-	Expired   // the last code's life is over
-	Exhausted // the last code's looks are spent
+	Mismatch  // there was a live code, but another one
+	Expired   // the last code has expired
+	Exhausted // the last code has no attempts left
 )
 
 func (o Outcome) String() string {
 	return []string{"none", "match", "mismatch", "expired", "exhausted"}[o]
 }
 
-// A Verification is what a check found.
+// A Verification is the result of a check.
 type Verification struct {
 	Outcome Outcome
-	After   time.Duration // of a match: since its send began
+	After   time.Duration // for Match: time since the send began
 }
 
-// Valid reports whether the code was right.
+// Valid reports whether the code matched.
 func (v Verification) Valid() bool { return v.Outcome == Match }

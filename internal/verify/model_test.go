@@ -18,13 +18,13 @@ import (
 //   - G1 (docs/guarantees.md): that no code was compared with more than AttemptLimit calls since the
 //     last match;
 //   - G2: that every code that reached a phone is accepted, unless a later send
-//     succeeded or it was used, is too old, or its looks are spent.
+//     succeeded or it was used, is too old, or has no attempts left.
 //
 // A store that loads and compare-and-swaps makes every transition one atomic
 // step, so an interleaving of transitions is all that concurrent calls, replicas
 // and crashes can do to a number.
 //
-// What a send does, and where it may stop for ever:
+// What a send does, and where it may stop permanently:
 //
 //	idle → inFlight → delivered → confirmed
 //	              ↘ withdrawn
@@ -55,7 +55,7 @@ const (
 	inFlight
 	delivered // the code is on the phone, and that is not stored
 	confirmed // and stored: the call returned OK
-	withdrawn // surely refused, and that is stored: the call returned the refusal
+	withdrawn // definitely not sent, and that is stored: the call returned the refusal
 )
 
 // transitions are what the explorer explores: those of Rules, or a mutant.

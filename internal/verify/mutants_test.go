@@ -14,7 +14,7 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 	for _, m := range []struct {
 		name   string
 		mutate func(t *transitions, r Rules)
-		storm  bool // shows only where the list is full
+		storm  bool // shows only if the list is full
 	}{
 		{name: "confirm adds a used code again", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
@@ -242,7 +242,7 @@ func TestTheExplorerFindsEveryMutant(t *testing.T) {
 	}
 }
 
-// renumbered gives the newest code another ticket.
+// renumbered gives the newest code another send ID.
 func renumbered(s State, ticket int64) State {
 	if n := len(s.Codes); n > 0 && s.Codes[n-1].SendID == s.LastSendID {
 		s.Codes = slices.Clone(s.Codes)

@@ -8,7 +8,7 @@ import (
 // A Number is one mobile number in E.164 form with its plus: "+8618612345678".
 type Number string
 
-// Masked is the number as logs may show it, four digits hidden: "+86186****5678".
+// Masked returns the number for logs, with four digits hidden: "+86186****5678".
 func (n Number) Masked() string {
 	const hidden, shown = 4, 4
 	if len(n) < len("+1")+hidden+shown {
@@ -17,19 +17,19 @@ func (n Number) Masked() string {
 	return string(n[:len(n)-hidden-shown]) + "****" + string(n[len(n)-shown:])
 }
 
-// Mainland reports whether the number is of mainland China, where Aliyun's
+// Mainland reports whether the number belongs to mainland China, for which Aliyun's
 // limits and its eleven-digit form apply.
 func (n Number) Mainland() bool { return strings.HasPrefix(string(n), "+86") }
 
-// NumberingPlan knows the world's numbers: it returns the E.164 form of number
-// as dialled in region (ISO 3166 alpha-2), and false where that is no mobile
-// number. number is ASCII digits, after a plus where it is international.
+// NumberingPlan returns the E.164 form of number as dialled in region (ISO 3166
+// alpha-2), and false if it is not a mobile number. number is ASCII digits, after a plus
+// if it is international.
 type NumberingPlan func(number, region string) (e164 string, ok bool)
 
-// NumberParser turns what callers send into one Number (contract of the field
-// phone_number), so that one person has one number however it was written.
+// NumberParser parses the field phone_number into a Number, so that every spelling of a
+// number gives the same Number.
 type NumberParser struct {
-	Region string // of numbers without a country code, ISO 3166 alpha-2
+	Region string // for numbers without country code, ISO 3166 alpha-2
 	Plan   NumberingPlan
 }
 
@@ -43,14 +43,14 @@ var (
 	e164           = regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
 )
 
-// IsMainlandMobile reports whether digits read as a mobile number within mainland
-// China. New ranges are given out there faster than metadata follows, so the rule
-// is the shape: 1, then 3 to 9, then nine digits.
+// IsMainlandMobile reports whether digits have the form of a mobile number within
+// mainland China: 1, then 3 to 9, then nine digits. It checks only the form, since new
+// ranges are assigned there faster than the metadata is updated.
 func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
-// isFiller reports whether c stands in a number for the eye alone: a space, a hyphen, a
-// parenthesis, or one of the invisible characters that contact apps put around numbers
-// so that these are shown from left to right and on one line.
+// isFiller reports whether c only formats a number: a space, a hyphen, a parenthesis, or
+// one of the invisible characters that contact apps put around numbers so that they are
+// shown from left to right and on one line.
 func isFiller(c rune) bool {
 	switch c {
 	case ' ', '-', '(', ')', '\u00a0', '\u202f', '\u2060', '\ufeff':
@@ -59,10 +59,10 @@ func isFiller(c rune) bool {
 	return '\u200b' <= c && c <= '\u200f' || '\u202a' <= c && c <= '\u202e' || '\u2066' <= c && c <= '\u2069'
 }
 
-// Parse drops what isFiller says, reads "+" as the start of a country code and everything else as it is dialled in the parser's region. It refuses
-// a number that begins with 00 if that number is another one with + for the 00: people
-// write 00 for + in every region, also where 00 begins another prefix. Its error never
-// repeats the input.
+// Parse removes filler characters. It reads "+" as the start of a country code, and any
+// other number as dialled in the parser's region. It rejects a number that begins with 00
+// if replacing the 00 by + gives another number: people write 00 for + in every region,
+// even if 00 begins another prefix there. Its error never repeats the input.
 func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	if raw == "" {
 		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
@@ -81,20 +81,20 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 		}
 	}
 	number := string(kept)
-	n, fault := p.read(number)
-	// 0011 is Australia's prefix alone: no area code of +1 begins with 1.
-	if international, ok := strings.CutPrefix(number, "00"); ok && fault == nil && !strings.HasPrefix(international, "11") {
-		if other, fault := p.read("+" + international); fault == nil && other != n {
+	n, err := p.read(number)
+	// 0011 is only Australia's prefix: no area code of +1 begins with 1.
+	if international, ok := strings.CutPrefix(number, "00"); ok && err == nil && !strings.HasPrefix(international, "11") {
+		if other, err := p.read("+" + international); err == nil && other != n {
 			return "", &FieldError{"phone_number", numberWanted + "; this one, with its 00, can be read as two numbers: write + and the country code"}
 		}
 	}
-	return n, fault
+	return n, err
 }
 
-// read reads ASCII digits, after a plus where they are international.
+// read parses ASCII digits, after a plus if they are international.
 func (p NumberParser) read(number string) (Number, *FieldError) {
-	// Elsewhere 00 can be the start of another prefix (Hong Kong dials 001, 0060
-	// and more), which the plan knows.
+	// In other regions 00 can begin another prefix (Hong Kong dials 001, 0060 and
+	// more), which the plan knows.
 	if rest, ok := strings.CutPrefix(number, "00"); ok && p.Region == "CN" {
 		number = "+" + rest
 	}
@@ -103,7 +103,7 @@ func (p NumberParser) read(number string) (Number, *FieldError) {
 	}
 	if !strings.HasPrefix(number, "+86") {
 		var ok bool
-		if strings.HasPrefix(number, "+0") { // some plans forgive it
+		if strings.HasPrefix(number, "+0") { // some plans accept it
 			number = ""
 		}
 		if number, ok = p.Plan(number, p.Region); !ok || !e164.MatchString(number) {

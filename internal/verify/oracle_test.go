@@ -27,7 +27,7 @@ package verify
 //	                       docs/architecture.md states: a lucky guess)
 //	crashed, or unknown    never returns: may succeed at any instant, or never
 
-// none is the current code where there is none.
+// none stands for no current code.
 const none = 0
 
 // An oracle is the set of states that the specification may be in: for every set
@@ -93,7 +93,7 @@ func (o oracle) letStrangerSucceed() {
 	}
 }
 
-// expire ends the life of the code of send: where it is current, none is.
+// expire expires the code of send: if it is current, none is.
 func (o oracle) expire(send int) {
 	for succeeded, states := range o.possible {
 		for left := 1; left <= o.limit; left++ {

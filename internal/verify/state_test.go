@@ -106,7 +106,7 @@ func TestOfSendsWhoseOutcomeStaysUnknownTheNewestSevenCountOrSixBesideAConfirmed
 				now += unknownOutcomeAfter.Microseconds() + 1
 				s, _, _ = testRules.Begin(s, modelMAC(1+i), now)
 			}
-			// One more is tried, and surely refused.
+			// One more send is tried, and definitely rejected.
 			s, ticket, err := testRules.Begin(s, MAC{99}, now)
 			s = testRules.Withdraw(s, ticket, now)
 			unknown := 0
@@ -122,7 +122,7 @@ func TestOfSendsWhoseOutcomeStaysUnknownTheNewestSevenCountOrSixBesideAConfirmed
 	}
 }
 
-// The exact worst case of G1: a match starts the count of newer codes anew, and
+// The exact worst case of G1: a match restarts the count of newer codes, and
 // at most seven older ones stand beside the newest.
 func TestTheNewestOfEightOverlappingSendsIsComparedAtMostEightTimesTheLimit(t *testing.T) {
 	s, _ := begun(t, maxCodes)

@@ -1,6 +1,6 @@
-// Package verify is the domain: numbers, codes, the state of a number and the
-// two calls on it. It imports the standard library only; databases, Aliyun and
-// gRPC are rooms of their own that it knows through Store and Sender.
+// Package verify implements the domain: parsing phone numbers, generating and
+// checking codes, and the state kept for each number. It imports only the standard
+// library; storage and SMS delivery are behind the Store and Sender interfaces.
 package verify
 
 import (
@@ -17,77 +17,77 @@ import (
 	"time"
 )
 
-// A Version names one stored state of one number: random bytes chosen by the
-// writer, so that a writer can recognise its own swap after a lost answer. The
-// zero Version stands for "no row".
+// A Version identifies one stored state of one number. It is random bytes chosen by
+// the writer, so that a writer can recognise its own swap if the response was lost.
+// The zero Version stands for "no row".
 type Version [16]byte
 
 // A Record is what a Store keeps for a number.
 type Record struct {
 	Version Version
 	State   []byte // at most MaxStateBytes
-	BegunAt int64  // time of the last begin in microseconds since 1970, for the purge
+	BegunAt int64  // last send, microseconds since 1970; for the purge
 }
 
 // MaxStateBytes bounds Record.State.
 const MaxStateBytes = 1024
 
-// A Store keeps one Record a number, for any number of replicas at once.
+// A Store keeps one Record for each number. Any number of replicas may share it.
 type Store interface {
-	// Load returns the number's record, the zero Record where there is none. A
-	// Swap that was answered before Load was called is seen by it.
+	// Load returns n's record, or the zero Record if there is none. It sees every
+	// Swap that returned before Load was called.
 	Load(ctx context.Context, n Number) (Record, error)
-	// Swap atomically and durably replaces the record whose version is old by
-	// next: of any number of swaps with the same old one at most one is done. The
-	// zero old means "where there is no row". false says that another writer came
-	// first: load again, the version may have changed. An error that is ErrOutcomeUnknown says that the swap may
-	// have been done or may yet be; any other, that it surely had no effect.
+	// Swap atomically and durably replaces n's record if its version is still old
+	// (compare-and-swap). The zero old requires that no row exists. Swap returns
+	// false, nil if another writer was first; Load again. An error that wraps
+	// ErrOutcomeUnknown means that the swap may have been applied, or may still be.
+	// Any other error means that it was not applied and never will be.
 	Swap(ctx context.Context, n Number, old Version, next Record) (bool, error)
 }
 
 // A Message is one SMS to be sent. Its Code never goes into a log or an error.
 type Message struct {
 	Number       Number
-	SignName     string // Aliyun's name for who sends: the text in 【】
+	SignName     string // the sender's name at Aliyun: the text in 【】
 	TemplateCode string
 	Code         string // six decimal digits
-	SendID       int64  // names the send within its number, as CodeStatus does
+	SendID       int64  // as in CodeStatus
 }
 
-// A Receipt is what the provider said of an accepted SMS.
+// A Receipt holds the provider's identifiers of an accepted SMS.
 type Receipt struct {
 	BizID     string
 	RequestID string
 }
 
-// A Sender asks the provider to deliver a message, at most once: it repeats
-// nothing whose first copy may have gone out. A nil error says that the provider
-// accepted it; an error that is not a *SendError says that the outcome is
+// A Sender asks the provider to deliver a message at most once: it never repeats a
+// request that may have reached the provider. A nil error means that the provider
+// accepted the SMS. An error that is not a *SendError means that the outcome is
 // unknown.
 type Sender interface {
 	Send(ctx context.Context, m Message) (Receipt, error)
 }
 
-// A Verifier sends codes and checks them. Any number of them, in any number of
+// A Verifier sends codes and checks them. Any number of Verifiers, in any number of
 // processes, may share one database.
 type Verifier struct {
 	Rules      Rules
 	Keys       Keys
 	Store      Store
 	Sender     Sender
-	SMSTimeout time.Duration // for one answer of the Sender
+	SMSTimeout time.Duration // of one call to Sender
 	Now        func() time.Time
 	Random     io.Reader
 	Log        *slog.Logger
 
 	replacedKeys   atomic.Pointer[Keys]
 	cache          recordCache
-	background     atomic.Int64 // outcomes that are still being stored
+	background     atomic.Int64 // send outcomes not stored yet
 	makeStoreSlots sync.Once
-	storeSlots     chan struct{} // one for each begin and check that is at the store
+	storeSlots     chan struct{} // semaphore of the foreground updates
 }
 
-// ReplaceKeys replaces the Keys, while calls go on.
+// ReplaceKeys replaces the Keys. It is safe while calls are running.
 func (v *Verifier) ReplaceKeys(k Keys) { v.replacedKeys.Store(&k) }
 
 func (v *Verifier) keys() Keys {
@@ -98,42 +98,43 @@ func (v *Verifier) keys() Keys {
 }
 
 const (
-	// How long a call waits for the store, so that it can say UNAVAILABLE while
-	// its caller still listens.
+	// How long a call waits for the store. It is short, so that the call can return
+	// UNAVAILABLE before the caller's own deadline.
 	storeTimeout = 3 * time.Second
-	// How long an outcome that the provider told is tried to be stored.
+	// How long the service tries to store the outcome of a send.
 	outcomeTimeout = 60 * time.Second
-	// Begins and checks that are at the store at once; more wait in front of it, so
-	// that outcomes of SMS that were paid for do not queue behind them.
+	// Maximum number of foreground updates (storing a new code, checking one) that
+	// use the store at once. Recording the outcome of a paid SMS is not limited, so
+	// it never queues behind them.
 	maxConcurrentUpdates = 256
-	// Failures without effect that one call bears; the store's own state of
-	// health is watched elsewhere.
+	// Number of definite failures after which a call returns ErrStoreUnavailable.
+	// The readiness probe tracks the store's overall health.
 	maxStoreFailures = 5
 )
 
-// Send draws a code, stores it, asks the provider to deliver it and records the
-// outcome. It returns nil where the SMS was accepted and every older code of the
-// number is dead; otherwise ErrSendInProgress, ErrStoreUnavailable, ErrCallerGone,
+// Send generates a code, stores it, asks the provider to deliver it and records the
+// outcome. It returns nil if the SMS was accepted and every older code of the number
+// is invalid; otherwise ErrSendInProgress, ErrStoreUnavailable, ErrCallerGone,
 // ErrSentNotConfirmed, ErrStateUnreadable or a *SendError.
 //
-// Once the provider is asked, the caller going away no longer stops anything.
+// Once Send has called the provider, it no longer stops if ctx ends.
 func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode string) (Receipt, error) {
-	code, ticket, err := v.storeNewCode(ctx, n)
+	code, sendID, err := v.storeNewCode(ctx, n)
 	if err != nil {
 		return Receipt{}, err
 	}
 	if ctx.Err() != nil {
-		v.recordOutcome(ctx, n, func(s State, _ *History, now int64) State { return v.Rules.Withdraw(s, ticket, now) })
+		v.recordOutcome(ctx, n, func(s State, _ *History, now int64) State { return v.Rules.Withdraw(s, sendID, now) })
 		return Receipt{}, callerGone(ctx)
 	}
 
-	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
+	sendCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
 	defer cancel()
-	receipt, err := v.Sender.Send(ask, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, SendID: ticket})
+	receipt, err := v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code, SendID: sendID})
 	if err == nil {
 		if !v.recordOutcome(ctx, n, func(s State, t *History, now int64) State {
-			t.recordAccepted(ticket, now, receipt)
-			return v.Rules.Confirm(s, ticket, now)
+			t.recordAccepted(sendID, now, receipt)
+			return v.Rules.Confirm(s, sendID, now)
 		}) {
 			return receipt, ErrSentNotConfirmed
 		}
@@ -142,59 +143,59 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	sendErr := SendErrorOf(err)
 	if sendErr.Kind.NotSent() {
 		v.recordOutcome(ctx, n, func(s State, t *History, now int64) State {
-			t.recordRejected(ticket, now, sendErr)
-			return v.Rules.Withdraw(s, ticket, now)
+			t.recordRejected(sendID, now, sendErr)
+			return v.Rules.Withdraw(s, sendID, now)
 		})
 	}
 	return Receipt{}, sendErr
 }
 
-// storeNewCode stores a fresh code and returns it with its ticket.
-func (v *Verifier) storeNewCode(ctx context.Context, n Number) (code string, ticket int64, err error) {
+// storeNewCode stores a new code and returns it with its send ID.
+func (v *Verifier) storeNewCode(ctx context.Context, n Number) (code string, sendID int64, err error) {
 	var mac MAC
 	err = v.updateForCaller(ctx, n, func(s State, _ *History, now int64, inDoubt bool) (State, bool, error) {
-		if inDoubt && s.contains(ticket, mac) {
+		if inDoubt && s.contains(sendID, mac) {
 			return s, false, nil
 		}
-		// Always a fresh code: one that was begun twice could be used twice.
+		// Always a new code: a code that was stored twice could be used twice.
 		if code, err = newCode(v.Random); err != nil {
 			return s, false, err
 		}
 		mac = v.keys().sign(n, code)
-		s, ticket, err = v.Rules.Begin(s, mac, now)
+		s, sendID, err = v.Rules.Begin(s, mac, now)
 		return s, true, err
 	})
 	if errors.Is(err, ErrOutcomeUnknown) {
-		// The provider was not asked, and nobody knows the code: it must not take a
-		// place in the list. Another version is written in any case, so that a swap
-		// that is still on its way finds its old one gone.
+		// Nothing was sent, but the code may have been stored. Remove it if it is
+		// there. Write a new version even if it is not, so that a delayed swap fails
+		// its version check.
 		v.updateInBackground(ctx, n, func(s State, _ *History, now int64) State {
-			if s.contains(ticket, mac) {
-				return v.Rules.Withdraw(s, ticket, now)
+			if s.contains(sendID, mac) {
+				return v.Rules.Withdraw(s, sendID, now)
 			}
 			return s
 		})
 		err = fmt.Errorf("%w: %s", ErrStoreUnavailable, err.Error())
 	}
-	return code, ticket, err
+	return code, sendID, err
 }
 
-// recordOutcome stores what became of a send. It goes on in the background when the
-// store is slow or away, and reports whether it was done while the caller waits.
+// recordOutcome stores the outcome of a send. It reports whether the outcome was stored
+// within storeTimeout; if not, the update continues in the background.
 func (v *Verifier) recordOutcome(ctx context.Context, n Number, transition func(State, *History, int64) State) bool {
 	stored := v.updateInBackground(ctx, n, transition)
-	patience := time.NewTimer(storeTimeout)
-	defer patience.Stop()
+	timer := time.NewTimer(storeTimeout)
+	defer timer.Stop()
 	select {
 	case ok := <-stored:
 		return ok
-	case <-patience.C:
+	case <-timer.C:
 		return false
 	}
 }
 
-// updateInBackground applies a transition in the background, whatever becomes of the caller,
-// and tells whether it was stored.
+// updateInBackground applies a transition in the background, even if ctx ends, and
+// sends whether it was stored.
 func (v *Verifier) updateInBackground(ctx context.Context, n Number, transition func(State, *History, int64) State) <-chan bool {
 	stored := make(chan bool, 1)
 	v.background.Add(1)
@@ -212,8 +213,8 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, transition 
 		}()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeTimeout)
 		defer cancel()
-		// An unknown outcome that somebody moved on from is simply applied again:
-		// to confirm or withdraw twice is to do it once.
+		// Confirm and Withdraw are idempotent, so after an unknown outcome they are
+		// simply applied again.
 		err = v.update(ctx, ctx, n, 0, func(s State, t *History, now int64, _ bool) (State, bool, error) {
 			return transition(s, t, now), true, nil
 		})
@@ -221,35 +222,35 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, transition 
 	return stored
 }
 
-// Pending is how many outcomes of sends are still being stored.
+// Pending returns the number of send outcomes that are not stored yet.
 func (v *Verifier) Pending() int64 { return v.background.Load() }
 
-// Wait waits for what Send still stores in the background, as long as ctx lives.
-// Calls that a forced stop left behind may go on sending meanwhile, for which a
-// sync.WaitGroup panics; so it asks now and then.
+// Wait waits until all send outcomes are stored or ctx is done. It polls a counter
+// instead of using a sync.WaitGroup: calls that outlive a forced stop may still begin
+// updates, and a WaitGroup panics on an Add during Wait.
 func (v *Verifier) Wait(ctx context.Context) {
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
 	for v.background.Load() > 0 {
 		select {
-		case <-again.C:
+		case <-poll.C:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// Check finds out whether code is a live code of the number, and uses it up. A
-// code of any other shape is a wrong code. The look is stored before the answer
-// is given. Its errors are ErrStoreUnavailable and ErrCallerGone (nothing was
-// counted), ErrOutcomeUnknown and ErrStateUnreadable.
+// Check reports whether code is a live code of the number, and uses it up. A code that
+// is not six digits is a wrong code. The attempt is stored before Check returns. Its
+// errors are ErrStoreUnavailable and ErrCallerGone (no attempt was counted),
+// ErrOutcomeUnknown and ErrStateUnreadable.
 func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verification, error) {
 	macs := v.keys().macs(n, code)
 	var found Verification
 	var valid bool
 	err := v.updateForCaller(ctx, n, func(s State, t *History, now int64, inDoubt bool) (next State, changed bool, err error) {
 		if inDoubt {
-			// Ours may have been the swap that used the code.
+			// The swap that used the code may have been our own.
 			return s, false, ErrOutcomeUnknown
 		}
 		next, valid, changed = v.Rules.Check(s, macs, now)
@@ -262,16 +263,16 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verificati
 	return found, nil
 }
 
-// An Inspection is what may be told of a number.
+// An Inspection is the information about a number that an operator may see.
 type Inspection struct {
-	LastSendID int64        // the ticket of the last send that had begun, 0 for none
-	BegunAt    time.Time    // when it had begun
+	LastSendID int64        // of the last send, 0 if none
+	BegunAt    time.Time    // when that send began
 	Alive      []CodeStatus // codes that can still be verified, oldest first
 	History    History
 }
 
-// Inspect tells what is stored of the number. It counts nothing, and errors only
-// where the store does or holds what is unreadable.
+// Inspect returns the information stored about the number. It counts no attempt. It
+// fails only if the store fails or the stored state is unreadable.
 func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	record, err := v.Store.Load(ctx, n)
 	if err != nil {
@@ -284,14 +285,14 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	return Inspection{state.LastSendID, time.UnixMicro(record.BegunAt), v.Rules.Alive(state, v.Now().UnixMicro()), decodeHistory(record.State)}, nil
 }
 
-// LongestSend is the longest that Send takes.
+// LongestSend returns the longest time that Send takes.
 func (v *Verifier) LongestSend() time.Duration { return 2*storeTimeout + v.SMSTimeout }
 
 func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCallerGone, ctx.Err()) }
 
-// updateForCaller applies f for a caller who hears of it within storePatience.
-// What is at the store is not broken off when the caller goes away: that would
-// cost the connection, and leave the outcome unknown.
+// updateForCaller runs update with a timeout of storeTimeout. It does not cancel a
+// running statement when the client disconnects: that would close the database
+// connection and leave the outcome unknown.
 func (v *Verifier) updateForCaller(callerCtx context.Context, n Number, f transitionFunc) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(callerCtx), storeTimeout)
 	defer cancel()
@@ -307,20 +308,20 @@ func (v *Verifier) updateForCaller(callerCtx context.Context, n Number, f transi
 	return v.update(callerCtx, ctx, n, maxStoreFailures, f)
 }
 
-// transitionFunc computes the next state. changed = false stores nothing; inDoubt
-// says that an earlier result of this same transition may have been stored, and
-// that others wrote after it.
+// transitionFunc computes the next state. If changed is false, nothing is stored.
+// inDoubt means that an earlier result of this transition may have been stored, and
+// that another writer has written since.
 type transitionFunc func(s State, t *History, now int64, inDoubt bool) (next State, changed bool, err error)
 
-// update loads the number's state, computes the next one and swaps it in, until a
-// swap held. It gives up after tries failures without effect (0: never), when ctx
-// ends, and between two steps when the caller has gone: with ErrOutcomeUnknown
-// while a swap's outcome is unknown, else with ErrStoreUnavailable or
-// ErrCallerGone.
+// update implements optimistic concurrency control: it loads the number's state,
+// computes the next one and swaps it in, and repeats that until a swap succeeds. It
+// gives up after maxFailures definite failures (0 means no limit), if ctx ends, and
+// between two steps if callerCtx ends. It then returns ErrOutcomeUnknown if the outcome
+// of a swap is unknown, and ErrStoreUnavailable or ErrCallerGone if not.
 func (v *Verifier) update(callerCtx, ctx context.Context, n Number, maxFailures int, f transitionFunc) error {
 	var (
 		unconfirmed *Record // the swap whose outcome is unknown
-		base        Version // what it wanted to replace
+		base        Version // the version that it replaces
 		lastWritten Version // of the last swap
 		inDoubt     bool
 		failures    int
@@ -328,10 +329,10 @@ func (v *Verifier) update(callerCtx, ctx context.Context, n Number, maxFailures 
 	)
 	current, cached := v.cache.take(n)
 	if v.Now().UnixMicro()-current.BegunAt >= v.Rules.CodeTTL.Microseconds() {
-		cached = false // a lot can have happened elsewhere
+		cached = false // probably stale
 	}
-	// The cause as text only: an error that is both answers would mean the one
-	// that is asked for first.
+	// Format the cause with %s, not %w: an error that wraps two sentinels would map to
+	// the one that is tested first.
 	giveUp := func(cause error) error {
 		if unconfirmed != nil || inDoubt {
 			return fmt.Errorf("%w: %s", ErrOutcomeUnknown, cause.Error())
@@ -359,16 +360,17 @@ func (v *Verifier) update(callerCtx, ctx context.Context, n Number, maxFailures 
 			continue
 		}
 		if lastWritten != (Version{}) && current.Version == lastWritten {
-			return nil // perhaps though the answer was false: a proxy that repeats a swap loses to itself
+			return nil // even after false: a proxy may repeat a swap
 		}
 		if unconfirmed != nil && current.Version != base {
-			unconfirmed, inDoubt = nil, true // somebody moved on, perhaps from our state
+			unconfirmed, inDoubt = nil, true // another writer, perhaps after our swap
 		}
 		next := unconfirmed
 		if next == nil {
 			next, err = v.nextRecord(current, inDoubt, f)
 			if cached && (err != nil || next == nil) {
-				cached, round = false, -1 // others may have written since: only a swap that holds proves that not
+				// The cached record may be stale; only a successful swap proves that it is not.
+				cached, round = false, -1
 				continue
 			}
 			if err != nil || next == nil {
@@ -383,28 +385,28 @@ func (v *Verifier) update(callerCtx, ctx context.Context, n Number, maxFailures 
 			v.cache.put(n, *next)
 			return nil
 		case errors.Is(err, ErrOutcomeUnknown):
-			unconfirmed, lastErr = next, err // the same swap again takes effect once at most
+			unconfirmed, lastErr = next, err // repeating this swap applies it at most once
 		case err != nil:
 			lastErr = err
 			if failures++; maxFailures > 0 && failures >= maxFailures && unconfirmed == nil {
 				return giveUp(err)
 			}
 		case cached:
-			round = -1 // others wrote since: no reason to wait
+			round = -1 // the cached record was stale: reload at once
 		}
 		cached = false
 	}
 }
 
-// recordCache are records of numbers that have codes, as this process swapped them in:
-// the next swap need not load what it replaces. It forgets what it gives, and the
-// oldest where there is no room.
+// recordCache holds the records that this process wrote last, of numbers that have
+// codes, so that the next swap of a number needs no load. take removes the record that it
+// returns. The cache has two generations: if current is full, previous is dropped.
 type recordCache struct {
 	mu                sync.Mutex
 	current, previous map[Number]Record
 }
 
-const maxGeneration = 1 << 15 // with as many old ones some 15 MB
+const maxGeneration = 1 << 15 // two generations take about 15 MB
 
 func (r *recordCache) take(n Number) (record Record, ok bool) {
 	r.mu.Lock()
@@ -420,7 +422,7 @@ func (r *recordCache) take(n Number) (record Record, ok bool) {
 
 func (r *recordCache) put(n Number, record Record) {
 	if record.State[headerBytes-1] == 0 {
-		return // no codes: the next to come is a send, whenever and wherever
+		return // no codes: no check follows soon
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -430,19 +432,19 @@ func (r *recordCache) put(n Number, record Record) {
 	r.current[n] = record
 }
 
-// nextRecord returns the record that f makes of current, nil where nothing is to be
-// stored.
+// nextRecord returns the record that f computes from current, or nil if there is nothing
+// to store.
 func (v *Verifier) nextRecord(current Record, inDoubt bool, f transitionFunc) (*Record, error) {
 	state, err := decodeState(current.State)
 	if err != nil {
 		return nil, err
 	}
-	now, trail := v.Now().UnixMicro(), decodeHistory(current.State)
-	next, changed, err := f(state, &trail, now, inDoubt)
+	now, history := v.Now().UnixMicro(), decodeHistory(current.State)
+	next, changed, err := f(state, &history, now, inDoubt)
 	if err != nil || !changed {
 		return nil, err
 	}
-	record := &Record{State: trail.append(next.encode()), BegunAt: current.BegunAt}
+	record := &Record{State: history.append(next.encode()), BegunAt: current.BegunAt}
 	if next.LastSendID != state.LastSendID {
 		record.BegunAt = now
 	}
@@ -450,12 +452,12 @@ func (v *Verifier) nextRecord(current Record, inDoubt bool, f transitionFunc) (*
 	return record, nil
 }
 
-// backOff waits between two rounds of apply: random, so that contenders fall out
-// of step, and up to a quarter of a second, so that a store that is away is not
-// stormed.
+// backOff waits between two rounds of update. The time is random, so that contending
+// writers do not collide again, and grows up to a quarter of a second, so that retries do
+// not overload a store that is recovering.
 func backOff(ctx context.Context, round int) error {
 	longest := time.Millisecond << min(round, 8)
-	timer := time.NewTimer(mathrand.N(longest)) //nolint:gosec // spreads load, decides nothing
+	timer := time.NewTimer(mathrand.N(longest)) //nolint:gosec // jitter, not a secret
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -80,7 +80,7 @@ func checked(m *memory, code string) (valid bool) {
 	return valid
 }
 
-// isValid is Check for who wants to know what its caller is told.
+// isValid returns what the caller of Check learns.
 func isValid(ctx context.Context, v *Verifier, n Number, code string) (bool, error) {
 	found, err := v.Check(ctx, n, code)
 	return found.Valid(), err
@@ -210,7 +210,7 @@ func everyWay(t *testing.T, operations int, play func(t *testing.T, s *scripted)
 	})
 }
 
-// isOnly reports whether err is want, and fails where it is two sentinels at once:
+// isOnly reports whether err is want, and fails if it is two sentinels at once:
 // whoever asks in another order would see another error. A nil want stands for
 // none of them.
 func isOnly(t *testing.T, err, want error) bool {
@@ -557,7 +557,7 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 				go isValid(t.Context(), v, someone, "000001")
 			}
 			synctest.Wait()
-			crowded.Store(false) // for the outcome's load: the crowd stays where it is
+			crowded.Store(false) // for the outcome's load: the other calls stay
 			return Receipt{}, nil
 		})
 		start := time.Now()
@@ -567,7 +567,7 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 		if n := loads.Load(); n != maxConcurrentUpdates {
 			t.Errorf("%d calls of the crowd were at the store, want %d", n, maxConcurrentUpdates)
 		}
-		time.Sleep(2 * storeTimeout) // for the crowd to go, in the test's own time
+		time.Sleep(2 * storeTimeout) // for the other calls to end, in the test's own time
 	})
 }
 
@@ -632,7 +632,7 @@ func TestReplicasThatRaceNeverTakeAnothersSwapForTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		sent(t, &m, "888888")
-		// The same call on the same record, by two Verifiers alike in all.
+		// The same call on the same record, by two identical Verifiers.
 		first, second := memory{record: m.record}, memory{record: m.record}
 		for _, store := range []*memory{&first, &second} {
 			if valid, err := isValid(t.Context(), newVerifier(store, accept), someone, "888888"); !valid || err != nil {
