@@ -15,12 +15,13 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// errClosed is what is said to those who wait when the store is closed.
+// errClosed is returned to requests that wait when the store is closed.
 var errClosed = errors.New("the store is closed")
 
-// A batcher hands what many callers ask for to few workers, each of whom takes all
-// that waits when it is free, up to a bound: the busier, the cheaper each is. A
-// caller who is alone waits for nobody.
+// A batcher groups concurrent requests (group commit). A few workers each take every
+// request that is queued, up to maxBatch, and flush them as one statement or transaction.
+// There is no timer: an idle batcher flushes a request at once, and batches grow only
+// while the workers are busy.
 type batcher[T interface{ fail(error) }] struct {
 	queue     chan T
 	closed    chan struct{}
@@ -28,84 +29,86 @@ type batcher[T interface{ fail(error) }] struct {
 	workers   sync.WaitGroup
 }
 
-func newBatcher[T interface{ fail(error) }](workers, most int, serve func([]T)) *batcher[T] {
-	c := &batcher[T]{queue: make(chan T, most), closed: make(chan struct{})}
-	surviving := func(all []T) {
+func newBatcher[T interface{ fail(error) }](workers, maxBatch int, flush func([]T)) *batcher[T] {
+	b := &batcher[T]{queue: make(chan T, maxBatch), closed: make(chan struct{})}
+	flushRecovering := func(batch []T) {
 		defer func() {
 			if p := recover(); p != nil { // its value could hold a number
-				for _, one := range all {
-					one.fail(fmt.Errorf("panic with a %T", p))
+				for _, request := range batch {
+					request.fail(fmt.Errorf("panic with a %T", p))
 				}
 			}
 		}()
-		serve(all)
+		flush(batch)
 	}
 	for range workers {
-		c.workers.Go(func() {
+		b.workers.Go(func() {
 			for {
 				select {
-				case first := <-c.queue:
-					runtime.Gosched() // those who are about to ask come along
-					surviving(c.collect(first, most))
-				case <-c.closed:
+				case first := <-b.queue:
+					runtime.Gosched() // lets runnable goroutines submit first
+					flushRecovering(b.collect(first, maxBatch))
+				case <-b.closed:
 					return
 				}
 			}
 		})
 	}
-	return c
+	return b
 }
 
-func (c *batcher[T]) collect(first T, most int) []T {
-	all := []T{first}
-	for len(all) < most {
+// collect returns first and the queued requests, at most maxBatch in all.
+func (b *batcher[T]) collect(first T, maxBatch int) []T {
+	batch := []T{first}
+	for len(batch) < maxBatch {
 		select {
-		case next := <-c.queue:
-			all = append(all, next)
+		case next := <-b.queue:
+			batch = append(batch, next)
 		default:
-			return all
+			return batch
 		}
 	}
-	return all
+	return batch
 }
 
-// submit hands in what is then served, unless ctx ends or the store is closed before.
-func (c *batcher[T]) submit(ctx context.Context, one T) error {
+// submit queues a request. It fails if ctx ends or the store is closed first.
+func (b *batcher[T]) submit(ctx context.Context, request T) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	select {
-	case c.queue <- one:
+	case b.queue <- request:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-c.closed:
+	case <-b.closed:
 		return errClosed
 	}
 }
 
-// close lets the workers finish what they are at. c may be nil.
-func (c *batcher[T]) close() {
-	if c != nil {
-		c.closeOnce.Do(func() { close(c.closed) })
-		c.workers.Wait()
+// close waits until the workers have finished their current batches. b may be nil.
+func (b *batcher[T]) close() {
+	if b != nil {
+		b.closeOnce.Do(func() { close(b.closed) })
+		b.workers.Wait()
 	}
 }
 
-// To a MySQL server a statement is more work than a row: loads of many numbers are one
-// statement, and so are swaps. Both are prepared in two sizes, and one that is not full
-// repeats a number.
+// To a MySQL server a statement is more work than a row. So a batch of loads is one
+// statement, and a batch of swaps too. Each statement is prepared in two sizes; if a batch
+// has fewer requests than the statement has rows, a number is repeated.
 const (
 	loadWorkers   = 2
 	updateWorkers = 4 // more, since a commit can take longer than a read
 	smallBatch    = 16
 	largeBatch    = 64
-	// Shorter than a caller's, who can then still find out alone what was done.
+	// Shorter than a call's storeTimeout, so that a call whose batch timed out can still
+	// find out whether its swap was applied.
 	batchTimeout = 1500 * time.Millisecond
 )
 
-// pauseBatching has everybody go alone for a while: a connection that hangs, or a row that
-// somebody has locked, is to hold up as few as it can.
+// pauseBatching makes requests bypass the batcher for ten seconds (a circuit breaker), so
+// that a hung connection or a locked row delays one request and not a whole batch.
 func (db *DB) pauseBatching() {
 	if !db.batchingPaused() {
 		db.counters.batchingPaused.Inc()
@@ -118,7 +121,7 @@ func (db *DB) batchingPaused() bool { return time.Now().UnixNano() < db.batching
 type loadRequest struct {
 	ctx    context.Context
 	number verify.Number
-	answer chan loadResult
+	result chan loadResult
 }
 
 type loadResult struct {
@@ -126,10 +129,10 @@ type loadResult struct {
 	err    error
 }
 
-// fail answers who was not answered yet.
+// fail sends err if the request has no result yet.
 func (l loadRequest) fail(err error) {
 	select {
-	case l.answer <- loadResult{err: err}:
+	case l.result <- loadResult{err: err}:
 	default:
 	}
 }
@@ -140,11 +143,11 @@ func (db *DB) loadBatched(ctx context.Context, n verify.Number) (verify.Record, 
 		return verify.Record{}, err
 	}
 	select {
-	case a := <-l.answer:
-		if errors.Is(a.err, errRunDirect) {
+	case r := <-l.result:
+		if errors.Is(r.err, errRunDirect) {
 			return db.loadDirect(ctx, n)
 		}
-		return a.record, a.err
+		return r.record, r.err
 	case <-ctx.Done():
 		return verify.Record{}, ctx.Err()
 	case <-db.loads.closed:
@@ -152,27 +155,28 @@ func (db *DB) loadBatched(ctx context.Context, n verify.Number) (verify.Record, 
 	}
 }
 
+// flushLoads loads all numbers in one statement.
 func (db *DB) flushLoads(all []loadRequest) {
 	all = slices.DeleteFunc(all, func(l loadRequest) bool { return l.ctx.Err() != nil })
 	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
-	var one verify.Record
-	var each map[verify.Number]verify.Record
+	var record verify.Record
+	var records map[verify.Number]verify.Record
 	var err error
 	switch {
 	case len(all) == 0:
 	case db.batchingPaused():
 		for _, l := range all {
-			l.answer <- loadResult{err: errRunDirect}
+			l.result <- loadResult{err: errRunDirect}
 		}
 	case len(all) == 1:
-		one, err = db.loadDirect(ctx, all[0].number)
-		all[0].answer <- loadResult{one, err}
+		record, err = db.loadDirect(ctx, all[0].number)
+		all[0].result <- loadResult{record, err}
 	default:
-		each, err = db.loadBatch(ctx, all)
+		records, err = db.loadBatch(ctx, all)
 		_ = db.countError(err)
 		for _, l := range all {
-			l.answer <- loadResult{each[l.number], err}
+			l.result <- loadResult{records[l.number], err}
 		}
 	}
 	if err != nil {
@@ -190,7 +194,7 @@ func (db *DB) loadBatch(ctx context.Context, all []loadRequest) (map[verify.Numb
 		load, numbers = db.selectLarge, make([]any, largeBatch)
 	}
 	for i := range numbers {
-		numbers[i] = string(all[min(i, len(all)-1)].number) // one that is there twice is found once
+		numbers[i] = string(all[min(i, len(all)-1)].number) // a repeated number is found once
 	}
 	rows, err := load.QueryContext(ctx, numbers...)
 	if err != nil {
@@ -213,31 +217,31 @@ type swapRequest struct {
 	number  verify.Number
 	old     verify.Version
 	next    verify.Record
-	claimed atomic.Bool // by the worker, or by a caller who gave up first
+	claimed atomic.Bool // by the worker, or by a call that gave up first
 	done    bool
-	answer  chan error
+	result  chan error
 }
 
-// fail answers who was not answered yet. s is nil for who had given up.
+// fail sends err if the request has no result yet. s is nil if claim dropped it.
 func (s *swapRequest) fail(err error) {
 	if s != nil {
 		select {
-		case s.answer <- err:
+		case s.result <- err:
 		default:
 		}
 	}
 }
 
-// errRunDirect is the answer to who was surely not served and is to be a statement of his
-// own, which no other can hold up.
-var errRunDirect = errors.New("to be served alone")
+// errRunDirect tells a waiting request that the batch did not run it and that it must run
+// as a single statement.
+var errRunDirect = errors.New("not run in the batch: run directly")
 
 func (db *DB) swapBatched(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
-	s := &swapRequest{number: n, old: old, next: next, answer: make(chan error, 1)}
+	s := &swapRequest{number: n, old: old, next: next, result: make(chan error, 1)}
 	err := db.swaps.submit(ctx, s)
 	if err == nil {
 		select {
-		case err = <-s.answer:
+		case err = <-s.result:
 			if errors.Is(err, errRunDirect) {
 				return db.swapDirect(ctx, n, old, next)
 			}
@@ -248,38 +252,38 @@ func (db *DB) swapBatched(ctx context.Context, n verify.Number, old verify.Versi
 			err = errClosed
 		}
 		if !s.claimed.CompareAndSwap(false, true) {
-			return false, err // it is under way
+			return false, err // a worker runs it
 		}
 	}
 	return false, &notAppliedError{err}
 }
 
-// claim leaves of all those that their callers wait for, and lets none of
-// these give up any more.
+// claim drops requests whose calls gave up and claims the others. A claimed request can no
+// longer report "not applied" by itself.
 func claim(all []*swapRequest) []*swapRequest {
 	return slices.DeleteFunc(all, func(s *swapRequest) bool { return !s.claimed.CompareAndSwap(false, true) })
 }
 
-// With SQLite the disk's flush is what costs: swaps of many numbers are one
+// With SQLite, flushing to disk is the main cost of a swap, so a batch of swaps is one
 // transaction.
 const maxTxSwaps = 256
 
-// flushSwapsTx does all in one transaction, or none.
+// flushSwapsTx runs all swaps in one transaction: all are applied, or none.
 func (db *DB) flushSwapsTx(all []*swapRequest) {
 	err := db.countError(db.swapBatchTx(&all))
 	for _, s := range all {
-		s.answer <- err
+		s.result <- err
 	}
 }
 
 func (db *DB) swapBatchTx(all *[]*swapRequest) error {
-	ctx := context.Background() // that of one must not end the others
+	ctx := context.Background() // one request's context must not end the others
 	tx, err := db.pool.BeginTx(ctx, nil)
 	*all = claim(*all)
 	if err != nil {
 		return &notAppliedError{err}
 	}
-	defer tx.Rollback() // where something panics
+	defer tx.Rollback() // if something panics
 	insert, update := tx.StmtContext(ctx, db.insert), tx.StmtContext(ctx, db.update)
 	for _, s := range *all {
 		if s.done, err = swap(ctx, insert, update, s.number, s.old, s.next); err != nil {
@@ -292,10 +296,11 @@ func (db *DB) swapBatchTx(all *[]*swapRequest) error {
 	return tx.Commit()
 }
 
-// updateBatchSQL changes all of its rows or fails: a version that is not the old one
-// becomes NULL, which it may not, in a session that is strict as ours are. A
-// transaction of several statements would say more of each, and keep its locks for as
-// long as this process is frozen.
+// updateBatchSQL returns an UPDATE that swaps all of its rows or none. A row whose version
+// is not the expected one gets version = NULL; the column is NOT NULL, so in strict mode the
+// whole statement fails (error 1048). The last condition matches no row if the session is
+// not strict. A transaction of several statements would report each row, but would hold its
+// locks if this process froze between two of them.
 func updateBatchSQL(rows int) string {
 	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
 		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
@@ -303,26 +308,27 @@ func updateBatchSQL(rows int) string {
 		" END WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ") AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
 }
 
-// flushUpdates does all in one statement, but for numbers that are there twice.
+// flushUpdates runs the swaps in one statement. If a number occurs twice, its second swap
+// runs directly.
 func (db *DB) flushUpdates(all []*swapRequest) {
-	together := all[:0]
-	scattered := db.batchingPaused()
+	batch := all[:0]
+	paused := db.batchingPaused()
 	for _, s := range claim(all) {
-		if scattered || slices.ContainsFunc(together, func(t *swapRequest) bool { return t.number == s.number }) {
-			s.answer <- errRunDirect
+		if paused || slices.ContainsFunc(batch, func(t *swapRequest) bool { return t.number == s.number }) {
+			s.result <- errRunDirect
 			continue
 		}
-		together = append(together, s)
+		batch = append(batch, s)
 	}
-	if len(together) > 0 {
+	if len(batch) > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 		defer cancel()
-		db.updateBisecting(ctx, together)
+		db.updateBisecting(ctx, batch)
 	}
 }
 
-// updateBisecting does all in one statement. Where one of them lost its race none was
-// done: then each half is one, and a few go alone.
+// updateBisecting swaps the batch in one statement. If a row conflicts, nothing was applied:
+// it then retries each half, and lets batches of eight or fewer run directly.
 func (db *DB) updateBisecting(ctx context.Context, all []*swapRequest) {
 	var done bool
 	var err error
@@ -332,40 +338,40 @@ func (db *DB) updateBisecting(ctx context.Context, all []*swapRequest) {
 		err = db.countError(db.execBatchUpdate(ctx, all))
 		done = err == nil
 	}
-	verdict := db.classify(err)
-	if verdict&conflict != 0 && len(all) > smallBatch/2 {
+	class := db.classify(err)
+	if class&conflict != 0 && len(all) > smallBatch/2 {
 		db.updateBisecting(ctx, all[:len(all)/2])
 		db.updateBisecting(ctx, all[len(all)/2:])
 		return
 	}
-	if err != nil && verdict&conflict == 0 {
+	if err != nil && class&conflict == 0 {
 		db.pauseBatching()
 	}
-	if verdict&(notApplied|conflict) != 0 && len(all) > 1 {
+	if class&(notApplied|conflict) != 0 && len(all) > 1 {
 		err = errRunDirect
 	}
 	for _, s := range all {
 		s.done = done
-		s.answer <- err
+		s.result <- err
 	}
 }
 
-// execBatchUpdate swaps all or none. A row that is gone, as after a purge, leaves it
-// unknown whose it was.
+// execBatchUpdate swaps all rows or none, with one exception: if a row is missing, such as
+// after a purge, the others are swapped, and the error leaves every outcome unknown.
 func (db *DB) execBatchUpdate(ctx context.Context, all []*swapRequest) error {
 	update, rows := db.updateSmall, smallBatch
 	if len(all) > smallBatch {
 		update, rows = db.updateLarge, largeBatch
 	}
 	args := make([]any, 8*rows)
-	begun, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
+	begunAt, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
 	for i := range rows {
-		number, old, next := "", []byte{}, verify.Record{State: []byte{}} // of a place that is over: no number's
+		number, old, next := "", []byte{}, verify.Record{State: []byte{}} // unused row: matches no number
 		if i < len(all) {
 			number, old, next = string(all[i].number), all[i].old[:], all[i].next
 		}
 		numbers[i] = cmp.Or(number, string(all[0].number))
-		begun[2*i], begun[2*i+1] = number, next.BegunAt
+		begunAt[2*i], begunAt[2*i+1] = number, next.BegunAt
 		state[2*i], state[2*i+1] = number, next.State
 		version[3*i], version[3*i+1], version[3*i+2] = number, old, next.Version[:]
 	}

@@ -47,12 +47,12 @@ func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
 	db.flushLoads(append([]loadRequest{}, all...))
 	for i, l := range all {
 		if l.ctx.Err() != nil {
-			if len(l.answer) != 0 {
-				t.Error("who had gone was served")
+			if len(l.result) != 0 {
+				t.Error("a request whose call gave up got a result; want none")
 			}
 			continue
 		}
-		if a := <-l.answer; a.err != nil || a.record.Version != want[i].Version || string(a.record.State) != string(want[i].State) {
+		if a := <-l.result; a.err != nil || a.record.Version != want[i].Version || string(a.record.State) != string(want[i].State) {
 			t.Errorf("%s: got %v, %v; want %v", l.number, a.record, a.err, want[i])
 		}
 	}
@@ -62,7 +62,7 @@ func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
 	all = []loadRequest{ask(t.Context(), "+0"), ask(t.Context(), "+1")}
 	db.flushLoads(append([]loadRequest{}, all...))
 	for _, l := range all {
-		if a := <-l.answer; a.err == nil {
+		if a := <-l.result; a.err == nil {
 			t.Errorf("%s: got no error from a database that is closed", l.number)
 		}
 	}
@@ -81,9 +81,9 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 	for name, c := range map[string]struct {
 		rows                 int
 		trouble              func(t *testing.T, db *DB, all []*swapRequest) (undo func())
-		done, alone, scatter bool  // neither done nor to be done alone is unknown
+		done, direct, pauses bool  // neither done nor direct: unknown
 		unchanged            bool  // though unknown
-		losers               []int // go alone, with a few others
+		losers               []int // run directly, with a few others
 	}{
 		"two":                {rows: 2, done: true},
 		"as many as are few": {rows: smallBatch, done: true},
@@ -98,7 +98,7 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			all[0].old, all[1].old = all[1].old, all[0].old
 			return nothing
 		}},
-		"somebody locked a row": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
+		"somebody locked a row": {rows: 3, direct: true, pauses: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			tx, err := db.pool.Begin()
 			if err == nil {
 				_, err = tx.Exec("SELECT state FROM phone_numbers WHERE phone_number = ? FOR UPDATE", string(all[1].number))
@@ -108,17 +108,17 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			}
 			return func() { tx.Rollback() }
 		}},
-		"the table is away": {rows: 3, alone: true, scatter: true, trouble: func(t *testing.T, db *DB, _ []*swapRequest) func() {
+		"the table is away": {rows: 3, direct: true, pauses: true, trouble: func(t *testing.T, db *DB, _ []*swapRequest) func() {
 			exec(t, db, "RENAME TABLE phone_numbers TO hidden")
 			return func() { exec(t, db, "RENAME TABLE hidden TO phone_numbers") }
 		}},
-		"a session that a proxy made lax": {rows: 20, scatter: true, unchanged: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
+		"a session that a proxy made lax": {rows: 20, pauses: true, unchanged: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			all[7].old[0]++
 			db.pool.SetMaxOpenConns(1)
 			exec(t, db, "SET sql_mode = ''")
 			return nothing
 		}},
-		"a row is gone": {rows: 3, scatter: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
+		"a row is gone": {rows: 3, pauses: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			exec(t, db, "DELETE FROM phone_numbers WHERE phone_number = '"+string(all[1].number)+"'")
 			return nothing
 		}},
@@ -127,7 +127,7 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			db := openHere(t, mariadbtest.DSN(t))
 			db.swaps.close() // to serve by hand
 			asked := func(n verify.Number, old verify.Version) *swapRequest {
-				return &swapRequest{number: n, old: old, next: randomRecord(int64(len(n))), answer: make(chan error, 1)}
+				return &swapRequest{number: n, old: old, next: randomRecord(int64(len(n))), result: make(chan error, 1)}
 			}
 			var all []*swapRequest
 			before := map[verify.Number]verify.Record{}
@@ -148,41 +148,41 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 			db.flushUpdates(append(append([]*swapRequest{gone}, all...), again))
 			undo()
 
-			alone := 0
+			direct := 0
 			for i, s := range all {
-				err := <-s.answer
-				done, goesAlone := c.done, c.alone
+				err := <-s.result
+				done, runsDirect := c.done, c.direct
 				if c.losers != nil {
-					goesAlone = errors.Is(err, errRunDirect) || slices.Contains(c.losers, i)
-					done = !goesAlone
+					runsDirect = errors.Is(err, errRunDirect) || slices.Contains(c.losers, i)
+					done = !runsDirect
 				}
-				if s.done != done || (err == nil) != done || errors.Is(err, errRunDirect) != goesAlone {
+				if s.done != done || (err == nil) != done || errors.Is(err, errRunDirect) != runsDirect {
 					t.Errorf("%s: got %v, %v", s.number, s.done, err)
 				}
 				switch {
 				case done:
 					mustBeStored(t, db, s.number, s.next)
-				case goesAlone:
-					alone++
+				case runsDirect:
+					direct++
 					mustBeStored(t, db, s.number, before[s.number])
 				case c.unchanged:
 					mustBeStored(t, db, s.number, before[s.number])
 				}
-				if !done && !goesAlone && db.classify(err) != 0 {
-					t.Errorf("%s: got verdict %04b of %v, want unknown", s.number, db.classify(err), err)
+				if !done && !runsDirect && db.classify(err) != 0 {
+					t.Errorf("%s: got class %04b of %v, want unknown", s.number, db.classify(err), err)
 				}
 			}
-			if c.losers != nil && alone > len(c.losers)*smallBatch/2 {
-				t.Errorf("%d go alone for %d who lost their race", alone, len(c.losers))
+			if c.losers != nil && direct > len(c.losers)*smallBatch/2 {
+				t.Errorf("%d run directly for %d with a conflict", direct, len(c.losers))
 			}
-			if err := <-again.answer; !errors.Is(err, errRunDirect) {
-				t.Errorf("the same number again: got %v, want it told to go alone", err)
+			if err := <-again.result; !errors.Is(err, errRunDirect) {
+				t.Errorf("the same number again: got %v, want errRunDirect", err)
 			}
-			if len(gone.answer) != 0 {
-				t.Error("who had gone was answered")
+			if len(gone.result) != 0 {
+				t.Error("a request whose call gave up got a result; want none")
 			}
-			if got := db.batchingPaused(); got != c.scatter {
-				t.Errorf("scattered: got %v, want %v", got, c.scatter)
+			if got := db.batchingPaused(); got != c.pauses {
+				t.Errorf("batching paused: got %v, want %v", got, c.pauses)
 			}
 		})
 	}
@@ -193,21 +193,21 @@ func TestAPanicIsTheErrorOfThoseWhoAreServed(t *testing.T) {
 		if all[0].number == "+1" {
 			panic("a statement with +8618612345678")
 		}
-		all[0].answer <- nil
+		all[0].result <- nil
 	})
 	defer c.close()
-	for _, n := range []verify.Number{"+1", "+2"} { // who comes after it is served
-		s := &swapRequest{number: n, answer: make(chan error, 1)}
+	for _, n := range []verify.Number{"+1", "+2"} { // later requests are served
+		s := &swapRequest{number: n, result: make(chan error, 1)}
 		if err := c.submit(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
-		if err := <-s.answer; (err != nil) != (n == "+1") || err != nil && err.Error() != "panic with a string" {
+		if err := <-s.result; (err != nil) != (n == "+1") || err != nil && err.Error() != "panic with a string" {
 			t.Errorf("%s: got %v", n, err)
 		}
 	}
 }
 
-// Whoever is served with others learns of its own race alone.
+// A request in a batch reports only its own conflict.
 func TestOfRacesInACrowdEachHasOneWinner(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	const numbers, racers, rounds = 40, 3, 5
@@ -245,7 +245,7 @@ func TestOfRacesInACrowdEachHasOneWinner(t *testing.T) {
 	group.Wait()
 }
 
-// A caller who gave up before the transaction began was told "no effect", for good.
+// A call that gave up before the transaction began got a final "not applied".
 func TestASwapIsNotDoneOnceItsCallerGaveUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db, other := openFile(t, path), openFile(t, path)
@@ -279,16 +279,16 @@ func TestATransactionOfManyIsDoneAsAWholeOrNotAtAll(t *testing.T) {
 			exec(t, db, c.before)
 			var all []*swapRequest
 			for i := range byte(8) {
-				all = append(all, &swapRequest{number: verify.Number(fmt.Sprint("+", i)), next: newRecord(i), answer: make(chan error, 1)})
+				all = append(all, &swapRequest{number: verify.Number(fmt.Sprint("+", i)), next: newRecord(i), result: make(chan error, 1)})
 			}
-			loser := &swapRequest{number: all[0].number, next: all[0].next, answer: make(chan error, 1)}
-			gone := &swapRequest{number: "+gone", next: newRecord(9), answer: make(chan error, 1)}
+			loser := &swapRequest{number: all[0].number, next: all[0].next, result: make(chan error, 1)}
+			gone := &swapRequest{number: "+gone", next: newRecord(9), result: make(chan error, 1)}
 			gone.claimed.Store(true)
 			db.flushSwapsTx(append(append([]*swapRequest{}, all...), loser, gone))
 			exec(t, db, c.after)
-			db.dialect.startBatching(db) // a crowd again
+			db.dialect.startBatching(db) // new batchers
 			for _, s := range all {
-				err, want := <-s.answer, s.next
+				err, want := <-s.result, s.next
 				if c.fails {
 					want = verify.Record{}
 				}
@@ -297,11 +297,11 @@ func TestATransactionOfManyIsDoneAsAWholeOrNotAtAll(t *testing.T) {
 				}
 				mustBeStored(t, db, s.number, want)
 			}
-			if err := <-loser.answer; loser.done && err == nil {
+			if err := <-loser.result; loser.done && err == nil {
 				t.Error("two swaps of one version were done")
 			}
-			if len(gone.answer) != 0 {
-				t.Error("who had gone was answered")
+			if len(gone.result) != 0 {
+				t.Error("a request whose call gave up got a result; want none")
 			}
 			mustBeStored(t, db, "+gone", verify.Record{})
 			if done, err := db.Swap(t.Context(), "+after", verify.Version{}, newRecord(7)); !done || err != nil {

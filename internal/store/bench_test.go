@@ -46,7 +46,7 @@ func flushes(b *testing.B, span time.Duration) (perSecond float64) {
 		b.Fatal(err)
 	}
 	defer file.Close()
-	const pages = 1000 // as SQLite's log, which is written anew from time to time
+	const pages = 1000 // as SQLite's log, which is rewritten from time to time
 	page := make([]byte, 4096)
 	file.Write(make([]byte, pages*len(page)))
 	n := 0

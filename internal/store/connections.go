@@ -12,8 +12,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// DefaultConnections is the size of the pool: fewer connections than callers at once
-// cost throughput.
+// DefaultConnections is the default size of the pool. A pool that is smaller than the
+// number of concurrent calls costs throughput.
 const DefaultConnections = 64
 
 const (
@@ -27,15 +27,15 @@ const (
 
 // connections opens the connections of a pool, and fits the pool's size to the number
 // that the server grants. If the server has no further connection for this user, the
-// pool becomes as small as it is then, and the caller waits for one of its connections
+// pool becomes as small as it is then, and the call waits for one of its connections
 // instead of failing. The pool grows again by one each second.
 type connections struct {
 	driver.Connector
 	pool  *sql.DB
 	count func(error) error
 
-	mu         sync.Mutex
-	most, size int // as set, and as it is for now
+	mu        sync.Mutex
+	max, size int // as set; current
 }
 
 // Connect implements driver.Connector. After a refusal it returns driver.ErrBadConn,
@@ -62,14 +62,14 @@ func isUserFull(err error) bool {
 	return errors.As(err, &server) && (server.Number == 1203 || server.Number == 1226)
 }
 
-// shrink takes the place of the refused connection from the pool, and reports whether
-// the pool has another one.
+// shrink makes the pool smaller by the refused connection, and reports whether the pool has
+// another one.
 func (c *connections) shrink() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	others := c.pool.Stats().OpenConnections - 1
-	size := max(min(others, c.size-1), 1) // of two refused at once, each takes its own
-	if c.size == c.most && size < c.most {
+	size := max(min(others, c.size-1), 1) // each of two concurrent refusals shrinks it
+	if c.size == c.max && size < c.max {
 		time.AfterFunc(growEvery, c.grow)
 	}
 	c.resize(size)
@@ -79,18 +79,18 @@ func (c *connections) shrink() bool {
 func (c *connections) grow() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.resize(min(c.size+1, c.most))
-	if c.size < c.most {
+	c.resize(min(c.size+1, c.max))
+	if c.size < c.max {
 		time.AfterFunc(growEvery, c.grow)
 	}
 }
 
 // limit sets the size of the pool, before it is used.
-func (c *connections) limit(most int) {
+func (c *connections) limit(limit int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.most = most
-	c.resize(most)
+	c.max = limit
+	c.resize(limit)
 }
 
 func (c *connections) resize(size int) {

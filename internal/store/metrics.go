@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// counters are what only the store can count.
+// counters holds the metrics that only the store can measure.
 type counters struct {
 	errors         *prometheus.CounterVec
 	batchingPaused prometheus.Counter
@@ -37,7 +37,7 @@ func newCounters() counters {
 	}
 }
 
-// Collectors are the store's metrics.
+// Collectors returns the store's metrics.
 func (db *DB) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		db.counters.errors, db.counters.batchingPaused, db.counters.rows, db.counters.purged,
@@ -53,13 +53,13 @@ func (db *DB) countError(err error) error {
 	return err
 }
 
-// errorName is short, and one of few.
+// errorName returns the label of an error: short, and one of a small set.
 func errorName(err error) string {
 	var (
 		server  *mysql.MySQLError
 		sqlite  interface{ Code() int }
 		network net.Error
-		surely  *notAppliedError
+		notRun  *notAppliedError
 	)
 	switch {
 	case errors.As(err, &server):
@@ -68,7 +68,7 @@ func errorName(err error) string {
 		return "sqlite_" + strconv.Itoa(sqlite.Code()&0xff)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case errors.As(err, &network), errors.As(err, &surely), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
+	case errors.As(err, &network), errors.As(err, &notRun), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
 		return "connection"
 	}
 	return "other"

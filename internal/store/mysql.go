@@ -19,23 +19,22 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// A mysqlError is what a number means: for the call, and for whoever reads the log.
+// A mysqlError describes an error number: its class, and a text for the log.
 type mysqlError struct {
-	verdict errorClass
-	text    string
+	class errorClass
+	text  string
 }
 
-// mysqlErrors is all that is known of the numbers of MySQL, MariaDB, Galera and the
-// proxies before them, as the answer to a statement. A number that is not here leaves
-// the outcome unknown, and is final at start: so do 1180 (commit failed) and 1317
-// (interrupted).
+// mysqlErrors classifies the error numbers that MySQL, MariaDB, Galera and proxies return
+// for a statement. An unlisted number, such as 1180 (commit failed) or 1317 (interrupted),
+// leaves the outcome unknown, and is permanent at start.
 var mysqlErrors = map[uint16]mysqlError{
 	1020: {conflict, "the record changed since it was last read"},
 	1040: {notApplied | transient, "too many connections"},
 	1044: {notApplied, "the user may not use the database"},
 	1045: {notApplied, "the user or the password is wrong"},
 	1047: {notApplied | transient, "the Galera node has no quorum or is not in sync"},
-	1048: {conflict, "a version has changed"}, // see updateMany
+	1048: {conflict, "a version has changed"}, // see updateBatchSQL
 	1049: {notApplied, "the database does not exist"},
 	1053: {transient, "the server shuts down"}, // perhaps in the middle of the statement
 	1054: {notApplied, "a column is missing"},
@@ -68,22 +67,22 @@ var mysqlErrors = map[uint16]mysqlError{
 	9001: {transient, "a proxy found no server in time"}, // ProxySQL; with TiDB, its PD timed out
 }
 
-// incurable are the numbers that, before a statement can be sent, mean a fault of the
-// configuration: of the user, the rights, the data source name or its parameters. If
-// anything else keeps a connection from being opened, time may cure it.
-var incurable = []uint16{
+// permanent lists the numbers that mean a configuration error if a connection cannot be
+// opened: in the user, the rights, the data source name or its parameters. Every other
+// error of opening a connection is transient.
+var permanent = []uint16{
 	1044, 1045, 1049, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 3955, 4150, 4151, // user, host, database
 	1064, 1115, 1193, 1227, 1229, 1231, 1232, 1238, 1273, // parameters
 }
 
-// incurableErrors are those of the driver.
-var incurableErrors = []error{
+// permanentErrors are the driver's errors of the same kind.
+var permanentErrors = []error{
 	mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword, mysql.ErrOldPassword, mysql.ErrUnknownPlugin, mysql.ErrOldProtocol,
 }
 
-// mysqlAdvice can be pasted into a client, up to its semicolons, once {database} and
+// mysqlHints can be pasted into a client, up to its semicolons, after {database} and
 // {user} are replaced.
-var mysqlAdvice = map[uint16]string{
+var mysqlHints = map[uint16]string{
 	1044: "the user may not use the database, or the database does not exist; as a user who may, run: " + createDatabase +
 		" GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
 	1045: "the user or the password of the data source name is not right",
@@ -100,10 +99,10 @@ const (
 )
 
 const (
-	mysqlConnLifetime = 5 * time.Minute  // so that a change behind a name or a balancer is noticed
-	mysqlConnIdleTime = 30 * time.Second // then another replica may have it
+	mysqlConnLifetime = 5 * time.Minute  // notices changes behind a name or balancer
+	mysqlConnIdleTime = 30 * time.Second // then frees it for other replicas
 	mysqlDialTimeout  = 2 * time.Second
-	mysqlIOTimeout    = 5 * time.Second // for a peer that vanished: calls give up by their context
+	mysqlIOTimeout    = 5 * time.Second // for a lost peer; calls have their context
 )
 
 type mysqlDialect struct {
@@ -127,9 +126,9 @@ func openMySQL(dsn string) (*DB, error) {
 	return db, nil
 }
 
-// swappableConnector connects as the last data source name that it took says.
+// swappableConnector connects with the data source name that use accepted last.
 type swappableConnector struct {
-	cfg   *mysql.Config // take's alone
+	cfg   *mysql.Config // only for use
 	inner atomic.Pointer[login]
 }
 
@@ -139,9 +138,9 @@ type login struct {
 	user string
 }
 
-// use takes dsn. Where there was one before, it must name the same database (replicas
-// on two would know nothing of each other's codes) and work. It is called by one at a
-// time.
+// use replaces the data source name by dsn. If there was one before, dsn must name the same
+// database and the server must accept it: replicas on two databases would not share codes.
+// use is not safe for concurrent use.
 func (r *swappableConnector) use(ctx context.Context, dsn string) error {
 	cfg, err := mysqlConfig(dsn)
 	if err != nil {
@@ -161,7 +160,7 @@ func (r *swappableConnector) use(ctx context.Context, dsn string) error {
 		conn, err := inner.Connect(ctx)
 		if err == nil {
 			conn.Close()
-		} else if !isUserFull(err) { // the password was right, and the pool may have all connections
+		} else if !isUserFull(err) { // full: the password was accepted
 			return mysqlDialect{}.redact(err)
 		}
 	}
@@ -176,9 +175,9 @@ func (r *swappableConnector) Connect(ctx context.Context) (driver.Conn, error) {
 
 func (r *swappableConnector) Driver() driver.Driver { return mysql.MySQLDriver{} }
 
-// lockTimeoutConnector sessions wait for a lock for a second at most: less than a caller does, who
-// then knows that nothing was done. An engine that does not know the variable is
-// taken as it is.
+// lockTimeoutConnector sets innodb_lock_wait_timeout to one second, less than storeTimeout,
+// so that a call blocked on a row lock gets a definite error instead of an unknown outcome.
+// If the server does not know the variable, the session keeps its own timeout.
 type lockTimeoutConnector struct{ driver.Connector }
 
 func (c lockTimeoutConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -199,25 +198,25 @@ var errDSN = errors.New("the data source name cannot be read; want " + dsnForms 
 	" (after the database name, parameters in the form ?name=value&name=value, times as 2s, and / as %2F, as in loc=Asia%2FShanghai;" +
 	" the password as it is)")
 
-// mysqlConfig reads dsn and sets what correctness rests on, whatever the
-// operator wrote; everything else that the operator wrote stays.
+// mysqlConfig parses dsn and overrides the parameters that correctness depends on. It keeps
+// all others as the operator set them.
 func mysqlConfig(dsn string) (*mysql.Config, error) {
 	cfg, err := mysql.ParseDSN(dsn)
-	// The driver's error can quote the name. It takes any word for a network:
-	// user:password@host:3306/name, for one.
+	// The driver's error can quote the name. The driver accepts any word as a network,
+	// such as host in user:password@host:3306/name.
 	if err != nil || !slices.Contains([]string{"tcp", "tcp4", "tcp6", "unix"}, cfg.Net) {
 		return nil, errDSN
 	}
 	if cfg.DBName == "" {
 		return nil, errors.New("the data source name has no database name; want " + dsnForms)
 	}
-	cfg.ClientFoundRows = true // a swap is done where its row was found
+	cfg.ClientFoundRows = true // count matched rows, not changed ones
 	cfg.Loc = time.UTC
-	cfg.InterpolateParams = false // values never become part of a statement's text
-	cfg.RejectReadOnly = true     // after a failover, look for the new primary
+	cfg.InterpolateParams = false // no values in a statement's text
+	cfg.RejectReadOnly = true     // after a failover, reconnect to the new primary
 	cfg.Logger = &mysql.NopLogger{}
 	forced := map[string]string{
-		"autocommit": "1", // each statement is a transaction: nothing here commits
+		"autocommit": "1", // each statement is its own transaction
 		"sql_mode":   "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
 		"time_zone":  "'+00:00'",
 	}
@@ -255,31 +254,33 @@ func (mysqlDialect) batchStatements(db *DB) []statement {
 	}
 }
 
-func (mysqlDialect) insertSuffix() string { return "" } // the answer is 1062
+func (mysqlDialect) insertSuffix() string { return "" } // a duplicate is error 1062
 
+// classify implements dialect. An error of opening a connection is transient if it is not
+// permanent.
 func (e mysqlDialect) classify(err error) errorClass {
 	var before *notAppliedError
-	if errors.As(err, &before) && !isIncurable(err) {
-		return e.judgeAnswer(err) | transient
+	if errors.As(err, &before) && !isPermanent(err) {
+		return e.classifyResponse(err) | transient
 	}
-	return e.judgeAnswer(err)
+	return e.classifyResponse(err)
 }
 
-// isIncurable reports whether waiting does not cure err, which kept a connection from
-// being opened.
-func isIncurable(err error) bool {
+// isPermanent reports whether err, which prevented opening a connection, is a configuration
+// error that waiting does not resolve.
+func isPermanent(err error) bool {
 	var server *mysql.MySQLError
 	if errors.As(err, &server) {
-		return slices.Contains(incurable, server.Number)
+		return slices.Contains(permanent, server.Number)
 	}
 	var untrusted *tls.CertificateVerificationError
-	return errors.As(err, &untrusted) || slices.ContainsFunc(incurableErrors, func(e error) bool { return errors.Is(err, e) })
+	return errors.As(err, &untrusted) || slices.ContainsFunc(permanentErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
-func (mysqlDialect) judgeAnswer(err error) errorClass {
+func (mysqlDialect) classifyResponse(err error) errorClass {
 	var server *mysql.MySQLError
 	if errors.As(err, &server) {
-		return mysqlErrors[server.Number].verdict
+		return mysqlErrors[server.Number].class
 	}
 	var network net.Error
 	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) {
@@ -315,7 +316,7 @@ func (e mysqlDialect) hint(err error) string {
 	return strings.NewReplacer(
 		"{database}", "`"+strings.ReplaceAll(e.database, "`", "``")+"`",
 		"{user}", "'"+strings.NewReplacer("'", "''", `\`, `\\`).Replace(e.current.inner.Load().user)+"'@'%'",
-	).Replace(mysqlAdvice[server.Number])
+	).Replace(mysqlHints[server.Number])
 }
 
 func (mysqlDialect) inPlace() error { return nil }
@@ -324,7 +325,8 @@ func (e mysqlDialect) limit(connections int) { e.connections.limit(connections) 
 
 func (mysqlDialect) createIndexes(context.Context, *sql.DB) error { return nil }
 
-// MySQL 8 would answer with yesterday's number of rows, but for the hint.
+// metaQueries implements dialect. Without the optimizer hint, MySQL 8 would return a cached
+// number of rows, up to a day old.
 func (mysqlDialect) metaQueries() (clock, rows string) {
 	return "SELECT UNIX_TIMESTAMP()", "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ TABLE_ROWS" +
 		" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'"
@@ -346,7 +348,7 @@ func (e mysqlDialect) warnings(ctx context.Context, pool *sql.DB) []string {
 	if err != nil {
 		return []string{"the database's settings could not be read: " + err.Error()}
 	}
-	return mysqlWarnings(value, e.connections.most)
+	return mysqlWarnings(value, e.connections.max)
 }
 
 func mysqlWarnings(value map[string]string, connections int) (warnings []string) {

@@ -205,7 +205,7 @@ func TestLostAnswersAreResolved(t *testing.T) {
 				if got := len(sent) - before; got != 1 {
 					t.Fatalf("got %d messages sent; want 1", got)
 				}
-				const countAt = 9 // in the stored form: format, last ticket, number of codes
+				const countAt = 9 // in the stored form: format, last send ID, number of codes
 				if r, err := direct.Load(t.Context(), number); err != nil || r.State[countAt] != codes {
 					t.Fatalf("got %d codes stored, %v; want %d", r.State[countAt], err, codes)
 				}

@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	purgeInterval      = time.Hour   // by one of all replicas
-	purgeCheckInterval = time.Minute // whether it is time
-	// How long a replica that stopped in the middle keeps others from going on.
+	purgeInterval      = time.Hour   // one purge in all replicas together
+	purgeCheckInterval = time.Minute // how often a replica checks the lease
+	// How long the lease of a replica that stopped during a purge blocks the others.
 	purgeLeaseTTL = 2 * time.Minute
-	purgeRows     = 25 // of one transaction: its locks are held for a moment
-	// A purge waits so many times as long as its statements took: calls have the
-	// database for the rest.
+	purgeRows     = 25 // per transaction, so that locks are short
+	// After each batch the purge sleeps this many times as long as the batch took, so
+	// that it uses at most a fifth of the time.
 	purgePauseFactor = 4
-	// Whose row is the lease: its begun_at is when the next purge may begin. No
-	// number reads like this.
+	// Key of the row that holds the purge lease. Its begun_at is the earliest time of the
+	// next purge. No phone number has this form.
 	purgeLeaseKey = verify.Number("purge")
 )
 
-// RunPurge purges the rows of numbers that were last sent to longer ago than
-// retention, now and then, until ctx ends. One replica at a time does it.
+// RunPurge purges hourly, until ctx ends, the rows of numbers whose last send is older than
+// retention. Only one replica purges at a time. RunPurge also updates the estimate of rows.
 func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(purgeCheckInterval)
 	defer tick.Stop()
@@ -51,17 +51,17 @@ func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.L
 	}
 }
 
-// Purge deletes rows begun longer ago than retention, by this process's clock and by
-// the database's, and reports how many. It does nothing where a replica is at it, or
-// was within the hour.
+// Purge deletes the rows whose last send is older than retention, by this process's clock
+// and by the database's, and returns their number. It does nothing if a replica is purging
+// or purged within the last hour.
 func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64, err error) {
 	purged, err = db.purgeIfDue(ctx, retention)
 	if err != nil {
-		advice := ""
+		hint := ""
 		if db.classify(err)&denied != 0 {
-			advice = db.dialect.hint(err)
+			hint = db.dialect.hint(err)
 		}
-		err = fmt.Errorf("purge: %w", withHint(advice, db.dialect.redact(err)))
+		err = fmt.Errorf("purge: %w", withHint(hint, db.dialect.redact(err)))
 	}
 	return purged, err
 }
@@ -72,20 +72,20 @@ func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged i
 		return 0, err
 	}
 	wait := time.Until(time.UnixMicro(lease.BegunAt))
-	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // a longer one was written by a clock that was ahead
+	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // longer: written by a clock that was ahead
 		return 0, nil
 	}
 	if held, err := db.renewLease(ctx, &lease, purgeLeaseTTL); !held {
 		return 0, err
 	}
 	if purged, err = db.purge(ctx, retention, &lease); err != nil && db.classify(err)&denied == 0 {
-		return purged, err // the lease runs out, and somebody tries again
+		return purged, err // the lease expires; then a replica retries
 	}
-	_, later := db.renewLease(ctx, &lease, purgeInterval)
-	return purged, cmp.Or(err, later)
+	_, leaseErr := db.renewLease(ctx, &lease, purgeInterval)
+	return purged, cmp.Or(err, leaseErr)
 }
 
-// renewLease makes the lease ours for a while, where nobody came first.
+// renewLease takes or extends the lease, unless another replica was first.
 func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
 	next := verify.Record{BegunAt: time.Now().Add(by).UnixMicro(), State: []byte{}}
 	rand.Read(next.Version[:])
@@ -99,8 +99,8 @@ func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Dura
 	return held, err
 }
 
-// Each by its key alone: of many at once, the engine may rather read a small table
-// through, and wait for whoever holds any of its rows.
+// deleteOld deletes one key per statement. For a list of keys on a small table the
+// optimizer may scan the whole table and block on rows that other transactions hold.
 const deleteOld = "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?"
 
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
@@ -110,8 +110,8 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 		return 0, db.countError(err)
 	}
 	now := time.Now()
-	if theirs := time.Unix(seconds, 0); theirs.Before(now) {
-		now = theirs
+	if dbNow := time.Unix(seconds, 0); dbNow.Before(now) {
+		now = dbNow
 	}
 	before := now.Add(-retention).UnixMicro()
 	remove, err := db.pool.PrepareContext(ctx, deleteOld)
@@ -119,10 +119,10 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 		return 0, db.countError(err)
 	}
 	defer remove.Close()
-	var from int64 // what is older is gone: not to be looked for again
+	var cursor int64 // older rows are already deleted
 	for {
 		started := time.Now()
-		old, err := db.oldest(ctx, &from, before)
+		old, err := db.oldest(ctx, &cursor, before)
 		if err != nil || len(old) == 0 {
 			return purged, err
 		}
@@ -145,8 +145,7 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 	}
 }
 
-// remove deletes these numbers in one transaction, but for those that were sent to
-// since.
+// remove deletes the numbers in one transaction, except those that have a newer send.
 func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, before int64) (rows int64, err error) {
 	tx, err := db.pool.BeginTx(ctx, nil)
 	if err != nil {
@@ -168,17 +167,17 @@ func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, be
 	return rows, tx.Commit()
 }
 
-// oldest returns the numbers that were begun first, of those from on and before, and
-// moves from on.
-func (db *DB) oldest(ctx context.Context, from *int64, before int64) (numbers []string, err error) {
-	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", *from, before, purgeRows)
+// oldest returns the numbers with the oldest sends from cursor on and before a time, and
+// advances cursor.
+func (db *DB) oldest(ctx context.Context, cursor *int64, before int64) (numbers []string, err error) {
+	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", *cursor, before, purgeRows)
 	if err != nil {
 		return nil, db.countError(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var n string
-		if err := rows.Scan(&n, from); err != nil {
+		if err := rows.Scan(&n, cursor); err != nil {
 			return nil, err
 		}
 		numbers = append(numbers, n)

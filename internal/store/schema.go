@@ -15,13 +15,13 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// A table that phonenumberservice.sql did not make can break every promise without one
-// error: if it has no unique key, a number has several rows. Prepare therefore refuses
-// a table that the statements cannot rely on, and names the SQL that mends it.
+// A table that phonenumberservice.sql did not create can break every guarantee without an
+// error: if it has no unique key, a number can have several rows. Prepare therefore rejects
+// a table that the statements cannot rely on, and returns the SQL that repairs it.
 
-// A mysqlNeed is a column that the statements name, with the types that hold as much as
-// the shipped one and return the same bytes. Any collation does: a number is a plus and
-// ASCII digits, and no collation takes one of these for another.
+// A mysqlNeed is a column that the statements use, with the types that hold as much as the
+// shipped type and return the same bytes. Any collation works: a number is a plus and ASCII
+// digits, and no collation treats two of these as equal.
 type mysqlNeed struct {
 	name, shipped string
 	types         []string
@@ -35,19 +35,19 @@ var mysqlNeeds = []mysqlNeed{
 	{"state", "VARBINARY(1024) NOT NULL", []string{"varbinary", "blob", "mediumblob", "longblob"}, verify.MaxStateBytes},
 }
 
-// fault says why c does not do, "" if it does.
-func (n mysqlNeed) fault(c mysqlColumn) string {
+// problem returns the reason why c is unusable, "" if it is usable.
+func (n mysqlNeed) problem(c mysqlColumn) string {
 	switch {
 	case !slices.Contains(n.types, c.dataType), c.length < n.length,
 		c.dataType == "binary" && c.length > n.length: // it pads with zeros
 		return n.name + " is " + c.columnType
-	case n.name == "version" && c.nullable: // updateMany needs the refusal of NULL
+	case n.name == "version" && c.nullable: // updateBatchSQL needs NOT NULL
 		return n.name + " may be NULL"
 	}
 	return ""
 }
 
-// A mysqlTable is what information_schema tells of phone_numbers.
+// A mysqlTable is the description of phone_numbers in information_schema.
 type mysqlTable struct {
 	engine, transactional, options string
 	columns                        map[string]mysqlColumn
@@ -59,7 +59,7 @@ type mysqlColumn struct {
 	dataType, columnType string
 	length               int64
 	nullable             bool
-	filled               bool // the INSERT names it, or need not
+	filled               bool // the INSERT sets it, or may omit it
 	varies               bool // rows differ in it, or have NULL
 }
 
@@ -69,8 +69,8 @@ type keyPart struct {
 	whole  bool
 }
 
-// check reads the table's description and no row of it. Triggers, checks and foreign keys
-// are left to the operator. If the description cannot be read, an error of prepared stays.
+// check reads the table's description and none of its rows. It does not examine triggers,
+// checks and foreign keys. If the description cannot be read, it returns prepared.
 func (mysqlDialect) check(ctx context.Context, db *DB, prepared error) error {
 	t, err := readMySQLTable(ctx, db.pool)
 	if err != nil && prepared == nil && (ctx.Err() != nil || db.classify(err)&transient != 0) {
@@ -85,11 +85,11 @@ func (mysqlDialect) check(ctx context.Context, db *DB, prepared error) error {
 		}
 		return prepared
 	}
-	faults, cures := t.faults()
+	problems, cures := t.problems()
 	switch {
-	case len(faults) > 0:
+	case len(problems) > 0:
 		return fmt.Errorf("the table phone_numbers cannot be used: %s; as a user who may alter it, run: ALTER TABLE phone_numbers %s; if its rows prevent that, run first: TRUNCATE TABLE phone_numbers; the codes of the last ten minutes are then refused",
-			strings.Join(faults, ", "), cures)
+			strings.Join(problems, ", "), cures)
 	case !t.begunAt:
 		db.remarks = append(db.remarks, "no index begins with begun_at, so that each purge of old numbers reads the whole table; run: ALTER TABLE phone_numbers "+cures)
 	}
@@ -154,18 +154,18 @@ func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 	return t, err
 }
 
-// faults says what is wrong with the table, and with which clauses one ALTER TABLE mends
-// it and adds the index that the purge needs.
-func (t *mysqlTable) faults() (faults []string, cures string) {
+// problems returns the table's problems, and the clauses of one ALTER TABLE that repairs
+// them and adds the index that the purge needs.
+func (t *mysqlTable) problems() (problems []string, cures string) {
 	var clauses []string
-	add := func(fault, cure string) {
-		faults, clauses = append(faults, fault), append(clauses, cure)
+	add := func(problem, cure string) {
+		problems, clauses = append(problems, problem), append(clauses, cure)
 	}
 	for _, need := range mysqlNeeds {
 		if c, ok := t.columns[need.name]; !ok {
 			add("the column "+need.name+" is missing or hidden from this user", "ADD "+need.name+" "+need.shipped)
-		} else if fault := need.fault(c); fault != "" {
-			add(fault, "MODIFY "+need.name+" "+need.shipped)
+		} else if problem := need.problem(c); problem != "" {
+			add(problem, "MODIFY "+need.name+" "+need.shipped)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.columns)) {
@@ -177,8 +177,8 @@ func (t *mysqlTable) faults() (faults []string, cures string) {
 		c, seen := t.columns[p.column]
 		return seen && !c.filled
 	}
-	// A key refuses no other number's row if one part of it differs: such is an
-	// expression too, and a column that this user does not see, for all that is known.
+	// A key rejects no other number's row if one of its parts differs between numbers. An
+	// expression, and a column that this user cannot see, are assumed to differ.
 	differs := func(p keyPart) bool {
 		c, seen := t.columns[p.column]
 		return !seen || c.varies || !c.filled || p == keyPart{"phone_number", true} || p == keyPart{"version", true}
@@ -193,13 +193,13 @@ func (t *mysqlTable) faults() (faults []string, cures string) {
 			dropPrimary = true
 		case slices.ContainsFunc(parts, differs):
 		case isPrimary:
-			faults, dropPrimary = append(faults, "the primary key refuses other numbers"), true
+			problems, dropPrimary = append(problems, "the primary key refuses other numbers"), true
 		default:
 			add("the unique key "+name+" refuses other numbers", "DROP INDEX "+quoted(name))
 		}
 	}
 	if !unique {
-		faults = append(faults, "no unique key is on phone_number alone")
+		problems = append(problems, "no unique key is on phone_number alone")
 	}
 	switch _, primary := t.unique["PRIMARY"]; {
 	case dropPrimary:
@@ -218,18 +218,18 @@ func (t *mysqlTable) faults() (faults []string, cures string) {
 	}
 	cures = strings.Join(clauses, ", ")
 	if !unique && strings.Contains(t.options, "partitioned") {
-		cures += " REMOVE PARTITIONING" // or the new key would need the columns of the partitions
+		cures += " REMOVE PARTITIONING" // a new key would need the partition columns
 	}
-	return faults, cures
+	return problems, cures
 }
 
 func quoted(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
 
-// errNotShipped marks what a trial of a SQLite table found.
+// errNotShipped marks an error that the trial of a SQLite table found.
 var errNotShipped = errors.New("it is not the table of phonenumberservice.sql")
 
-// check stores two numbers in a transaction, reads one back and rolls it all back. A trial
-// says more than the declaration: SQLite derives what a column does from its type's name.
+// check stores two numbers in a transaction, reads one back and rolls back. A trial shows
+// more than the declaration: SQLite derives a column's affinity from its type's name.
 func (sqliteDialect) check(ctx context.Context, db *DB, prepared error) error {
 	err := prepared
 	if err == nil {
@@ -244,8 +244,8 @@ func (sqliteDialect) check(ctx context.Context, db *DB, prepared error) error {
 }
 
 func (db *DB) tryTable(ctx context.Context) error {
-	// No number of a person begins like these. As text begunAt comes after later, and as
-	// a floating-point number it is another.
+	// No phone number begins like these. As text, begunAt sorts after later; as a
+	// floating-point number, it loses its last digit.
 	const one, other, begunAt, later = "+000000000000001", "+000000000000002", 1<<53 + 1, 1 << 54
 	tx, err := db.pool.BeginTx(ctx, nil)
 	if err != nil {

@@ -48,7 +48,7 @@ func TestAnsweredSwapsAreThereAfterTheServerDied(t *testing.T) {
 							t.Error("Swap = false; want true: nobody else writes")
 						}
 						if err != nil && !isUnknown(err) {
-							h.last = h.answered // surely not done
+							h.last = h.answered // definitely not applied
 						}
 						if !done {
 							return
@@ -331,18 +331,18 @@ func TestMariaDB(t *testing.T) {
 		mustSwap(t, db, number, first.Version, record("second", 2), true)
 	})
 	t.Run("more connections than the server takes are worth waiting for", func(t *testing.T) {
-		account("crowd", "ALL ON "+mariadbtest.Database+".*")
+		account("many", "ALL ON "+mariadbtest.Database+".*")
 		run("SET GLOBAL max_connections = 10")
 		defer run("SET GLOBAL max_connections = 500")
-		crowd, err := sql.Open("mysql", as("crowd", mariadbtest.Database))
+		many, err := sql.Open("mysql", as("many", mariadbtest.Database))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer crowd.Close()
+		defer many.Close()
 		for err == nil {
-			_, err = crowd.Conn(t.Context())
+			_, err = many.Conn(t.Context())
 		}
-		db, err := store.Open(as("crowd", mariadbtest.Database))
+		db, err := store.Open(as("many", mariadbtest.Database))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,22 +14,21 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// sqliteErrors is what is known of SQLite's primary result codes; a code that is
-// not here leaves the outcome unknown.
+// sqliteErrors classifies SQLite's primary result codes. An unlisted code leaves the
+// outcome unknown.
 var sqliteErrors = map[int]errorClass{
-	sqlite3.SQLITE_ERROR:      tableMissing, // or any other fault of the statement's text
+	sqlite3.SQLITE_ERROR:      tableMissing, // or any other error in the statement's text
 	sqlite3.SQLITE_BUSY:       notApplied | transient,
 	sqlite3.SQLITE_LOCKED:     notApplied | transient,
 	sqlite3.SQLITE_READONLY:   notApplied,
 	sqlite3.SQLITE_FULL:       notApplied,
 	sqlite3.SQLITE_CANTOPEN:   notApplied,
-	sqlite3.SQLITE_CONSTRAINT: notApplied, // not the key's: that one does nothing, see doNothing
+	sqlite3.SQLITE_CONSTRAINT: notApplied, // not of the key; see insertSuffix
 }
 
-// path is "" for a database in memory.
 type sqliteDialect struct {
-	path   string
-	opened map[string]fs.FileInfo // by name: the files that hold what is stored
+	path   string                 // "" for a database in memory
+	opened map[string]fs.FileInfo // by name: database and write-ahead log
 }
 
 func openSQLite(path string) (*DB, error) {
@@ -46,29 +45,29 @@ func openSQLite(path string) (*DB, error) {
 		}
 		path = absolute
 		name = "file:" + (&url.URL{Path: path}).EscapedPath()
-		mode = "rw" // provide creates it, where that is wanted
+		mode = "rw" // only createFile creates it
 	}
-	// A wait for another process's lock ends before a call's patience does, since
-	// BUSY says more than a context that ended.
+	// The busy timeout is shorter than storeTimeout: BUSY is a definite error, and an
+	// expired context is not.
 	inner, err := sqlite.NewConnector(name + "?mode=" + mode + "&_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
 	if err != nil {
 		return nil, err
 	}
 	pool := sql.OpenDB(connector{inner})
-	// One connection, for ever: writers queue in turn rather than poll for the
-	// lock, and a database in memory is its connection.
+	// Exactly one connection: writers queue in order instead of polling for the lock,
+	// and a database in memory exists only in its connection.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
 	return &DB{dialect: sqliteDialect{path, map[string]fs.FileInfo{}}, pool: pool, counters: newCounters()}, nil
 }
 
-func (sqliteDialect) limit(int) {} // one connection, always
+func (sqliteDialect) limit(int) {} // always one connection
 
 func (sqliteDialect) replaceDSN(context.Context, string) error { return errOtherDatabase }
 
-// createFile creates the file for its owner alone; SQLite gives the files beside it
-// the same mode. One that exists is not opened: to close it would drop the locks
-// that this process holds on it.
+// createFile creates the file with access only for its owner. SQLite gives the files beside
+// it the same mode. It does not open an existing file: closing that would release the
+// locks that this process holds on it.
 func (e sqliteDialect) createFile() error {
 	if e.path == "" {
 		return nil
@@ -99,7 +98,7 @@ func (sqliteDialect) classify(err error) errorClass {
 	return 0
 }
 
-// SQLite's texts name tables and columns, never values.
+// redact implements dialect. SQLite's texts name tables and columns, never values.
 func (sqliteDialect) redact(err error) error { return err }
 
 func (e sqliteDialect) hint(err error) string {
@@ -126,8 +125,8 @@ func (e sqliteDialect) createIndexes(ctx context.Context, pool *sql.DB) error {
 	return nil
 }
 
-// inPlace finds a file that was removed or replaced. SQLite goes on with the one that it
-// opened, which ends with this process.
+// inPlace returns an error if a file was removed or replaced. SQLite continues to use the
+// removed file, whose content is lost when this process ends.
 func (e sqliteDialect) inPlace() error {
 	for name, opened := range e.opened {
 		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {

@@ -170,7 +170,7 @@ func TestSQLitePrepareSaysWhatIsWrongWithTheFile(t *testing.T) {
 }
 
 func TestSQLiteSwapThatCannotWriteSurelyHasNoEffect(t *testing.T) {
-	surely := func(t *testing.T, db *DB, ctx context.Context) {
+	wantNotApplied := func(t *testing.T, db *DB, ctx context.Context) {
 		t.Helper()
 		next := verify.Record{Version: verify.Version{1}, State: make([]byte, verify.MaxStateBytes)}
 		if done, err := db.Swap(ctx, "+1", verify.Version{}, next); done || err == nil || errors.Is(err, verify.ErrOutcomeUnknown) {
@@ -188,10 +188,10 @@ func TestSQLiteSwapThatCannotWriteSurelyHasNoEffect(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "store.db")
 		db, other := openFile(t, path), openFile(t, path)
 		exec(t, other, "BEGIN IMMEDIATE")
-		surely(t, db, t.Context())
+		wantNotApplied(t, db, t.Context())
 		soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		surely(t, db, soon)
+		wantNotApplied(t, db, soon)
 		exec(t, other, "ROLLBACK")
 		works(t, db)
 	})
@@ -202,14 +202,14 @@ func TestSQLiteSwapThatCannotWriteSurelyHasNoEffect(t *testing.T) {
 		for err := error(nil); err == nil; {
 			_, err = db.pool.Exec("INSERT INTO phone_numbers VALUES (hex(randomblob(7)), zeroblob(16), 0, zeroblob(1000))")
 		}
-		surely(t, db, t.Context())
+		wantNotApplied(t, db, t.Context())
 		exec(t, db, "PRAGMA max_page_count = 1000000")
 		works(t, db)
 	})
 	t.Run("the database is read-only", func(t *testing.T) {
 		db := openFile(t, filepath.Join(t.TempDir(), "store.db"))
 		exec(t, db, "PRAGMA query_only = 1")
-		surely(t, db, t.Context())
+		wantNotApplied(t, db, t.Context())
 		exec(t, db, "PRAGMA query_only = 0")
 		works(t, db)
 	})

@@ -1,6 +1,6 @@
-// Package store keeps verify's records in one table, of a MySQL-compatible
-// database or of a SQLite file. Whatever a database answers is sorted here into
-// what a verify.Store may say: done, not done, surely no effect, unknown.
+// Package store implements verify.Store on one table in a MySQL-compatible database or a
+// SQLite file. It maps every driver error to one of the four outcomes of that contract:
+// applied, conflict, not applied, unknown.
 package store
 
 import (
@@ -15,12 +15,12 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// ErrUnavailable marks an error of Prepare that time may cure: the database cannot be
-// reached, is starting, or is read-only for now.
+// ErrUnavailable marks an error of Prepare that may disappear by itself: the database
+// cannot be reached, is starting, or is read-only for now.
 var ErrUnavailable = errors.New("database is not up")
 
-// What a data source name may look like; the start of one can hold a password,
-// so that an error shows this and never the name itself.
+// dsnForms shows the valid forms of a data source name. Errors quote it instead of the
+// configured name, which can hold a password.
 const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db"
 
 // A DB is a verify.Store. Load, Swap and Ready need a Prepare that succeeded.
@@ -31,65 +31,67 @@ type DB struct {
 	load, insert, update                               *sql.Stmt
 	selectSmall, selectLarge, updateSmall, updateLarge *sql.Stmt // see batch.go
 
-	// Where an engine does better with many at once; nil where it does not.
+	// nil if batching does not help on this database.
 	loads   *batcher[loadRequest]
 	swaps   *batcher[*swapRequest]
-	inserts bool // the swaps take those of new numbers too
+	inserts bool // swaps also takes inserts of new numbers
 
 	remarks []string // about the table, for Warnings
 
-	batchingPausedUntil atomic.Int64 // until when all go alone, in nanoseconds since 1970
+	batchingPausedUntil atomic.Int64 // nanoseconds since 1970
 	counters            counters
 }
 
-// An dialect is what differs between the databases.
+// A dialect implements the parts that differ between the databases.
 type dialect interface {
-	// replaceDSN takes the credentials of another data source name for new connections.
+	// replaceDSN makes new connections use the credentials of another data source name.
 	replaceDSN(ctx context.Context, dsn string) error
-	// limit sets how many connections are open at most, if the engine has a choice.
+	// limit sets the maximum number of open connections, if the database allows a choice.
 	limit(connections int)
-	// createFile makes what must be there before the first connection.
+	// createFile creates the database file before the first connection, if there is one.
 	createFile() error
-	// insertSuffix ends an INSERT for engines that can be told to do nothing where
-	// the row is there; the others answer with a lostRace.
+	// insertSuffix returns the clause that makes an INSERT do nothing if the row exists.
+	// It is "" for a database without one, whose error is then classified as conflict.
 	insertSuffix() string
 	classify(err error) errorClass
-	// redact returns err without anything that could hold a phone number.
+	// redact returns err without any text that could hold a phone number.
 	redact(err error) error
-	// hint says what cures an error of Prepare, "" where nothing is known.
+	// hint returns the remedy for an error of Prepare, "" if none is known.
 	hint(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
-	// check returns prepared, which is the error of preparing the statements, or in its
-	// place why they could not rely on the table. It adds to db.remarks.
+	// check returns prepared, which is the error of preparing the statements, or instead
+	// the reason why the statements cannot rely on the table. It adds to db.remarks.
 	check(ctx context.Context, db *DB, prepared error) error
-	// inPlace says whether the database is still the one that Prepare found.
+	// inPlace returns an error if the database is no longer the one that Prepare found.
 	inPlace() error
-	// createIndexes makes what the schema's file says to other engines alone.
+	// createIndexes creates indexes that the shared schema file defines only for MySQL.
 	createIndexes(ctx context.Context, pool *sql.DB) error
-	// metaQueries are the queries for the database's clock in seconds since 1970, and for
-	// about how many rows there are.
+	// metaQueries returns two queries: for the database's time in seconds since 1970, and
+	// for the approximate number of rows.
 	metaQueries() (clock, rows string)
-	// startBatching makes the crowds that pay with this engine, ofMany says what they need.
+	// startBatching starts the batchers that help on this database.
 	startBatching(db *DB)
+	// batchStatements returns the statements that the batchers need.
 	batchStatements(db *DB) []statement
 }
 
-// A errorClass is what an error says of the statement that met it. Zero, that of
-// every error nobody listed: the statement may have been done, or may yet be.
+// An errorClass is a set of facts that an error proves about its statement. Zero means
+// unknown: the statement may have been applied or may still be. Every unlisted error is
+// zero.
 type errorClass uint8
 
 const (
-	notApplied   errorClass = 1 << iota // surely not done, neither now nor later
-	conflict                            // the same, because another swap came first
-	transient                           // at start: worth another attempt
+	notApplied   errorClass = 1 << iota // was not applied and never will be
+	conflict                            // not applied: another swap was first
+	transient                           // at start: retry
 	tableMissing                        // at start: apply the schema
 	denied                              // the user lacks a right to the table
 )
 
 var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
 
-// Open reads and hardens dsn and touches neither network nor disk. Its errors
-// name what would be right and nothing of dsn.
+// Open parses and hardens dsn and uses neither network nor disk. Its errors show the valid
+// forms and quote nothing of dsn.
 func Open(dsn string) (*DB, error) {
 	if path, ok := strings.CutPrefix(dsn, "sqlite:"); ok {
 		return openSQLite(path)
@@ -97,39 +99,39 @@ func Open(dsn string) (*DB, error) {
 	return openMySQL(dsn)
 }
 
-// LimitConnections sets how many connections a MySQL server is asked for at most, before
-// the first one is opened.
+// LimitConnections sets the maximum number of connections to a MySQL server. Call it before
+// the first connection is opened.
 func (db *DB) LimitConnections(n int) { db.dialect.limit(n) }
 
-// ReplaceDSN has new connections use the user, password and parameters of dsn, which
-// must name the same database and be accepted by it. Its errors quote nothing of dsn.
+// ReplaceDSN makes new connections use the user, password and parameters of dsn. dsn must
+// name the same database, and the database must accept it. Its errors quote nothing of dsn.
 func (db *DB) ReplaceDSN(ctx context.Context, dsn string) error {
 	return db.dialect.replaceDSN(ctx, dsn)
 }
 
-// PrepareToRead makes Load ready and nothing else: it creates nothing, and needs the
-// right to read alone.
+// PrepareToRead prepares only Load. It creates nothing and needs only the right to read.
 func (db *DB) PrepareToRead(ctx context.Context) (err error) {
 	if db.load, err = db.pool.PrepareContext(ctx, loadOne); err == nil {
 		return nil
 	}
-	advice := db.dialect.hint(err)
+	hint := db.dialect.hint(err)
 	if db.classify(err)&tableMissing != 0 {
-		advice = "the table phone_numbers is not there; the service creates it when it first starts"
+		hint = "the table phone_numbers is not there; the service creates it when it first starts"
 	}
-	return withHint(advice, err)
+	return withHint(hint, err)
 }
 
-func withHint(advice string, err error) error {
-	if advice == "" {
+func withHint(hint string, err error) error {
+	if hint == "" {
 		return err
 	}
-	return fmt.Errorf("%s: %w", advice, err)
+	return fmt.Errorf("%s: %w", hint, err)
 }
 
-// Prepare makes one attempt to be ready: it applies schema where the table is
-// missing, which any number of replicas may do at once, prepares the statements,
-// and refuses a table that they could not rely on. Its error says what to run, and is ErrNotUp where waiting may do.
+// Prepare tries once to prepare the database: it applies schema if the table is missing
+// (several replicas may do so at once), prepares the statements, and rejects a table that
+// they cannot rely on. Its error says what to run. It wraps ErrUnavailable if a retry may
+// succeed.
 func (db *DB) Prepare(ctx context.Context, schema string) error {
 	err := db.prepare(ctx, schema)
 	if err == nil {
@@ -146,7 +148,7 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 	if err := db.dialect.createFile(); err != nil {
 		return err
 	}
-	// To prepare is to probe: the engine looks for table, columns and rights.
+	// Preparing a statement also checks its table, columns and rights.
 	err := db.prepareStatements(ctx)
 	if db.classify(err)&tableMissing != 0 {
 		if _, err = db.pool.ExecContext(ctx, schema); err == nil {
@@ -160,7 +162,7 @@ func (db *DB) prepare(ctx context.Context, schema string) error {
 		err = db.dialect.createIndexes(ctx, db.pool)
 	}
 	if err == nil {
-		err = db.probe(ctx) // a Galera node without a quorum prepares, but does no more
+		err = db.probe(ctx) // a Galera node without quorum only prepares
 	}
 	if err == nil {
 		db.dialect.startBatching(db)
@@ -182,10 +184,10 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
 	}, db.dialect.batchStatements(db)...) {
 		if *s.stmt != nil {
-			continue // an earlier attempt got this far
+			continue // prepared by an earlier call
 		}
 		var err error
-		if *s.stmt, err = db.pool.PrepareContext(ctx, s.text); err != nil { //nolint:sqlclosecheck // lives as long as the pool
+		if *s.stmt, err = db.pool.PrepareContext(ctx, s.text); err != nil { //nolint:sqlclosecheck // used until the pool closes
 			return err
 		}
 	}
@@ -224,9 +226,8 @@ func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, erro
 	return r, err
 }
 
-// Swap implements verify.Store. It also answers false where a deadlock or a
-// Galera certification was lost: another write came first, and a reload tells
-// which.
+// Swap implements verify.Store. It also returns false after a deadlock or a failed Galera
+// certification: another write came first, and the next Load shows it.
 func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	if len(next.State) > verify.MaxStateBytes {
 		return false, fmt.Errorf("swap: a state of %d bytes; at most %d are stored", len(next.State), verify.MaxStateBytes)
@@ -241,12 +242,12 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	} else {
 		done, err = db.swapDirect(ctx, n, old, next)
 	}
-	switch v := db.classify(err); {
+	switch class := db.classify(err); {
 	case err == nil:
 		return done, nil
-	case v&conflict != 0:
+	case class&conflict != 0:
 		return false, nil
-	case v&notApplied != 0:
+	case class&notApplied != 0:
 		return false, fmt.Errorf("swap: %w", db.dialect.redact(err))
 	default:
 		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.dialect.redact(err))
@@ -281,8 +282,8 @@ func (db *DB) Ready(ctx context.Context) error {
 	return db.dialect.inPlace()
 }
 
-// probe reads, and updates a row that is not there, which a server that is
-// read-only refuses all the same.
+// probe reads a row and updates a row that does not exist. A read-only server rejects this
+// update too.
 func (db *DB) probe(ctx context.Context) error {
 	if _, err := db.loadDirect(ctx, ""); err != nil {
 		return err
@@ -291,13 +292,13 @@ func (db *DB) probe(ctx context.Context) error {
 	return db.countError(err)
 }
 
-// Warnings says, for the log, which settings of the database and what of the table
-// weaken the guarantees, and what to do about each.
+// Warnings returns lines for the log: the settings of the database and the properties of
+// the table that weaken the guarantees, each with its remedy.
 func (db *DB) Warnings(ctx context.Context) []string {
 	return append(db.dialect.warnings(ctx, db.pool), db.remarks...)
 }
 
-// Close closes all connections. Who still waits is told.
+// Close closes all connections. Requests that still wait fail.
 func (db *DB) Close() error {
 	db.loads.close()
 	db.swaps.close()
@@ -306,20 +307,20 @@ func (db *DB) Close() error {
 
 func (db *DB) classify(err error) errorClass {
 	if err == nil {
-		return 0 // here, since what looks at an error allocates
+		return 0 // fast path: errors.As allocates
 	}
-	v := db.dialect.classify(err)
-	var surely *notAppliedError
-	if errors.As(err, &surely) || errors.Is(err, driver.ErrBadConn) {
-		// Both drivers return ErrBadConn only before a statement left, and for a
-		// server that refused it as read-only; database/sql repeats on that promise.
-		v |= notApplied
+	class := db.dialect.classify(err)
+	var notRun *notAppliedError
+	if errors.As(err, &notRun) || errors.Is(err, driver.ErrBadConn) {
+		// Both drivers return ErrBadConn only if no statement was sent, or if the server
+		// rejected it as read-only. database/sql relies on that when it retries.
+		class |= notApplied
 	}
-	return v
+	return class
 }
 
-// A connector marks what went wrong before there was a connection, whatever it
-// was: no statement can have left.
+// A connector marks every error of opening a connection as not applied, since no statement
+// can have been sent.
 type connector struct{ driver.Connector }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -330,7 +331,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// notAppliedError marks the error of a statement that surely was not done.
+// notAppliedError marks the error of a statement that was definitely not applied.
 type notAppliedError struct{ error }
 
 func (e *notAppliedError) Unwrap() error { return e.error }

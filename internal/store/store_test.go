@@ -30,14 +30,14 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 		// As an error arrives, and as it does where it ended the opening of a
 		// connection: then no statement can have left.
 		if got := db.classify(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
-			t.Errorf("%v (%s): got verdict %04b, want %04b", c.err, c.about, got, c.want)
+			t.Errorf("%v (%s): got class %04b, want %04b", c.err, c.about, got, c.want)
 		}
 		got, want := db.classify(&notAppliedError{c.err}), c.want|notApplied
 		if _, ok := db.dialect.(mysqlDialect); ok { // TestMySQLErrors_beforeALoginAreWaitedFor has the rest
 			got, want = got&^transient, want&^transient
 		}
 		if got != want {
-			t.Errorf("%v (%s) while connecting: got verdict %04b, want %04b", c.err, c.about, got, want)
+			t.Errorf("%v (%s) while connecting: got class %04b, want %04b", c.err, c.about, got, want)
 		}
 	}
 }
@@ -109,7 +109,7 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 		}
 	}
 	if got := db.classify(nil); got != 0 {
-		t.Errorf("no error: got verdict %04b, want 0", got)
+		t.Errorf("no error: got class %04b, want 0", got)
 	}
 }
 

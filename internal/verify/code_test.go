@@ -133,7 +133,7 @@ func TestAKeyThatCannotBeTakenIsNamedByItsPlaceAndNeverShown(t *testing.T) {
 }
 
 func TestDerivedKeysAreTheSameOnEveryReplicaAndOthersForAnotherSecret(t *testing.T) {
-	// Fixed for ever: were it to change, every code of a running service would be
+	// Fixed permanently: if it changed, every code of a running service would be
 	// refused once by an upgrade.
 	const want = "4f4a0e4bdd1b1717716513ad1f830c7a9f5c4632510523d8463cd9de4a75957a"
 	keys, err := DeriveKeys("secret")

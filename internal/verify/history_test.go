@@ -119,14 +119,14 @@ func TestInspectTellsWhatTheProviderSaidAndHowTheCodeEnded(t *testing.T) {
 }
 
 func TestALateAnswerDoesNotHideTheAnswerToALaterSend(t *testing.T) {
-	var trail History
-	trail.recordAccepted(2, 4, Receipt{BizID: "second"})
-	trail.recordRejected(2, 4, &SendError{Code: "second"})
-	before := trail
-	trail.recordAccepted(1, 5, Receipt{BizID: "first"})
-	trail.recordRejected(1, 5, &SendError{Code: "first"})
-	if trail != before {
-		t.Errorf("got %+v, want %+v", trail, before)
+	var history History
+	history.recordAccepted(2, 4, Receipt{BizID: "second"})
+	history.recordRejected(2, 4, &SendError{Code: "second"})
+	before := history
+	history.recordAccepted(1, 5, Receipt{BizID: "first"})
+	history.recordRejected(1, 5, &SendError{Code: "first"})
+	if history != before {
+		t.Errorf("got %+v, want %+v", history, before)
 	}
 }
 
@@ -150,24 +150,24 @@ func anyTrail() *rapid.Generator[History] {
 	return rapid.Custom(func(t *rapid.T) History {
 		text := rapid.StringMatching(`[A-Za-z0-9._-]{0,64}`)
 		integer := func(name string) int64 { return rapid.Int64().Draw(t, name) }
-		var trail History
+		var history History
 		if rapid.Bool().Draw(t, "accepted") {
-			trail.Accepted = Accepted{integer("ticket"), integer("at"), text.Draw(t, "biz id")}
+			history.Accepted = Accepted{integer("sendID"), integer("at"), text.Draw(t, "biz id")}
 		}
 		if rapid.Bool().Draw(t, "refused") {
 			kind := SendKind(rapid.IntRange(int(SendUnknown), int(SendBadRequest)).Draw(t, "kind"))
-			trail.Rejected = Rejected{integer("ticket"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
+			history.Rejected = Rejected{integer("sendID"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
 		}
 		if rapid.Bool().Draw(t, "ended") {
-			trail.End = CodeEnd{integer("ticket"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}
+			history.End = CodeEnd{integer("sendID"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}
 		}
-		return trail
+		return history
 	})
 }
 
 func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s, want := anyState().Draw(t, "state"), anyTrail().Draw(t, "trail")
+		s, want := anyState().Draw(t, "state"), anyTrail().Draw(t, "history")
 		stored := want.append(s.encode())
 		if len(stored) > MaxStateBytes {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
