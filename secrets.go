@@ -86,7 +86,7 @@ func secretFiles(apply func(before, now secrets) error) watchedFiles[secrets] {
 	}
 }
 
-// dataSourceName accepts both spellings that existing deployments use.
+// dataSourceName accepts both spellings: the README of the original service has both.
 func dataSourceName(f *configErrors) string {
 	const name, other = "DATA_SOURCE_NAME", "Data_SOURCE_NAME"
 	dsn, otherDSN := secret(f, name), secret(f, other)
