@@ -166,7 +166,8 @@ func TestSend_RefusalWithASeenRequestIDIsNoAnswer(t *testing.T) {
 			t.Errorf("reply %d: got request id %q; want %q", i+1, got.RequestID, want.RequestID)
 		}
 	}
-	if len(connections) != 3 || connections[0] != connections[1] || connections[1] == connections[2] {
+	// net/http may try the closed connection first: it writes nothing to it.
+	if last := len(connections) - 1; last < 2 || connections[0] != connections[1] || connections[1] == connections[last] {
 		t.Errorf("got the connections %v; want one for the first two sends, and another one after the repeated refusal", connections)
 	}
 }

@@ -473,7 +473,7 @@ func TestABeginOfUnknownOutcomeLeavesNoCodeBehind(t *testing.T) {
 				}
 				if c.late {
 					store.swap = func(ctx context.Context) error {
-						if broken.Load() {
+						if broken.CompareAndSwap(true, false) { // the background's swap must not hang too
 							<-ctx.Done()
 							return errUnknown
 						}
