@@ -83,7 +83,7 @@ func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string)
 	for i := 0; i < len(headers); i += 2 {
 		q.Header.Set(headers[i], headers[i+1])
 	}
-	res, b := publicError(t, c, q)
+	res, b := roundTrip(t, c, q)
 	return res.StatusCode, res.Proto, b
 }
 

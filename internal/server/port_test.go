@@ -44,6 +44,12 @@ func (r *replica) post(t *testing.T, method, body string, headers ...string) (in
 // ask makes a request and returns status code and body.
 func (r *replica) ask(t *testing.T, method, path, body string, headers ...string) (int, string) {
 	t.Helper()
+	return do(t, r.request(t, method, path, body, headers...))
+}
+
+// request returns a request to the replica. headers are names and values in turn.
+func (r *replica) request(t *testing.T, method, path, body string, headers ...string) *http.Request {
+	t.Helper()
 	q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
@@ -51,17 +57,17 @@ func (r *replica) ask(t *testing.T, method, path, body string, headers ...string
 	for i := 0; i < len(headers); i += 2 {
 		q.Header.Set(headers[i], headers[i+1])
 	}
-	return do(t, q)
+	return q
 }
 
 func do(t *testing.T, q *http.Request) (int, string) {
 	t.Helper()
-	res, body := publicError(t, http.DefaultClient, q)
+	res, body := roundTrip(t, http.DefaultClient, q)
 	return res.StatusCode, body
 }
 
-// publicError makes a request and returns what came, and its body.
-func publicError(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
+// roundTrip sends a request, and returns the response and its body.
+func roundTrip(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for an answer that never ends
 	defer cancel()
