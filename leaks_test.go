@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -38,17 +37,13 @@ func TestNothingThatLeavesTheProcessHoldsASecret(t *testing.T) {
 	)
 	mariadb, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tRecognisableID", "RecognisableSecret0123456789"
-	admin, err := sql.Open("mysql", mariadb.DSN(mariadbtest.Database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
+	admin := mariadb.Open(t)
 	for _, statement := range []string{"CREATE USER phone@'%' IDENTIFIED BY '" + password + "'", "GRANT ALL ON " + mariadbtest.Database + ".* TO phone@'%'"} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	dsn := regexp.MustCompile(`^[^@]*@`).ReplaceAllString(mariadb.DSN(mariadbtest.Database), "phone:"+password+"@")
+	dsn := mariadbtest.As(mariadb.DSN(mariadbtest.Database), "phone:"+password)
 	traces := &servicetest.Output{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))
 	defer collector.Close()

@@ -372,17 +372,13 @@ func TestStart_waitsForARouterThatHasNoServerYet(t *testing.T) {
 func TestDatabaseConnections_fewOfThemFailNoCall(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
-	admin, err := sql.Open("mysql", server.DSN(mariadbtest.Database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
+	admin := server.Open(t)
 	for _, statement := range []string{"CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON " + mariadbtest.Database + ".* TO few@'%'"} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	env := servicetest.Environment(fake, regexp.MustCompile(`^[^@]*@`).ReplaceAllString(server.DSN(mariadbtest.Database), "few:p@"))
+	env := servicetest.Environment(fake, mariadbtest.As(server.DSN(mariadbtest.Database), "few:p"))
 	number := 18612340000
 	for _, also := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {
 		one, two := run(t, append(env, also)).serving(t), run(t, append(env, also)).serving(t)

@@ -42,18 +42,14 @@ func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	fake.Limits(true)
 	dsn := server.DSN(mariadbtest.Database)
-	admin, err := sql.Open("mysql", dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
+	admin := server.Open(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	for _, statement := range []string{"CREATE USER reader@'%' IDENTIFIED BY 'r'", "GRANT SELECT ON " + mariadbtest.Database + ".phone_numbers TO reader@'%'"} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	reader := regexp.MustCompile(`^[^@]*@`).ReplaceAllString(dsn, "reader:r@") // may read, and nothing else
+	reader := mariadbtest.As(dsn, "reader:r") // may read, and nothing else
 	mustSay := func(step string, wants ...string) {
 		t.Helper()
 		out := inspect(t, reader, "186 1234 5678")
@@ -149,11 +145,7 @@ func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
-	admin, err := sql.Open("mysql", server.DSN(mariadbtest.Database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
+	admin := server.Open(t)
 	exec := func(statement string) {
 		t.Helper()
 		if _, err := admin.Exec(statement); err != nil {
@@ -163,7 +155,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 	exec("CREATE USER phone@'%' IDENTIFIED BY 'old'")
 	exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON " + mariadbtest.Database + ".* TO phone@'%'")
 	as := func(password, database string) string {
-		return regexp.MustCompile(`^[^@]*@`).ReplaceAllString(server.DSN(database), "phone:"+password+"@")
+		return mariadbtest.As(server.DSN(database), "phone:"+password)
 	}
 	dir := t.TempDir()
 	env := append(write(t, dir, map[string]string{

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"database/sql"
 	"errors"
 	"log/slog"
 	"slices"
@@ -68,11 +67,7 @@ func TestFollow_backsOffToAMinute(t *testing.T) {
 func TestSecrets_aWrongPasswordIsDialledLessAndLess(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
-	admin, err := sql.Open("mysql", server.DSN(mariadbtest.Database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
+	admin := server.Open(t)
 	refused := func() (n int) {
 		var name string
 		if err := admin.QueryRow("SHOW GLOBAL STATUS LIKE 'Access_denied_errors'").Scan(&name, &n); err != nil {

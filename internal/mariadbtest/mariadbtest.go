@@ -126,6 +126,20 @@ func (s *Server) DSN(database string) string {
 	return fmt.Sprintf("test:%s@tcp(127.0.0.1:%d)/%s", s.password, s.port, database)
 }
 
+// As returns dsn with the account "user:password" in place of its own.
+func As(dsn, account string) string { return account + dsn[strings.LastIndex(dsn, "@"):] }
+
+// Open returns connections to Database as the user of DSN, until the test ends.
+func (s *Server) Open(t testing.TB) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("mysql", s.DSN(Database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
 // Port is the server's TCP port on 127.0.0.1, in digits.
 func (s *Server) Port() string { return strconv.Itoa(s.port) }
 

@@ -42,7 +42,7 @@ func TestPool_waitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
-	dsn := as(server.DSN(mariadbtest.Database), "few:p")
+	dsn := mariadbtest.As(server.DSN(mariadbtest.Database), "few:p")
 	replicas := []*store.DB{open(t, dsn), open(t, dsn)}
 	numbers := 0
 	storm := func() {
@@ -96,7 +96,7 @@ func TestPool_failsCallsIfOthersHaveAllConnections(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
-	dsn := as(server.DSN(mariadbtest.Database), "few:p")
+	dsn := mariadbtest.As(server.DSN(mariadbtest.Database), "few:p")
 	db := open(t, dsn)
 	others, err := sql.Open("mysql", dsn)
 	if err != nil {
@@ -139,15 +139,15 @@ func TestRotate_worksForAUserWithoutAFreeConnection(t *testing.T) {
 	run, connections := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
 	dsn := server.DSN(mariadbtest.Database)
-	db := open(t, as(dsn, "few:p"))
+	db := open(t, mariadbtest.As(dsn, "few:p"))
 	if n := len(connections("few")); n != 1 {
 		t.Fatalf("got %d connections; want 1", n)
 	}
 	run("ALTER USER few@'%' IDENTIFIED BY 'q'")
-	if err := db.ReplaceDSN(t.Context(), as(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
+	if err := db.ReplaceDSN(t.Context(), mariadbtest.As(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
 		t.Errorf("Rotate to a wrong password = %v; want 1045", err)
 	}
-	if err := db.ReplaceDSN(t.Context(), as(dsn, "few:q")); err != nil {
+	if err := db.ReplaceDSN(t.Context(), mariadbtest.As(dsn, "few:q")); err != nil {
 		t.Errorf("Rotate = %v; want nil", err)
 	}
 }

@@ -261,9 +261,8 @@ func TestMySQLTable_CheckedWithRightsOnItAlone(t *testing.T) {
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+", tenant INT NOT NULL)",
 		"CREATE USER writer@'%' IDENTIFIED BY 'w'", "GRANT SELECT, INSERT, UPDATE, DELETE ON phone_numbers TO writer@'%'",
 		"CREATE USER reader@'%' IDENTIFIED BY 'r'", "GRANT SELECT ON phone_numbers TO reader@'%'")
-	as := func(user string) string { return user + dsn[strings.Index(dsn, "@"):] }
-	_, alter := refusal(t, as("writer:w"), "no unique key is on phone_number alone", "tenant has no default")
-	reader, err := store.Open(as("reader:r"))
+	_, alter := refusal(t, mariadbtest.As(dsn, "writer:w"), "no unique key is on phone_number alone", "tenant has no default")
+	reader, err := store.Open(mariadbtest.As(dsn, "reader:r"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +271,7 @@ func TestMySQLTable_CheckedWithRightsOnItAlone(t *testing.T) {
 		t.Errorf("PrepareToRead = %v; want nil", err)
 	}
 	mustRun(t, "mysql", dsn, alter)
-	mustKeepRecords(t, open(t, as("writer:w")))
+	mustKeepRecords(t, open(t, mariadbtest.As(dsn, "writer:w")))
 }
 
 // TestMySQLCollations_TellNumbersApart is why any collation of phone_number does.

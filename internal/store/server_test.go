@@ -137,9 +137,9 @@ func TestMariaDB(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	as := func(user, database string) string {
-		return user + strings.TrimPrefix(server.DSN(database), "test")
+		return mariadbtest.As(server.DSN(database), user+":"+server.Password())
 	}
-	password := strings.TrimPrefix(strings.Split(server.DSN(""), "@")[0], "test:")
+	password := server.Password()
 	account := func(name string, grants ...string) {
 		t.Helper()
 		run("CREATE USER " + name + "@'%' IDENTIFIED BY '" + password + "'")

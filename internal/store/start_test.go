@@ -57,9 +57,9 @@ func TestPrepare_endsWhereWaitingIsNoCure(t *testing.T) {
 	for name, c := range map[string]struct {
 		dsn, set, reset string
 	}{
-		"an account that is locked":               {dsn: as(own, "locked:p")},
-		"a user of another host":                  {dsn: as(own, "elsewhere:p")},
-		"a user without a password to give":       {dsn: as(own, "plugged:p")},
+		"an account that is locked":               {dsn: mariadbtest.As(own, "locked:p")},
+		"a user of another host":                  {dsn: mariadbtest.As(own, "elsewhere:p")},
+		"a user without a password to give":       {dsn: mariadbtest.As(own, "plugged:p")},
 		"TLS that the server does not have":       {dsn: own + "?tls=skip-verify"},
 		"a parameter that the server lacks":       {dsn: own + "?no_such_variable=1"},
 		"a value that a parameter cannot have":    {dsn: own + "?tx_isolation=%27SOMETIMES%27"},
@@ -78,9 +78,6 @@ func TestPrepare_endsWhereWaitingIsNoCure(t *testing.T) {
 	}
 }
 
-// as replaces the user and the password of a data source name.
-func as(dsn, user string) string { return user + dsn[strings.LastIndex(dsn, "@"):] }
-
 // TestPrepare_advisesWhatWorksWhenPasted runs the statements of an error on the server
 // that caused it.
 func TestPrepare_advisesWhatWorksWhenPasted(t *testing.T) {
@@ -91,7 +88,7 @@ func TestPrepare_advisesWhatWorksWhenPasted(t *testing.T) {
 		user := fmt.Sprintf("o'brien-%d", i)
 		run("CREATE USER '" + strings.ReplaceAll(user, "'", "''") + "'@'%' IDENTIFIED BY 'p/w@rd?'")
 		database := "/" + url.PathEscape(name)
-		mine := as(server.DSN(""), user+":p/w@rd?")
+		mine := mariadbtest.As(server.DSN(""), user+":p/w@rd?")
 		mine = strings.TrimSuffix(mine, "/") + database
 		t.Run(name, func(t *testing.T) {
 			if err := prepare(t, strings.TrimSuffix(server.DSN(""), "/")+database); err == nil || !strings.Contains(err.Error(), "1049") {
