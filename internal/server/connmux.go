@@ -68,15 +68,16 @@ func (d *connMux) dispatch(conn net.Conn) {
 	}
 	conn.SetDeadline(time.Time{})
 	peeked := prefixedConn{Conn: conn, prefix: first}
-	isHTTP2 := string(first) == "PRI"
+	var state *tls.ConnectionState // nil for plaintext
+	if secure != nil {
+		s := secure.ConnectionState()
+		state = &s
+	}
 	switch {
-	case isHTTP2 && secure != nil:
-		state := secure.ConnectionState()
-		d.grpcListener.deliver(d.http2.add(&peeked, &state))
-	case isHTTP2:
-		d.grpcListener.deliver(d.http2.add(&peeked, nil))
-	case secure != nil:
-		d.httpListener.deliver(&tlsConn{peeked, secure.ConnectionState()})
+	case string(first) == "PRI":
+		d.grpcListener.deliver(d.http2.add(&peeked, state))
+	case state != nil:
+		d.httpListener.deliver(&tlsConn{peeked, *state})
 	default:
 		d.httpListener.deliver(&peeked)
 	}

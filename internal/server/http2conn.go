@@ -83,8 +83,10 @@ func newHTTP2Conns(l Limits, rejected func(reason string)) *http2Conns {
 	return &http2Conns{limits: l, rejected: rejected, crowded: make(chan struct{}, 1), open: map[*http2Conn]struct{}{}}
 }
 
-// isCrowded reports whether more streams wait than half of the calls that may be in flight.
-func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.limits.Calls/2) }
+// maxWaiting is the number of streams that may wait without consequence.
+func (r *http2Conns) maxWaiting() int { return r.limits.Calls / 2 }
+
+func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.maxWaiting()) }
 
 // sweep closes the connections that have stalled streams, until ctx ends.
 func (r *http2Conns) sweep(ctx context.Context) {
@@ -129,7 +131,7 @@ func (r *http2Conns) stalled(now time.Time) (stalled []*http2Conn) {
 	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.waited, b.waited) })
 	kept := 0
 	for _, c := range candidates {
-		if kept += c.waiting; kept > r.limits.Calls/2 {
+		if kept += c.waiting; kept > r.maxWaiting() {
 			stalled = append(stalled, c.conn)
 		}
 	}

@@ -167,26 +167,25 @@ func (a *admission) unary(ctx context.Context, req any, info *grpc.UnaryServerIn
 // admit implements grpc.UnaryServerInterceptor for calls over both protocols. It runs when
 // the message of the call has arrived.
 func (a *admission) admit(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	g := a.semaphoreOf(ctx)
-	if !g.tryAcquire() {
-		a.telemetry.Rejected("calls")
-		return nil, overloaded.status().Err()
-	}
-	defer g.release()
-	return handler(ctx, req)
+	return a.hold(a.semaphoreOf(ctx), func() (any, error) { return handler(ctx, req) })
 }
 
 // stream implements grpc.StreamServerInterceptor.
 func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	_, err := run(ss.Context(), func() (any, error) {
-		if !a.unauthenticated.tryAcquire() {
-			a.telemetry.Rejected("calls")
-			return nil, overloaded.status().Err()
-		}
-		defer a.unauthenticated.release()
-		return nil, handler(srv, ss)
+		return a.hold(&a.unauthenticated, func() (any, error) { return nil, handler(srv, ss) })
 	})
 	return err
+}
+
+// hold runs a handler while it holds a place of s, or rejects the call.
+func (a *admission) hold(s *semaphore, handler func() (any, error)) (any, error) {
+	if !s.tryAcquire() {
+		a.telemetry.Rejected("calls")
+		return nil, overloaded.status().Err()
+	}
+	defer s.release()
+	return handler()
 }
 
 // withTimeout drops the cancel function: ctx must be canceled when the call ends, which also
