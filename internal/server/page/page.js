@@ -83,7 +83,7 @@ function listen() {
 function hear(heard) {
   if (heard.lost) connected(false);
   if (heard.settings) {
-    if (settings.started && settings.started !== heard.settings.started) last = 0; // a new process numbers its messages anew
+    if (settings.started && settings.started !== heard.settings.started) last = 0; // a new process numbers from 1
     ({ settings, behind } = heard);
     $('version').textContent = settings.version;
     connected(true);
