@@ -18,10 +18,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/idna"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -40,7 +40,7 @@ type accessConfig struct {
 	settings     accessSettings
 	tls          *server.Certificates // nil for plaintext
 	tlsFiles     tlsFiles
-	set          *callers.Registry // nil without a callers file
+	set          *auth.Registry // nil without a callers file
 	file         callersFile
 	origins      []string
 	reflects     bool
@@ -66,7 +66,7 @@ func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
 		})
 	}
 	if s.Callers != "" {
-		a.set = &callers.Registry{}
+		a.set = &auth.Registry{}
 		f.read(func(f *configErrors) error {
 			a.file = s.readCallers(f)
 			_, err := s.applyCallers(a.set, a.file)
@@ -143,7 +143,7 @@ func browserOrigin(given string) (string, bool) {
 }
 
 // watchFiles reloads the certificates and the callers file when they change, until ctx is done.
-func (a accessConfig) watchFiles(ctx context.Context, metrics *observe.Metrics, log *slog.Logger) {
+func (a accessConfig) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log *slog.Logger) {
 	if a.tls != nil {
 		go watchFiles(ctx, log, a.reloadFailed, a.tlsFiles, watchedFiles[tlsFiles]{kind: "certificates", read: a.settings.readTLS, apply: func(before, now tlsFiles) error {
 			if err := a.tls.Replace(server.CertificateFiles(now)); err != nil {
@@ -159,7 +159,7 @@ func (a accessConfig) watchFiles(ctx context.Context, metrics *observe.Metrics, 
 	}
 	if a.set != nil {
 		go watchFiles(ctx, log, a.reloadFailed, a.file, watchedFiles[callersFile]{kind: "callers", read: a.settings.readCallers, apply: func(before, now callersFile) error {
-			if callers.Whole(before.Content) && !callers.Whole(now.Content) {
+			if auth.Whole(before.Content) && !auth.Whole(now.Content) {
 				return fmt.Errorf("%s: must end with a line ..., as the version in use does: it may be cut off", now.Name)
 			}
 			changes, err := a.settings.applyCallers(a.set, now)
@@ -215,14 +215,14 @@ func (s accessSettings) readCallers(f *configErrors) callersFile {
 }
 
 // applyCallers replaces the callers in set by those of a file. After an error, set is unchanged.
-func (s accessSettings) applyCallers(set *callers.Registry, c callersFile) (callers.Changes, error) {
-	known := callers.ParseOptions{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
+func (s accessSettings) applyCallers(set *auth.Registry, c callersFile) (auth.Changes, error) {
+	known := auth.ParseOptions{Countries: numberplan.Countries(), Certificates: s.TLSClientCA != ""}
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
 		known.Calls = append(known.Calls, method.MethodName)
 	}
-	list, err := callers.Parse(c.Name, []byte(c.Content), known)
+	list, err := auth.Parse(c.Name, []byte(c.Content), known)
 	if err != nil {
-		return callers.Changes{}, err
+		return auth.Changes{}, err
 	}
 	return set.Replace(list), nil
 }
@@ -244,12 +244,12 @@ func readFile(f *configErrors, setting, name string) server.File {
 }
 
 // authenticator returns the authentication function, or nil for no authentication.
-func (a accessConfig) authenticator() func([]string, *x509.Certificate) (*callers.Caller, error) {
+func (a accessConfig) authenticator() func([]string, *x509.Certificate) (*auth.Caller, error) {
 	switch {
 	case a.set != nil:
 		return a.set.Authenticate
 	case a.tls != nil && a.tls.AsksClients():
-		return callers.AnyCertificate
+		return auth.AnyCertificate
 	}
 	return nil
 }

@@ -30,11 +30,11 @@ import (
 	"google.golang.org/grpc/grpclog"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -234,24 +234,24 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 	if err != nil {
 		return err
 	}
-	tracer, stopTracing, err := observe.Tracing(ctx, versionText(), r.log)
+	tracer, stopTracing, err := telemetry.Tracing(ctx, versionText(), r.log)
 	if err != nil {
 		return err
 	}
 	defer stopTracing()
-	telemetry := observe.Telemetry{Metrics: observe.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
-	telemetry.Metrics.Register(append(collectors, db.Collectors()...)...)
-	telemetry.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	tel := telemetry.Telemetry{Metrics: telemetry.NewMetrics(versionText()), Tracer: tracer, Log: r.log}
+	tel.Metrics.Register(append(collectors, db.Collectors()...)...)
+	tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
-	telemetry.Metrics.Register(r.access.reloadFailed, r.out.dropped)
+	tel.Metrics.Register(r.access.reloadFailed, r.out.dropped)
 	if r.access.tls != nil {
-		telemetry.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
 		}, func() float64 { return float64(r.access.tls.Expires().Unix()) }))
 	}
-	r.access.watchFiles(ctx, telemetry.Metrics, r.log)
-	v.Store, v.Sender = telemetry.Store(v.Store), telemetry.Sender(v.Sender)
+	r.access.watchFiles(ctx, tel.Metrics, r.log)
+	v.Store, v.Sender = tel.Store(v.Store), tel.Sender(v.Sender)
 	var background sync.WaitGroup
 	defer background.Wait()
 	serveCtx, stop := context.WithCancel(ctx)
@@ -282,7 +282,7 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 		Reflection:   r.access.reflects,
 		Limits:       r.limits,
 		Version:      versionText(),
-		Telemetry:    telemetry,
+		Telemetry:    tel,
 		Metrics:      metricsListener,
 	}
 	context.AfterFunc(ctx, func() { exitAfter(config.StopTimeout()+closeTimeout, r.log) })
@@ -433,7 +433,7 @@ func (c *healthcheckCommand) Run(ctx context.Context) error {
 type tokenCommand struct{}
 
 func (tokenCommand) Run() error {
-	token, hash := callers.NewToken()
+	token, hash := auth.NewToken()
 	fmt.Printf("token:        %s\ntoken_sha256: %s\n", token, hash)
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
 // lastLinesTimeout bounds the time for the last lines when the process ends.
@@ -15,7 +15,7 @@ const lastLinesTimeout = time.Second
 // output wraps stdout and stderr in writers that never block, so that a stopped or closed reader
 // blocks no call and no exit.
 type output struct {
-	stdout, stderr *observe.Lines
+	stdout, stderr *telemetry.Lines
 	dropped        prometheus.Counter
 }
 
@@ -23,11 +23,11 @@ func newOutput() output {
 	dropped := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "phonenumber_log_lines_dropped_total", Help: "Log lines that were not written: their reader is too slow, or gone, or the disk is full.",
 	})
-	o := output{stderr: observe.NewLines(os.Stderr, dropped), dropped: dropped}
+	o := output{stderr: telemetry.NewLines(os.Stderr, dropped), dropped: dropped}
 	if sameFile(os.Stdout, os.Stderr) {
 		o.stdout = o.stderr // keeps the order of lines
 	} else {
-		o.stdout = observe.NewLines(os.Stdout, dropped)
+		o.stdout = telemetry.NewLines(os.Stdout, dropped)
 	}
 	return o
 }

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -72,7 +72,7 @@ type config struct {
 	access     accessConfig
 	limits     server.Limits
 	log        *slog.Logger
-	sampled    observe.SamplingHandler // the handler of log
+	sampled    telemetry.SamplingHandler // the handler of log
 	out        output
 }
 
@@ -119,12 +119,12 @@ func (s settings) parse(f *configErrors, out output, d commandDefaults) config {
 	if r.metrics != "" {
 		address(f, "--metrics-listen (PHONENUMBER_METRICS_LISTEN)", r.metrics)
 	}
-	if err := observe.CheckTracing(); err != nil {
+	if err := telemetry.CheckTracing(); err != nil {
 		f.add("%v", err)
 	}
 	r.access = s.accessSettings.parse(f, d.origins)
 	r.limits = s.limitSettings.parse(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
-	r.sampled = observe.NewSampled(observe.CallerHandler{Handler: s.logHandler(f, out.stderr)})
+	r.sampled = telemetry.NewSampled(telemetry.CallerHandler{Handler: s.logHandler(f, out.stderr)})
 	r.log = slog.New(r.sampled)
 	out.stderr.OnLoss(func(lost int) { r.log.Warn("dropped log lines", "count", lost) })
 	return r

@@ -14,10 +14,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -97,7 +97,7 @@ func startService() (address string, inbox *sms.Inbox, stop func()) {
 			Ready:     db.Ready,
 			Inbox:     inbox,
 			Limits:    server.DefaultLimits,
-			Telemetry: observe.Telemetry{Metrics: observe.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
+			Telemetry: telemetry.Telemetry{Metrics: telemetry.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
 		})
 	}()
 	return listener.Addr().String(), inbox, func() { cancel(); <-stopped; db.Close() }

@@ -26,7 +26,7 @@ import (
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -169,7 +169,7 @@ func TestWithAClientCACallsNeedACertificateAndHealthDoesNot(t *testing.T) {
 	ca, clients := catest.New(t), catest.New(t)
 	r, inbox := startDev(t, func(c *server.Config) {
 		c.TLS, _ = certificates(t, ca, clients)
-		c.Authenticate = callers.AnyCertificate
+		c.Authenticate = auth.AnyCertificate
 	})
 	bare := secureConn(t, r, ca.Client())
 	eventually(t, "health is SERVING without a certificate", func() bool {
@@ -211,7 +211,7 @@ func TestRotatedCertificatesCutNoCallAndABrokenOneChangesNothing(t *testing.T) {
 	var files server.CertificateFiles
 	r, _ := startDev(t, func(c *server.Config) {
 		certs, files = certificates(t, before, clients)
-		c.TLS, c.Authenticate = certs, callers.AnyCertificate
+		c.TLS, c.Authenticate = certs, auth.AnyCertificate
 	})
 	client := func(root *catest.CA, of *catest.CA) pb.PhoneNumberServiceClient {
 		config := of.Client("login.example.org")
@@ -275,7 +275,7 @@ func hashOf(token string) string {
 }
 
 func TestCallersMayDoWhatTheirFileSays(t *testing.T) {
-	list, err := callers.Parse("callers.yaml", []byte(`
+	list, err := auth.Parse("callers.yaml", []byte(`
 callers:
   - name: login
     token_sha256: `+hashOf("token-of-login")+`
@@ -287,11 +287,11 @@ callers:
   - name: checks
     token_sha256: `+hashOf("token-of-checks")+`
     calls: [Valid]
-`), callers.ParseOptions{Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true}})
+`), auth.ParseOptions{Calls: []string{"SendSMS", "Valid"}, Countries: map[string]bool{"CN": true}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := &callers.Registry{}
+	set := &auth.Registry{}
 	set.Replace(list)
 	var scrape func(string) (int, string)
 	r, inbox := startDev(t, func(c *server.Config) {

@@ -5,22 +5,22 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/catest"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
 // A certificate can hold the name that metrics and logs give to no caller at all, or to
 // all beyond the ones they tell apart.
 func TestMetrics_tellACertificateNamedUnknownApart(t *testing.T) {
 	ca, clients := catest.New(t), catest.New(t)
-	var metrics *observe.Metrics
+	var metrics *telemetry.Metrics
 	r, _ := startDev(t, func(c *server.Config) {
 		c.TLS, _ = certificates(t, ca, clients)
-		c.Authenticate, metrics = callers.AnyCertificate, c.Telemetry.Metrics
+		c.Authenticate, metrics = auth.AnyCertificate, c.Telemetry.Metrics
 	})
-	for _, name := range []string{callers.Unknown, callers.Other} {
+	for _, name := range []string{auth.Unknown, auth.Other} {
 		config := clients.Client(name)
 		config.RootCAs = ca.Pool
 		if _, err := secureClient(t, r, config).SendSMS(t.Context(), request(freshNumber())); err != nil {
@@ -33,7 +33,7 @@ func TestMetrics_tellACertificateNamedUnknownApart(t *testing.T) {
 	if got := strings.Count(scraped, `phonenumber_call_duration_seconds_count{caller="sha256:`); got != 2 {
 		t.Errorf("got %d callers named by their certificate's hash; want 2", got)
 	}
-	for _, name := range []string{callers.Unknown, callers.Other} {
+	for _, name := range []string{auth.Unknown, auth.Other} {
 		if strings.Contains(scraped, `caller="`+name+`"`) || strings.Contains(r.log.String(), "caller="+name) {
 			t.Errorf("a certificate is called %s", name)
 		}

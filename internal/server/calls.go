@@ -18,9 +18,9 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -28,7 +28,7 @@ var errPanic = errors.New("panic")
 
 // callInfo collects attributes for the log line of a call. The handlers fill it in.
 type callInfo struct {
-	caller  *callers.Caller // nil without authentication
+	caller  *auth.Caller // nil without authentication
 	number  verify.Number
 	receipt verify.Receipt
 	outcome string // of Valid
@@ -45,10 +45,10 @@ func callInfoFrom(ctx context.Context) *callInfo {
 
 // An authenticator returns the caller that the values of the header authorization and the
 // verified client certificate belong to. The certificate is nil if there is none.
-type authenticator func(authorization []string, certificate *x509.Certificate) (*callers.Caller, error)
+type authenticator func(authorization []string, certificate *x509.Certificate) (*auth.Caller, error)
 
-// authenticate returns the caller of the call of ctx. A nil authenticator returns a nil caller.
-func (f authenticator) authenticate(ctx context.Context) (*callers.Caller, error) {
+// caller returns the caller that makes the call of ctx. A nil authenticator returns a nil caller.
+func (f authenticator) caller(ctx context.Context) (*auth.Caller, error) {
 	if f == nil {
 		return nil, nil
 	}
@@ -62,28 +62,28 @@ func (f authenticator) authenticate(ctx context.Context) (*callers.Caller, error
 // callInterceptor wraps every call, over gRPC and HTTP. It authenticates the caller, starts
 // the span, recovers panics, converts errors to statuses, and records metrics and one log
 // line.
-func callInterceptor(telemetry observe.Telemetry, auth authenticator) grpc.UnaryServerInterceptor {
+func callInterceptor(tel telemetry.Telemetry, authenticate authenticator) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
 		if strings.HasPrefix(info.FullMethod, "/grpc.health.") {
 			// Frequent health probes would hide the calls in logs and metrics.
-			return recoverPanic(ctx, telemetry.Log, method, func() (any, error) { return handler(ctx, req) })
+			return recoverPanic(ctx, tel.Log, method, func() (any, error) { return handler(ctx, req) })
 		}
 		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
-			ctx = observe.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
+			ctx = telemetry.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
 		}
-		caller, authErr := auth.authenticate(ctx)
+		caller, authErr := authenticate.caller(ctx)
 		switch {
 		case authErr != nil:
-			ctx = observe.WithCaller(ctx, callers.Unknown)
+			ctx = telemetry.WithCaller(ctx, auth.Unknown)
 		case caller != nil:
-			ctx = observe.WithCaller(ctx, caller.Name)
+			ctx = telemetry.WithCaller(ctx, caller.Name)
 			authErr = caller.AuthorizeCall(method)
 		}
 		n := &callInfo{caller: caller}
-		ctx, span := telemetry.Call(context.WithValue(ctx, callInfoKey{}, n), info.FullMethod)
-		res, err := recoverPanic(ctx, telemetry.Log, method, func() (any, error) {
+		ctx, span := tel.Call(context.WithValue(ctx, callInfoKey{}, n), info.FullMethod)
+		res, err := recoverPanic(ctx, tel.Log, method, func() (any, error) {
 			if authErr != nil {
 				return nil, authErr
 			}
@@ -95,8 +95,8 @@ func callInterceptor(telemetry observe.Telemetry, auth authenticator) grpc.Unary
 		}
 		took := time.Since(start)
 		span.End(s.Code(), n.number)
-		telemetry.Metrics.ObserveCall(ctx, method, s.Code().String(), took)
-		logCall(ctx, telemetry.Log, method, s.Code(), n, took, err)
+		tel.Metrics.ObserveCall(ctx, method, s.Code().String(), took)
+		logCall(ctx, tel.Log, method, s.Code(), n, took, err)
 		return res, s.Err()
 	}
 }
@@ -134,7 +134,7 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	attrs := append(make([]slog.Attr, 0, 15),
 		slog.String("method", method),
 		slog.String("status", code.String()),
-		slog.Float64("duration_ms", observe.Milliseconds(took)))
+		slog.Float64("duration_ms", telemetry.Milliseconds(took)))
 	text := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.String(key, value))
@@ -158,7 +158,7 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 		text("request_id", n.receipt.RequestID)
 		text("biz_id", n.receipt.BizID)
 	}
-	text("trace_id", observe.TraceID(ctx))
+	text("trace_id", telemetry.TraceID(ctx))
 	if err != nil {
 		text("error", err.Error())
 	}

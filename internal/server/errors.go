@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -49,7 +49,7 @@ var (
 		{verify.ErrStateUnreadable, publicError{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
 		{verify.ErrCallerGone, publicError{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
 		{verify.ErrStoreUnavailable, publicError{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
-		{callers.ErrUnknown, publicError{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
+		{auth.ErrUnknown, publicError{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
 		{errMessageTooLarge, publicError{codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than this service takes; nothing was sent and nothing was counted", 0}},
 		{errOrigin, publicError{codes.PermissionDenied, "ORIGIN_NOT_ALLOWED", "web pages of this origin may not make calls; nothing was sent and nothing was counted", 0}},
 		{errUnknownEncoding, publicError{codes.Unimplemented, "UNKNOWN_ENCODING", "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted", 0}},
@@ -88,13 +88,13 @@ func toStatus(err error) *status.Status {
 	if errors.As(err, &send) {
 		return sendStatus(send)
 	}
-	var refused *callers.NotAllowedError
+	var refused *auth.NotAllowedError
 	if errors.As(err, &refused) {
 		reason := info(ownDomain, notAllowed.reason, "")
 		reason.Metadata = map[string]string{"refused": refused.Denied}
 		return withDetails(status.Newf(notAllowed.code, notAllowed.text, refused.Denied), reason)
 	}
-	var used *callers.RateError
+	var used *auth.RateError
 	if errors.As(err, &used) {
 		a := rateLimited
 		a.retryAfter = used.RetryAfter

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/net/http2"
 
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -92,7 +92,7 @@ func FuzzJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		var log bytes.Buffer
 		handled := false
-		interceptor := callInterceptor(observe.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+		interceptor := callInterceptor(telemetry.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
 		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, interceptor, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 			handled = true
 			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
@@ -124,6 +124,6 @@ func FuzzJSON(f *testing.F) {
 }
 
 var (
-	fuzzMetrics = observe.NewMetrics("test")
+	fuzzMetrics = telemetry.NewMetrics("test")
 	lineTime    = regexp.MustCompile(`time=\S+|duration_ms=\S+`)
 )

@@ -18,12 +18,12 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -85,7 +85,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		t.Fatal(err)
 	}
 	r := &replica{addr: listener.Addr().String(), log: &servicetest.Output{}, done: make(chan struct{})}
-	log := slog.New(observe.CallerHandler{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})})
+	log := slog.New(telemetry.CallerHandler{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})})
 	config := server.Config{
 		Listener: listener,
 		Verifier: &verify.Verifier{
@@ -102,7 +102,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		Ready:   db.Ready,
 		Version: "test",
 		Limits:  server.DefaultLimits, Reflection: true,
-		Telemetry: observe.Telemetry{Metrics: observe.NewMetrics("test"), Log: log},
+		Telemetry: telemetry.Telemetry{Metrics: telemetry.NewMetrics("test"), Log: log},
 	}
 	for _, f := range change {
 		f(&config)

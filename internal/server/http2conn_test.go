@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -43,7 +43,7 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch := observe.Telemetry{Metrics: observe.NewMetrics("test"), Log: slog.New(slog.DiscardHandler)}
+	watch := telemetry.Telemetry{Metrics: telemetry.NewMetrics("test"), Log: slog.New(slog.DiscardHandler)}
 	conns := newHTTP2Conns(DefaultLimits, watch.Rejected)
 	admitted := newAdmission(DefaultLimits, nil, watch)
 	s := grpc.NewServer(append(DefaultLimits.grpcOptions(), grpc.InTapHandle(admitted.tap), grpc.UnaryInterceptor(admitted.unary),

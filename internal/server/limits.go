@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
 // Limits bound the resources that peers can use.
@@ -84,11 +84,11 @@ type admission struct {
 	unauthenticated semaphore
 	authenticate    authenticator
 	limits          Limits
-	telemetry       observe.Telemetry
+	telemetry       telemetry.Telemetry
 }
 
-func newAdmission(l Limits, auth authenticator, telemetry observe.Telemetry) *admission {
-	return &admission{calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: auth, limits: l, telemetry: telemetry}
+func newAdmission(l Limits, authenticate authenticator, tel telemetry.Telemetry) *admission {
+	return &admission{calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: authenticate, limits: l, telemetry: tel}
 }
 
 type streamKey struct{}
@@ -148,7 +148,7 @@ func connInfoFrom(ctx context.Context) *connInfo {
 // semaphoreOf returns the semaphore that bounds the call of ctx. Unauthenticated calls have
 // their own, so that they cannot use up the callers' limit.
 func (a *admission) semaphoreOf(ctx context.Context) *semaphore {
-	if _, err := a.authenticate.authenticate(ctx); err != nil {
+	if _, err := a.authenticate.caller(ctx); err != nil {
 		return &a.unauthenticated
 	}
 	return &a.calls

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -295,11 +295,11 @@ func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
 
 // Peers that are no callers take no place of a caller, over either protocol.
 func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
-	list, err := callers.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), callers.ParseOptions{})
+	list, err := auth.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), auth.ParseOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := &callers.Registry{}
+	set := &auth.Registry{}
 	set.Replace(list)
 	r, _ := startDev(t, func(c *server.Config) { c.Authenticate, c.Limits.Calls = set.Authenticate, 2 })
 	for range 10 {

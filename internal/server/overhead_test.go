@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -72,9 +72,9 @@ func BenchmarkWatching(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer file.Close()
-	lines := observe.NewLines(file, prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})) // as main does
+	lines := telemetry.NewLines(file, prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})) // as main does
 	watching := func(h slog.Handler) grpc.ServerOption {
-		return grpc.UnaryInterceptor(callInterceptor(observe.Telemetry{Metrics: observe.NewMetrics("test"), Log: slog.New(observe.NewSampled(observe.CallerHandler{Handler: h}))}, nil))
+		return grpc.UnaryInterceptor(callInterceptor(telemetry.Telemetry{Metrics: telemetry.NewMetrics("test"), Log: slog.New(telemetry.NewSampled(telemetry.CallerHandler{Handler: h}))}, nil))
 	}
 	servers := []struct {
 		name    string

@@ -19,8 +19,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -52,7 +52,7 @@ type Config struct {
 	Reflection   bool
 	Limits       Limits
 	Version      string
-	Telemetry    observe.Telemetry
+	Telemetry    telemetry.Telemetry
 	Metrics      net.Listener // for scrapes and probes, nil for none
 }
 
@@ -202,7 +202,7 @@ func (a *admission) wait(ctx context.Context) (inFlight int64) {
 // readiness sets the health status of "" and of the service, and the metric.
 type readiness struct {
 	health  *health.Server
-	metrics *observe.Metrics
+	metrics *telemetry.Metrics
 
 	mu       sync.Mutex
 	draining bool
@@ -262,7 +262,7 @@ func (r *readiness) publish(s healthpb.HealthCheckResponse_ServingStatus) {
 }
 
 // newMetricsServer serves metrics and probes on their own address, for operators only.
-func newMetricsServer(m *observe.Metrics, h *health.Server) *http.Server {
+func newMetricsServer(m *telemetry.Metrics, h *health.Server) *http.Server {
 	statusOf := func(service string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			res, err := h.Check(r.Context(), &healthpb.HealthCheckRequest{Service: service})

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -20,7 +20,7 @@ type service struct {
 	pb.UnimplementedPhoneNumberServiceServer
 	verifier           *verify.Verifier
 	numbers            verify.NumberParser
-	metrics            *observe.Metrics
+	metrics            *telemetry.Metrics
 	allowEmptyTemplate bool // for development: sign name, template
 }
 

@@ -22,9 +22,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/observe"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
 // scraped serves metrics and probes too, and returns a function that asks for one.
@@ -173,7 +173,7 @@ func TestTracesHoldEveryStepInTheCallersTrace(t *testing.T) {
 			var stop func()
 			r := start(t, openStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
 				var err error
-				if c.Telemetry.Tracer, stop, err = observe.Tracing(t.Context(), "test", c.Telemetry.Log); err != nil {
+				if c.Telemetry.Tracer, stop, err = telemetry.Tracing(t.Context(), "test", c.Telemetry.Log); err != nil {
 					t.Fatal(err)
 				}
 			})

@@ -1,6 +1,6 @@
-// Package callers implements authentication and authorization of API clients: the callers
+// Package auth implements authentication and authorization of API clients: the callers
 // file, the credentials of a caller, and its permissions.
-package callers
+package auth
 
 import (
 	"crypto/rand"

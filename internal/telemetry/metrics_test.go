@@ -1,4 +1,4 @@
-package observe
+package telemetry
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -140,7 +140,7 @@ func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
 func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
 	m := NewMetrics("test")
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
-	for _, name := range []string{"login", "shop", callers.Unknown} {
+	for _, name := range []string{"login", "shop", auth.Unknown} {
 		ctx := WithCaller(t.Context(), name)
 		m.ObserveCall(ctx, "Valid", "OK", time.Second)
 		m.ObserveCheck(ctx, "+8618600000000", verify.Verification{})
@@ -151,7 +151,7 @@ func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
 	if strings.Contains(scraped, `caller="login"`) {
 		t.Error("the metrics hold a caller that was removed")
 	}
-	for _, kept := range []string{"shop", callers.Unknown} {
+	for _, kept := range []string{"shop", auth.Unknown} {
 		mustHave(t, scraped,
 			`phonenumber_call_duration_seconds_count{caller="`+kept+`",method="Valid",status="OK"} 1`,
 			`phonenumber_verifications_total{caller="`+kept+`",country="CN",outcome="none"} 1`,
@@ -177,7 +177,7 @@ func TestMetrics_countUnknownApartThoughTheSetIsFull(t *testing.T) {
 	for i := range 2 * m.callers.max {
 		m.caller(WithCaller(t.Context(), fmt.Sprint("caller-", i)))
 	}
-	for name, want := range map[string]string{"one more": callers.Other, callers.Unknown: callers.Unknown} {
+	for name, want := range map[string]string{"one more": auth.Other, auth.Unknown: auth.Unknown} {
 		if got := m.caller(WithCaller(t.Context(), name)); got != want {
 			t.Errorf("%s: got %q; want %q", name, got, want)
 		}

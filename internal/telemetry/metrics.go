@@ -1,7 +1,7 @@
-// Package observe implements metrics, tracing and logging: spans and debug lines for the
+// Package telemetry implements metrics, tracing and logging: spans and debug lines for the
 // steps of a call, and log sampling. No label, span or line contains a code or a whole phone
 // number.
-package observe
+package telemetry
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/liulinhuai/phone-number-service/internal/callers"
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -42,7 +42,7 @@ func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
 		aliyunCodes: labelCap{max: 64},
-		callers:     labelCap{max: 256, seen: map[string]bool{callers.Unknown: true}},
+		callers:     labelCap{max: 256, seen: map[string]bool{auth.Unknown: true}},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -119,7 +119,7 @@ func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliy
 // KeepCallers deletes the metrics of callers with other names, so that removed callers do not
 // count towards the label cap.
 func (m *Metrics) KeepCallers(names []string) {
-	for _, name := range m.callers.keep(append(names, callers.Unknown)) {
+	for _, name := range m.callers.keep(append(names, auth.Unknown)) {
 		labels := prometheus.Labels{"caller": name}
 		m.calls.DeletePartialMatch(labels)
 		m.sends.DeletePartialMatch(labels)
@@ -144,7 +144,7 @@ type labelCap struct {
 	seen map[string]bool
 }
 
-// value returns value, or callers.Other if there are too many distinct values.
+// value returns value, or auth.Other if there are too many distinct values.
 func (b *labelCap) value(value string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -152,7 +152,7 @@ func (b *labelCap) value(value string) string {
 		b.seen = map[string]bool{}
 	}
 	if !b.seen[value] && len(b.seen) >= b.max {
-		return callers.Other
+		return auth.Other
 	}
 	b.seen[value] = true
 	return value
