@@ -6,7 +6,7 @@ SBOM     := .bin/cyclonedx-gomod-1.10.0
 export npm_config_loglevel := error
 
 .DEFAULT_GOAL := help
-.PHONY: help build run unit check deps test page screenshots page-figures prove prove-cluster bench soak browser lint generate generated-is-current proto image fuzz deploy release
+.PHONY: help build run unit check deps test page screenshots page-figures test-consistency test-cluster bench soak browser lint generate generated-is-current proto image fuzz deploy release
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,11 +55,11 @@ browser: deps-page
 	ln -sfn ../../internal/pagetest/node_modules examples/login/node_modules
 
 # Root may mount disks that lose power or fill up. Without root, the tests of these are skipped.
-prove: deps-tests deps-disks ## Test the guarantees on the built program under faults
+test-consistency: deps-tests deps-disks ## Test the guarantees on the built program under faults
 	go test -count=1 -v -run WallClock ./internal/verify
 	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
 
-prove-cluster: deps-cluster ## Test the guarantees on three Galera nodes
+test-cluster: deps-cluster ## Test the guarantees on three Galera nodes
 	cd internal/prove && go test -count=1 -v -timeout 10m -run '^TestCluster' .
 
 # docs/performance.md explains the figures: ratios of the raw database's throughput.

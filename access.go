@@ -44,15 +44,15 @@ type accessConfig struct {
 	file         callersFile
 	origins      []string
 	reflects     bool
-	reloadFailed *prometheus.GaugeVec
+	lastReload *prometheus.GaugeVec
 }
 
 func (s accessSettings) parse(f *configErrors, origins string) accessConfig {
-	a := accessConfig{settings: s, reloadFailed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "phonenumber_files_unusable", Help: "1 while files changed and cannot be used, so that the old ones stay.",
+	a := accessConfig{settings: s, lastReload: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "phonenumber_config_last_reload_successful", Help: "1 if the last reload of the files succeeded, 0 while the service keeps a previous version.",
 	}, []string{"files"})}
 	for _, kind := range []string{"callers", "certificates", "secrets"} {
-		a.reloadFailed.WithLabelValues(kind) // 0, even if nothing comes from files
+		a.lastReload.WithLabelValues(kind).Set(1) // also without files
 	}
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		f.add("--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both, or none")
@@ -145,20 +145,20 @@ func browserOrigin(given string) (string, bool) {
 // watchFiles reloads the certificates and the callers file when they change, until ctx is done.
 func (a accessConfig) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log *slog.Logger) {
 	if a.tls != nil {
-		go watchFiles(ctx, log, a.reloadFailed, a.tlsFiles, watchedFiles[tlsFiles]{kind: "certificates", read: a.settings.readTLS, apply: func(before, now tlsFiles) error {
+		go watchFiles(ctx, log, a.lastReload, a.tlsFiles, watchedFiles[tlsFiles]{kind: "certificates", read: a.settings.readTLS, apply: func(before, now tlsFiles) error {
 			if err := a.tls.Replace(server.CertificateFiles(now)); err != nil {
 				return err
 			}
 			for _, pair := range now.pairs(before) {
 				if had, has := strings.Count(pair[0].Content, certificateBegin), strings.Count(pair[1].Content, certificateBegin); has < had {
-					log.Warn("took over a file with fewer certificates", "file", pair[1].Name, "before", had, "now", has)
+					log.Warn("reloaded a file with fewer certificates", "file", pair[1].Name, "before", had, "now", has)
 				}
 			}
 			return nil
 		}})
 	}
 	if a.set != nil {
-		go watchFiles(ctx, log, a.reloadFailed, a.file, watchedFiles[callersFile]{kind: "callers", read: a.settings.readCallers, apply: func(before, now callersFile) error {
+		go watchFiles(ctx, log, a.lastReload, a.file, watchedFiles[callersFile]{kind: "callers", read: a.settings.readCallers, apply: func(before, now callersFile) error {
 			if auth.Whole(before.Content) && !auth.Whole(now.Content) {
 				return fmt.Errorf("%s: must end with a line ..., as the version in use does: it may be cut off", now.Name)
 			}
@@ -167,7 +167,7 @@ func (a accessConfig) watchFiles(ctx context.Context, metrics *telemetry.Metrics
 				return err
 			}
 			if changes.Removed != nil || changes.Added != nil || changes.Widened != nil {
-				log.Warn("changed what callers may do", "removed", strings.Join(changes.Removed, ", "),
+				log.Warn("reloaded callers with other permissions", "removed", strings.Join(changes.Removed, ", "),
 					"added", strings.Join(changes.Added, ", "), "may_do_more", strings.Join(changes.Widened, ", "))
 			}
 			metrics.KeepCallers(a.set.Names())
@@ -254,18 +254,21 @@ func (a accessConfig) authenticator() func([]string, *x509.Certificate) (*auth.C
 	return nil
 }
 
-// startupSummary describes TLS and authentication for the log. The level is a warning if the
-// network must be trusted.
-func (a accessConfig) startupSummary() (level slog.Level, tls, who string) {
-	tls, who = "on", "those of "+a.file.Name
+// startupSummary describes TLS and authentication for the log, with a warning for each of the
+// two that is missing: then the network must be trusted.
+func (a accessConfig) startupSummary() (tls, callers string, warnings []string) {
+	tls, callers = "on", "file"
 	if a.tls == nil {
-		level, tls = slog.LevelWarn, "off: codes and tokens can be read on the way"
+		tls = "off"
+		warnings = append(warnings, "TLS is off: codes and tokens can be read on the network; set PHONENUMBER_TLS_CERT")
 	}
-	if a.set == nil {
-		who = "whoever has a certificate of PHONENUMBER_TLS_CLIENT_CA"
-		if a.authenticator() == nil {
-			level, who = slog.LevelWarn, "anyone who reaches the port can send at your cost and use up attempts"
-		}
+	switch {
+	case a.set != nil:
+	case a.authenticator() != nil:
+		callers = "certificate"
+	default:
+		callers = "unauthenticated"
+		warnings = append(warnings, "callers are not authenticated: anyone who reaches the port can send at your cost and use up attempts; set PHONENUMBER_CALLERS")
 	}
-	return level, tls, who
+	return tls, callers, warnings
 }

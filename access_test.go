@@ -70,7 +70,7 @@ func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *test
 	eventually(t, "healthcheck says serving over TLS", func() bool {
 		return program([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
 	})
-	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers.yaml") {
+	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers=file") {
 		t.Errorf("the start-up line does not say who may call:\n%s", out)
 	}
 	connect := func(ca *catest.CA) *grpc.ClientConn {
@@ -121,37 +121,37 @@ func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *test
 		t.Error("the metrics do not say when the certificate ends")
 	}
 
-	taken := seen("took over callers that changed")
+	taken := seen("reloaded callers")
 	callersFile(both)
 	eventually(t, "the callers are taken over", taken)
 	if err := call(old, second); err != nil {
 		t.Errorf("with the second token: %v", err)
 	}
-	refused := seen("callers changed and cannot be used; the old ones stay")
+	refused := seen("failed to reload callers; keeping the previous version")
 	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
 	eventually(t, "a token in clear is refused", refused)
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") || strings.Contains(out, second) {
 		t.Errorf("want file and line, and no token:\n%s", out)
 	}
-	if got := gauge(`phonenumber_files_unusable{files="callers"}`); !strings.HasSuffix(got, " 1") {
+	if got := gauge(`phonenumber_config_last_reload_successful{files="callers"}`); !strings.HasSuffix(got, " 0") {
 		t.Errorf("an alarm: got %q", got)
 	}
 	callersFile(both)
-	eventually(t, "the alarm ends", func() bool { return strings.HasSuffix(gauge(`phonenumber_files_unusable{files="callers"}`), " 0") })
+	eventually(t, "the alarm ends", func() bool { return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1") })
 
-	refused = seen("certificates changed and cannot be used; the old ones stay")
+	refused = seen("failed to reload certificates; keeping the previous version")
 	_, keyOfAnother := ca.Issue("127.0.0.1")
 	put(t, dir, "tls.key", keyOfAnother)
 	eventually(t, "a key of another certificate is refused", refused)
 	if err := call(connect(ca), first); err != nil {
 		t.Errorf("a new connection beside a broken file: %v", err)
 	}
-	if got := gauge(`phonenumber_files_unusable{files="certificates"}`); !strings.HasSuffix(got, " 1") {
+	if got := gauge(`phonenumber_config_last_reload_successful{files="certificates"}`); !strings.HasSuffix(got, " 0") {
 		t.Errorf("an alarm: got %q", got)
 	}
 	next := catest.New(t)
 	certificate, key = next.Issue("127.0.0.1")
-	taken = seen("took over certificates that changed")
+	taken = seen("reloaded certificates")
 	put(t, dir, "tls.crt", certificate)
 	put(t, dir, "tls.key", key)
 	eventually(t, "the certificates are taken over", taken)
@@ -173,11 +173,14 @@ func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *test
 func TestAnOpenPortIsSaidLoudlyInOneLine(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
-	if out := p.Output.String(); strings.Count(out, "level=WARN msg=listening") != 1 || !strings.Contains(out, `tls="off`) || !strings.Contains(out, `callers="anyone who reaches the port`) {
-		t.Errorf("got no such line:\n%s", out)
+	out := p.Output.String()
+	for _, want := range []string{"tls=off callers=unauthenticated\n", `level=WARN msg="TLS is off: `, `level=WARN msg="callers are not authenticated: `} {
+		if got := strings.Count(out, want); got != 1 {
+			t.Errorf("%d lines of serve have %q, want 1:\n%s", got, want, out)
+		}
 	}
-	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "level=WARN msg=listening") {
-		t.Errorf("dev warns of what it is for:\n%s", out)
+	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "TLS is off") || strings.Contains(out, "not authenticated") {
+		t.Errorf("dev warned that it is open:\n%s", out)
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	callersRefused = "callers changed and cannot be used; the old ones stay"
-	secretsRefused = "secrets changed and cannot be used; the old ones stay"
+	callersRefused = "failed to reload callers; keeping the previous version"
+	secretsRefused = "failed to reload secrets; keeping the previous version"
 )
 
 // told returns a condition: the program has written text since told was called.
@@ -47,7 +47,7 @@ func TestCallersFile_isRefusedWhereItIsCutOff(t *testing.T) {
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", whole))).serving(t)
 	alarm := func() bool {
-		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_files_unusable{files="callers"} 1`)
+		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
 	}
 	for name, cut := range map[string]string{"behind a caller": caller + limits, "in a caller": caller, "at its begin": ""} {
 		refused := p.told(callersRefused)
@@ -81,10 +81,10 @@ func TestCallersFile_tellsWhatItTakesAndGives(t *testing.T) {
 	if by := p.validBy(t, batch); by != codes.OK || !counted("batch") {
 		t.Fatalf("batch: got %v, counted %v; want OK and a count", by, counted("batch"))
 	}
-	taken := p.told("took over callers that changed")
+	taken := p.told("reloaded callers")
 	put(t, dir, "callers.yaml", "callers:\n"+entry("shop", shopHash)+entry("login", batchHash))
 	eventually(t, "taken over", taken)
-	const want = `level=WARN msg="changed what callers may do" removed=batch added=login may_do_more="shop countries"`
+	const want = `level=WARN msg="reloaded callers with other permissions" removed=batch added=login may_do_more="shop countries"`
 	if out := p.Output.String(); !strings.Contains(out, want) || strings.Contains(out, shopHash) || strings.Contains(out, batchHash) {
 		t.Errorf("want a line with %s, and no hash:\n%s", want, out)
 	}
@@ -113,7 +113,7 @@ func TestSecretFile_isRefusedWhereItIsCutOff(t *testing.T) {
 	}
 	p.send(t, "18612345678")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
-	taken := p.told("took over secrets that changed")
+	taken := p.told("reloaded secrets")
 	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
 	eventually(t, "a whole key is taken over", taken)
 	p.send(t, "18612345679")
@@ -129,10 +129,10 @@ func TestCertificates_tellThatTheyAreFewer(t *testing.T) {
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key),
 		"PHONENUMBER_TLS_CLIENT_CA="+put(t, dir, "ca.crt", ca.PEM+another.PEM)))
 	eventually(t, "serving", func() bool { return strings.Contains(p.Output.String(), "msg=serving") })
-	taken := p.told("took over certificates that changed")
+	taken := p.told("reloaded certificates")
 	put(t, dir, "ca.crt", ca.PEM)
 	eventually(t, "taken over", taken)
-	want := `level=WARN msg="took over a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
+	want := `level=WARN msg="reloaded a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
 	if !strings.Contains(p.Output.String(), want) {
 		t.Errorf("the log lacks %s", want)
 	}

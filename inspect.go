@@ -56,19 +56,19 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 	}
 	line("number", "%s", n.Masked())
 	if found.LastSendID == 0 {
-		line("last send", "none: nothing was ever sent to this number, or it was so long ago that it was purged")
+		line("last send", "none: nothing was sent to this number, or its row was purged")
 		return
 	}
-	line("last send", "%s, ticket %d", at(found.BegunAt), found.LastSendID)
+	line("last send", "%s, send ID %d", at(found.BegunAt), found.LastSendID)
 	accepted, rejected, end := found.History.Accepted, found.History.Rejected, found.History.End
 	ofEarlierSend := func(sendID int64) string {
 		if sendID == found.LastSendID {
 			return ""
 		}
-		return fmt.Sprintf(" (of an earlier send, ticket %d)", sendID)
+		return fmt.Sprintf(" (of an earlier send, send ID %d)", sendID)
 	}
 	if accepted.SendID != found.LastSendID && rejected.SendID != found.LastSendID {
-		line("Aliyun", "no answer to the last send is known: it is under way, its answer was lost, its caller had gone before Aliyun was asked, or an older version of the service wrote since")
+		line("Aliyun", "no answer to the last send is known: it is in progress, its answer was lost, its caller canceled it before Aliyun was asked, or an older version of the service wrote the row since")
 	}
 	if rejected.SendID != 0 {
 		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", rejected.Kind, at(time.UnixMicro(rejected.At)), cmp.Or(rejected.Code, "none"), cmp.Or(rejected.RequestID, "none"), ofEarlierSend(rejected.SendID))
@@ -81,10 +81,10 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		if !c.Confirmed {
 			confirmed = "not confirmed by Aliyun"
 		}
-		line("code", "alive until %s, %d of %d attempts spent, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, ofEarlierSend(c.SendID))
+		line("code", "live until %s, %d of %d attempts used, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, ofEarlierSend(c.SendID))
 	}
 	if len(found.Alive) == 0 {
-		line("code", "none is alive")
+		line("code", "no live code")
 	}
 	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.SendID == found.LastSendID && end.SendID != found.LastSendID && !now.Before(expires) {
 		line("expired", "%s", at(expires))

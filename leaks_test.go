@@ -128,7 +128,7 @@ func TestNothingThatLeavesTheProcessHoldsASecret(t *testing.T) {
 		}
 	}
 	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
-	eventually(t, "a broken callers file is told", func() bool { return strings.Contains(p.Output.String(), "callers changed and cannot be used") })
+	eventually(t, "a broken callers file is told", func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
 	answers.WriteString(inspect(t, dsn, number))
 	scrapes := get(t, metrics, "/metrics", 200)
 	number = next()

@@ -161,7 +161,7 @@ func (c *serveCommand) Run(ctx context.Context, out output) error {
 		return aliyun.ReplaceAccessKey(now.keyID, now.keySecret)
 	}
 	if secretsInFiles() {
-		go watchFiles(ctx, r.log, r.access.reloadFailed, s, secretFiles(apply))
+		go watchFiles(ctx, r.log, r.access.lastReload, s, secretFiles(apply))
 	}
 	return serve(ctx, r, db, v, nil, aliyun.Collectors()...)
 }
@@ -244,7 +244,7 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 	tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
-	tel.Metrics.Register(r.access.reloadFailed, r.out.dropped)
+	tel.Metrics.Register(r.access.lastReload, r.out.dropped)
 	if r.access.tls != nil {
 		tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
@@ -264,11 +264,13 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 	if metricsListener != nil {
 		metricsAt = metricsListener.Addr().String()
 	}
-	level, tlsState, callersAllowed := r.access.startupSummary()
-	if inbox != nil {
-		level = slog.LevelInfo
+	tlsState, callers, warnings := r.access.startupSummary()
+	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState, "callers", callers)
+	if inbox == nil {
+		for _, w := range warnings {
+			r.log.Warn(w)
+		}
 	}
-	r.log.Log(ctx, level, "listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState, "callers", callersAllowed)
 	config := server.Config{
 		Listener:     listener,
 		Verifier:     v,

@@ -65,16 +65,16 @@ func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
 		}
 	}
 	const ago, soon = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(\d+s ago\)`, `\(in (10m0s|9m\d\ds)\)`
-	mustSay("never sent", `^number     \+86186\*\*\*\*5678\nlast send  none: nothing was ever sent`)
+	mustSay("never sent", `^number     \+86186\*\*\*\*5678\nlast send  none: nothing was sent`)
 
 	p.send(t, "18612345678")
 	sent := fake.Accepted()[0]
 	accepted := "Aliyun     accepted " + ago + ", BizId " + regexp.QuoteMeta(sent.BizID)
-	mustSay("sent", "last send  "+ago+`, ticket \d+`, accepted+"\n", "code       alive until .*"+soon+", 0 of 3 attempts spent, accepted by Aliyun\n")
+	mustSay("sent", "last send  "+ago+`, send ID \d+`, accepted+"\n", "code       live until .*"+soon+", 0 of 3 attempts used, accepted by Aliyun\n")
 	p.valid(t, "18612345678", "x")
-	mustSay("a wrong code", "1 of 3 attempts spent")
+	mustSay("a wrong code", "1 of 3 attempts used")
 	p.valid(t, "18612345678", sent.Code)
-	mustSay("verified", accepted+"\n", "code       none is alive", "verified   "+ago+" with attempt 2\n")
+	mustSay("verified", accepted+"\n", "code       no live code", "verified   "+ago+" with attempt 2\n")
 
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	requestID := fake.RequestIDs()[1]
@@ -83,11 +83,11 @@ func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
 	fake.Next(dysmsapitest.CloseAfterReading().ButAccepted())
 	fake.Limits(false)
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
-	mustSay("a lost answer", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts spent, not confirmed by Aliyun\n")
+	mustSay("a lost answer", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts used, not confirmed by Aliyun\n")
 	for range 3 {
 		p.valid(t, "18612345678", "x")
 	}
-	mustSay("exhausted", "none is alive", "exhausted  "+ago+" by 3 wrong attempts\n")
+	mustSay("exhausted", "no live code", "exhausted  "+ago+" by 3 wrong attempts\n")
 
 	file := filepath.Join(t.TempDir(), "none.db")
 	out, err := program([]string{"DATA_SOURCE_NAME=sqlite:" + file}, "inspect", "18612345678").CombinedOutput()
@@ -112,7 +112,7 @@ func TestInspectTellsThatACodeExpired(t *testing.T) {
 	var out []byte
 	eventually(t, "expired", func() bool {
 		out, _ = program([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
-		return regexp.MustCompile(`code       none is alive\nexpired    .* ago\)\n`).Match(out)
+		return regexp.MustCompile(`code       no live code\nexpired    .* ago\)\n`).Match(out)
 	})
 }
 
@@ -121,7 +121,7 @@ func TestInspectReadsASQLiteFileThatIsInUse(t *testing.T) {
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	p.send(t, "18612345678")
-	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts spent") {
+	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts used") {
 		t.Errorf("want the code alive:\n%s", out)
 	}
 	if !p.valid(t, "18612345678", lastCode(fake)) {
@@ -169,7 +169,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 	p.send(t, "18612345678")
 	before := lastCode(fake)
 
-	taken := told(`took over secrets that changed" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
+	taken := told(`reloaded secrets" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
@@ -191,7 +191,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 		t.Error("a replica that was started after the change refuses a code")
 	}
 
-	taken = told("took over secrets that changed")
+	taken = told("reloaded secrets")
 	p.send(t, "18612345672")
 	before = lastCode(fake)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tThirdKey", "ThirdSecret0123456789"
@@ -202,7 +202,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 		t.Error("a code is refused that went out between two changes, or after the second")
 	}
 
-	const refusal = "secrets changed and cannot be used; the old ones stay"
+	const refusal = "failed to reload secrets; keeping the previous version"
 	for why, wrong := range map[string]map[string]string{
 		"names another database; that takes a restart":         {"DATA_SOURCE_NAME": as("s3cret", "another")},
 		"MySQL error 1045 (28000): the user or the password":   {"DATA_SOURCE_NAME": as("s3cret", mariadbtest.Database)},
@@ -219,7 +219,7 @@ func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
 	}
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mariadbtest.Database)})
 	eventually(t, "a password that the database does not know yet", told(refusal))
-	taken = told("took over secrets that changed")
+	taken = told("reloaded secrets")
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'later'")
 	eventually(t, "taken over once the database knows it", taken)
 	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || strings.Contains(out, "later@") {

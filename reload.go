@@ -33,14 +33,14 @@ type watchedFiles[T fromFiles[T]] struct {
 }
 
 // watchFiles polls files until ctx is done, and applies changes. If the new content is invalid,
-// it keeps the old one, sets the gauge, and logs at most once in reloadLogInterval. It retries
+// it keeps the old one, sets the gauge to 0, and logs at most once in reloadLogInterval. It retries
 // files that cannot be read on each poll. It retries content that cannot be applied with a
 // growing interval, up to maxRetryInterval, since a database may count attempts with a wrong
 // password and lock the account. It applies, and logs, a further change at once.
-func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, reloadFailed *prometheus.GaugeVec, current T, f watchedFiles[T]) {
+func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, lastReload *prometheus.GaugeVec, current T, f watchedFiles[T]) {
 	tick := time.NewTicker(filePollInterval)
 	defer tick.Stop()
-	failed := reloadFailed.WithLabelValues(f.kind)
+	successful := lastReload.WithLabelValues(f.kind)
 	lastRead, stableReads := current, 0
 	var lastLogged string
 	var loggedAt, retryAt time.Time
@@ -69,7 +69,7 @@ func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, reloadFai
 				continue
 			}
 			if err = f.apply(current, now); err == nil {
-				log.Info("took over "+f.kind+" that changed", "names", strings.Join(now.changed(current), " "))
+				log.Info("reloaded "+f.kind, "names", strings.Join(now.changed(current), " "))
 				current = now
 			} else {
 				pause = min(max(2*pause, filePollInterval), maxRetryInterval)
@@ -77,11 +77,11 @@ func watchFiles[T fromFiles[T]](ctx context.Context, log *slog.Logger, reloadFai
 			}
 		}
 		if err == nil {
-			failed.Set(0)
+			successful.Set(1)
 			lastLogged = ""
-		} else if failed.Set(1); err.Error() != lastLogged || time.Since(loggedAt) >= reloadLogInterval {
+		} else if successful.Set(0); err.Error() != lastLogged || time.Since(loggedAt) >= reloadLogInterval {
 			lastLogged, loggedAt = err.Error(), time.Now()
-			log.Error(f.kind+" changed and cannot be used; the old ones stay", "error", err)
+			log.Error("failed to reload "+f.kind+"; keeping the previous version", "error", err)
 		}
 	}
 }

@@ -92,7 +92,7 @@ func TestSecrets_aWrongPasswordIsDialledLessAndLess(t *testing.T) {
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": strings.Replace(bad, "wr0ng", "wr0ng again", 1)})
 	eventually(t, "a further change is tried", func() bool { return refused() > before })
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": dsn + "?timeout=1s"})
-	eventually(t, "taken over", func() bool { return strings.Contains(p.Output.String(), "took over secrets that changed") })
+	eventually(t, "taken over", func() bool { return strings.Contains(p.Output.String(), "reloaded secrets") })
 	if out := p.Output.String(); strings.Contains(out, "wr0ng") {
 		t.Errorf("the log holds a password:\n%s", out)
 	}

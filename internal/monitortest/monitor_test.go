@@ -102,7 +102,7 @@ func alertNames(t *testing.T) (names []string) {
 
 func TestEveryAlertIsInTheRunbookAndNothingElse(t *testing.T) {
 	var headings []string
-	for _, m := range regexp.MustCompile(`(?m)^#+ ([A-Z]\w*[a-z][A-Z]\w*)$`).FindAllStringSubmatch(read(t, runbookFile), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(read(t, runbookFile), -1) {
 		headings = append(headings, m[1])
 	}
 	names := alertNames(t)
@@ -181,7 +181,7 @@ func TestTheDashboardIsWellFormed(t *testing.T) {
 // and nothing else.
 func TestValuesOfLabelsAreThoseOfTheProgram(t *testing.T) {
 	known := map[string][]string{
-		"result": {"accepted", "ok", "lost_race", "error", "unknown"}, "method": {"SendSMS", "Valid"},
+		"result": {"accepted", "ok", "conflict", "error", "unknown"}, "method": {"SendSMS", "Valid"},
 	}
 	for k := range verify.SendBadRequest + 1 {
 		known["result"] = append(known["result"], k.String())
@@ -207,7 +207,8 @@ func TestValuesOfLabelsAreThoseOfTheProgram(t *testing.T) {
 
 func TestEveryQueryFindsWhatTheProgramSays(t *testing.T) {
 	program := debian(t, "prometheus")
-	p := startPrometheus(t, program, startServices(t)...)
+	targets := startServices(t)
+	p := startPrometheus(t, program, targets...)
 	t.Run("dashboard", func(t *testing.T) {
 		d := readDashboard(t)
 		queries := 0
@@ -257,6 +258,19 @@ func TestEveryQueryFindsWhatTheProgramSays(t *testing.T) {
 		}
 		if len(rules) < 20 {
 			t.Errorf("%d rules were found", len(rules))
+		}
+	})
+	// After the others: by now every metric has a value.
+	t.Run("names", func(t *testing.T) {
+		res, err := http.Get("http://" + targets[0] + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		check := exec.Command(debian(t, "promtool"), "check", "metrics")
+		check.Stdin = res.Body
+		if out, err := check.CombinedOutput(); err != nil {
+			t.Errorf("promtool check metrics: got %v and\n%s\nwant no finding", err, out)
 		}
 	})
 }

@@ -376,7 +376,7 @@ callers:
 		`phonenumber_call_duration_seconds_count{caller="unknown",method="SendSMS",status="Unauthenticated"} 4`,
 		`phonenumber_call_duration_seconds_count{caller="checks",method="SendSMS",status="PermissionDenied"} 2`,
 		`phonenumber_sends_total{aliyun_code="OK",caller="login",country="CN",result="accepted"} 2`,
-		`phonenumber_verifications_total{caller="checks",country="CN",outcome="none"} 1`,
+		`phonenumber_verifications_total{caller="checks",country="CN",outcome="no_code"} 1`,
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("the metrics lack %s", want)
@@ -492,7 +492,7 @@ func TestCallsBeyondTheCapAreUnavailableAndHealthIsNot(t *testing.T) {
 		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_refused_total{reason="calls"}`) {
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_rejected_total{reason="calls"}`) {
 		t.Error("the metrics lack what was refused")
 	}
 	release()

@@ -158,7 +158,7 @@ func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 	if err := <-sent; err != nil {
 		t.Errorf("the send in flight beside them: got %v; want OK", err)
 	}
-	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, fmt.Sprintf(`phonenumber_refused_total{reason="headers"} %d`, len(tooLarge)+1)) {
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, fmt.Sprintf(`phonenumber_rejected_total{reason="headers"} %d`, len(tooLarge)+1)) {
 		t.Error("the metrics lack the rejected calls")
 	}
 }

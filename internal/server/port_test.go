@@ -441,7 +441,7 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 	wants := [][]string{
 		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "peer=127.0.0.1", "number=+86186****8888", "country=CN", "result=accepted", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
 		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=match"},
-		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=none"},
+		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=no_code"},
 		{"method=Valid", "status=InvalidArgument", "peer=127.0.0.1", "error=\"phone_number must be one mobile number"},
 		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
 	}

@@ -23,16 +23,16 @@ type counters struct {
 func newCounters() counters {
 	return counters{
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_database_errors_total", Help: "Statements that failed or lost a race, by MySQL's error number or a word; each is tried again while its call's time lasts.",
+			Name: "phonenumber_database_errors_total", Help: "Failed statements and version conflicts, by MySQL's error number or a word; each is retried until its call's timeout.",
 		}, []string{"error"}),
 		batchingPaused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "phonenumber_database_scattered_total", Help: "Times that a failed or hanging statement sent all calls alone for ten seconds.",
+			Name: "phonenumber_database_batching_paused_total", Help: "Times that a failed or hanging statement paused batching: for ten seconds each call runs its own statement.",
 		}),
 		rows: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "phonenumber_database_rows", Help: "Numbers in the table, as the engine estimates them once a minute.",
+			Name: "phonenumber_database_rows", Help: "Estimated rows of the table phone_numbers, read once a minute.",
 		}),
 		purged: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "phonenumber_database_purged_rows_total", Help: "Numbers that this replica purged.",
+			Name: "phonenumber_database_purged_rows_total", Help: "Rows that this replica purged.",
 		}),
 	}
 }

@@ -346,7 +346,7 @@ func (e mysqlDialect) warnings(ctx context.Context, pool *sql.DB) []string {
 		err = errors.Join(err, rows.Err())
 	}
 	if err != nil {
-		return []string{"the database's settings could not be read: " + err.Error()}
+		return []string{"failed to read the database's settings: " + err.Error()}
 	}
 	return mysqlWarnings(value, e.connections.max)
 }

@@ -34,14 +34,14 @@ func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.L
 	defer tick.Stop()
 	for {
 		if err := db.estimateRows(ctx); err != nil && ctx.Err() == nil {
-			log.Debug("rows could not be counted", "error", db.dialect.redact(err))
+			log.Debug("failed to count rows", "error", db.dialect.redact(err))
 		}
 		purged, err := db.Purge(ctx, retention)
 		if purged > 0 {
-			log.Info("purged numbers that were last sent to long ago", "rows", purged, "retention", retention.String())
+			log.Info("purged old numbers", "rows", purged, "retention", retention.String())
 		}
 		if err != nil && ctx.Err() == nil {
-			log.Warn("old numbers could not be purged", "error", err)
+			log.Warn("failed to purge old numbers", "error", err)
 		}
 		select {
 		case <-ctx.Done():

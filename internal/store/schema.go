@@ -81,7 +81,7 @@ func (mysqlDialect) check(ctx context.Context, db *DB, prepared error) error {
 	}
 	if err != nil {
 		if prepared == nil {
-			db.remarks = append(db.remarks, "the table phone_numbers could not be checked: "+db.dialect.redact(err).Error())
+			db.remarks = append(db.remarks, "failed to check the table phone_numbers: "+db.dialect.redact(err).Error())
 		}
 		return prepared
 	}

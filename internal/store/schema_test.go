@@ -248,7 +248,7 @@ func TestMySQLTable_AViewIsWarnedOf(t *testing.T) {
 	mustRun(t, "mysql", dsn, created("phone_numbers (", "numbers ("), "CREATE VIEW phone_numbers AS SELECT * FROM numbers")
 	db := open(t, dsn)
 	mustKeepRecords(t, db)
-	if got := db.Warnings(t.Context()); len(got) != 1 || !strings.Contains(got[0], "phone_numbers could not be checked") {
+	if got := db.Warnings(t.Context()); len(got) != 1 || !strings.Contains(got[0], "failed to check the table phone_numbers") {
 		t.Errorf("Warnings = %q; want one that the table could not be checked", got)
 	}
 }

@@ -128,8 +128,8 @@ func (s *sampler) flush() {
 		if g.count <= maxPerWindow {
 			continue
 		}
-		r := slog.NewRecord(time.Now(), g.first.Level, "more lines like these were left out", 0)
-		r.AddAttrs(slog.String("like", g.first.Message), slog.Int("count", g.count-maxPerWindow))
+		r := slog.NewRecord(time.Now(), g.first.Level, "similar log lines suppressed", 0)
+		r.AddAttrs(slog.String("message", g.first.Message), slog.Int("count", g.count-maxPerWindow))
 		g.first.Attrs(func(a slog.Attr) bool {
 			if isGroupKey(a) {
 				r.AddAttrs(a)

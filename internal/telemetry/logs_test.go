@@ -45,7 +45,7 @@ func TestABurstOfEqualErrorsIsSampledCountedAndSaidSo(t *testing.T) {
 		}
 		time.Sleep(sampleWindow)
 		synctest.Wait()
-		const told = `level=WARN msg="more lines like these were left out" like=call count=40 method=SendSMS status=FailedPrecondition aliyun_code=isv.AMOUNT_NOT_ENOUGH`
+		const told = `level=WARN msg="similar log lines suppressed" message=call count=40 method=SendSMS status=FailedPrecondition aliyun_code=isv.AMOUNT_NOT_ENOUGH`
 		if got := count(&out, told); got != 1 {
 			t.Errorf("%d lines told that 40 were left out, want one:\n%s", got, &out)
 		}
@@ -69,7 +69,7 @@ func TestWhatWasLeftOutIsToldWhenTheProcessEnds(t *testing.T) {
 		}
 		time.Sleep(2 * sampleWindow)
 		synctest.Wait()
-		if got := count(&out, "left out"); got != 1 {
+		if got := count(&out, "suppressed"); got != 1 {
 			t.Errorf("it was told %d times, want once", got)
 		}
 	})

@@ -44,33 +44,33 @@ func NewMetrics(version string) *Metrics {
 		aliyunCodes: labelCap{max: 64},
 		callers:     labelCap{max: 256, seen: map[string]bool{auth.Unknown: true}},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_call_duration_seconds", Help: "Calls of every protocol, by method, gRPC status and caller.",
+			Name: "phonenumber_call_duration_seconds", Help: "Duration of calls over all protocols, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"method", "status", "caller"}),
 		sends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_sends_total", Help: "SMS that Aliyun was asked for, by what became of them.",
+			Name: "phonenumber_sends_total", Help: "SMS that Aliyun was asked for, by result.",
 		}, []string{"result", "aliyun_code", "country", "caller"}),
 		aliyun: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_aliyun_duration_seconds", Help: "How long Aliyun took to answer.",
+			Name: "phonenumber_aliyun_duration_seconds", Help: "Duration of a request to Aliyun, by result of the send.",
 			Buckets: []float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20},
 		}, []string{"result"}),
 		verifications: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_verifications_total", Help: "What Valid found; its caller learns whether it is match.",
+			Name: "phonenumber_verifications_total", Help: "Results of Valid. Its caller learns only whether the outcome is match.",
 		}, []string{"outcome", "country", "caller"}),
 		timeToVerify: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "phonenumber_send_to_verification_seconds", Help: "From the begin of a send to the Valid that matched.",
+			Name: "phonenumber_send_to_verification_seconds", Help: "Time from the start of a send to the Valid that matched.",
 			Buckets: []float64{2, 5, 10, 20, 30, 60, 120, 300, 600},
 		}),
 		database: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_database_duration_seconds", Help: "Steps at the database as a call sees them, waiting included.",
+			Name: "phonenumber_database_duration_seconds", Help: "Duration of a call's loads and swaps, waiting included.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"operation", "result"}),
 		ready: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "phonenumber_ready", Help: "1 while serving, 0 while the database does not answer or the service drains.",
+			Name: "phonenumber_ready", Help: "1 while the service is ready, 0 while the database does not answer or the service drains.",
 		}),
 	}
 	m.rejected = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "phonenumber_refused_total", Help: "Calls and connections refused before they were heard, by reason.",
+		Name: "phonenumber_rejected_total", Help: "Calls and connections that were rejected before their message was read, by reason.",
 	}, []string{"reason"})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "phonenumber_build_info", Help: "1, with the version.",

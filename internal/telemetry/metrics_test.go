@@ -87,7 +87,7 @@ func TestCodesOfAliyunAreBounded(t *testing.T) {
 	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
 		t.Errorf("got %d series, want %d and one for all others", got, maxAliyunCodes)
 	}
-	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",result="refused"} %d`, 9*maxAliyunCodes))
+	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",result="rejected"} %d`, 9*maxAliyunCodes))
 }
 
 func TestVerificationsAreCountedByOutcome(t *testing.T) {
@@ -96,7 +96,7 @@ func TestVerificationsAreCountedByOutcome(t *testing.T) {
 		m.ObserveCheck(t.Context(), "+8618600000000", found)
 	}
 	scraped := scrape(t, m)
-	for _, outcome := range []string{"none", "match", "mismatch", "expired", "exhausted"} {
+	for _, outcome := range []string{"no_code", "match", "mismatch", "expired", "exhausted"} {
 		mustHave(t, scraped, `phonenumber_verifications_total{caller="",country="CN",outcome="`+outcome+`"} 1`)
 	}
 	mustHave(t, scraped, `phonenumber_send_to_verification_seconds_bucket{le="5"} 0`, `phonenumber_send_to_verification_seconds_bucket{le="10"} 1`, `phonenumber_send_to_verification_seconds_count 1`)
@@ -129,7 +129,7 @@ func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
 	}
 	mustHave(t, scrape(t, m),
 		`phonenumber_database_duration_seconds_count{operation="swap",result="ok"} 1`,
-		`phonenumber_database_duration_seconds_count{operation="swap",result="lost_race"} 1`,
+		`phonenumber_database_duration_seconds_count{operation="swap",result="conflict"} 1`,
 		`phonenumber_database_duration_seconds_count{operation="swap",result="error"} 1`,
 		`phonenumber_database_duration_seconds_count{operation="swap",result="unknown"} 1`,
 		`phonenumber_database_duration_seconds_count{operation="load",result="ok"} 2`,
@@ -154,7 +154,7 @@ func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
 	for _, kept := range []string{"shop", auth.Unknown} {
 		mustHave(t, scraped,
 			`phonenumber_call_duration_seconds_count{caller="`+kept+`",method="Valid",status="OK"} 1`,
-			`phonenumber_verifications_total{caller="`+kept+`",country="CN",outcome="none"} 1`,
+			`phonenumber_verifications_total{caller="`+kept+`",country="CN",outcome="no_code"} 1`,
 			`phonenumber_sends_total{aliyun_code="OK",caller="`+kept+`",country="CN",result="accepted"} 1`)
 	}
 }

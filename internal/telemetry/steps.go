@@ -45,7 +45,7 @@ func (s Telemetry) Rejected(reason string) {
 	if reason == "calls" || reason == "connections" {
 		level = slog.LevelWarn
 	}
-	s.Log.Log(context.Background(), level, "refused", "reason", reason)
+	s.Log.Log(context.Background(), level, "rejected", "reason", reason)
 }
 
 // Store returns next with instrumentation.
@@ -121,7 +121,7 @@ func resultOf(done bool, err error) string {
 	case err != nil:
 		return "error"
 	case !done:
-		return "lost_race"
+		return "conflict"
 	}
 	return "ok"
 }

@@ -69,7 +69,7 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 	// OpenTelemetry's default logger writes to stderr, and quotes invalid values.
 	otel.SetLogger(logr.Discard())
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.Warn("traces could not be exported", "error", truncate(err))
+		log.Warn("failed to export traces", "error", truncate(err))
 	}))
 	var exporter sdktrace.SpanExporter
 	if tracesProtocol() == protocolGRPC {
@@ -83,7 +83,7 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 	attributes, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(), resource.WithAttributes(
 		attribute.String("service.name", "phone-number-service"), attribute.String("service.version", version)), resource.WithFromEnv())
 	if err != nil {
-		log.Warn("what describes this process in traces is not whole", "error", truncate(err))
+		log.Warn("failed to read all resource attributes of traces", "error", truncate(err))
 	}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(attributes),
 		sdktrace.WithoutPanicRecording()) // a panic's value could contain a code
@@ -91,7 +91,7 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if err := provider.Shutdown(ctx); err != nil {
-			log.Warn("the last traces could not be exported", "error", truncate(err))
+			log.Warn("failed to export the last traces", "error", truncate(err))
 		}
 	}, nil
 }

@@ -56,7 +56,7 @@ const (
 )
 
 func (k SendKind) String() string {
-	names := []string{"unknown", "timed_out", "not_asked", "limited", "bad_number", "refused", "bad_request"}
+	names := []string{"unknown", "timed_out", "not_attempted", "limited", "bad_number", "rejected", "bad_request"}
 	if k < 0 || int(k) >= len(names) {
 		return names[SendUnknown]
 	}

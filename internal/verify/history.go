@@ -201,7 +201,7 @@ const (
 )
 
 func (o Outcome) String() string {
-	return []string{"none", "match", "mismatch", "expired", "exhausted"}[o]
+	return []string{"no_code", "match", "mismatch", "expired", "exhausted"}[o]
 }
 
 // A Verification is the result of a check.

@@ -207,7 +207,7 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, transition 
 				err = fmt.Errorf("panic with a %T", p)
 			}
 			if err != nil {
-				v.Log.ErrorContext(ctx, "the outcome of a send could not be stored; its code stays as it is", "number", n.Masked(), "error", err)
+				v.Log.ErrorContext(ctx, "failed to store send outcome", "number", n.Masked(), "error", err)
 			}
 			stored <- err == nil
 		}()
