@@ -27,23 +27,23 @@ import (
 
 // accessSettings are the settings for TLS, authentication and web pages.
 type accessSettings struct {
-	TLSCert     string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"Certificate chain in PEM, with which the port speaks TLS."`
-	TLSKey      string `env:"PHONENUMBER_TLS_KEY" name:"tls-key" placeholder:"FILE" help:"Its key in PEM."`
-	TLSClientCA string `env:"PHONENUMBER_TLS_CLIENT_CA" name:"tls-client-ca" placeholder:"FILE" help:"CAs in PEM, of the certificates that callers must have."`
-	Callers     string `env:"PHONENUMBER_CALLERS" placeholder:"FILE" help:"YAML: who may call, and what (docs/security.md)."`
-	CORSOrigins string `env:"PHONENUMBER_CORS_ORIGINS" name:"cors-origins" placeholder:"ORIGINS" help:"Origins of web pages that may call, such as https://app.example.org, with commas (serve: none, dev: any)."`
+	TLSCert     string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"Certificate chain in PEM. If it is set, the port uses TLS."`
+	TLSKey      string `env:"PHONENUMBER_TLS_KEY" name:"tls-key" placeholder:"FILE" help:"Private key of the certificate, in PEM."`
+	TLSClientCA string `env:"PHONENUMBER_TLS_CLIENT_CA" name:"tls-client-ca" placeholder:"FILE" help:"CAs in PEM. Callers must have a certificate of one of them."`
+	Callers     string `env:"PHONENUMBER_CALLERS" placeholder:"FILE" help:"YAML file with the callers and their permissions (docs/security.md)."`
+	CORSOrigins string `env:"PHONENUMBER_CORS_ORIGINS" name:"cors-origins" placeholder:"ORIGINS" help:"Origins of web pages that may call, separated by commas, such as https://app.example.org (serve: none, dev: any)."`
 	Reflection  string `env:"PHONENUMBER_REFLECTION" default:"on" placeholder:"ON" help:"gRPC reflection, on or off (${default})."`
 }
 
 // accessConfig is the parsed form of accessSettings.
 type accessConfig struct {
-	settings     accessSettings
-	tls          *server.Certificates // nil for plaintext
-	tlsFiles     tlsFiles
-	set          *auth.Registry // nil without a callers file
-	file         callersFile
-	origins      []string
-	reflects     bool
+	settings   accessSettings
+	tls        *server.Certificates // nil for plaintext
+	tlsFiles   tlsFiles
+	set        *auth.Registry // nil without a callers file
+	file       callersFile
+	origins    []string
+	reflects   bool
 	lastReload *prometheus.GaugeVec
 }
 

@@ -137,7 +137,9 @@ func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *test
 		t.Errorf("an alarm: got %q", got)
 	}
 	callersFile(both)
-	eventually(t, "the alarm ends", func() bool { return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1") })
+	eventually(t, "the alarm ends", func() bool {
+		return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1")
+	})
 
 	refused = seen("failed to reload certificates; keeping the previous version")
 	_, keyOfAnother := ca.Issue("127.0.0.1")

@@ -13,7 +13,7 @@ import (
 
 type inspectCommand struct {
 	ruleSettings
-	Number string `arg:"" help:"The phone number, as callers write it."`
+	Number string `arg:"" help:"Phone number, in any form that SendSMS accepts."`
 }
 
 func (c *inspectCommand) Run(ctx context.Context) error {
@@ -86,7 +86,8 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 	if len(found.Alive) == 0 {
 		line("code", "no live code")
 	}
-	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.SendID == found.LastSendID && end.SendID != found.LastSendID && !now.Before(expires) {
+	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.SendID == found.LastSendID && end.SendID != found.LastSendID &&
+		!now.Before(expires) {
 		line("expired", "%s", at(expires))
 	}
 	switch {

@@ -54,16 +54,16 @@ const (
 type commands struct {
 	Serve       serveCommand       `cmd:"" default:"withargs" help:"Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET."`
 	Dev         devCommand         `cmd:"" help:"Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json."`
-	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME, where it is missing, check the one that is there, and exit. serve does that by itself."`
-	Inspect     inspectCommand     `cmd:"" help:"Tell what happened to a number: its last send, Aliyun's answer, attempts, whether a code is alive. Needs DATA_SOURCE_NAME, and the right to read alone."`
-	Token       tokenCommand       `cmd:"" help:"Make a bearer token for a caller, and print it with what the callers file has of it."`
-	Healthcheck healthcheckCommand `cmd:"" help:"Exit 0 when the service on this machine is serving, 1 when not."`
+	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME if it is missing, check it, and exit. serve does the same at start."`
+	Inspect     inspectCommand     `cmd:"" help:"Show what happened to a number: its last send, Aliyun's answer, attempts, live codes. Needs DATA_SOURCE_NAME, with the right to read."`
+	Token       tokenCommand       `cmd:"" help:"Make a bearer token for a caller, and print it with its entry for the callers file."`
+	Healthcheck healthcheckCommand `cmd:"" help:"Exit with 0 if the service on this machine is serving, else with 1."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`
 }
 
-const description = `Proves that a person holds a phone number: SendSMS sends a six-digit code through Aliyun SMS, Valid says whether a code is right, once.
+const description = `Verifies that a person holds a phone number: SendSMS sends a six-digit code through Aliyun SMS, Valid checks a code, and accepts it once.
 
-Secrets are taken from the environment, or from the file that the name with _FILE at its end points to: DATA_SOURCE_NAME (user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db), ALIYUN_ACCESS_KEY_ID, ALIYUN_ACCESS_KEY_SECRET, PHONENUMBER_CODE_KEY (optional).
+Each secret comes from its variable, or from the file that the variable with _FILE at its end names: DATA_SOURCE_NAME (user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db), ALIYUN_ACCESS_KEY_ID, ALIYUN_ACCESS_KEY_SECRET, PHONENUMBER_CODE_KEY (optional).
 
 To try it with nothing installed: phone-number-service dev`
 
@@ -109,8 +109,8 @@ func untilStopped() context.Context {
 
 type serveCommand struct {
 	settings
-	AliyunEndpoint      string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"Where Aliyun SMS is (${default})."`
-	DatabaseConnections string `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" placeholder:"N" help:"Connections to a MySQL server that are open at once, 1 to 1000 (${default})."`
+	AliyunEndpoint      string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"URL of Aliyun SMS (${default})."`
+	DatabaseConnections string `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
 }
 
 func (c *serveCommand) Run(ctx context.Context, out output) error {
@@ -185,7 +185,7 @@ func (c *serveCommand) aliyun(f *configErrors, s secrets) *sms.Aliyun {
 
 type devCommand struct {
 	settings
-	FailSends         string `env:"PHONENUMBER_FAIL_SENDS" placeholder:"KIND[:TIMES]" help:"Make all sends fail, or the next TIMES, as at Aliyun: ${failure_kinds}."`
+	FailSends         string `env:"PHONENUMBER_FAIL_SENDS" placeholder:"KIND[:TIMES]" help:"Make all sends fail, or the next TIMES, as Aliyun would: ${failure_kinds}."`
 	IgnoreCredentials bool   `help:"Start although Aliyun credentials are in the environment; they are not used."`
 }
 
@@ -265,7 +265,8 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 		metricsAt = metricsListener.Addr().String()
 	}
 	tlsState, callers, warnings := r.access.startupSummary()
-	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState, "callers", callers)
+	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState,
+		"callers", callers)
 	if inbox == nil {
 		for _, w := range warnings {
 			r.log.Warn(w)
@@ -390,8 +391,8 @@ func (*migrateCommand) Run(ctx context.Context, out output) error {
 
 type healthcheckCommand struct {
 	Address  string `env:"PHONENUMBER_LISTEN" default:":50511" placeholder:"HOST:PORT" help:"The service's listen address (${default})."`
-	TLSCert  string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"As serve has it: where it is set, the port speaks TLS."`
-	Liveness bool   `help:"Ask only whether the process works; the database may be away."`
+	TLSCert  string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"Set it as for serve: if it is set, the port uses TLS."`
+	Liveness bool   `help:"Check only that the process answers, not its database."`
 }
 
 func (c *healthcheckCommand) Run(ctx context.Context) error {

@@ -58,7 +58,10 @@ func (s secrets) changed(before secrets) (names []string) {
 
 // secretsInFiles reports whether any of the secrets comes from a file.
 func secretsInFiles() bool {
-	for _, name := range []string{"DATA_SOURCE_NAME", "Data_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "PHONENUMBER_CODE_KEY"} {
+	for _, name := range []string{
+		"DATA_SOURCE_NAME", "Data_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET",
+		"PHONENUMBER_CODE_KEY",
+	} {
 		if os.Getenv(name+"_FILE") != "" {
 			return true
 		}

@@ -35,7 +35,7 @@ type settings struct {
 	ruleSettings
 	Listen        string `env:"PHONENUMBER_LISTEN" placeholder:"HOST:PORT" help:"Address for gRPC, JSON and gRPC-Web (serve: :50511, dev: 127.0.0.1:50511)."`
 	SMSTimeout    string `env:"PHONENUMBER_SMS_TIMEOUT" name:"sms-timeout" default:"5s" placeholder:"DURATION" help:"How long Aliyun may take for one SMS, 100ms to 20s (${default})."`
-	DrainDelay    string `env:"PHONENUMBER_DRAIN_DELAY" placeholder:"DURATION" help:"How long to go on accepting after SIGTERM, while load balancers notice, up to 5m (serve: 5s, dev: 0s)."`
+	DrainDelay    string `env:"PHONENUMBER_DRAIN_DELAY" placeholder:"DURATION" help:"How long to accept calls after SIGTERM, until load balancers have noticed, up to 5m (serve: 5s, dev: 0s)."`
 	LogLevel      string `env:"PHONENUMBER_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"debug, info, warn or error (${default})."`
 	LogFormat     string `env:"PHONENUMBER_LOG_FORMAT" default:"text" placeholder:"FORMAT" help:"text or json (${default})."`
 	MetricsListen string `env:"PHONENUMBER_METRICS_LISTEN" placeholder:"HOST:PORT" help:"Address for /metrics, /healthz and /readyz (127.0.0.1:9090, unless that is taken)."`
@@ -46,18 +46,18 @@ type settings struct {
 
 // limitSettings bound the resources that peers can use.
 type limitSettings struct {
-	MaxConnections     string `env:"PHONENUMBER_MAX_CONNECTIONS" default:"2000" placeholder:"N" help:"Connections open at once (${default})."`
-	MaxStreams         string `env:"PHONENUMBER_MAX_STREAMS" default:"128" placeholder:"N" help:"Calls at once on one connection (${default})."`
-	MaxCalls           string `env:"PHONENUMBER_MAX_CALLS" default:"1000" placeholder:"N" help:"Calls in flight; what is beyond is UNAVAILABLE (${default})."`
-	MaxMessageBytes    string `env:"PHONENUMBER_MAX_MESSAGE_BYTES" default:"4096" placeholder:"N" help:"Size of a message (${default})."`
-	MaxHeaderBytes     string `env:"PHONENUMBER_MAX_HEADER_BYTES" default:"8192" placeholder:"N" help:"Size of a call's headers (${default})."`
-	ConnectionTimeout  string `env:"PHONENUMBER_CONNECTION_TIMEOUT" default:"2s" placeholder:"DURATION" help:"For a connection to begin talking, TLS included, and for headers over HTTP/1.1 (${default})."`
-	ReadTimeout        string `env:"PHONENUMBER_READ_TIMEOUT" default:"5s" placeholder:"DURATION" help:"For a whole request over HTTP/1.1 (${default})."`
+	MaxConnections     string `env:"PHONENUMBER_MAX_CONNECTIONS" default:"2000" placeholder:"N" help:"Maximum of open connections (${default})."`
+	MaxStreams         string `env:"PHONENUMBER_MAX_STREAMS" default:"128" placeholder:"N" help:"Maximum of calls in flight on one connection (${default})."`
+	MaxCalls           string `env:"PHONENUMBER_MAX_CALLS" default:"1000" placeholder:"N" help:"Maximum of calls in flight; further calls get UNAVAILABLE (${default})."`
+	MaxMessageBytes    string `env:"PHONENUMBER_MAX_MESSAGE_BYTES" default:"4096" placeholder:"N" help:"Maximum size of a message (${default})."`
+	MaxHeaderBytes     string `env:"PHONENUMBER_MAX_HEADER_BYTES" default:"8192" placeholder:"N" help:"Maximum size of a call's headers (${default})."`
+	ConnectionTimeout  string `env:"PHONENUMBER_CONNECTION_TIMEOUT" default:"2s" placeholder:"DURATION" help:"Timeout for the first bytes of a connection, with TLS, and for headers over HTTP/1.1 (${default})."`
+	ReadTimeout        string `env:"PHONENUMBER_READ_TIMEOUT" default:"5s" placeholder:"DURATION" help:"Timeout for a whole request over HTTP/1.1 (${default})."`
 	IdleTimeout        string `env:"PHONENUMBER_IDLE_TIMEOUT" default:"5m" placeholder:"DURATION" help:"How long a connection stays open without a call (${default})."`
-	ConnectionAge      string `env:"PHONENUMBER_CONNECTION_AGE" default:"10m" placeholder:"DURATION" help:"When a client is asked to connect anew, over gRPC 10 % sooner or later (${default})."`
-	ConnectionAgeGrace string `env:"PHONENUMBER_CONNECTION_AGE_GRACE" placeholder:"DURATION" help:"How long calls on such a connection may go on (the call timeout)."`
-	PingInterval       string `env:"PHONENUMBER_PING_INTERVAL" default:"10s" placeholder:"DURATION" help:"How far apart a gRPC client's pings must be (${default})."`
-	CallTimeout        string `env:"PHONENUMBER_CALL_TIMEOUT" placeholder:"DURATION" help:"For a call without a deadline, or with a longer one (what a send can take, and 4s)."`
+	ConnectionAge      string `env:"PHONENUMBER_CONNECTION_AGE" default:"10m" placeholder:"DURATION" help:"Age of a connection at which its client is asked to reconnect; over gRPC it varies by 10 % (${default})."`
+	ConnectionAgeGrace string `env:"PHONENUMBER_CONNECTION_AGE_GRACE" placeholder:"DURATION" help:"How long calls on such a connection may continue (the call timeout)."`
+	PingInterval       string `env:"PHONENUMBER_PING_INTERVAL" default:"10s" placeholder:"DURATION" help:"Minimum interval of a gRPC client's pings (${default})."`
+	CallTimeout        string `env:"PHONENUMBER_CALL_TIMEOUT" placeholder:"DURATION" help:"Timeout of a call without a deadline, or with a longer one (the longest send plus 4s)."`
 }
 
 // config is the parsed form of settings.
@@ -138,11 +138,12 @@ func (s limitSettings) parse(f *configErrors, longestSend time.Duration) server.
 		MessageBytes: number(f, "--max-message-bytes (PHONENUMBER_MAX_MESSAGE_BYTES)", s.MaxMessageBytes, 1024, 4<<20),
 		HeaderBytes:  number(f, "--max-header-bytes (PHONENUMBER_MAX_HEADER_BYTES)", s.MaxHeaderBytes, 8<<10, 1<<20),
 
-		ConnectionTimeout: duration(f, "--connection-timeout (PHONENUMBER_CONNECTION_TIMEOUT)", s.ConnectionTimeout, 100*time.Millisecond, time.Minute),
-		ReadTimeout:       duration(f, "--read-timeout (PHONENUMBER_READ_TIMEOUT)", s.ReadTimeout, 100*time.Millisecond, time.Minute),
-		IdleTimeout:       duration(f, "--idle-timeout (PHONENUMBER_IDLE_TIMEOUT)", s.IdleTimeout, time.Second, 24*time.Hour),
-		ConnectionAge:     duration(f, "--connection-age (PHONENUMBER_CONNECTION_AGE)", s.ConnectionAge, time.Second, 24*time.Hour),
-		PingInterval:      duration(f, "--ping-interval (PHONENUMBER_PING_INTERVAL)", s.PingInterval, time.Second, 10*time.Minute),
+		ConnectionTimeout: duration(f, "--connection-timeout (PHONENUMBER_CONNECTION_TIMEOUT)", s.ConnectionTimeout, 100*time.Millisecond,
+			time.Minute),
+		ReadTimeout:   duration(f, "--read-timeout (PHONENUMBER_READ_TIMEOUT)", s.ReadTimeout, 100*time.Millisecond, time.Minute),
+		IdleTimeout:   duration(f, "--idle-timeout (PHONENUMBER_IDLE_TIMEOUT)", s.IdleTimeout, time.Second, 24*time.Hour),
+		ConnectionAge: duration(f, "--connection-age (PHONENUMBER_CONNECTION_AGE)", s.ConnectionAge, time.Second, 24*time.Hour),
+		PingInterval:  duration(f, "--ping-interval (PHONENUMBER_PING_INTERVAL)", s.PingInterval, time.Second, 10*time.Minute),
 	}
 	// A send continues after its call has ended. The margin is for the other work of a call.
 	l.CallTimeout = duration(f, "--call-timeout (PHONENUMBER_CALL_TIMEOUT)", cmp.Or(s.CallTimeout, (longestSend+4*time.Second).String()), 100*time.Millisecond, 10*time.Minute)
@@ -211,9 +212,12 @@ var knownEnv = []string{
 	"PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
 	"PHONENUMBER_CODE_KEY", "PHONENUMBER_CODE_KEY_FILE", "PHONENUMBER_SMS_TIMEOUT", "PHONENUMBER_DRAIN_DELAY",
 	"PHONENUMBER_LOG_LEVEL", "PHONENUMBER_LOG_FORMAT", "PHONENUMBER_METRICS_LISTEN", "PHONENUMBER_RETENTION", failSends,
-	"PHONENUMBER_TLS_CERT", "PHONENUMBER_TLS_KEY", "PHONENUMBER_TLS_CLIENT_CA", "PHONENUMBER_CALLERS", "PHONENUMBER_CORS_ORIGINS", "PHONENUMBER_REFLECTION",
-	"PHONENUMBER_MAX_CONNECTIONS", "PHONENUMBER_MAX_STREAMS", "PHONENUMBER_MAX_CALLS", "PHONENUMBER_MAX_MESSAGE_BYTES", "PHONENUMBER_MAX_HEADER_BYTES",
-	"PHONENUMBER_CONNECTION_TIMEOUT", "PHONENUMBER_READ_TIMEOUT", "PHONENUMBER_IDLE_TIMEOUT", "PHONENUMBER_CONNECTION_AGE", "PHONENUMBER_CONNECTION_AGE_GRACE",
+	"PHONENUMBER_TLS_CERT", "PHONENUMBER_TLS_KEY", "PHONENUMBER_TLS_CLIENT_CA",
+	"PHONENUMBER_CALLERS", "PHONENUMBER_CORS_ORIGINS", "PHONENUMBER_REFLECTION",
+	"PHONENUMBER_MAX_CONNECTIONS", "PHONENUMBER_MAX_STREAMS", "PHONENUMBER_MAX_CALLS",
+	"PHONENUMBER_MAX_MESSAGE_BYTES", "PHONENUMBER_MAX_HEADER_BYTES",
+	"PHONENUMBER_CONNECTION_TIMEOUT", "PHONENUMBER_READ_TIMEOUT", "PHONENUMBER_IDLE_TIMEOUT",
+	"PHONENUMBER_CONNECTION_AGE", "PHONENUMBER_CONNECTION_AGE_GRACE",
 	"PHONENUMBER_PING_INTERVAL", "PHONENUMBER_CALL_TIMEOUT", "PHONENUMBER_DATABASE_CONNECTIONS",
 }
 

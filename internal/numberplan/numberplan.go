@@ -23,7 +23,10 @@ func Mobile(number, region string) (e164 string, ok bool) {
 		return "", false
 	}
 	if parsed.GetCountryCode() == gabon {
-		withZero := &phonenumbers.PhoneNumber{CountryCode: parsed.CountryCode, NationalNumber: parsed.NationalNumber, ItalianLeadingZero: new(true)}
+		withZero := &phonenumbers.PhoneNumber{
+			CountryCode: parsed.CountryCode, NationalNumber: parsed.NationalNumber,
+			ItalianLeadingZero: new(true),
+		}
 		if isMobile(withZero) {
 			parsed = withZero
 		}

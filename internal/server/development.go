@@ -128,7 +128,12 @@ const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; con
 // registerPage adds the page's files. It sets fixed content types: the MIME table of the
 // machine may differ, and browsers run a module only with a JavaScript type.
 func registerPage(mux *http.ServeMux) {
-	const html, css, script, jsonType = "text/html; charset=utf-8", "text/css; charset=utf-8", "text/javascript; charset=utf-8", "application/json"
+	const (
+		html     = "text/html; charset=utf-8"
+		css      = "text/css; charset=utf-8"
+		script   = "text/javascript; charset=utf-8"
+		jsonType = "application/json"
+	)
 	for path, f := range map[string]struct{ name, contentType string }{
 		"/{$}": {"index.html", html}, "/page.css": {"page.css", css}, "/page.js": {"page.js", script},
 		"/words.js": {"words.js", script}, "/openapi.json": {"openapi.json", jsonType},
@@ -252,7 +257,9 @@ func (d *devService) putFailure(w http.ResponseWriter, r *http.Request) {
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBodyBytes))
 	decoder.DisallowUnknownFields()
 	if decoder.Decode(&body) != nil || decoder.Decode(&struct{}{}) != io.EOF {
-		http.Error(w, "the body must be one JSON object with kind (one of "+strings.Join(sms.FailureKinds(), ", ")+"), and where wanted times (a whole number) and phone_number", http.StatusBadRequest)
+		kinds := strings.Join(sms.FailureKinds(), ", ")
+		http.Error(w, "the body must be one JSON object with kind (one of "+kinds+"), and, if wanted, times (a whole number) and phone_number",
+			http.StatusBadRequest)
 		return
 	}
 	failure := sms.Failure{Kind: body.Kind}
@@ -319,7 +326,8 @@ func (d *devService) events(w http.ResponseWriter, r *http.Request) {
 	rules := d.verifier.Rules
 	io.WriteString(w, "retry: 1000\n")
 	if !send("settings", map[string]any{
-		"version": d.version, "started": d.started, "now": d.verifier.Now(), "attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
+		"version": d.version, "started": d.started, "now": d.verifier.Now(),
+		"attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
 	}) {
 		return
 	}

@@ -37,40 +37,143 @@ var (
 	errUnknownEncoding = errors.New("the message's encoding is not known")
 )
 
+// errorTable lists the errors with their public form.
+//
 // Use UNAVAILABLE only if definitely nothing was sent and nothing was counted: clients and
 // service meshes retry it automatically.
+var errorTable = []struct {
+	err error
+	publicError
+}{
+	{verify.ErrSendInProgress, publicError{
+		code:       codes.Aborted,
+		reason:     "SEND_IN_PROGRESS",
+		text:       "too many sends to this number are under way; nothing was sent",
+		retryAfter: 30 * time.Second,
+	}},
+	{verify.ErrSentNotConfirmed, publicError{
+		code:   codes.Unknown,
+		reason: "SENT_NOT_CONFIRMED",
+		text:   "the SMS was sent and its code works, but earlier codes may still work too",
+	}},
+	{verify.ErrStateUnreadable, publicError{
+		code:   codes.Internal,
+		reason: "STATE_UNREADABLE",
+		text:   "what is stored of this number was written by a version that this one does not know",
+	}},
+	{verify.ErrCallerGone, publicError{
+		code:   codes.Canceled,
+		reason: "CALLER_GONE",
+		text:   "the caller went away, or its deadline passed, before anything was sent or counted",
+	}},
+	{verify.ErrStoreUnavailable, publicError{
+		code:       codes.Unavailable,
+		reason:     "STORE_UNAVAILABLE",
+		text:       "the database is not available; nothing was sent and nothing was counted",
+		retryAfter: time.Second,
+	}},
+	{auth.ErrUnknown, publicError{
+		code:   codes.Unauthenticated,
+		reason: "CALLER_UNKNOWN",
+		text:   "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted",
+	}},
+	{errMessageTooLarge, publicError{
+		code:   codes.ResourceExhausted,
+		reason: "MESSAGE_TOO_LARGE",
+		text:   "the message is larger than this service takes; nothing was sent and nothing was counted",
+	}},
+	{errOrigin, publicError{
+		code:   codes.PermissionDenied,
+		reason: "ORIGIN_NOT_ALLOWED",
+		text:   "web pages of this origin may not make calls; nothing was sent and nothing was counted",
+	}},
+	{errUnknownEncoding, publicError{
+		code:   codes.Unimplemented,
+		reason: "UNKNOWN_ENCODING",
+		text:   "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted",
+	}},
+	{verify.ErrOutcomeUnknown, publicError{
+		code:   codes.Unknown,
+		reason: "CHECK_OUTCOME_UNKNOWN",
+		text:   "the database did not confirm the check; it may have been counted, or have used the code",
+	}},
+}
+
+// sendErrorTable lists the public forms of failed sends.
+var sendErrorTable = map[verify.SendKind]publicError{
+	verify.SendUnknown: {
+		code:   codes.Unknown,
+		reason: "SMS_OUTCOME_UNKNOWN",
+		text:   "Aliyun did not say whether it took the SMS; if it arrives, its code works",
+	},
+	verify.SendTimedOut: {
+		code:   codes.DeadlineExceeded,
+		reason: "SMS_TIMEOUT",
+		text:   "Aliyun did not answer in time; if the SMS arrives, its code works",
+	},
+	verify.SendNotAttempted: {
+		code:       codes.Unavailable,
+		reason:     "SMS_NOT_SENT",
+		text:       "Aliyun could not be reached or is throttling; nothing was sent",
+		retryAfter: time.Second,
+	},
+	verify.SendLimited: {
+		code:   codes.ResourceExhausted,
+		reason: "SMS_LIMITED",
+		text:   "Aliyun's sending limit for this sign name and number is reached; nothing was sent",
+	},
+	verify.SendBadNumber: {
+		code:   codes.InvalidArgument,
+		reason: "SMS_BAD_NUMBER",
+		text:   "Aliyun refused the phone number; nothing was sent",
+	},
+	verify.SendRejected: {
+		code:   codes.FailedPrecondition,
+		reason: "SMS_REFUSED",
+		text:   "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent",
+	},
+	verify.SendBadRequest: {
+		code:   codes.Internal,
+		reason: "SMS_BAD_REQUEST",
+		text:   "Aliyun did not understand this service's request; nothing was sent",
+	},
+}
+
+// Errors that the server itself detects.
 var (
-	errorTable = []struct {
-		err error
-		publicError
-	}{
-		{verify.ErrSendInProgress, publicError{codes.Aborted, "SEND_IN_PROGRESS", "too many sends to this number are under way; nothing was sent", 30 * time.Second}},
-		{verify.ErrSentNotConfirmed, publicError{codes.Unknown, "SENT_NOT_CONFIRMED", "the SMS was sent and its code works, but earlier codes may still work too", 0}},
-		{verify.ErrStateUnreadable, publicError{codes.Internal, "STATE_UNREADABLE", "what is stored of this number was written by a version that this one does not know", 0}},
-		{verify.ErrCallerGone, publicError{codes.Canceled, "CALLER_GONE", "the caller went away, or its deadline passed, before anything was sent or counted", 0}},
-		{verify.ErrStoreUnavailable, publicError{codes.Unavailable, "STORE_UNAVAILABLE", "the database is not available; nothing was sent and nothing was counted", time.Second}},
-		{auth.ErrUnknown, publicError{codes.Unauthenticated, "CALLER_UNKNOWN", "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted", 0}},
-		{errMessageTooLarge, publicError{codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the message is larger than this service takes; nothing was sent and nothing was counted", 0}},
-		{errOrigin, publicError{codes.PermissionDenied, "ORIGIN_NOT_ALLOWED", "web pages of this origin may not make calls; nothing was sent and nothing was counted", 0}},
-		{errUnknownEncoding, publicError{codes.Unimplemented, "UNKNOWN_ENCODING", "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted", 0}},
-		{verify.ErrOutcomeUnknown, publicError{codes.Unknown, "CHECK_OUTCOME_UNKNOWN", "the database did not confirm the check; it may have been counted, or have used the code", 0}},
+	overloaded = publicError{
+		code:       codes.Unavailable,
+		reason:     "OVERLOADED",
+		text:       "too many calls are in flight; nothing was sent and nothing was counted",
+		retryAfter: time.Second,
 	}
-	sendErrorTable = map[verify.SendKind]publicError{
-		verify.SendUnknown:      {codes.Unknown, "SMS_OUTCOME_UNKNOWN", "Aliyun did not say whether it took the SMS; if it arrives, its code works", 0},
-		verify.SendTimedOut:     {codes.DeadlineExceeded, "SMS_TIMEOUT", "Aliyun did not answer in time; if the SMS arrives, its code works", 0},
-		verify.SendNotAttempted: {codes.Unavailable, "SMS_NOT_SENT", "Aliyun could not be reached or is throttling; nothing was sent", time.Second},
-		verify.SendLimited:      {codes.ResourceExhausted, "SMS_LIMITED", "Aliyun's sending limit for this sign name and number is reached; nothing was sent", 0},
-		verify.SendBadNumber:    {codes.InvalidArgument, "SMS_BAD_NUMBER", "Aliyun refused the phone number; nothing was sent", 0},
-		verify.SendRejected:     {codes.FailedPrecondition, "SMS_REFUSED", "Aliyun refused the SMS: the number is blocked, or the account, sign name, template or key needs the operator's attention; nothing was sent", 0},
-		verify.SendBadRequest:   {codes.Internal, "SMS_BAD_REQUEST", "Aliyun did not understand this service's request; nothing was sent", 0},
+	headersTooLarge = publicError{
+		code:   codes.ResourceExhausted,
+		reason: "HEADERS_TOO_LARGE",
+		text:   "the headers of this call are larger than this service takes; nothing was sent and nothing was counted",
 	}
-	overloaded      = publicError{codes.Unavailable, "OVERLOADED", "too many calls are in flight; nothing was sent and nothing was counted", time.Second}
-	headersTooLarge = publicError{codes.ResourceExhausted, "HEADERS_TOO_LARGE", "the headers of this call are larger than this service takes; nothing was sent and nothing was counted", 0}
-	notAllowed      = publicError{codes.PermissionDenied, "CALLER_NOT_ALLOWED", "this caller may not use this %s; nothing was sent and nothing was counted", 0}
-	rateLimited     = publicError{codes.ResourceExhausted, "CALLER_RATE_LIMITED", "this caller's own rate is used up; nothing was sent", 0}
-	unknownPath     = publicError{codes.Unimplemented, "UNKNOWN_PATH", "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName + " and POST " + pb.PhoneNumberService_Valid_FullMethodName, 0}
+	notAllowed = publicError{
+		code:   codes.PermissionDenied,
+		reason: "CALLER_NOT_ALLOWED",
+		text:   "this caller may not use this %s; nothing was sent and nothing was counted",
+	}
+	rateLimited = publicError{
+		code:   codes.ResourceExhausted,
+		reason: "CALLER_RATE_LIMITED",
+		text:   "this caller's own rate is used up; nothing was sent",
+	}
+	unknownPath = publicError{
+		code:   codes.Unimplemented,
+		reason: "UNKNOWN_PATH",
+		text: "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName +
+			" and POST " + pb.PhoneNumberService_Valid_FullMethodName,
+	}
 	// For a panic, and for every error that is not listed above.
-	unclassified = publicError{codes.Internal, "INTERNAL", "internal error", 0}
+	unclassified = publicError{
+		code:   codes.Internal,
+		reason: "INTERNAL",
+		text:   "internal error",
+	}
 )
 
 // toStatus converts an error to the status for the caller: a fixed text and details. The

@@ -38,7 +38,9 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer returns the server for HTTP/1.1 connections of the port. It serves the two
 // calls as JSON and gRPC-Web, and the development endpoints if dev is not nil.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
+func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor grpc.UnaryServerInterceptor, a *admission,
+	c Config,
+) *http.Server {
 	mux := http.NewServeMux()
 	admits := func(r *http.Request) error {
 		if dev == nil && fromPage(r, c.Origins) { // dev has a page; guardDNSRebinding protects it
@@ -52,8 +54,10 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor
 	call := func(method string, handler http.Handler) {
 		mux.Handle(method, withCORS(c.Origins, withIncomingContext(c.Limits, jsonByDefault(handler))))
 	}
-	call(pb.PhoneNumberService_SendSMS_FullMethodName, unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
-	call(pb.PhoneNumberService_Valid_FullMethodName, unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
+	call(pb.PhoneNumberService_SendSMS_FullMethodName,
+		unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
+	call(pb.PhoneNumberService_Valid_FullMethodName,
+		unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
 	errorWriter := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -91,7 +95,9 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor
 // gRPC does, even if the request is invalid. connect only writes the response: it gets an
 // empty request without the client's headers and message, so that it never rejects a request
 // with a text of its own.
-func unaryHandler[Req, Res any](method string, interceptor grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error, f func(context.Context, *Req) (*Res, error)) http.Handler {
+func unaryHandler[Req, Res any](method string, interceptor grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error,
+	f func(context.Context, *Req) (*Res, error),
+) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
 		c := ctx.Value(httpCallKey{}).(*httpCall)
 		res, err := interceptor(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
@@ -190,9 +196,11 @@ func readCall(header http.Header, r *http.Request, maxBytes int, refused error) 
 	invalid := func(field, want string) {
 		c.err = fieldErrors{{Field: field, Want: want}}
 	}
-	timeoutName, timeoutForm, timeoutWant, encodingName := "Connect-Timeout-Ms", connectTimeout, "must be milliseconds, 1 to 10 digits, or left out", "Content-Encoding"
+	timeoutName, timeoutForm, encodingName := "Connect-Timeout-Ms", connectTimeout, "Content-Encoding"
+	timeoutWant := "must be milliseconds, 1 to 10 digits, or left out"
 	if f.enveloped {
-		timeoutName, timeoutForm, timeoutWant, encodingName = "Grpc-Timeout", grpcTimeout, "must be 1 to 8 digits and one of H, M, S, m, u, n, or left out", "Grpc-Encoding"
+		timeoutName, timeoutForm, encodingName = "Grpc-Timeout", grpcTimeout, "Grpc-Encoding"
+		timeoutWant = "must be 1 to 8 digits and one of H, M, S, m, u, n, or left out"
 	}
 	timeout, encoding := r.Header.Get(timeoutName), strings.ToLower(r.Header.Get(encodingName))
 	version := r.Header.Get("Connect-Protocol-Version")

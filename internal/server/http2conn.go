@@ -419,7 +419,8 @@ func (c *http2Conn) Write(p []byte) (int, error) {
 		}
 		f := parseFrameHeader(c.outHeader[:])
 		c.outFilled, c.outLeft = 0, f.length
-		if f.kind == http2.FrameRSTStream || (f.kind == http2.FrameHeaders || f.kind == http2.FrameData) && f.flags.Has(http2.FlagHeadersEndStream) {
+		if f.kind == http2.FrameRSTStream ||
+			(f.kind == http2.FrameHeaders || f.kind == http2.FrameData) && f.flags.Has(http2.FlagHeadersEndStream) {
 			c.offWire(f.stream)
 		}
 	}

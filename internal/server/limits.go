@@ -88,7 +88,10 @@ type admission struct {
 }
 
 func newAdmission(l Limits, authenticate authenticator, tel telemetry.Telemetry) *admission {
-	return &admission{calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: authenticate, limits: l, telemetry: tel}
+	return &admission{
+		calls: semaphore{max: int64(l.Calls)}, unauthenticated: semaphore{max: int64(l.Calls)}, authenticate: authenticate,
+		limits: l, telemetry: tel,
+	}
 }
 
 type streamKey struct{}

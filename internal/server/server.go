@@ -86,7 +86,10 @@ func Serve(ctx context.Context, c Config) error {
 	httpServer := newHTTPServer(svc, dev, interceptor, admitted, c)
 
 	grpcListener, httpListener := newChanListener(c.Listener.Addr()), newChanListener(c.Listener.Addr())
-	mux := &connMux{listener: c.Listener, tls: c.TLS, limits: c.Limits, rejected: c.Telemetry.Rejected, http2: newHTTP2Conns(c.Limits, c.Telemetry.Rejected), grpcListener: grpcListener, httpListener: httpListener}
+	mux := &connMux{
+		listener: c.Listener, tls: c.TLS, limits: c.Limits, rejected: c.Telemetry.Rejected,
+		http2: newHTTP2Conns(c.Limits, c.Telemetry.Rejected), grpcListener: grpcListener, httpListener: httpListener,
+	}
 	sweepCtx, stopSweeping := context.WithCancel(context.Background())
 	defer stopSweeping()
 	go mux.http2.sweep(sweepCtx)
@@ -125,7 +128,8 @@ func Serve(ctx context.Context, c Config) error {
 	c.Verifier.Wait(flushCtx)
 	if abandoned > 0 {
 		c.Telemetry.Log.Error("abandoned calls that did not end", "calls", abandoned)
-		failure = errors.Join(failure, fmt.Errorf("abandoned %d calls that did not end within %v", abandoned, c.callsTimeout()+outcomeFlushTimeout))
+		failure = errors.Join(failure, fmt.Errorf("abandoned %d calls that did not end within %v", abandoned,
+			c.callsTimeout()+outcomeFlushTimeout))
 	}
 	c.Telemetry.Log.Info("stopped")
 	return failure

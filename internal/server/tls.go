@@ -153,7 +153,8 @@ func (c *Certificates) handshake(plain net.Conn) (*tls.Conn, error) {
 	conn := tls.Server(plain, c.config.Load())
 	err := conn.Handshake()
 	var headerErr tls.RecordHeaderError
-	if errors.As(err, &headerErr) && headerErr.Conn != nil && strings.Contains("GET HEAD POST PUT DELETE OPTIONS PATCH", string(headerErr.RecordHeader[:3])) {
+	if errors.As(err, &headerErr) && headerErr.Conn != nil &&
+		strings.Contains("GET HEAD POST PUT DELETE OPTIONS PATCH", string(headerErr.RecordHeader[:3])) {
 		fmt.Fprint(headerErr.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nThis port speaks TLS: use https://\n")
 	}
 	return conn, err

@@ -176,11 +176,17 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	defer response.Body.Close()
 	if response.StatusCode == http.StatusSwitchingProtocols {
 		// The body is then the raw connection, and reading it has no deadline.
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode, Detail: "protocol switched instead of a reply"}
+		return verify.Receipt{}, &verify.SendError{
+			Kind: verify.SendUnknown, HTTPStatus: response.StatusCode,
+			Detail: "protocol switched instead of a reply",
+		}
 	}
 	if x.early.Load() {
 		x.conn.Load().Close()
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode, Detail: "reply was there before its request was written"}
+		return verify.Receipt{}, &verify.SendError{
+			Kind: verify.SendUnknown, HTTPStatus: response.StatusCode,
+			Detail: "reply was there before its request was written",
+		}
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
 	if err != nil {
@@ -190,7 +196,10 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	var refusal *verify.SendError
 	if errors.As(err, &refusal) && refusal.Kind.NotSent() && a.refusals.again(refusal.RequestID) {
 		x.conn.Load().Close()
-		err = &verify.SendError{Kind: verify.SendUnknown, RequestID: refusal.RequestID, HTTPStatus: response.StatusCode, Detail: "refusal of an earlier request, by its RequestId"}
+		err = &verify.SendError{
+			Kind: verify.SendUnknown, RequestID: refusal.RequestID, HTTPStatus: response.StatusCode,
+			Detail: "refusal of an earlier request, by its RequestId",
+		}
 	}
 	return receipt, err
 }

@@ -55,9 +55,11 @@ func classify(code string) verify.SendKind {
 // retryAfter returns the period of the limit that the message or the code names.
 func retryAfter(code, message string) time.Duration {
 	switch code = strings.TrimPrefix(code, "isv."); {
-	case strings.Contains(message, "天级") || strings.Contains(message, "for the day") || strings.HasSuffix(code, "_DAY") || code == "VALVE:D_MC":
+	case strings.Contains(message, "天级") || strings.Contains(message, "for the day") || strings.HasSuffix(code, "_DAY") ||
+		code == "VALVE:D_MC":
 		return 24 * time.Hour
-	case strings.Contains(message, "小时级") || strings.Contains(message, "for the hour") || strings.HasSuffix(code, "_HOUR") || code == "VALVE:H_MC":
+	case strings.Contains(message, "小时级") || strings.Contains(message, "for the hour") || strings.HasSuffix(code, "_HOUR") ||
+		code == "VALVE:H_MC":
 		return time.Hour
 	}
 	return time.Minute

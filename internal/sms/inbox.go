@@ -128,7 +128,10 @@ func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, err
 			continue
 		}
 		if f.code != "" {
-			reply, err := json.Marshal(map[string]string{"Code": f.code, "Message": f.message, "RequestId": "DEVELOPMENT-" + strconv.FormatInt(m.SendID, 36)})
+			reply, err := json.Marshal(map[string]string{
+				"Code": f.code, "Message": f.message,
+				"RequestId": "DEVELOPMENT-" + strconv.FormatInt(m.SendID, 36),
+			})
 			if err != nil {
 				return verify.Receipt{}, err
 			}
@@ -148,7 +151,10 @@ func (b *Inbox) deliver(m verify.Message) {
 	d := Message{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
 	b.change(func() {
 		b.ids++
-		b.messages = slices.Insert(b.messages, 0, TrackedMessage{b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit, CodeLive, m.SendID, b.revision})
+		b.messages = slices.Insert(b.messages, 0, TrackedMessage{
+			b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit,
+			CodeLive, m.SendID, b.revision,
+		})
 		b.messages = b.messages[:min(len(b.messages), inboxSize)]
 	})
 	if b.OnMessage != nil {
@@ -301,7 +307,8 @@ func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspectio
 			m.Expires, m.AttemptsLeft = seen.Alive[at].Expires, seen.Alive[at].AttemptsLeft
 		case m.Code == used && usedSendID == 0:
 			m.State, usedSendID = CodeUsed, m.sendID
-		case usedSendID > m.sendID || slices.ContainsFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.sendID }):
+		case usedSendID > m.sendID || slices.ContainsFunc(seen.Alive,
+			func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.sendID }):
 			m.State = CodeReplaced
 		case time.Now().Before(m.Expires):
 			m.State = CodeSpent
@@ -331,7 +338,10 @@ type Update struct {
 func (b *Inbox) Since(revision int64) (Update, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	u := Update{Revision: b.revision, Whole: revision < b.cleared || revision < 0, Messages: []TrackedMessage{}, Failures: append([]Failure{}, b.failures...)}
+	u := Update{
+		Revision: b.revision, Whole: revision < b.cleared || revision < 0,
+		Messages: []TrackedMessage{}, Failures: append([]Failure{}, b.failures...),
+	}
 	for _, m := range b.messages {
 		if u.Whole || m.changed > revision {
 			u.Messages = append(u.Messages, m)

@@ -107,7 +107,8 @@ func (p NumberParser) read(number string) (Number, *FieldError) {
 			number = ""
 		}
 		if number, ok = p.Plan(number, p.Region); !ok || !e164.MatchString(number) {
-			return "", &FieldError{"phone_number", numberWanted + "; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
+			return "", &FieldError{"phone_number", numberWanted +
+				"; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
 		}
 	}
 	if national, ok := strings.CutPrefix(number, "+86"); ok {

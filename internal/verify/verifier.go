@@ -282,7 +282,10 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	return Inspection{state.LastSendID, time.UnixMicro(record.BegunAt), v.Rules.Alive(state, v.Now().UnixMicro()), decodeHistory(record.State)}, nil
+	return Inspection{
+		state.LastSendID, time.UnixMicro(record.BegunAt), v.Rules.Alive(state, v.Now().UnixMicro()),
+		decodeHistory(record.State),
+	}, nil
 }
 
 // LongestSend returns the longest time that Send takes.

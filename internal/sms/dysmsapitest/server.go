@@ -228,7 +228,10 @@ func (s *Server) submit(params url.Values) answer {
 	var variables map[string]any
 	err := json.Unmarshal([]byte(params.Get("TemplateParam")), &variables)
 	code, isString := variables["code"].(string)
-	m := Accepted{params.Get("PhoneNumbers"), params.Get("SignName"), params.Get("TemplateCode"), code, fmt.Sprintf("%018d^0", rand.N(int64(1e18))), s.now()}
+	m := Accepted{
+		params.Get("PhoneNumbers"), params.Get("SignName"), params.Get("TemplateCode"), code,
+		fmt.Sprintf("%018d^0", rand.N(int64(1e18))), s.now(),
+	}
 	switch {
 	case len(params) > len(names) || len(slices.Concat(slices.Collect(maps.Values(params))...)) > len(names):
 		return isv("INVALID_PARAMETERS", "参数异常")
