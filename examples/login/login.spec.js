@@ -1,7 +1,7 @@
 import { expect, test } from '@playwright/test';
 
 const sms = 'http://localhost:50511';
-// Each test takes a number of its own, so that tests can run side by side.
+// Each test uses a different number, so that tests can run in parallel.
 const someNumber = () => '186' + Math.floor(1e7 + Math.random() * 9e7);
 
 test('login by a code', async ({ page, request }) => {

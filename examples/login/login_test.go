@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// Each test takes a number of its own, so that tests can run side by side.
+// Each test uses a different number, so that tests can run in parallel.
 func someNumber() string { return "186" + strconv.Itoa(10_000_000+rand.IntN(90_000_000)) }
 
 func TestLoginByACode(t *testing.T) {

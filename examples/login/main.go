@@ -1,6 +1,5 @@
-// Command login is a login by phone number: how a backend calls
-// phone-number-service, and what it makes of the answers. Try it beside
-// "phone-number-service dev".
+// Command login is a login by phone number. It shows how a backend calls phone-number-service
+// and handles its errors. Run "phone-number-service dev" beside it.
 package main
 
 import (
@@ -28,25 +27,26 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Printf("open http://%s/", address) //nolint:gosec // the operator's own
+	log.Printf("open http://%s/", address) //nolint:gosec // the operator sets it
 	server := &http.Server{Addr: address, Handler: handler, ReadTimeout: 5 * time.Second}
 	log.Fatal(server.ListenAndServe())
 }
 
-// What Aliyun knows the sender and the text by.
+// The sign name and the template code of the SMS, as approved by Aliyun.
 const (
 	signName     = "Acme"
 	templateCode = "SMS_123456789"
 )
 
-// An account is known by its number, so a number is taken in one form only, though
-// the service reads many: here, mainland China's eleven digits.
+// numberForm is the only form of a number that this login accepts: the eleven digits of mainland
+// China. The service accepts other forms too, but here a number identifies an account, and two
+// forms would be two accounts.
 var numberForm = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
 
-// newLogin serves the login. In production, limit sends per visitor too: whoever may
-// send without end can guess without end, and the SMS are paid for.
+// newLogin returns the handler of the login. In production, also limit the sends of each
+// visitor: each SMS costs money, and each send allows three more guesses.
 func newLogin(service string) (http.Handler, error) {
-	// One connection, made once, serves all calls.
+	// One connection serves all calls.
 	conn, err := grpc.NewClient(service, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
@@ -63,27 +63,27 @@ func newLogin(service string) (http.Handler, error) {
 			show(w, http.StatusBadRequest, page{Number: number, Problem: "Please enter a mobile number of eleven digits."})
 			return
 		}
-		// Longer than the service gives Aliyun, so that its answer is heard.
+		// Longer than the service waits for Aliyun, so that the service's error arrives.
 		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 		defer cancel()
 		_, err := client.SendSMS(ctx, &phonenumberservice.SendSMSRequest{PhoneNumber: number, Signature: signName, TemplateCode: templateCode})
 		switch status.Code(err) {
 		case codes.OK:
 			show(w, http.StatusOK, page{Number: number, Sent: true})
-		case codes.InvalidArgument: // Aliyun says so
+		case codes.InvalidArgument: // Aliyun rejected the number
 			show(w, http.StatusBadRequest, page{Number: number, Problem: "That is no mobile number."})
 		case codes.ResourceExhausted, codes.Aborted:
 			show(w, http.StatusTooManyRequests, page{Number: number, Problem: "Too many codes. Try again in " + waitOf(err).String() + "."})
-		case codes.DeadlineExceeded, codes.Unknown: // it may have gone out, and its code works then
+		case codes.DeadlineExceeded, codes.Unknown: // the SMS may arrive, and its code works
 			show(w, http.StatusOK, page{Number: number, Sent: true, Problem: "This takes longer than usual. If no code arrives, send another."})
-		default: // nothing was sent; the log of the service says why
+		default: // nothing was sent; the service's log has the reason
 			show(w, http.StatusServiceUnavailable, page{Number: number, Problem: "No code could be sent. Try again later."})
 		}
 	})
 
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		number := r.PostFormValue("number")
-		if !numberForm.MatchString(number) { // the form never sends one
+		if !numberForm.MatchString(number) { // the page never sends this
 			show(w, http.StatusBadRequest, page{})
 			return
 		}
@@ -93,14 +93,14 @@ func newLogin(service string) (http.Handler, error) {
 			show(w, http.StatusServiceUnavailable, page{Number: number, Sent: true, Problem: "The code could not be checked. Try again."})
 		case !res.Valid:
 			show(w, http.StatusUnauthorized, page{Number: number, Sent: true, Problem: "That code is not valid. After three tries, send another."})
-		default: // here a session would begin
+		default: // start a session here
 			show(w, http.StatusOK, page{Number: number, Welcome: true})
 		}
 	})
-	return http.NewCrossOriginProtection().Handler(mux), nil // no other site's page sends for its visitors
+	return http.NewCrossOriginProtection().Handler(mux), nil // against CSRF
 }
 
-// waitOf is how long the service says to wait.
+// waitOf returns the time to wait from the RetryInfo of err, or a minute.
 func waitOf(err error) time.Duration {
 	for _, d := range status.Convert(err).Details() {
 		if retry, ok := d.(*errdetails.RetryInfo); ok {

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-var sms string // where phone-number-service dev is
+var sms string // the URL of phone-number-service dev
 
-// TestMain starts phone-number-service for the tests. Elsewhere, that may be
+// TestMain starts phone-number-service for the tests. Outside this repository, use
 // exec.Command("phone-number-service", "dev").
 func TestMain(m *testing.M) {
 	os.Exit(run(m))
@@ -35,7 +35,7 @@ func run(m *testing.M) int {
 		panic(fmt.Sprintf("%v: %s", err, out))
 	}
 	service := exec.Command(program, "dev", "--listen", address)
-	service.Env = []string{} // or credentials that are set here would make it refuse
+	service.Env = []string{} // dev does not start beside Aliyun credentials
 	if err := service.Start(); err != nil {
 		panic(err)
 	}
