@@ -1,4 +1,4 @@
-// How fast the page is: make page-figures. Nothing here can fail for being slow.
+// Measures how fast the page is (make page-figures). Slow results do not fail.
 import { test } from './service.js';
 
 const median = values => values.sort((a, b) => a - b)[values.length >> 1];
@@ -19,7 +19,7 @@ test('1,000 messages', async ({ page, service }) => {
   const began = Date.now();
   await page.goto(service.url);
   await page.locator('#thread li').nth(999).waitFor();
-  console.log(`1,000 messages to one number: shown ${Date.now() - began} ms after the page was asked for`);
+  console.log(`1,000 messages to one number: shown ${Date.now() - began} ms after the request for the page`);
   await page.evaluate(() => {
     window.frames_ = [];
     let last = performance.now();

@@ -1,5 +1,5 @@
-// /openapi.json against the running service: every answer that is described is had
-// and is as described, and no answer is had that is not.
+// Compares /openapi.json with the running service: every described response occurs and matches
+// its description, and no other response occurs.
 import { Validator } from '@seriousme/openapi-schema-validator';
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import addFormats from 'ajv-formats';
@@ -7,7 +7,7 @@ import { expect, test } from './service.js';
 
 test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '1s' } });
 
-// A store in memory does not fail.
+// Responses that do not occur: a store in memory does not fail.
 const notToBeHad = ['SendSMS 500', 'SendSMS 503', 'Valid 500', 'Valid 503'];
 
 test('the description holds', async ({ service }) => {
@@ -22,7 +22,7 @@ test('the description holds', async ({ service }) => {
   };
 
   const had = new Set();
-  // exchange makes a request and holds it and its answer against the description.
+  // exchange makes a request, and compares the request and the response with the description.
   async function exchange(operation, status, { query = '', body, headers, fits = status !== 400 || operation === 'SendSMS' } = {}) {
     const [path, method, described] = Object.entries(description.paths)
       .flatMap(([path, methods]) => Object.entries(methods).map(([method, d]) => [path, method, d]))
@@ -59,7 +59,7 @@ test('the description holds', async ({ service }) => {
   expect(await exchange('Valid', 200, { body: { ...number, code: 'x' } })).toEqual({ valid: false });
   expect(await exchange('Valid', 200, { body: { ...number, code: message.code } })).toEqual({ valid: true });
 
-  await exchange('Valid', 400, { body: { phone_number: '10086' }, fits: true }); // what a number is, no schema says
+  await exchange('Valid', 400, { body: { phone_number: '10086' }, fits: true }); // no schema describes a number
   await exchange('Valid', 400, { body: { phone: '18600000000' } });
   await exchange('Valid', 400, { body: { ...number, code: 123456 } });
   await exchange('SendSMS', 400, { body: { ...send, template_code: 'a b' }, fits: false });
@@ -96,7 +96,7 @@ test('the description holds', async ({ service }) => {
   await exchange('deleteInbox', 204, { query: '?phone_number=18600000000' });
   await exchange('deleteInbox', 204);
 
-  // What the events held meanwhile, until the deletion.
+  // The events until the deletion.
   let text = '';
   let updates = 0;
   let wholes = 0;

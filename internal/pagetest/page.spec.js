@@ -86,7 +86,7 @@ test('sends fail as at Aliyun, once or until they shall succeed again', async ({
   await expect(phone.sendAnswer).not.toContainText('Wait');
   await phone.failure.selectOption('Limit by minute');
   await button.click();
-  await expect(phone.sendAnswer).toContainText('Wait 0:5'); // it counts
+  await expect(phone.sendAnswer).toContainText('Wait 0:5'); // it counts down
   await phone.failure.selectOption('No balance');
   await phone.page.getByLabel('For sends').fill('1');
   await phone.page.keyboard.press('Tab');
@@ -103,7 +103,7 @@ test.describe('with an impatient service', () => {
   test('a time-out may hide an SMS that arrives, and its code works', async ({ phone }) => {
     await phone.open();
     await expect(phone.send).toContainText('The next send fails: Time-out, arrives.');
-    await phone.page.getByRole('button', { name: 'Send code' }).dblclick(); // is one send
+    await phone.page.getByRole('button', { name: 'Send code' }).dblclick(); // makes one send
     await expect(phone.messages).toContainText('3 attempts');
     await expect(phone.sendAnswer).toHaveText('Under way…');
     const code = await phone.code(0);
@@ -114,7 +114,7 @@ test.describe('with an impatient service', () => {
     await expect(phone.validAnswer).toContainText('{"valid":true}');
     await phone.failure.selectOption('Time-out');
     await phone.page.getByRole('button', { name: 'Send code' }).click();
-    await expect(phone.sendAnswer).toHaveText('Under way…'); // no longer the answer before
+    await expect(phone.sendAnswer).toHaveText('Under way…'); // instead of the previous answer
     await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED');
     await expect(phone.messages).toHaveCount(1);
   });
@@ -126,7 +126,7 @@ test('numbers are checked while they are typed', async ({ phone }) => {
   await number.fill('+852 9123-4567');
   await expect(phone.send).toContainText('+85291234567');
   await expect(number).toHaveAttribute('aria-invalid', 'false');
-  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('+852 9123-4567'); // follows
+  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('+852 9123-4567'); // follows the other field
   await number.fill('01012345678');
   await expect(phone.send).toContainText('must be one mobile number, for example "+8618612345678"');
   await expect(number).toHaveAttribute('aria-invalid', 'true');
@@ -152,7 +152,7 @@ test('several numbers are listed newest first and can be switched', async ({ pho
   await expect(phone.messages).toHaveCount(2);
   await expect(phone.messages.last()).toContainText('【again】');
   await phone.page.getByRole('button', { name: 'Clear the messages to +86 186 0000 0002' }).click();
-  await expect(phone.messages).toHaveCount(0); // and no other number's in their place
+  await expect(phone.messages).toHaveCount(0); // and no messages of another number
   await expect(numbers).toHaveValue('+8618600000002');
   expect(await service.inbox('?phone_number=18600000002')).toEqual([]);
   expect(await service.inbox()).toHaveLength(2);
@@ -161,7 +161,7 @@ test('several numbers are listed newest first and can be switched', async ({ pho
 test('the phone stays with the number that was sent to from here', async ({ phone, service }) => {
   await phone.open();
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
-  await expect(phone.messages).toContainText('【Shop】'); // nothing was sent from here yet
+  await expect(phone.messages).toContainText('【Shop】'); // this page has not sent yet
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.messages).toContainText('【Acme】');
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
@@ -176,7 +176,7 @@ test('a tab that nobody sees listens no more, and tells what it missed when it i
     Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
     document.dispatchEvent(new Event('visibilitychange'));
   }, hidden);
-  const given = phone.page.waitForEvent('requestfailed', r => r.url().endsWith('/inbox/events')); // its connection is free
+  const given = phone.page.waitForEvent('requestfailed', r => r.url().endsWith('/inbox/events')); // its connection is closed
   await see(true);
   await given;
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
@@ -187,7 +187,7 @@ test('a tab that nobody sees listens no more, and tells what it missed when it i
   await expect(phone.page.getByRole('button', { name: 'New: +86 186 0000 0001' })).toBeVisible();
 });
 
-// together opens so many windows beside the first, and tells which of them asked for the stream.
+// together opens windows until there are count, and returns them and those that requested the stream.
 async function together(phone, context, count) {
   const streams = [];
   const phones = [phone];
@@ -202,7 +202,7 @@ test('more windows than a browser has connections are told everything by one str
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
   const { phones, streams } = await together(phone, context, 9);
   for (const p of phones) {
-    await expect(p.messages).toHaveCount(1); // was there before
+    await expect(p.messages).toHaveCount(1); // from before
     await expect(p.send).toContainText('Sends to +86 186 0000 0009 fail: Limit by day.');
   }
   const code = await phones.at(-1).sendCode();
@@ -228,7 +228,7 @@ test('a window that goes leaves the stream to another one', async ({ phone, cont
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'One' });
   await expect(second.messages).toHaveCount(1);
   await expect(third.messages).toHaveCount(1);
-  await expect(first.messages).toHaveCount(0); // nobody sees it
+  await expect(first.messages).toHaveCount(0); // it is hidden
   await second.page.close();
   await expect.poll(() => streams).toEqual([first, second, third]);
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Two' });
@@ -249,7 +249,7 @@ test('all windows say that the service is away, and come back', async ({ phone, 
   }
 });
 
-// As on a name in the network, which is no secure context.
+// As under a name in the network, which is not a secure context.
 test('without locks each window has a stream, and says why a call waits', async ({ phone, context, service }) => {
   await context.addInitScript(() => Object.defineProperty(navigator, 'locks', { value: undefined }));
   const { phones, streams } = await together(phone, context, 6);
@@ -292,10 +292,10 @@ test('what is chosen last is what happens, however fast', async ({ phone, servic
   await phone.failure.selectOption('Limit by day');
   await expect(phone.send).toContainText('The next 3 sends fail: Limit by day.');
   await times.fill('1');
-  await times.press('Enter'); // sends, after what it changed
+  await times.press('Enter'); // sends after the change
   await expect(phone.sendAnswer).toContainText('HTTP 429');
   await expect(phone.failure).toHaveValue('none');
-  await expect(times).toHaveValue('1'); // has the focus; is empty without it
+  await expect(times).toHaveValue('1'); // cleared when it loses the focus
   await phone.failure.focus();
   await expect(times).toHaveValue('');
   for (const wrong of ['0', '1001', '1.5']) {
@@ -339,7 +339,7 @@ test('a code is copied where the browser gives no clipboard', async ({ phone, co
   expect(await phone.page.evaluate(() => navigator.clipboard.readText())).toBe(code);
 });
 
-// What can be typed comes through a shell, JSON and Go as it is.
+// The snippets must escape these characters for a shell, JSON and Go.
 const signature = `Ö'Neil & "Co" $(x) \\ 阿里云`;
 
 test('the lines to copy do what the forms do', async ({ phone, service, context }) => {
@@ -390,7 +390,7 @@ func main() { if err := do(context.Background()); err != nil { log.Fatal(err) } 
 test('of several valid codes the newest is offered', async ({ phone, service }) => {
   await service.fail({ kind: 'timeout_delivered' }); // replaces no earlier code
   await phone.open();
-  for (const _ of [1, 2]) service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' }).catch(() => {}); // outlasts the test
+  for (const _ of [1, 2]) service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' }).catch(() => {}); // may end after the test
   await expect(phone.valid).toContainText('2 codes are valid; the newest: 3 attempts');
   await phone.page.getByRole('button', { name: `From Messages: ${await phone.code(1)}` }).click();
 });
@@ -419,11 +419,11 @@ test('the last thousand messages are kept and shown', async ({ phone, service })
   await service.fill(10);
   await expect(phone.messages).toHaveCount(1000);
   expect(await phone.code(0)).toBe(kept);
-  await expect(phone.messages.last()).toBeInViewport(); // it follows
+  await expect(phone.messages.last()).toBeInViewport(); // the list follows
   await phone.messages.first().scrollIntoViewIfNeeded();
   await service.fill(5);
   await expect(phone.messages.first()).toContainText('【Acme】');
-  await expect(phone.messages.last()).not.toBeInViewport(); // whoever looks back is left alone
+  await expect(phone.messages.last()).not.toBeInViewport(); // a scrolled list does not move
   expect(await service.inbox()).toHaveLength(1000);
 });
 
@@ -434,19 +434,19 @@ test('it comes back by itself after the service was away', async ({ phone, servi
   await expect(phone.page.getByText('No connection to the service')).toBeVisible();
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.sendAnswer).toContainText('The service does not answer');
-  await phone.send.getByLabel('Phone number').fill('10086'); // cannot be checked now
+  await phone.send.getByLabel('Phone number').fill('10086'); // cannot be checked without the service
   await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'false');
   await phone.failure.selectOption('Limit by hour');
   await expect(phone.send.locator('#failing')).toHaveText('The service does not answer. Is it still running?');
   await expect(phone.failure).toHaveValue('none');
   await phone.page.route('**/inbox/events', route => route.fulfill({ status: 502, contentType: 'text/html', body: 'a proxy' }), { times: 1 });
   await service.start();
-  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' }); // with the id of the old one
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' }); // gets the id of the old message
   await expect(phone.page.getByText('Connected')).toBeAttached();
   await expect(phone.messages).toContainText('【Shop】');
   await expect(phone.messages).toHaveCount(1);
   await expect(phone.messages).not.toContainText(old);
-  await expect(phone.page.locator('#heard')).toContainText('Message to +86 186 0000 0000'); // though its id is not new
+  await expect(phone.page.locator('#heard')).toContainText('Message to +86 186 0000 0000'); // although its id is not new
   await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'true');
   await phone.send.getByLabel('Phone number').fill('18600000000');
   await phone.sendCode();
@@ -469,7 +469,7 @@ test('the keyboard alone is enough', async ({ phone }) => {
   expect(order.slice(0, 6)).toEqual(['send-number', 'signature', 'template', 'failure', 'times', 'primary']);
   expect(order).toContain('numbers');
   expect(order).toContain('code');
-  await keyboard.press('Enter'); // takes the suggestion
+  await keyboard.press('Enter'); // accepts the suggestion
   await keyboard.press('Enter'); // verifies
   await expect(phone.validAnswer).toContainText('{"valid":true}');
   for (const id of ['send-number', 'numbers', 'clear']) {
@@ -499,7 +499,7 @@ test.describe('in Chinese', () => {
     await expect(page.locator('#send-answer .verdict')).toHaveText('已达到阿里云对此签名和号码的发送上限，未发送。');
     await page.getByLabel('手机号码').first().fill('1');
     await expect(page.locator('#send-number-is')).toHaveText('须为一个手机号码，例如 +8618612345678。');
-    // No English is left but names of the API, and the lines to copy.
+    // The only English words are names of the API, and the snippets.
     const words = await page.evaluate(() => {
       for (const e of document.querySelectorAll('pre, code, h1, .tabs, .status, .detail, #version, summary')) e.remove();
       return document.body.innerText.match(/[A-Za-z]{3,}/g);
@@ -553,7 +553,7 @@ for (const colorScheme of ['light', 'dark']) {
           }));
           expect(violations.map(v => `${v.id}: ${v.nodes.map(n => n.html + n.failureSummary).join('\n')}`)).toEqual([]);
           expect(passes.map(p => p.id)).toEqual(expect.arrayContaining(['color-contrast', 'label', 'button-name', 'select-name']));
-          // Nothing is cut off or makes the page scroll sideways.
+          // Nothing is cut off, and the page does not scroll sideways.
           expect(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)).toBe(0);
           const dark = await page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor.match(/\d+/g).every(c => c < 64));
           expect(dark).toBe(colorScheme === 'dark');

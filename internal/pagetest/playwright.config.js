@@ -1,7 +1,7 @@
 import { defineConfig } from '@playwright/test';
 
-// Debian's chromium, as root in a container may run it, and without what it would
-// ask of the internet.
+// Runs Debian's chromium, with options that root in a container needs, and without its requests
+// to the internet.
 export default defineConfig({
   testDir: '.',
   globalSetup: './build.js',

@@ -1,6 +1,6 @@
-// A page whose name is pointed at the address where serve listens: to the browser, page and
-// service are of one origin then. The page comes from loopback too: this chromium lets a page
-// of the internet not reach loopback, and other browsers do.
+// Tests DNS rebinding: the name of a page resolves to the address of serve, so that the browser
+// sees page and service as one origin. The page is served from loopback too: this chromium does
+// not let a page from the internet reach loopback, but other browsers do.
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -16,7 +16,7 @@ test.use({ launchOptions: { ...launchOptions, args: [...launchOptions.args, '--h
 const path = '/phonenumberservice.PhoneNumberService/SendSMS';
 const message = JSON.stringify({ phone_number: '18600000000', signature: 'Acme', template_code: 'SMS_1' });
 
-// gateway takes every SMS that Aliyun is asked for.
+// gateway is a fake of Aliyun's gateway that accepts every SMS.
 async function gateway() {
   const server = createServer((_, answer) => {
     server.sent++;
@@ -27,7 +27,7 @@ async function gateway() {
   return server;
 }
 
-// An attack makes the page send in its own way, and returns the answer's status if a page can see it.
+// Each attack sends a request from the page, and returns the response's status if a page can read it.
 const attacks = {
   'a call in JSON': ([path, message]) => fetch(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: message }).then(r => r.status),
   'a call of no type': ([path, message]) => fetch(path, { method: 'POST', body: new Blob([message]) }).then(r => r.status),

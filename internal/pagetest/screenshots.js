@@ -1,4 +1,4 @@
-// What docs/images/ shows: make screenshots.
+// Draws the images of docs/images (make screenshots).
 import { root } from './build.js';
 import { expect, test } from './service.js';
 
@@ -14,7 +14,7 @@ const of = (name, locale, colorScheme, width, height, scene) => test.describe(na
     await service.call('SendSMS', { phone_number: '18600000000', signature: await page.locator('#signature').inputValue() });
     await expect(page.locator('#thread li')).toHaveCount(2);
     await scene(page);
-    await page.mouse.click(1, 1); // nothing has the focus
+    await page.mouse.click(1, 1); // removes the focus
     await expect(page.locator('#thread li').last()).toHaveCSS('opacity', '1');
     await page.screenshot({ path: `${root}docs/images/${name}.png` });
   });

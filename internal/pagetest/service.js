@@ -1,5 +1,5 @@
-// The built program in development, one process a test, and a browser that is held
-// to the page's promises.
+// Fixtures: the built program in development, one process for each test, and a browser that
+// fails a test after an error, a policy violation or a request to another host.
 import { spawn } from 'node:child_process';
 import { createServer } from 'node:net';
 import { once } from 'node:events';
@@ -43,7 +43,7 @@ export class Service {
     if (this.process.exitCode === null && this.process.signalCode === null) await once(this.process, 'exit');
   }
 
-  // call makes one of the two calls as another program would.
+  // call makes one of the two calls, like another program.
   async call(method, request) {
     const response = await fetch(this.url + calls + method, { method: 'POST', body: JSON.stringify(request) });
     return response.json();
@@ -51,7 +51,7 @@ export class Service {
 
   // fill sends count messages to one number.
   async fill(count) {
-    for (let i = 0; i < count; i += 5) { // of more at once some are refused
+    for (let i = 0; i < count; i += 5) { // more concurrent sends would be rejected
       await Promise.all(Array.from({ length: 5 }, () => this.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' })));
     }
   }
@@ -76,15 +76,15 @@ export const test = base.extend({
     await service.stop();
   },
 
-  // Every page of every test: no error, no violation of the policy, no other host.
+  // page records errors, policy violations and requests to other hosts. There must be none.
   page: async ({ page, service }, use) => {
     const wrong = [];
-    let refused = 0; // calls that the service refused, which Chromium tells as errors
+    let refused = 0; // rejected calls, which Chromium logs as errors
     page.on('response', r => { if (r.status() >= 400 && r.url().startsWith(service.url + calls)) refused++; });
     page.on('console', m => {
       if (m.type() !== 'error' && m.type() !== 'warning') return;
       if (m.text().startsWith('Failed to load resource') && m.location().url.startsWith(service.url + calls) && refused-- > 0) return;
-      if (service.wasAway && /net::ERR_|status of 502/.test(m.text())) return; // the test took it away
+      if (service.wasAway && /net::ERR_|status of 502/.test(m.text())) return; // the test stopped the service
       wrong.push(`console: ${m.text()} ${m.location().url}`);
     });
     page.on('pageerror', e => wrong.push(`error: ${e.message}`));
@@ -100,7 +100,7 @@ export const test = base.extend({
   phone: async ({ page, service }, use) => use(new Phone(page, service)),
 });
 
-// Phone is the page as a person sees it, in English.
+// Phone drives the page in English, like a person.
 export class Phone {
   constructor(page, service) {
     this.page = page;

@@ -1,32 +1,32 @@
-// The page of development: a phone that shows what arrives in the inbox, and the
-// two calls. What becomes of codes the service tells; the page counts nothing.
+// The development page: a phone that shows the messages of the inbox, and forms for the
+// two calls. The service sends the states of codes; the page does not count attempts.
 import { around, errorText, locale, sample, say, translate } from './words.js';
 
 const $ = id => document.getElementById(id);
-const kept = 1000; // messages, as the service keeps
+const kept = 1000; // messages; the service keeps as many
 
 $('signature').value = sample;
 
-// --- what the service tells
+// --- events of the service
 
 let settings = {};
-let behind = 0; // our clock behind the service's, in ms
+let behind = 0; // the service's clock minus ours, in ms
 const messages = new Map(); // by id, oldest first
 let failures = [];
 let shown = ''; // the number whose messages are shown
-let chosen = false; // by hand, or by a send from here: other numbers' messages do not take its place
-let expected = ''; // the number that was sent to from here
-let last = -1; // the highest id that was seen
+let chosen = false; // by hand or by a send; other numbers do not replace it
+let expected = ''; // the number of the last send from this page
+let last = -1; // the highest known id
 
 const now = () => Date.now() + behind;
 
 // A browser opens six connections to a host, so one window has the stream of events for all
-// that are seen: the one that holds a lock. Browsers have locks on https and localhost alone;
-// elsewhere each window has a stream of its own.
+// visible windows: the one that holds a lock. Browsers have Web Locks only on https and
+// localhost; otherwise each window has its own stream.
 const windows = navigator.locks && new BroadcastChannel('events');
-const name = Math.random(); // this window's, for the others
+const name = Math.random(); // identifies this window
 let events; // the stream, if this window has it
-let leave; // ends this window's part
+let leave; // ends the wait or the stream
 
 function listenWhileSeen() {
   leave?.();
@@ -41,7 +41,7 @@ function listenWhileSeen() {
   navigator.locks.request('events', { signal: waiting.signal }, () => new Promise(resolve => {
     const close = listen();
     release = () => resolve(close());
-  })).catch(() => {}); // hidden before it had the lock
+  })).catch(() => {}); // hidden before it got the lock
   leave = () => release ? release() : waiting.abort();
   windows.postMessage({ joins: name });
 }
@@ -56,7 +56,7 @@ const state = () => $('signal').dataset.on === 'true'
   ? { settings, behind, update: { whole: true, messages: [...messages.values()].reverse(), failures } }
   : { lost: true };
 
-// listen has the stream until the function that it returns is called.
+// listen opens the stream, and returns the function that closes it.
 function listen() {
   events = new EventSource('inbox/events');
   const tell = heard => {
@@ -70,7 +70,7 @@ function listen() {
   events.addEventListener('inbox', e => tell({ update: JSON.parse(e.data) }));
   events.onerror = () => {
     tell({ lost: true });
-    // After an answer that is no stream, of a proxy say, a browser asks no more.
+    // A browser does not reconnect if the response is no stream, such as a proxy's error.
     if (events.readyState === EventSource.CLOSED) setTimeout(listenWhileSeen, 1000);
   };
   return () => {
@@ -79,11 +79,11 @@ function listen() {
   };
 }
 
-// hear takes what the stream says, in this window or in the one that has it.
+// hear applies an event of the stream, from this window or from the one that has it.
 function hear(heard) {
   if (heard.lost) connected(false);
   if (heard.settings) {
-    if (settings.started && settings.started !== heard.settings.started) last = 0; // a new process numbers from 1
+    if (settings.started && settings.started !== heard.settings.started) last = 0; // a new process starts at 1
     ({ settings, behind } = heard);
     $('version').textContent = settings.version;
     connected(true);
@@ -106,7 +106,7 @@ function take(update) {
   const first = last < 0;
   if (update.whole) {
     messages.clear();
-    drawnFor = undefined; // after a restart other messages have the same ids
+    drawnFor = undefined; // after a restart, ids start again
     if (!update.messages.some(m => m.phone_number === shown)) chosen = false;
   }
   for (const m of update.messages.reverse()) messages.set(m.id, m);
@@ -120,7 +120,7 @@ function take(update) {
     shown = expected;
     chosen = true;
     expected = '';
-    if (matchMedia('(max-width: 800px)').matches) $('phone').scrollIntoView({ block: 'nearest' }); // it is below the form
+    if (matchMedia('(max-width: 800px)').matches) $('phone').scrollIntoView({ block: 'nearest' }); // the phone is below the form
   } else if (newest && (!shown || arrived.length && !chosen)) shown = newest.phone_number;
   if (arrived.length && !first) {
     const [m] = arrived;
@@ -139,7 +139,7 @@ function tellOf(number) {
 // --- the phone
 
 let drawing = false;
-function draw() { // once a frame, however much arrives
+function draw() { // at most once a frame
   if (drawing) return;
   drawing = true;
   requestAnimationFrame(() => {
@@ -154,9 +154,9 @@ function draw() { // once a frame, however much arrives
 function drawNumbers(anyway) {
   const numbers = new Set([...messages.values()].reverse().map(m => m.phone_number)); // newest first
   const empty = !numbers.has(shown);
-  if (shown) numbers.add(shown); // cleared, and still looked at
+  if (shown) numbers.add(shown); // cleared, and still shown
   const list = $('numbers');
-  // A list that is being looked at stays as it is.
+  // Do not change a list that is open.
   if (anyway || document.activeElement !== list || list.value !== shown) {
     const options = [...numbers].map(n => new Option(spaced(n), n, false, n === shown));
     list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
@@ -167,7 +167,7 @@ function drawNumbers(anyway) {
   if ($('other').value === shown || !numbers.has($('other').value)) $('other').hidden = true;
 }
 
-const bubbles = new Map(); // by the message's id, of the number that is shown
+const bubbles = new Map(); // by message id, of the shown number
 let drawnFor = '';
 
 function drawThread() {
@@ -219,7 +219,7 @@ const stateOf = m => m.state === 'live' && now() >= Date.parse(m.expires_at) ? '
 const left = m => Math.min(settings.code_ttl_seconds, Math.max(0, Math.ceil((Date.parse(m.expires_at) - now()) / 1000)));
 const lifeOf = m => say('life', m.attempts_left, clock(left(m)));
 
-// Once a second, and after every change: what depends on the time.
+// tick updates the texts that depend on the time: every second, and after every change.
 function tick() {
   $('clock').textContent = new Date().toLocaleTimeString(locale, { hour: 'numeric', minute: '2-digit' }).replace(/\s?[AP]M$/i, '');
   for (const li of bubbles.values()) {
@@ -227,7 +227,7 @@ function tick() {
     const state = stateOf(m);
     if (state !== 'live' && li.dataset.state === state) continue;
     li.dataset.state = state;
-    li.querySelector('.code').tabIndex = state === 'live' ? 0 : -1; // a thousand dead ones are no way to Valid
+    li.querySelector('.code').tabIndex = state === 'live' ? 0 : -1; // Tab skips dead codes
     const text = li.querySelector('.state');
     if (state !== 'live') {
       text.textContent = say(state);
@@ -247,7 +247,7 @@ function tick() {
   }
 }
 
-// drawAlive tells beside the form of Valid which code the phone has for its number.
+// drawAlive shows the phone's valid code beside the form of Valid.
 function drawAlive() {
   const number = $('valid-number').e164;
   const alive = [...messages.values()].filter(m => m.phone_number === number && stateOf(m) === 'live');
@@ -256,7 +256,7 @@ function drawAlive() {
   if (newest) text = alive.length === 1 ? say('aliveNow', lifeOf(newest)) : say('moreAlive', alive.length, lifeOf(newest));
   tell($('alive'), text);
   const suggestion = $('suggestion');
-  if (!newest && suggestion === document.activeElement) $('code').focus(); // or nothing has it
+  if (!newest && suggestion === document.activeElement) $('code').focus(); // its button gets hidden
   suggestion.hidden = !newest;
   if (newest && suggestion.value !== newest.code) {
     suggestion.value = newest.code;
@@ -265,8 +265,8 @@ function drawAlive() {
 }
 
 let general; // the failure of every number
-let told = true; // whether #times shows its count, or that it is gone
-let trouble = ''; // what came of the last change that was asked for
+let told = true; // #times is up to date
+let trouble = ''; // error of the last change
 
 function drawFailures() {
   const nameOf = kind => $('failure').querySelector(`[value="${kind}"]`).textContent;
@@ -280,7 +280,7 @@ function drawFailures() {
   if (general) texts.unshift(say(general.times ? 'failingSome' : 'failingAll', general.times, nameOf(general.kind)));
   if (own.length > 3) texts.push(say('failingMore', own.length - 3));
   tell($('failing'), trouble || texts.join(' '));
-  if (asking) return; // the fields are ahead of what was told
+  if (asking) return; // the fields are newer than the events
   $('failure').value = general ? general.kind : 'none';
   if ((general || !told) && document.activeElement !== $('times')) {
     $('times').value = general?.times ?? '';
@@ -288,7 +288,7 @@ function drawFailures() {
   }
 }
 
-// tell changes a text only where it differs: a screen reader reads every change.
+// tell sets a text only if it differs: a screen reader reads every change.
 function tell(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -297,7 +297,7 @@ $('numbers').onchange = e => show(e.target.value);
 $('numbers').onpointerdown = $('numbers').onblur = () => drawNumbers(true);
 $('other').onclick = e => {
   show(e.target.value);
-  $('thread').focus(); // the button goes
+  $('thread').focus(); // its button gets hidden
 };
 function show(number) {
   shown = number;
@@ -305,8 +305,8 @@ function show(number) {
   draw();
 }
 
-// What these change comes back as an event. One after the other, or an older one
-// could be the last.
+// ask requests a change, whose result comes back as an event. Requests run one after the
+// other, so that the last one wins.
 let asked = Promise.resolve();
 let asking = 0;
 function ask(path, request) {
@@ -317,7 +317,7 @@ function ask(path, request) {
     trouble = say('unreachable');
     connected(false);
   });
-  asked.then(() => setTimeout(() => { // until it has come back as an event
+  asked.then(() => setTimeout(() => { // wait for its event
     asking--;
     draw();
   }, 200));
@@ -340,7 +340,7 @@ $('failure').onchange = $('times').onchange = () => {
 };
 $('times').onblur = draw;
 
-// --- numbers and times as people read them
+// --- formats of numbers and times
 
 const spaced = number => number.replace(/^\+86(\d{3})(\d{4})(\d{4})$/, '+86 $1 $2 $3');
 const clock = s => s >= 3600 ? `${Math.floor(s / 3600)}:${two(s / 60 % 60)}:${two(s % 60)}` : `${Math.floor(s / 60)}:${two(s % 60)}`;
@@ -351,9 +351,9 @@ const duration = s => s % 60 ? say('seconds', s) : say('minutes', s / 60);
 
 const fieldsOf = form => Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ''));
 
-// The number as the service reads it, or what is wrong with it.
+// checkNumber shows how the service parses the number, or the error.
 async function checkNumber(input) {
-  const raw = input.value.trim(); // a space at the start of a query's number is a plus
+  const raw = input.value.trim(); // the service reads a leading space as +
   const hint = $(input.id + '-is');
   let text = '', fault = false, e164 = '';
   try {
@@ -361,8 +361,8 @@ async function checkNumber(input) {
     e164 = answer.phone_number ?? '';
     fault = !e164;
     text = fault ? errorText('number', answer.fault) : spaced(e164);
-  } catch { } // the phone says that there is no connection
-  if (input.value.trim() !== raw) return; // typed on since
+  } catch { } // the phone shows the lost connection
+  if (input.value.trim() !== raw) return; // edited in the meantime
   input.e164 = e164;
   input.ariaInvalid = String(fault);
   hint.textContent = text;
@@ -398,7 +398,7 @@ async function call(method, form, answer, explain) {
     if (d.reason) lines.push(line('p', 'detail', say('reason') + [d.reason, d.domain, d.metadata?.request_id].filter(Boolean).join(' · ')));
     if (d.retryDelay) {
       const wait = line('p', 'detail wait', '');
-      wait.role = 'timer'; // which nobody reads out every second
+      wait.role = 'timer'; // not announced every second
       wait.over = Date.now() + 1000 * parseFloat(d.retryDelay);
       lines.push(wait);
     }
@@ -435,10 +435,10 @@ function onSubmit(form, f) {
 }
 
 onSubmit($('send-form'), async () => {
-  await asked; // with what was just chosen
+  await asked; // apply pending changes first
   expected = $('send-number').e164;
   const ok = await call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
-  if (ok) $('valid-answer').replaceChildren(); // it was about an older code
+  if (ok) $('valid-answer').replaceChildren(); // it belongs to an older code
   else expected = '';
 });
 onSubmit($('valid-form'), () => call('Valid', $('valid-form'), $('valid-answer'), body => say(body.valid ? 'right' : 'wrong')));
@@ -449,7 +449,7 @@ $('suggestion').onclick = e => {
   $('valid-form').querySelector('.primary').focus();
 };
 
-let ownNumber = false; // Valid's number was typed, and does not follow SendSMS's
+let ownNumber = false; // Valid's number was edited, and no longer follows
 $('send-number').oninput = e => {
   checkNumber(e.target);
   if (!ownNumber) {
@@ -463,7 +463,7 @@ $('valid-number').oninput = e => {
 };
 $('signature').oninput = $('template').oninput = e => { e.target.ariaInvalid = null; };
 for (const id of ['send-number', 'valid-number']) {
-  $(id).onchange = e => { // once it is typed, what is wrong is said
+  $(id).onchange = e => { // announce an error after the input
     if (e.target.ariaInvalid === 'true') $('heard').textContent = $(id + '-is').textContent;
   };
 }
@@ -473,7 +473,7 @@ for (const id of ['send-number', 'valid-number']) {
 const shell = text => `'${text.replaceAll("'", `'\\''`)}'`;
 
 function goLines(method, fields) {
-  const valid = method === 'Valid'; // whose answer says something
+  const valid = method === 'Valid'; // its response has a field
   const names = { phone_number: 'PhoneNumber', signature: 'Signature', template_code: 'TemplateCode', code: 'Code' };
   const members = Object.entries(fields).map(([name, value]) => `${names[name]}: ${JSON.stringify(value)}`).join(', ');
   return `conn, err := grpc.NewClient(${JSON.stringify(location.host)}, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -488,7 +488,7 @@ if err != nil {
 }${valid ? '\nfmt.Println(res.Valid)' : ''}`;
 }
 
-const json = fields => JSON.stringify(fields, null, 1).replace(/\n */g, ' '); // with places to break a line at
+const json = fields => JSON.stringify(fields, null, 1).replace(/\n */g, ' '); // spaces allow line breaks
 const languages = {
   curl: (method, fields) => `curl -d ${shell(json(fields))} \\
 ${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
@@ -526,7 +526,7 @@ addEventListener('input', drawSnippets);
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // the clipboard is for https and localhost alone
+  } catch { // no clipboard without https or localhost
     const area = Object.assign(document.createElement('textarea'), { value: text });
     document.body.append(area);
     area.select();
@@ -539,7 +539,7 @@ async function copy(text, button) {
   setTimeout(() => delete button.dataset.copied, 1200);
 }
 
-// --- begin
+// --- start
 
 document.addEventListener('visibilitychange', listenWhileSeen);
 listenWhileSeen();

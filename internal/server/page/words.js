@@ -1,5 +1,5 @@
-// What the page says, in English and Simplified Chinese. index.html holds the
-// English of what never changes, under the same keys in data-t.
+// The texts of the page, in English and Simplified Chinese. index.html has the English
+// texts that never change, with the same keys in data-t.
 
 const chinese = /^zh/i.test(navigator.language);
 
@@ -16,7 +16,7 @@ const words = {
     from: 'From Messages: $1', noneAlive: 'The phone has no valid code for this number.',
     aliveNow: 'A code is valid: $1.', moreAlive: '$1 codes are valid; the newest: $2.',
     right: 'Right. The code is used now.',
-    wrong: 'Not valid. Wrong, expired, used, replaced and no attempts left are one answer.',
+    wrong: 'Not valid. The answer is the same for a wrong, expired, used, replaced or exhausted code.',
     sent: 'Sent.', underWay: 'Under way…', wait: 'Wait $1', waited: 'The wait is over', field: 'Field: ', reason: 'Reason: ',
     unreachable: 'The service does not answer. Is it still running?',
     failingAll: 'Every send fails: $2.', failingSome: ['The next send fails: $2.', 'The next $1 sends fail: $2.'],
@@ -58,7 +58,7 @@ const words = {
     send: '发送验证码', verify: '验证', clear: '清空', copy: '复制', docs: '文档',
     phone: '手机', showing: '收件号码', messages: '短信', nothing: '短信会出现在这里，无论来自本页还是您自己的应用。',
     sendAnswer: 'SendSMS 的响应', validAnswer: 'Valid 的响应',
-    errors: { // by their reasons; the rest are as the service says them
+    errors: { // by reason; for others, the service's text
       INVALID_FIELD: '请求中的字段不正确。',
       SEND_IN_PROGRESS: '此号码正在进行的发送过多，未发送。',
       SMS_TIMEOUT: '阿里云未及时响应；如果短信送达，其验证码有效。',
@@ -72,18 +72,18 @@ const words = {
 
 export const locale = chinese ? 'zh-CN' : navigator.language;
 
-// say returns a text with $1, $2 … filled in. Of a pair the first is for one.
+// say returns a text with $1, $2 … filled in. The first text of a pair is the singular.
 export function say(key, ...values) {
   let text = words[key];
   if (Array.isArray(text)) text = text[values[0] === 1 ? 0 : 1];
   return text.replace(/\$(\d)/g, (_, n) => values[n - 1]);
 }
 
-// errorText returns what an error of this reason means, by default as the service says it.
+// errorText returns the text for an error's reason; the default is the service's text.
 export const errorText = (reason, message) => words.errors[reason] ?? message;
 
-// around returns a message's text before the code, the sign that stands at the
-// code, and the rest.
+// around returns the parts of a message's text: before the code, the punctuation after it,
+// and the rest.
 export const around = life => words.text.map(part => part.replace('$1', life));
 
 export function translate(root) {
@@ -95,4 +95,4 @@ export function translate(root) {
 
 export const sample = chinese ? '阿里云' : 'Acme';
 if (chinese) document.documentElement.lang = 'zh-CN';
-translate(document); // before anything is painted
+translate(document); // before the first paint
