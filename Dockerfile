@@ -1,4 +1,4 @@
-# Static, non-root, amd64 and arm64:
+# Builds a static program that does not run as root, for amd64 and arm64:
 #   docker build -t phone-number-service .
 #   docker buildx build --platform linux/amd64,linux/arm64 -t phone-number-service .
 FROM --platform=$BUILDPLATFORM golang:1.26 AS build

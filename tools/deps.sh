@@ -1,13 +1,13 @@
 #!/bin/sh
 # Installs the packages that parts of the Makefile need: tools/deps.sh PART…
-# On Debian it installs the missing ones. Elsewhere it names them and fails.
+# On Debian it installs the missing packages. On other systems it prints them and fails.
 set -eu
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 missing=   # packages to install
-downloads= # packages to unpack in .bin: to install them would start a server
+downloads= # packages to unpack in .bin, since installing starts a server
 
-# need PACKAGE FILE-OR-COMMAND: the package is missing if the file or the command is.
+# need PACKAGE FILE-OR-COMMAND adds the package if the file or command is missing.
 need() {
   command -v "$2" >/dev/null || [ -e "$2" ] && return
   case "$missing " in *" $1 "*) ;; *) missing="$missing $1" ;; esac
@@ -59,7 +59,7 @@ need_part() {
 for part; do need_part "$part"; done
 [ -n "$missing$downloads" ] || exit 0
 if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
-  echo "deps.sh: install what these Debian packages hold, then run make again:$missing$downloads" >&2
+  echo "deps.sh: install the contents of these Debian packages, then run make again:$missing$downloads" >&2
   exit 1
 fi
 
@@ -79,7 +79,7 @@ case $downloads in *prometheus*)
   dpkg-deb -x .bin/prometheus/prometheus_*.deb .bin/prometheus
   ;;
 esac
-case $downloads in *mariadb-server*) # only scripts of these are used
+case $downloads in *mariadb-server*) # only their scripts are used
   download galera mariadb-server mariadb-client-core
   touch .bin/galera/downloaded
   ;;
