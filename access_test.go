@@ -53,7 +53,7 @@ func newToken(t *testing.T) (token, hash string) {
 	return token, hash
 }
 
-func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *testing.T) {
+func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	t.Parallel()
 	ca, fake, dir := catest.New(t), dysmsapitest.New(t), t.TempDir()
 	first, firstHash := newToken(t)
@@ -172,7 +172,7 @@ func TestCertificatesAndCallersAreTakenOverWithoutARestartOrADroppedCall(t *test
 	}
 }
 
-func TestAnOpenPortIsSaidLoudlyInOneLine(t *testing.T) {
+func TestServe_OpenPortIsOneWarning(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
 	out := p.Output.String()
@@ -186,7 +186,7 @@ func TestAnOpenPortIsSaidLoudlyInOneLine(t *testing.T) {
 	}
 }
 
-func TestBadFilesAndLimitsRefuseToStartAndSayWhatIsRight(t *testing.T) {
+func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 	ca, dir := catest.New(t), t.TempDir()
 	certificate, key := ca.Issue("login.example.org")
 	_, another := ca.Issue("login.example.org")
@@ -258,7 +258,7 @@ func TestBadFilesAndLimitsRefuseToStartAndSayWhatIsRight(t *testing.T) {
 	}
 }
 
-func TestTheSettingsDefaultsAreTheServersDefaultLimits(t *testing.T) {
+func TestSettings_DefaultsEqualDefaultLimits(t *testing.T) {
 	var serve serveCommand
 	parser, err := kong.New(&serve, kong.Vars{"aliyun_endpoint": "https://x"})
 	if err != nil {

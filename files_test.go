@@ -36,7 +36,7 @@ func (p process) validBy(t *testing.T, token string) codes.Code {
 
 // A callers file that was cut off has fewer restrictions and fewer callers, and can be
 // read. It is refused if the version before it said that it was whole.
-func TestCallersFile_isRefusedWhereItIsCutOff(t *testing.T) {
+func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	t.Parallel()
 	fake, dir, metrics := dysmsapitest.New(t), t.TempDir(), servicetest.FreeAddress(t)
 	shop, shopHash := newToken(t)
@@ -67,7 +67,7 @@ func TestCallersFile_isRefusedWhereItIsCutOff(t *testing.T) {
 	}
 }
 
-func TestCallersFile_tellsWhatItTakesAndGives(t *testing.T) {
+func TestCallersFile_ChangeIsLogged(t *testing.T) {
 	t.Parallel()
 	fake, dir, metrics := dysmsapitest.New(t), t.TempDir(), servicetest.FreeAddress(t)
 	shop, shopHash := newToken(t)
@@ -95,7 +95,7 @@ func TestCallersFile_tellsWhatItTakesAndGives(t *testing.T) {
 
 // A secret that was cut off can look like one. It is refused if its file ended with a
 // newline before.
-func TestSecretFile_isRefusedWhereItIsCutOff(t *testing.T) {
+func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 	t.Parallel()
 	fake, dir := dysmsapitest.New(t), t.TempDir()
 	dsn := "sqlite:" + filepath.Join(dir, "codes.db")
@@ -121,7 +121,7 @@ func TestSecretFile_isRefusedWhereItIsCutOff(t *testing.T) {
 
 // A list of CAs that was cut off between two of them can be used, and its callers stay
 // out.
-func TestCertificates_tellThatTheyAreFewer(t *testing.T) {
+func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 	t.Parallel()
 	ca, another, fake, dir := catest.New(t), catest.New(t), dysmsapitest.New(t), t.TempDir()
 	certificate, key := ca.Issue("127.0.0.1")

@@ -27,7 +27,7 @@ import (
 
 // Every call, fault and error, at debug level, scraped and traced: nothing of it that
 // leaves the process, but to Aliyun and to the database, holds a secret or a number.
-func TestNothingThatLeavesTheProcessHoldsASecret(t *testing.T) {
+func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	const (
 		password = "Pa55-of-the-database"

@@ -92,7 +92,7 @@ func lastCode(fake *dysmsapitest.Server) string {
 	return all[len(all)-1].Code
 }
 
-func TestCodesGoThroughAliyunAndMariaDBOverTwoReplicas(t *testing.T) {
+func TestServe_TwoReplicasSendAndVerify(t *testing.T) {
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
 	one := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	two := run(t, servicetest.Environment(fake, dsn), "serve").serving(t)
@@ -126,7 +126,7 @@ func TestCodesGoThroughAliyunAndMariaDBOverTwoReplicas(t *testing.T) {
 	}
 }
 
-func TestDevNeedsNothingButTheProgram(t *testing.T) {
+func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 	binary() // or its build would count
 	began := time.Now()
 	p := run(t, nil, "dev").serving(t)
@@ -166,7 +166,7 @@ func TestDevNeedsNothingButTheProgram(t *testing.T) {
 	}
 }
 
-func TestASQLiteFileOutlivesKill9AndStartsFast(t *testing.T) {
+func TestServe_SQLiteFileSurvivesKill9(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	env := servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))
 	p := run(t, env).serving(t)
@@ -193,9 +193,9 @@ func TestASQLiteFileOutlivesKill9AndStartsFast(t *testing.T) {
 	}
 }
 
-// TestServe_RefusesATableThatLosesCodes has tables that somebody made by hand, and runs
+// TestServe_RejectsATableThatLosesCodes has tables that somebody made by hand, and runs
 // the SQL that the program names.
-func TestServe_RefusesATableThatLosesCodes(t *testing.T) {
+func TestServe_RejectsATableThatLosesCodes(t *testing.T) {
 	const create = "CREATE TABLE phone_numbers (phone_number VARCHAR(16) NOT NULL, version BINARY(16) NOT NULL, begun_at BIGINT NOT NULL, state VARBINARY(1024) NOT NULL)"
 	file := filepath.Join(t.TempDir(), "codes.db")
 	fake := dysmsapitest.New(t)
@@ -232,8 +232,8 @@ func TestServe_RefusesATableThatLosesCodes(t *testing.T) {
 	}
 }
 
-// TestServe_SaysThatItsSQLiteFileIsGone removes the file under the running program.
-func TestServe_SaysThatItsSQLiteFileIsGone(t *testing.T) {
+// TestServe_RemovedSQLiteFileIsLogged removes the file under the running program.
+func TestServe_RemovedSQLiteFileIsLogged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(dysmsapitest.New(t), "sqlite:"+file)).serving(t)
 	if err := os.Remove(file); err != nil {
@@ -255,7 +255,7 @@ func TestServe_SaysThatItsSQLiteFileIsGone(t *testing.T) {
 	}
 }
 
-func TestACodeThatWentOutBeforeKill9IsAccepted(t *testing.T) {
+func TestServe_CodeSentBeforeKill9IsAccepted(t *testing.T) {
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	fake.Next(dysmsapitest.Hang().ButAccepted())
@@ -276,7 +276,7 @@ func TestACodeThatWentOutBeforeKill9IsAccepted(t *testing.T) {
 	}
 }
 
-func TestSIGTERMFinishesTheCallInFlight(t *testing.T) {
+func TestSIGTERM_FinishesTheCallInFlight(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
 	fake.Next(dysmsapitest.Delay(time.Second))
@@ -297,7 +297,7 @@ func TestSIGTERMFinishesTheCallInFlight(t *testing.T) {
 	}
 }
 
-func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testing.T) {
+func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	database.Stop()
 	p := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
@@ -339,9 +339,9 @@ func TestTheServiceWaitsForADatabaseThatComesUpLaterAndSurvivesItsDeath(t *testi
 	}
 }
 
-// TestStart_waitsForARouterThatHasNoServerYet has the router refuse in one way after the
+// TestServe_WaitsForARouterWithoutServer has the router refuse in one way after the
 // other while the program waits.
-func TestStart_waitsForARouterThatHasNoServerYet(t *testing.T) {
+func TestServe_WaitsForARouterWithoutServer(t *testing.T) {
 	t.Parallel()
 	fake, router := dysmsapitest.New(t), mariadbtest.NewRouter(t, mariadbtest.DSN(t))
 	router.RefuseGreetings(2003)
@@ -367,9 +367,9 @@ func TestStart_waitsForARouterThatHasNoServerYet(t *testing.T) {
 	}
 }
 
-// TestDatabaseConnections_fewOfThemFailNoCall has two replicas share five connections,
+// TestDatabaseConnections_FewFailNoCall has two replicas share five connections,
 // of which each tries to have 64, or is told to have two.
-func TestDatabaseConnections_fewOfThemFailNoCall(t *testing.T) {
+func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
@@ -410,7 +410,7 @@ func TestDatabaseConnections_fewOfThemFailNoCall(t *testing.T) {
 	}
 }
 
-func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
+func TestCodeKey_RotationByRestartRejectsNoCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dir := t.TempDir()
 	env := servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db"))
@@ -433,7 +433,7 @@ func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 	}
 }
 
-func TestEveryFaultOfAConfigurationIsToldAtOnce(t *testing.T) {
+func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		env   []string
@@ -510,7 +510,7 @@ func TestServe_SwitchedProtocolHoldsNoCall(t *testing.T) {
 	}
 }
 
-func TestServe_ProxyThatIsAwayIsNamedInTheLog(t *testing.T) {
+func TestServe_UnreachableProxyIsNamedInTheLog(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
 		"ALIYUN_ENDPOINT=https://aliyun.invalid", "HTTPS_PROXY=http://user:hunter2@"+servicetest.FreeAddress(t))).serving(t)
@@ -526,7 +526,7 @@ func TestServe_ProxyThatIsAwayIsNamedInTheLog(t *testing.T) {
 }
 
 // Of all that dev serves, as its description lists it, production has the two calls.
-func TestServeHasNoInboxNoFailuresAndNoPage(t *testing.T) {
+func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	production := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
 	dev := run(t, nil, "dev").serving(t)
@@ -586,7 +586,7 @@ func get(t *testing.T, addr, path string, want int) string {
 	return string(body)
 }
 
-func TestWhatKubernetesInjectsIsNoFaultAndEmptyMeansUnset(t *testing.T) {
+func TestSettings_KubernetesVariablesAreNoError(t *testing.T) {
 	p := run(t, []string{
 		"PHONENUMBER_SERVICE_HOST=10.0.0.1", "PHONENUMBER_SERVICE_PORT=50511", "PHONENUMBER_SERVICE_PORT_GRPC=50511",
 		"PHONENUMBER_PORT=tcp://10.0.0.1:50511", "PHONENUMBER_PORT_50511_TCP=tcp://10.0.0.1:50511", "PHONENUMBER_PORT_50511_TCP_ADDR=10.0.0.1",
@@ -596,7 +596,7 @@ func TestWhatKubernetesInjectsIsNoFaultAndEmptyMeansUnset(t *testing.T) {
 	p.serving(t)
 }
 
-func TestTheOtherSpellingOfTheDataSourceNameWorksAndMigrateCreatesTheTable(t *testing.T) {
+func TestMigrate_CreatesTheSQLiteFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "codes.db")
 	out, err := program([]string{"Data_SOURCE_NAME=sqlite:" + file}, "migrate").CombinedOutput()
 	if err != nil {
@@ -607,14 +607,14 @@ func TestTheOtherSpellingOfTheDataSourceNameWorksAndMigrateCreatesTheTable(t *te
 	}
 }
 
-func TestIgnoredCredentialsAreNotUsed(t *testing.T) {
+func TestDev_IgnoreCredentialsUsesNone(t *testing.T) {
 	run(t, []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET=b", "DATA_SOURCE_NAME=not looked at"}, "dev", "--ignore-credentials").serving(t)
 }
 
 // Sends one real SMS to TEST_REAL_SMS_NUMBER, with TEST_REAL_SMS_SIGN_NAME and
 // TEST_REAL_SMS_TEMPLATE_CODE and the usual credentials. Aliyun's acceptance is
 // all that a program can see: look at the phone for the rest.
-func TestARealSMSIsSent(t *testing.T) {
+func TestServe_SendsARealSMS(t *testing.T) {
 	number := os.Getenv("TEST_REAL_SMS_NUMBER")
 	if number == "" {
 		t.Skip("costs money: set TEST_REAL_SMS_NUMBER, TEST_REAL_SMS_SIGN_NAME, TEST_REAL_SMS_TEMPLATE_CODE, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET")
@@ -631,7 +631,7 @@ func TestARealSMSIsSent(t *testing.T) {
 	}
 }
 
-func TestSettings_areAllInTheDocumentation(t *testing.T) {
+func TestSettings_AllAreDocumented(t *testing.T) {
 	page, err := os.ReadFile("docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)

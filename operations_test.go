@@ -38,7 +38,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
+func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	fake.Limits(true)
 	dsn := server.DSN(mariadbtest.Database)
@@ -104,7 +104,7 @@ func TestInspectTellsWhatHappenedToANumber(t *testing.T) {
 	}
 }
 
-func TestInspectTellsThatACodeExpired(t *testing.T) {
+func TestInspect_PrintsThatACodeExpired(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
@@ -116,7 +116,7 @@ func TestInspectTellsThatACodeExpired(t *testing.T) {
 	})
 }
 
-func TestInspectReadsASQLiteFileThatIsInUse(t *testing.T) {
+func TestInspect_ReadsASQLiteFileInUse(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
@@ -142,7 +142,7 @@ func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 	return env
 }
 
-func TestSecretsInFilesAreTakenOverWithoutARestart(t *testing.T) {
+func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
@@ -247,7 +247,7 @@ func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
 	return ids
 }
 
-func TestACodeKeyIsRotatedOverReplicasWithoutARefusedCode(t *testing.T) {
+func TestCodeKey_RotationByReloadRejectsNoCode(t *testing.T) {
 	t.Parallel()
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
 	old, fresh := "b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQgb2xkIG9sZCE=", "bmV3IG5ldyBuZXcgbmV3IG5ldyBuZXcgbmV3IG5ldyE="
@@ -282,7 +282,7 @@ func TestACodeKeyIsRotatedOverReplicasWithoutARefusedCode(t *testing.T) {
 	}
 }
 
-func TestMetricsAreServedWhereToldAndElsewhereIfThatIsFree(t *testing.T) {
+func TestMetricsListen_SetAddressIsRequiredDefaultIsNot(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	env := func(also ...string) []string {
 		return append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), also...)
@@ -307,7 +307,7 @@ func TestMetricsAreServedWhereToldAndElsewhereIfThatIsFree(t *testing.T) {
 	}
 }
 
-func TestLivenessIsAskedForApart(t *testing.T) {
+func TestHealthcheck_LivenessIgnoresTheDatabase(t *testing.T) {
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, server.DSN(mariadbtest.Database))).serving(t)
 	ask := func(args ...string) bool {

@@ -98,7 +98,7 @@ func droppedLines(t *testing.T, metrics string) int {
 }
 
 // A stream that is closed, or a disk that is full, costs lines and nothing else.
-func TestLog_canFailWithoutFailingACall(t *testing.T) {
+func TestLog_WriteErrorFailsNoCall(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		open func(t *testing.T) (stderr *os.File, fail func())
@@ -134,7 +134,7 @@ func TestLog_canFailWithoutFailingACall(t *testing.T) {
 	}
 }
 
-func TestLog_neverReadBlocksNoCall(t *testing.T) {
+func TestLog_UnreadBlocksNoCall(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		env         []string
@@ -179,7 +179,7 @@ func TestLog_neverReadBlocksNoCall(t *testing.T) {
 }
 
 // The trace of a call, as its caller sent it, says in which order lines belong.
-func TestLog_thatIsReadHasEveryLineInOrder(t *testing.T) {
+func TestLog_ReadHasEveryLineInOrder(t *testing.T) {
 	const callers, calls = 8, 400
 	fake, metrics := dysmsapitest.New(t), servicetest.FreeAddress(t)
 	r, w, err := os.Pipe()
@@ -254,7 +254,7 @@ func TestLog_thatIsReadHasEveryLineInOrder(t *testing.T) {
 }
 
 // As dev | head -3 does, and a terminal that stands still.
-func TestDev_needsNoReaderOfItsStdout(t *testing.T) {
+func TestDev_NeedsNoReaderOfItsStdout(t *testing.T) {
 	for _, goes := range []bool{true, false} {
 		t.Run(fmt.Sprint("goes away ", goes), func(t *testing.T) {
 			r, w := smallPipe(t)
@@ -282,7 +282,7 @@ func TestDev_needsNoReaderOfItsStdout(t *testing.T) {
 	}
 }
 
-func TestStart_failsWithCode1WhateverReadsStderr(t *testing.T) {
+func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 	r, closed := smallPipe(t)
 	r.Close()
 	_, full := smallPipe(t)
@@ -306,7 +306,7 @@ func TestStart_failsWithCode1WhateverReadsStderr(t *testing.T) {
 	}
 }
 
-func TestSIGHUP_drainsAsSIGTERMDoes(t *testing.T) {
+func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
 	for _, signals := range [][]syscall.Signal{{syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGHUP}, {syscall.SIGTERM, syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGTERM}} {
 		t.Run(fmt.Sprint(signals), func(t *testing.T) {
 			fake := dysmsapitest.New(t)
@@ -330,7 +330,7 @@ func TestSIGHUP_drainsAsSIGTERMDoes(t *testing.T) {
 	}
 }
 
-func TestSIGHUP_staysIgnoredUnderNohup(t *testing.T) {
+func TestSIGHUP_StaysIgnoredUnderNohup(t *testing.T) {
 	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", `trap "" HUP; exec "$0" dev`, binary())}.serving(t)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	if err != nil {

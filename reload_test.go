@@ -21,9 +21,9 @@ type content string
 
 func (content) changed(content) []string { return nil }
 
-// TestFollow_backsOffToAMinute reads the seconds at which contents that cannot be used
+// TestWatchFiles_BackOffToAMinute reads the seconds at which contents that cannot be used
 // are tried. A further change is tried and told as soon as it was read twice.
-func TestFollow_backsOffToAMinute(t *testing.T) {
+func TestWatchFiles_BackOffToAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now atomic.Value
 		now.Store(content("good"))
@@ -62,9 +62,9 @@ func TestFollow_backsOffToAMinute(t *testing.T) {
 	})
 }
 
-// TestSecrets_aWrongPasswordIsDialledLessAndLess counts the logins that a server refused,
+// TestReload_WrongPasswordIsDialledLessAndLess counts the logins that a server refused,
 // from the first on. A slow machine tries less often than the bound allows.
-func TestSecrets_aWrongPasswordIsDialledLessAndLess(t *testing.T) {
+func TestReload_WrongPasswordIsDialledLessAndLess(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)

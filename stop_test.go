@@ -18,7 +18,7 @@ import (
 
 // A database and a collector of traces that do not answer hold nothing up for longer
 // than docs/install.md says.
-func TestSIGTERM_endsTheProcessThoughItsPeersHang(t *testing.T) {
+func TestSIGTERM_EndsTheProcessIfPeersHang(t *testing.T) {
 	t.Parallel()
 	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	collector, err := net.Listen("tcp", "127.0.0.1:0") // connects, and never answers

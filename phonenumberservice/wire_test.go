@@ -13,7 +13,7 @@ import (
 )
 
 // buf breaking refuses what breaks a client; this refuses additions as well.
-func TestTheWireContractIsFrozen(t *testing.T) {
+func TestProto_IsFrozen(t *testing.T) {
 	frozen, err := os.ReadFile("frozen.json")
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 // Each test uses a different number, so that tests can run in parallel.
 func someNumber() string { return "186" + strconv.Itoa(10_000_000+rand.IntN(90_000_000)) }
 
-func TestLoginByACode(t *testing.T) {
+func TestLogin_AcceptsTheSentCode(t *testing.T) {
 	app, number := startApp(t), someNumber()
 	post(t, app+"/code", url.Values{"number": {number}}, 200)
 
@@ -35,7 +35,7 @@ func TestLoginByACode(t *testing.T) {
 	}
 }
 
-func TestSendsThatFail(t *testing.T) {
+func TestLogin_ExplainsFailedSends(t *testing.T) {
 	for kind, want := range map[string]struct {
 		code int
 		text string
@@ -57,7 +57,7 @@ func TestSendsThatFail(t *testing.T) {
 	}
 }
 
-func TestANumberHasOneForm(t *testing.T) {
+func TestLogin_AcceptsOneFormOfANumber(t *testing.T) {
 	app := startApp(t)
 	for _, number := range []string{"", "10086", "+8618600000000", "186 0000 0000"} {
 		post(t, app+"/code", url.Values{"number": {number}}, 400)

@@ -45,8 +45,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// TestTheBenchmarksRun runs each for a moment: what is not run does not stay whole.
-func TestTheBenchmarksRun(t *testing.T) {
+// TestBenchmarks_AllRun runs each for a moment: what is not run does not stay whole.
+func TestBenchmarks_AllRun(t *testing.T) {
 	for name, value := range map[string]string{"numbers": "20000", "rounds": "1", "span": "20ms", "callers": "1,16", "connections": "100", "soak": "100ms"} {
 		before := flag.Lookup(name).Value.String()
 		flag.Set(name, value)

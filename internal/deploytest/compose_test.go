@@ -28,7 +28,7 @@ func load(t *testing.T, variables []string) (*types.Project, error) {
 	return options.LoadProject(t.Context())
 }
 
-func TestCompose(t *testing.T) {
+func TestCompose_FitsTheProgram(t *testing.T) {
 	project, err := load(t, composeNeeds)
 	must(t, err)
 	for _, name := range slices.Sorted(maps.Keys(project.Services)) {
@@ -76,7 +76,7 @@ func TestCompose(t *testing.T) {
 	accepts(t, env)
 }
 
-func TestComposeAsksForWhatItNeeds(t *testing.T) {
+func TestCompose_RequiresItsVariables(t *testing.T) {
 	for i, name := range composeNeeds {
 		without := slices.Concat(composeNeeds[:i], composeNeeds[i+1:])
 		if _, err := load(t, without); err == nil || !strings.Contains(err.Error(), name) {
@@ -85,7 +85,7 @@ func TestComposeAsksForWhatItNeeds(t *testing.T) {
 	}
 }
 
-func TestPrometheusScrapesTheService(t *testing.T) {
+func TestPrometheus_ScrapesTheService(t *testing.T) {
 	var config struct {
 		RuleFiles     []string `json:"rule_files"`
 		ScrapeConfigs []struct {
@@ -110,7 +110,7 @@ func TestPrometheusScrapesTheService(t *testing.T) {
 	}
 }
 
-func TestGrafanaFindsItsDashboardAndTheDashboardItsData(t *testing.T) {
+func TestGrafana_FindsDashboardAndDataSource(t *testing.T) {
 	var sources struct {
 		Datasources []struct{ UID, URL string }
 	}

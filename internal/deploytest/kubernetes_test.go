@@ -76,7 +76,7 @@ func build(t *testing.T) (a applied) {
 	return a
 }
 
-func TestKustomizationListsEveryManifest(t *testing.T) {
+func TestKustomization_ListsEveryManifest(t *testing.T) {
 	var kustomization struct{ Resources []string }
 	must(t, yaml.Unmarshal([]byte(read(t, manifests+"/kustomization.yaml")), &kustomization))
 	listed := append(kustomization.Resources, "kustomization.yaml", "secret.example.yaml")
@@ -92,7 +92,7 @@ func TestKustomizationListsEveryManifest(t *testing.T) {
 	}
 }
 
-func TestManifestsFitTogether(t *testing.T) {
+func TestManifests_FitTogether(t *testing.T) {
 	a := build(t)
 	pod := a.Deployment.Spec.Template
 	c := pod.Spec.Containers[0]
@@ -155,7 +155,7 @@ func TestManifestsFitTogether(t *testing.T) {
 	}
 }
 
-func TestPodIsSetUpAsTheProgramNeeds(t *testing.T) {
+func TestPod_FitsTheProgram(t *testing.T) {
 	a := build(t)
 	pod := a.Deployment.Spec.Template
 	c := pod.Spec.Containers[0]

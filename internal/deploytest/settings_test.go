@@ -63,7 +63,7 @@ func documented(t testing.TB) map[string]setting {
 	return settings
 }
 
-func TestDeploy_usesDocumentedSettings(t *testing.T) {
+func TestDeploy_UsesDocumentedSettings(t *testing.T) {
 	settings := documented(t)
 	seen := 0
 	must(t, filepath.WalkDir(deploy, func(name string, entry fs.DirEntry, err error) error {

@@ -20,7 +20,7 @@ const (
 	howToGetSystemd = "no systemd-analyze: apt-get install systemd, or make deploy"
 )
 
-func TestSystemdUnit(t *testing.T) {
+func TestSystemdUnit_IsValidAndConfined(t *testing.T) {
 	text := read(t, filepath.Join(deploy, "systemd", unit))
 	env := map[string]string{}
 	for _, m := range regexp.MustCompile(`(?m)^Environment=(\w+)=(.*)$`).FindAllStringSubmatch(text, -1) {

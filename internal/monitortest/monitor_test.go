@@ -73,7 +73,7 @@ func debian(t *testing.T, name string) string {
 	return ""
 }
 
-func TestAlertsFireWhereTheyShould(t *testing.T) {
+func TestAlerts_FireAndStaySilentAsTested(t *testing.T) {
 	for _, args := range [][]string{{"check", "rules", alertsFile}, {"test", "rules", alertTests}} {
 		if out, err := exec.Command(debian(t, "promtool"), args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %v: %v\n%s", args, err, out)
@@ -100,7 +100,7 @@ func alertNames(t *testing.T) (names []string) {
 	return names
 }
 
-func TestEveryAlertIsInTheRunbookAndNothingElse(t *testing.T) {
+func TestRunbook_HasExactlyTheAlerts(t *testing.T) {
 	var headings []string
 	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(read(t, runbookFile), -1) {
 		headings = append(headings, m[1])
@@ -134,7 +134,7 @@ func readDashboard(t *testing.T) (d dashboard) {
 	return d
 }
 
-func TestTheDashboardIsWellFormed(t *testing.T) {
+func TestDashboard_IsWellFormed(t *testing.T) {
 	var anything any
 	text := read(t, dashboardFile)
 	if err := json.Unmarshal([]byte(text), &anything); err != nil {
@@ -179,7 +179,7 @@ func TestTheDashboardIsWellFormed(t *testing.T) {
 
 // A typing error in a label's value would make an alert that its own test has fire,
 // and nothing else.
-func TestValuesOfLabelsAreThoseOfTheProgram(t *testing.T) {
+func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 	known := map[string][]string{
 		"result": {"accepted", "ok", "conflict", "error", "unknown"}, "method": {"SendSMS", "Valid"},
 	}
@@ -205,7 +205,7 @@ func TestValuesOfLabelsAreThoseOfTheProgram(t *testing.T) {
 	}
 }
 
-func TestEveryQueryFindsWhatTheProgramSays(t *testing.T) {
+func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 	program := debian(t, "prometheus")
 	targets := startServices(t)
 	p := startPrometheus(t, program, targets...)

@@ -89,7 +89,7 @@ func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string)
 
 const sendPath = "/phonenumberservice.PhoneNumberService/SendSMS"
 
-func TestOnePortSpeaksGRPCAndJSONUnderTLS(t *testing.T) {
+func TestTLS_OnePortServesGRPCAndJSON(t *testing.T) {
 	ca := catest.New(t)
 	r, inbox := startDev(t, func(c *server.Config) { c.TLS, _ = certificates(t, ca, nil) })
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -122,7 +122,7 @@ func TestOnePortSpeaksGRPCAndJSONUnderTLS(t *testing.T) {
 
 // A proxy that offers both protocols gets HTTP/1.1, over which gRPC cannot go; one that
 // offers h2 alone gets it.
-func TestAProxyMustOfferHTTP2AloneForGRPC(t *testing.T) {
+func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 	ca := catest.New(t)
 	r, _ := startDev(t, func(c *server.Config) { c.TLS, _ = certificates(t, ca, nil) })
 	upstream, err := url.Parse("https://" + r.addr)
@@ -165,7 +165,7 @@ func TestAProxyMustOfferHTTP2AloneForGRPC(t *testing.T) {
 	}
 }
 
-func TestWithAClientCACallsNeedACertificateAndHealthDoesNot(t *testing.T) {
+func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 	ca, clients := catest.New(t), catest.New(t)
 	r, inbox := startDev(t, func(c *server.Config) {
 		c.TLS, _ = certificates(t, ca, clients)
@@ -205,7 +205,7 @@ func TestWithAClientCACallsNeedACertificateAndHealthDoesNot(t *testing.T) {
 	}
 }
 
-func TestRotatedCertificatesCutNoCallAndABrokenOneChangesNothing(t *testing.T) {
+func TestCertificates_ReplaceCutsNoCallAndRejectsInvalid(t *testing.T) {
 	before, after, clients := catest.New(t), catest.New(t), catest.New(t)
 	var certs *server.Certificates
 	var files server.CertificateFiles
@@ -274,7 +274,7 @@ func hashOf(token string) string {
 	return hex.EncodeToString(h[:])
 }
 
-func TestCallersMayDoWhatTheirFileSays(t *testing.T) {
+func TestAuthorization_FollowsTheCallersFile(t *testing.T) {
 	list, err := auth.Parse("callers.yaml", []byte(`
 callers:
   - name: login
@@ -393,7 +393,7 @@ callers:
 	}
 }
 
-func TestReflectionFollowsItsSetting(t *testing.T) {
+func TestReflection_OffIsUnimplemented(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Reflection = false })
 	stream, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
 	if err == nil {
@@ -404,7 +404,7 @@ func TestReflectionFollowsItsSetting(t *testing.T) {
 	}
 }
 
-func TestWebPagesOfAllowedOriginsMayCall(t *testing.T) {
+func TestCORS_PagesOfAllowedOriginsMayCall(t *testing.T) {
 	const allowed, other = "https://app.example.org", "https://evil.example"
 	for name, origins := range map[string][]string{"none": nil, "one": {allowed}, "any": {"*"}} {
 		t.Run(name, func(t *testing.T) {
@@ -450,7 +450,7 @@ func TestWebPagesOfAllowedOriginsMayCall(t *testing.T) {
 	}
 }
 
-func TestCallsBeyondTheCapAreUnavailableAndHealthIsNot(t *testing.T) {
+func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 	const most = 3
 	hold := make(chan struct{})
 	release := sync.OnceFunc(func() { close(hold) })
@@ -509,7 +509,7 @@ func TestCallsBeyondTheCapAreUnavailableAndHealthIsNot(t *testing.T) {
 }
 
 // A caller who resets a stream frees no place while its send goes on.
-func TestAResetSendKeepsItsPlace(t *testing.T) {
+func TestAdmission_ResetSendKeepsItsSlot(t *testing.T) {
 	hold := make(chan struct{})
 	release := sync.OnceFunc(func() { close(hold) })
 	defer release()
@@ -536,7 +536,7 @@ func TestAResetSendKeepsItsPlace(t *testing.T) {
 	})
 }
 
-func TestConnectionsBeyondTheCapAreClosed(t *testing.T) {
+func TestConnections_OverTheLimitAreClosed(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.Connections = 2 })
 	var open []net.Conn
 	closed := func(c net.Conn) bool {
@@ -569,7 +569,7 @@ func TestConnectionsBeyondTheCapAreClosed(t *testing.T) {
 }
 
 // As over gRPC: or the certificate of a CA that is gone would be good for ever.
-func TestAnOldConnectionOverHTTPIsClosedAfterItsAnswer(t *testing.T) {
+func TestConnectionAge_HTTPClosesAfterTheResponse(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.ConnectionAge = 300 * time.Millisecond })
 	client := httpsClient(t, nil)
 	ask := func() bool {
@@ -598,7 +598,7 @@ func TestAnOldConnectionOverHTTPIsClosedAfterItsAnswer(t *testing.T) {
 }
 
 // Old connections are given up without a failed call.
-func TestAnOldConnectionIsReplacedWithoutAFailedCall(t *testing.T) {
+func TestConnectionAge_GRPCFailsNoCall(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) {
 		c.Limits.ConnectionAge, c.Limits.ConnectionAgeGrace = 200*time.Millisecond, 5*time.Second
 	})
@@ -612,7 +612,7 @@ func TestAnOldConnectionIsReplacedWithoutAFailedCall(t *testing.T) {
 }
 
 // Streams that end are no calls that were reset.
-func TestAConnectionOutlivesManyStreams(t *testing.T) {
+func TestConnections_SurviveManyStreams(t *testing.T) {
 	r, _ := startDev(t)
 	health := healthpb.NewHealthClient(r.conn)
 	for i := range 1200 {

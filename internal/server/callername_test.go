@@ -13,7 +13,7 @@ import (
 
 // A certificate can hold the name that metrics and logs give to no caller at all, or to
 // all beyond the ones they tell apart.
-func TestMetrics_tellACertificateNamedUnknownApart(t *testing.T) {
+func TestMetrics_CertificateNamedUnknownHasItsOwnLabel(t *testing.T) {
 	ca, clients := catest.New(t), catest.New(t)
 	var metrics *telemetry.Metrics
 	r, _ := startDev(t, func(c *server.Config) {

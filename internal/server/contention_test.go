@@ -76,7 +76,7 @@ func (f *fleet) race(t *testing.T, number string, guesses []string) int {
 	return int(won.Load())
 }
 
-func TestOf64RightGuessesAtOnceOneWins(t *testing.T) {
+func TestValid_OneOf64RightCodesSucceeds(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
 		for range 20 {
@@ -94,7 +94,7 @@ func TestOf64RightGuessesAtOnceOneWins(t *testing.T) {
 	})
 }
 
-func TestOf64WrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
+func TestValid_CountsWrongCodesUpToTheLimit(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		for _, c := range []struct{ limit, counted int }{{3, 3}, {1, 1}, {100, 64}} {
 			f := startFleet(t, databases, c.limit)
@@ -124,7 +124,7 @@ func TestOf64WrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
 // 60 distinct guesses at once, the right one among them, have three looks: one
 // in twenty rounds is won. Comparing first and counting after wins more than a
 // third, and would still give each code one winner.
-func TestBruteForceInParallelHasFairOdds(t *testing.T) {
+func TestValid_ParallelGuessesHaveFairOdds(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
 		const rounds = 200
@@ -168,7 +168,7 @@ func (f *fleet) storm(t *testing.T, number string) int {
 	return int(sent.Load())
 }
 
-func TestInAStormOfSendsTheCodeThatWentOutWorks(t *testing.T) {
+func TestSendSMS_CodeOfParallelSendsIsValid(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
 		f.fake.Limits(true)
@@ -184,7 +184,7 @@ func TestInAStormOfSendsTheCodeThatWentOutWorks(t *testing.T) {
 	})
 }
 
-func TestAStormOfRefusedSendsLeavesTheLiveCodeAlone(t *testing.T) {
+func TestSendSMS_RejectedSendsKeepTheLiveCode(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
 		f.fake.Limits(true)

@@ -30,7 +30,7 @@ func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *sms.Inbo
 	return start(t, openStore(t, "sqlite::memory:"), inbox, config...), inbox
 }
 
-func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
+func TestInbox_ListsNewestFirst(t *testing.T) {
 	r, _ := startDev(t)
 	r.send(t, "18600000001")
 	r.send(t, "18600000002")
@@ -70,7 +70,7 @@ func TestTheInboxShowsMessagesNewestFirst(t *testing.T) {
 }
 
 // The owner of a name in public DNS can rebind it to this address.
-func TestDevelopmentAnswersToNoPublicName(t *testing.T) {
+func TestDev_RejectsPublicHostNames(t *testing.T) {
 	everywhere := func(c *server.Config) {
 		_, port, _ := net.SplitHostPort(c.Listener.Addr().String())
 		c.Listener.Close()
@@ -102,7 +102,7 @@ func TestDevelopmentAnswersToNoPublicName(t *testing.T) {
 	}
 }
 
-func TestAForeignWebPageCannotEvenAskDevelopment(t *testing.T) {
+func TestDev_RejectsForeignPages(t *testing.T) {
 	r, inbox := startDev(t)
 	r.send(t, "18600000001")
 	for _, headers := range [][]string{
@@ -129,7 +129,7 @@ func TestAForeignWebPageCannotEvenAskDevelopment(t *testing.T) {
 	}
 }
 
-func TestTheInboxWaitsForAMessageAndForNoLongerThanItIsAskedTo(t *testing.T) {
+func TestInbox_WaitEndsWithAMessageOrInTime(t *testing.T) {
 	r, _ := startDev(t)
 	type answer struct {
 		code int
@@ -152,7 +152,7 @@ func TestTheInboxWaitsForAMessageAndForNoLongerThanItIsAskedTo(t *testing.T) {
 }
 
 // The time limits of ordinary requests end none that waits.
-func TestAWaitMayOutlastEveryTimeLimit(t *testing.T) {
+func TestInbox_WaitMayExceedEveryTimeout(t *testing.T) {
 	t.Parallel()
 	r, _ := startDev(t)
 	const wait = 6 * time.Second // what may be read takes 5 s at most
@@ -162,7 +162,7 @@ func TestAWaitMayOutlastEveryTimeLimit(t *testing.T) {
 	}
 }
 
-func TestDeletedMessagesAreGoneAndTheirCodesLiveOn(t *testing.T) {
+func TestInbox_DeleteKeepsTheCodes(t *testing.T) {
 	r, inbox := startDev(t)
 	r.send(t, "18600000001")
 	r.send(t, "18600000002")
@@ -184,7 +184,7 @@ func TestDeletedMessagesAreGoneAndTheirCodesLiveOn(t *testing.T) {
 	}
 }
 
-func TestSendsFailOnDemandAsAtAliyun(t *testing.T) {
+func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.SMSTimeout = 100 * time.Millisecond })
 	for _, f := range []struct {
 		kind    string
@@ -242,7 +242,7 @@ func fieldOf(bad *errdetails.BadRequest) string {
 	return bad.FieldViolations[0].Field
 }
 
-func TestANumbersOwnFailureComesFirstAndTouchesNoOther(t *testing.T) {
+func TestFailures_OfANumberComeFirst(t *testing.T) {
 	r, inbox := startDev(t)
 	fails := func(number string, want codes.Code) {
 		t.Helper()
@@ -288,7 +288,7 @@ func TestANumbersOwnFailureComesFirstAndTouchesNoOther(t *testing.T) {
 	fails("18600000001", codes.OK)
 }
 
-func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
+func TestDev_InvalidRequestsAreExplained(t *testing.T) {
 	r, inbox := startDev(t)
 	kinds := "none, limit_minute, limit_hour, limit_day, illegal_number, no_balance, timeout, timeout_delivered"
 	for _, c := range []struct{ method, path, body, want string }{
@@ -344,7 +344,7 @@ func TestDevelopmentsPathsSayWhatIsWrongWithARequest(t *testing.T) {
 	}
 }
 
-func TestABodyThatNeverComesHoldsNothing(t *testing.T) {
+func TestDev_MissingBodyHoldsNoConnection(t *testing.T) {
 	t.Parallel()
 	r, _ := startDev(t)
 	var connections sync.WaitGroup
@@ -366,7 +366,7 @@ func TestABodyThatNeverComesHoldsNothing(t *testing.T) {
 	connections.Wait()
 }
 
-func TestThePageIsOfOurFilesAloneAndSmall(t *testing.T) {
+func TestPage_HasSecurityHeadersAndIsSmall(t *testing.T) {
 	r, _ := startDev(t)
 	total := 0
 	for path, contentType := range map[string]string{

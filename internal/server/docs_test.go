@@ -12,7 +12,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 )
 
-func TestEveryPathAndFailureOfDevelopmentIsDescribed(t *testing.T) {
+func TestOpenAPI_DescribesEveryPathAndFailure(t *testing.T) {
 	var description struct {
 		Paths      map[string]map[string]any
 		Components struct {
@@ -63,7 +63,7 @@ func TestEveryPathAndFailureOfDevelopmentIsDescribed(t *testing.T) {
 	}
 }
 
-func TestEveryReasonIsDocumented(t *testing.T) {
+func TestErrorTable_EveryReasonIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/errors.md")
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
 	}
 }
 
-func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
+func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 	r, _ := startDev(t)
 	r.send(t, "18600000001")
 	next := r.listen(t)
@@ -126,7 +126,7 @@ func TestEventsTellWhatBecomesOfEveryCode(t *testing.T) {
 	}
 }
 
-func TestABurstIsFewEvents(t *testing.T) {
+func TestEvents_BurstIsFewEvents(t *testing.T) {
 	r, inbox := startDev(t)
 	next := r.listen(t)
 	var u sms.Update
@@ -159,7 +159,7 @@ func (s lateStore) Load(ctx context.Context, n verify.Number) (verify.Record, er
 }
 
 // After everything is quiet, what the page was told last is what is stored.
-func TestWhatThePageIsToldIsTrueUnderContention(t *testing.T) {
+func TestEvents_AreTrueUnderContention(t *testing.T) {
 	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.Store = lateStore{c.Verifier.Store} })
 	for range 20 {
 		number := freshNumber()
@@ -203,7 +203,7 @@ func TestWhatThePageIsToldIsTrueUnderContention(t *testing.T) {
 	}
 }
 
-func TestTheWayDownDoesNotWaitForWhoWatches(t *testing.T) {
+func TestEvents_WatcherDoesNotDelayTheDrain(t *testing.T) {
 	r, _ := startDev(t)
 	r.listen(t)("settings", &struct{}{})
 	r.stop()

@@ -23,7 +23,7 @@ import (
 
 // For any first bytes, split at any point, one server gets every byte of the connection, or the
 // connection is closed.
-func FuzzFirstBytes(f *testing.F) {
+func FuzzConnMux_Dispatch(f *testing.F) {
 	for _, seed := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST / HTTP/1.1\r\n\r\n", "PR", "", "PRX", "pri", "\x16\x03\x01", "\x00\x00\x00"} {
 		f.Add([]byte(seed), uint8(1))
 		f.Add([]byte(seed), uint8(255))
@@ -80,7 +80,7 @@ var sixDigits = regexp.MustCompile(`[0-9]{6,}`)
 
 // Whatever is sent as a call over HTTP/1.1, the answer is JSON, the handler gets valid
 // texts alone, and no number or code comes back or is logged.
-func FuzzJSON(f *testing.F) {
+func FuzzUnaryHandler_Body(f *testing.F) {
 	for _, seed := range []string{
 		`{"phone_number":"18600000000","code":"123456"}`, `{"phoneNumber":"18600000000"}`, `{"123456":"code"}`, `{"code":123456}`, `{"code":"123456","code":"123456"}`,
 		`[123456]`, ``, `null`, `"123456`, "{\"code\":\"\xff123456\"}", `{"code":{"123456":"123456"}}`, `{"code":"\ud800123456"}`, "\n\v\x01\x00",

@@ -103,7 +103,7 @@ func statusOf(t *testing.T, res *http.Response, body string) *status.Status {
 	return status.FromProto(s)
 }
 
-func TestHTTPAnswer_IsNotCompressed(t *testing.T) {
+func TestHTTPResponse_IsNotCompressed(t *testing.T) {
 	r, _ := startDev(t)
 	for _, accepts := range []string{"", "identity", "gzip;q=0", "gzip", "gzip, deflate, br"} {
 		res, body := r.exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip", "Accept-Encoding", accepts)
@@ -243,7 +243,7 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 
 // A body that does not arrive is told in our words, with a status that says that nothing
 // began, and is counted and logged.
-func TestHTTPBody_ThatDoesNotArriveIsNamed(t *testing.T) {
+func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 	ca := catest.New(t)
 	for _, secure := range []bool{false, true} {
 		var scrape func(string) (int, string)

@@ -294,7 +294,7 @@ func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
 }
 
 // Peers that are no callers take no place of a caller, over either protocol.
-func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
+func TestAdmission_UnauthenticatedCallsHaveOwnSlots(t *testing.T) {
 	list, err := auth.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), auth.ParseOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -321,7 +321,7 @@ func TestAdmission_UnknownCallersTakeNoCallersPlace(t *testing.T) {
 }
 
 // Requests whose body does not arrive are not admitted, so they hold no semaphore.
-func TestAdmission_SlowBodiesTakeNoPlace(t *testing.T) {
+func TestAdmission_SlowBodiesTakeNoSlot(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = 2 })
 	for range 10 {
 		c, err := net.Dial("tcp", r.addr)

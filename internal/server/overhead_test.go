@@ -61,10 +61,10 @@ func (emptyService) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse,
 	return &pb.ValidResponse{}, nil
 }
 
-// BenchmarkWatching tells how much more CPU an empty call takes of the server because
+// BenchmarkTelemetry tells how much more CPU an empty call takes of the server because
 // it is counted, logged to a file and caught when it panics. The client is another
 // process.
-func BenchmarkWatching(b *testing.B) {
+func BenchmarkTelemetry(b *testing.B) {
 	const rounds = 7
 	defer debug.SetGCPercent(debug.SetGCPercent(200)) // as main does
 	file, err := os.Create(filepath.Join(b.TempDir(), "log"))

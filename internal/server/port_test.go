@@ -83,7 +83,7 @@ func roundTrip(t *testing.T, c *http.Client, q *http.Request) (*http.Response, s
 	return res, string(b)
 }
 
-func TestJSONOverHTTPSendsAndVerifies(t *testing.T) {
+func TestJSON_SendsAndVerifies(t *testing.T) {
 	r, inbox := startDev(t)
 	for _, body := range []string{
 		`{"phone_number":"18600000000","signature":"Acme","template_code":"SMS_1"}`,
@@ -105,7 +105,7 @@ func TestJSONOverHTTPSendsAndVerifies(t *testing.T) {
 	}
 }
 
-func TestJSONThatCannotBeRightIsExplainedWithoutItsValues(t *testing.T) {
+func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 	r, inbox := startDev(t)
 	for _, c := range []struct{ method, body, field, want string }{
 		{"SendSMS", `{"phone":"18699998888"}`, "phone", "is no field of this call"},
@@ -153,7 +153,7 @@ func TestJSONThatCannotBeRightIsExplainedWithoutItsValues(t *testing.T) {
 	}
 }
 
-func TestAForeignWebPageCannotSend(t *testing.T) {
+func TestWebPage_ForeignPageCannotSend(t *testing.T) {
 	r, inbox := startDev(t)
 	const body = `{"phone_number":"18600000000"}`
 	for _, headers := range [][]string{
@@ -186,7 +186,7 @@ func TestAForeignWebPageCannotSend(t *testing.T) {
 	}
 }
 
-func TestGRPCWebAndConnectClientsWork(t *testing.T) {
+func TestHTTP_ServesGRPCWebAndConnectClients(t *testing.T) {
 	r, inbox := startDev(t)
 	for name, option := range map[string]connect.ClientOption{"grpc-web": connect.WithGRPCWeb(), "connect": connect.WithProtoJSON(), "connect binary": connect.WithAcceptCompression("gzip", nil, nil)} {
 		t.Run(name, func(t *testing.T) {
@@ -214,7 +214,7 @@ func TestGRPCWebAndConnectClientsWork(t *testing.T) {
 	}
 }
 
-func TestBadFieldsAreNamedAndNothingIsStoredOrSent(t *testing.T) {
+func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	var swaps atomic.Int64
 	db := openStore(t, "sqlite::memory:")
@@ -286,7 +286,7 @@ func TestBadFieldsAreNamedAndNothingIsStoredOrSent(t *testing.T) {
 	}
 }
 
-func TestACodeThatCannotBeRightIsWrongAndCounts(t *testing.T) {
+func TestValid_MalformedCodeCountsAsAnAttempt(t *testing.T) {
 	r, inbox := startDev(t)
 	for _, junk := range []string{"", "12345", "1234567", "abcdef", "１２３４５６", strings.Repeat("1", 2048), "' OR 1=1", "12345\x00"} {
 		number := freshNumber()
@@ -314,7 +314,7 @@ func (rawCodec) Unmarshal(mem.BufferSlice, any) error { return nil }
 
 var _ encoding.CodecV2 = rawCodec{}
 
-func TestGRPCItselfRefusesWhatIsTooLongOrNotUTF8(t *testing.T) {
+func TestMessage_TooLongOrNotUTF8IsRejected(t *testing.T) {
 	r, inbox := startDev(t)
 	_, err := r.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18600000000", Signature: strings.Repeat("a", 4096)})
 	if status.Code(err) != codes.ResourceExhausted {
@@ -332,7 +332,7 @@ func TestGRPCItselfRefusesWhatIsTooLongOrNotUTF8(t *testing.T) {
 	}
 }
 
-func TestASilentConnectionIsClosed(t *testing.T) {
+func TestConnections_SilentAreClosed(t *testing.T) {
 	r, _ := startDev(t)
 	for _, first := range []string{"", "P", "PRI * HTTP/2.0\r\n", "POST / HTTP/1.1\r\nHost:"} {
 		t.Run(fmt.Sprintf("after %q", first), func(t *testing.T) {
@@ -351,7 +351,7 @@ func TestASilentConnectionIsClosed(t *testing.T) {
 	}
 }
 
-func TestHealthFollowsTheDatabaseAndLivenessDoesNot(t *testing.T) {
+func TestHealth_FollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	var down atomic.Bool
 	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) {
 		ready := c.Ready
@@ -379,7 +379,7 @@ func TestHealthFollowsTheDatabaseAndLivenessDoesNot(t *testing.T) {
 	}
 }
 
-func TestReflectionDescribesTheService(t *testing.T) {
+func TestReflection_DescribesTheService(t *testing.T) {
 	r, _ := startDev(t)
 	stream, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
 	if err != nil {
@@ -397,7 +397,7 @@ func TestReflectionDescribesTheService(t *testing.T) {
 	}
 }
 
-func TestAPanicAnswersInternalAndTheProcessLives(t *testing.T) {
+func TestPanic_IsInternalAndTheProcessLives(t *testing.T) {
 	var code string
 	panics := true
 	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
@@ -422,7 +422,7 @@ func TestAPanicAnswersInternalAndTheProcessLives(t *testing.T) {
 	r.send(t, number)
 }
 
-func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
+func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
 	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake))
@@ -462,7 +462,7 @@ func TestEveryCallHasOneLogLineWithTheNumberMasked(t *testing.T) {
 	}
 }
 
-func TestACallWithoutADeadlineOrWithHoursEndsInTimeEvenIfItsMessageNeverComes(t *testing.T) {
+func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
 	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
 	for _, hours := range []time.Duration{0, 1000} {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -484,7 +484,7 @@ func TestACallWithoutADeadlineOrWithHoursEndsInTimeEvenIfItsMessageNeverComes(t 
 	}
 }
 
-func TestAPeerIsToldItsBounds(t *testing.T) {
+func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
 	r, _ := startDev(t)
 	c, err := net.Dial("tcp", r.addr)
 	if err != nil {
@@ -515,7 +515,7 @@ func TestAPeerIsToldItsBounds(t *testing.T) {
 	}
 }
 
-func TestACallerWhoseDeadlinePassedIsNoDatabaseOutage(t *testing.T) {
+func TestLog_CallerDeadlineIsNoDatabaseOutage(t *testing.T) {
 	db := openStore(t, "sqlite::memory:")
 	r := start(t, db, &sms.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -536,7 +536,7 @@ func (s slowStore) Load(ctx context.Context, n verify.Number) (verify.Record, er
 
 // A drain ends when the outcome of the last send is stored, even if its caller
 // was answered long before.
-func TestADrainWaitsForOutcomesThatAreStillBeingStored(t *testing.T) {
+func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 	db := openStore(t, "sqlite::memory:")
 	held := &heldStore{Store: db, release: make(chan struct{})}
 	r := start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
@@ -577,7 +577,7 @@ func (s *heldStore) Swap(ctx context.Context, n verify.Number, old verify.Versio
 	return s.Store.Swap(ctx, n, old, next)
 }
 
-func TestADrainSaysSoWhileItStillAcceptsAndFinishesWhatIsInFlight(t *testing.T) {
+func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 	asked, answer := make(chan string, 1), make(chan struct{})
 	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
 		asked <- m.Code

@@ -24,7 +24,7 @@ func reply(code string) dysmsapitest.Fault { return dysmsapitest.Reply(200, code
 
 // Each row of docs/errors.md's table: what the caller sees, how many SMS went
 // out, and which codes work afterwards.
-func TestEveryOutcomeAtAliyunHasItsStatus(t *testing.T) {
+func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 	const (
 		own = "phone-number-service"
 		ali = "aliyun.com"
@@ -153,7 +153,7 @@ func TestEveryOutcomeAtAliyunHasItsStatus(t *testing.T) {
 	}
 }
 
-func TestWhatNeverReachedAliyunIsUnavailableAndTheOldCodeLives(t *testing.T) {
+func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
 	closed := httptest.NewServer(nil)
 	closed.Close()
 	fake := dysmsapitest.New(t)
@@ -184,7 +184,7 @@ func TestWhatNeverReachedAliyunIsUnavailableAndTheOldCodeLives(t *testing.T) {
 
 // The user's usual retry: the first send times out but arrives, the second is
 // refused by the minute's limit.
-func TestTheCodeOfATimedOutSendOutlivesTheRefusedRetry(t *testing.T) {
+func TestSendSMS_RejectedRetryKeepsTheTimedOutCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
 	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
@@ -200,7 +200,7 @@ func TestTheCodeOfATimedOutSendOutlivesTheRefusedRetry(t *testing.T) {
 	}
 }
 
-func TestWithoutADatabaseNothingIsSentAndNothingCounts(t *testing.T) {
+func TestSendSMS_WithoutDatabaseSendsNothing(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	db := openStore(t, "sqlite::memory:")
 	r := start(t, db, aliyun(t, fake))
@@ -214,7 +214,7 @@ func TestWithoutADatabaseNothingIsSentAndNothingCounts(t *testing.T) {
 	}
 }
 
-func TestAFullListOfSendsInFlightIsAborted(t *testing.T) {
+func TestSendSMS_NinthInFlightIsAborted(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Always(dysmsapitest.Hang())
 	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 3 * time.Second })
@@ -231,7 +231,7 @@ func TestAFullListOfSendsInFlightIsAborted(t *testing.T) {
 	}
 }
 
-func TestASenderThatReturnsAnUnknownErrorLeavesTheCodeAlive(t *testing.T) {
+func TestSendSMS_UnknownSenderErrorKeepsTheCode(t *testing.T) {
 	var code string
 	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
 		code = m.Code

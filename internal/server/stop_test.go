@@ -19,7 +19,7 @@ import (
 
 // A Sender, a Store and a readiness probe that never return, called over gRPC and over
 // HTTP, cost no more than the time that docs/install.md names.
-func TestServe_returnsThoughHandlersNeverEnd(t *testing.T) {
+func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 	t.Parallel()
 	var hanging, probing atomic.Int64
 	released := make(chan struct{})
@@ -116,7 +116,7 @@ func (s hangingStore) Load(ctx context.Context, n verify.Number) (verify.Record,
 
 // A cut-off file is refused, unless whole certificates are left of it: these are fewer,
 // which the take-over counts.
-func TestCertificates_refuseAFileThatIsCutOff(t *testing.T) {
+func TestCertificates_RejectATruncatedFile(t *testing.T) {
 	ca := catest.New(t)
 	certs, good := certificates(t, ca, ca)
 	good.Certificate.Content += ca.PEM

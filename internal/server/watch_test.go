@@ -45,7 +45,7 @@ func scraped(t *testing.T, c *server.Config) (get func(path string) (status int,
 	}
 }
 
-func TestMetricsCountCallsOfEveryProtocolByMethodAndStatus(t *testing.T) {
+func TestMetrics_CountCallsOfEveryProtocol(t *testing.T) {
 	var get func(string) (int, string)
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
@@ -82,7 +82,7 @@ func TestMetricsCountCallsOfEveryProtocolByMethodAndStatus(t *testing.T) {
 	}
 }
 
-func TestProbesTellReadinessApartFromLiveness(t *testing.T) {
+func TestProbes_ReadinessFollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	var get func(string) (int, string)
 	var away atomic.Bool
 	r := start(t, openStore(t, "sqlite::memory:"), nil, func(c *server.Config) {
@@ -144,7 +144,7 @@ func (r *tracesReceiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	r.Export(q.Context(), &request)
 }
 
-func TestTracesHoldEveryStepInTheCallersTrace(t *testing.T) {
+func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 	for protocol, listen := range map[string]func(*tracesReceiver) string{
 		"http/protobuf": func(r *tracesReceiver) string {
 			s := httptest.NewServer(r)
@@ -230,7 +230,7 @@ func TestTracesHoldEveryStepInTheCallersTrace(t *testing.T) {
 	}
 }
 
-func TestLogLinesNameTheCallersTraceWhereNoneIsExported(t *testing.T) {
+func TestLog_HasTheCallersTraceIDWithoutExport(t *testing.T) {
 	r := start(t, openStore(t, "sqlite::memory:"), nil)
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
