@@ -30,7 +30,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// put writes a file into dir and returns its path.
+// put writes a file into dir and returns the file's path.
 func put(t *testing.T, dir, name, content string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -40,10 +40,10 @@ func put(t *testing.T, dir, name, content string) string {
 	return path
 }
 
-// newToken makes a token as an operator does.
+// newToken runs the command token and returns the two values that it prints.
 func newToken(t *testing.T) (token, hash string) {
 	t.Helper()
-	out, err := program(nil, "token").CombinedOutput()
+	out, err := command(nil, "token").CombinedOutput()
 	if err != nil {
 		t.Fatalf("token: %v\n%s", err, out)
 	}
@@ -67,11 +67,11 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+callersFile(firstHash),
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key))
 	p := run(t, env)
-	eventually(t, "healthcheck says serving over TLS", func() bool {
-		return program([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
+	eventually(t, "healthcheck succeeds over TLS", func() bool {
+		return command([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
 	})
-	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers=file") {
-		t.Errorf("the start-up line does not say who may call:\n%s", out)
+	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers.yaml") {
+		t.Errorf("the start-up line lacks TLS or the callers file:\n%s", out)
 	}
 	connect := func(ca *catest.CA) *grpc.ClientConn {
 		conn, err := grpc.NewClient(p.Addr, grpc.WithTransportCredentials(credentials.NewTLS(ca.Client())))
@@ -92,97 +92,88 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Calls go on through all that follows, by a caller whom every file knows.
+	// Calls continue during the whole test, with a token that every valid callers file has.
 	both := "[" + firstHash + ", " + secondHash + "]"
 	var calls atomic.Int64
-	var failed error
+	var callErr error
 	stop := make(chan struct{})
 	var calling sync.WaitGroup
 	calling.Go(func() {
-		for failed == nil {
+		for callErr == nil {
 			select {
 			case <-stop:
 				return
 			default:
-				failed = call(old, first)
+				callErr = call(old, first)
 				calls.Add(1)
 			}
 		}
 	})
-	seen := func(what string) func() bool {
-		before := strings.Count(p.Output.String(), what)
-		return func() bool { return strings.Count(p.Output.String(), what) > before }
-	}
 	gauge := func(name string) string {
 		return regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindString(get(t, metrics, "/metrics", 200))
 	}
 	expiry := gauge(`phonenumber_certificate_expiry_timestamp_seconds{certificate="server"}`)
 	if expiry == "" {
-		t.Error("the metrics do not say when the certificate ends")
+		t.Error("the metrics lack the expiry of the certificate")
 	}
 
-	taken := seen("reloaded callers")
+	reloaded := p.logged("took over callers that changed")
 	callersFile(both)
-	eventually(t, "the callers are taken over", taken)
+	eventually(t, "the new callers are in use", reloaded)
 	if err := call(old, second); err != nil {
-		t.Errorf("with the second token: %v", err)
+		t.Errorf("a call with the second token: got %v; want OK", err)
 	}
-	refused := seen("failed to reload callers; keeping the previous version")
+	rejected := p.logged("callers changed and cannot be used; the old ones stay")
 	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
-	eventually(t, "a token in clear is refused", refused)
+	eventually(t, "a plaintext token is rejected", rejected)
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") || strings.Contains(out, second) {
-		t.Errorf("want file and line, and no token:\n%s", out)
+		t.Errorf("the log: want the file and the line, and no token:\n%s", out)
 	}
-	if got := gauge(`phonenumber_config_last_reload_successful{files="callers"}`); !strings.HasSuffix(got, " 0") {
-		t.Errorf("an alarm: got %q", got)
+	if got := gauge(`phonenumber_files_unusable{files="callers"}`); !strings.HasSuffix(got, " 1") {
+		t.Errorf("gauge of rejected files: got %q; want 1", got)
 	}
 	callersFile(both)
-	eventually(t, "the alarm ends", func() bool {
-		return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1")
-	})
+	eventually(t, "the gauge is 0 again", func() bool { return strings.HasSuffix(gauge(`phonenumber_files_unusable{files="callers"}`), " 0") })
 
-	refused = seen("failed to reload certificates; keeping the previous version")
-	_, keyOfAnother := ca.Issue("127.0.0.1")
-	put(t, dir, "tls.key", keyOfAnother)
-	eventually(t, "a key of another certificate is refused", refused)
+	rejected = p.logged("certificates changed and cannot be used; the old ones stay")
+	_, otherKey := ca.Issue("127.0.0.1")
+	put(t, dir, "tls.key", otherKey)
+	eventually(t, "a key of another certificate is rejected", rejected)
 	if err := call(connect(ca), first); err != nil {
-		t.Errorf("a new connection beside a broken file: %v", err)
+		t.Errorf("a new connection while the key file is invalid: got %v; want OK", err)
 	}
-	if got := gauge(`phonenumber_config_last_reload_successful{files="certificates"}`); !strings.HasSuffix(got, " 0") {
-		t.Errorf("an alarm: got %q", got)
+	if got := gauge(`phonenumber_files_unusable{files="certificates"}`); !strings.HasSuffix(got, " 1") {
+		t.Errorf("gauge of rejected files: got %q; want 1", got)
 	}
 	next := catest.New(t)
 	certificate, key = next.Issue("127.0.0.1")
-	taken = seen("reloaded certificates")
+	reloaded = p.logged("took over certificates that changed")
 	put(t, dir, "tls.crt", certificate)
 	put(t, dir, "tls.key", key)
-	eventually(t, "the certificates are taken over", taken)
+	eventually(t, "the new certificates are in use", reloaded)
 	if err := call(connect(next), first); err != nil {
-		t.Errorf("with the new certificate: %v", err)
+		t.Errorf("a call with the new certificate: got %v; want OK", err)
 	}
 	callersFile(secondHash)
 	close(stop)
 	calling.Wait()
-	if failed != nil || calls.Load() == 0 {
-		t.Errorf("of %d calls meanwhile the last: %v", calls.Load(), failed)
+	if callErr != nil || calls.Load() == 0 {
+		t.Errorf("calls during the reloads: got %d calls, the last %v; want more than 0 and OK", calls.Load(), callErr)
 	}
-	eventually(t, "a token that was taken away is refused", func() bool { return status.Code(call(old, first)) == codes.Unauthenticated })
+	eventually(t, "a removed token is rejected", func() bool { return status.Code(call(old, first)) == codes.Unauthenticated })
 	if out := p.Output.String(); strings.Contains(out, first) || strings.Contains(out, second) {
-		t.Error("the log holds a token")
+		t.Error("the log contains a token")
 	}
 }
 
 func TestServe_OpenPortIsOneWarning(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
-	out := p.Output.String()
-	for _, want := range []string{"tls=off callers=unauthenticated\n", `level=WARN msg="TLS is off: `, `level=WARN msg="callers are not authenticated: `} {
-		if got := strings.Count(out, want); got != 1 {
-			t.Errorf("%d lines of serve have %q, want 1:\n%s", got, want, out)
-		}
+	if out := p.Output.String(); strings.Count(out, "level=WARN msg=listening") != 1 || !strings.Contains(out, `tls="off`) || !strings.Contains(out, `callers="anyone who reaches the port`) {
+		t.Errorf("the log: want one warning that the port is open:\n%s", out)
 	}
-	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "TLS is off") || strings.Contains(out, "not authenticated") {
-		t.Errorf("dev warned that it is open:\n%s", out)
+	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "level=WARN msg=listening") {
+		t.Errorf("dev: got a warning about its open port; want none:\n%s", out)
 	}
 }
 
@@ -207,22 +198,22 @@ func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 		env   []string
 		wants []string
 	}{
-		"a certificate alone":       {[]string{"PHONENUMBER_TLS_CERT=" + crt}, []string{"--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"}},
-		"a client CA alone":         {[]string{"PHONENUMBER_TLS_CLIENT_CA=" + crt}, []string{"--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert"}},
+		"only a certificate":        {[]string{"PHONENUMBER_TLS_CERT=" + crt}, []string{"--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"}},
+		"only a client CA":          {[]string{"PHONENUMBER_TLS_CLIENT_CA=" + crt}, []string{"--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert"}},
 		"no such file":              {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=/nowhere/tls.key"}, []string{"--tls-key (PHONENUMBER_TLS_KEY): /nowhere/tls.key: no such file"}},
-		"a key where a name should": {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): what it holds is no file's name"}},
-		"a key of another":          {tlsWith("PHONENUMBER_TLS_KEY", another), []string{"/file: line 1: must be the key of the first certificate in " + crt}},
-		"an unreadable key":         {tlsWith("PHONENUMBER_TLS_KEY", "hunter2"), []string{"/file: line 1: must be a private key in PEM"}},
+		"a key as the file name":    {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): what it holds is no file's name"}},
+		"another certificate's key": {tlsWith("PHONENUMBER_TLS_KEY", another), []string{"/file: line 1: must be the key of the first certificate in " + crt}},
+		"an invalid key":            {tlsWith("PHONENUMBER_TLS_KEY", "hunter2"), []string{"/file: line 1: must be a private key in PEM"}},
 		"an empty client CA":        {tlsWith("PHONENUMBER_TLS_CLIENT_CA", ""), []string{"/file: line 1: must hold a certificate in PEM"}},
-		"a token in clear": {callersFile("callers:\n  - name: a\n    token_sha256: hunter2\n    quota: 3"), []string{
+		"a plaintext token": {callersFile("callers:\n  - name: a\n    token_sha256: hunter2\n    quota: 3"), []string{
 			"/callers.yaml: line 3: token_sha256 must be the SHA-256", "/callers.yaml: line 4: is no field here",
 		}},
-		"certificates not asked for": {callersFile("callers:\n  - name: a\n    dns_san: a.example.org"), []string{"/callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA"}},
-		"a directory":                {[]string{"PHONENUMBER_CALLERS=" + dir}, []string{"--callers (PHONENUMBER_CALLERS): " + dir + ": is a directory"}},
-		"origins and reflection":     {[]string{"PHONENUMBER_CORS_ORIGINS=*", "PHONENUMBER_REFLECTION=maybe"}, []string{`PHONENUMBER_CORS_ORIGINS): origin 1 cannot match a web page`, `PHONENUMBER_REFLECTION) is "maybe"; it must be on or off`}},
-		"an origin with a path":      {[]string{"PHONENUMBER_CORS_ORIGINS=https://a.example.org,https://b.example.org/x"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 2 cannot"}},
-		"an origin with a user":      {[]string{"PHONENUMBER_CORS_ORIGINS=https://login:hunter2@a.example.org"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 1 cannot"}},
-		"no origin at all":           {[]string{"PHONENUMBER_CORS_ORIGINS=, "}, []string{"PHONENUMBER_CORS_ORIGINS) holds no origin"}},
+		"no client CA is set":    {callersFile("callers:\n  - name: a\n    dns_san: a.example.org"), []string{"/callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA"}},
+		"a directory":            {[]string{"PHONENUMBER_CALLERS=" + dir}, []string{"--callers (PHONENUMBER_CALLERS): " + dir + ": is a directory"}},
+		"origins and reflection": {[]string{"PHONENUMBER_CORS_ORIGINS=*", "PHONENUMBER_REFLECTION=maybe"}, []string{`PHONENUMBER_CORS_ORIGINS): origin 1 cannot match a web page`, `PHONENUMBER_REFLECTION) is "maybe"; it must be on or off`}},
+		"an origin with a path":  {[]string{"PHONENUMBER_CORS_ORIGINS=https://a.example.org,https://b.example.org/x"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 2 cannot"}},
+		"an origin with a user":  {[]string{"PHONENUMBER_CORS_ORIGINS=https://login:hunter2@a.example.org"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 1 cannot"}},
+		"no origin at all":       {[]string{"PHONENUMBER_CORS_ORIGINS=, "}, []string{"PHONENUMBER_CORS_ORIGINS) holds no origin"}},
 		"limits": {
 			[]string{
 				"PHONENUMBER_MAX_CONNECTIONS=0", "PHONENUMBER_MAX_STREAMS=x", "PHONENUMBER_MAX_CALLS=-1", "PHONENUMBER_MAX_MESSAGE_BYTES=9999999", "PHONENUMBER_MAX_HEADER_BYTES=1",
@@ -235,23 +226,23 @@ func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, command := range []string{"serve", "dev"} {
+			for _, subcommand := range []string{"serve", "dev"} {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				cmd := program(c.env, command)
-				started := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+				cmd := command(c.env, subcommand)
+				kill := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
 				out, err := cmd.CombinedOutput()
-				started.Stop()
+				kill.Stop()
 				if err == nil || ctx.Err() != nil {
-					t.Fatalf("%s started", command)
+					t.Fatalf("%s started; want an error", subcommand)
 				}
 				for _, want := range c.wants {
 					if !strings.Contains(string(out), want) {
-						t.Errorf("%s: the message does not hold %q:\n%s", command, want, out)
+						t.Errorf("%s: the message lacks %q:\n%s", subcommand, want, out)
 					}
 				}
 				if strings.Contains(string(out), "hunter2") || strings.Contains(string(out), strings.Split(key, "\n")[1]) {
-					t.Errorf("%s: the message holds a secret:\n%s", command, out)
+					t.Errorf("%s: the message contains a secret:\n%s", subcommand, out)
 				}
 			}
 		})
@@ -267,12 +258,12 @@ func TestSettings_DefaultsEqualDefaultLimits(t *testing.T) {
 	if _, err := parser.Parse(nil); err != nil {
 		t.Fatal(err)
 	}
-	var f configErrors
-	if got := serve.limitSettings.parse(&f, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); f.err() != nil || got != server.DefaultLimits {
-		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
+	var errs configErrors
+	if got := serve.limitSettings.parse(&errs, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); errs.err() != nil || got != server.DefaultLimits {
+		t.Errorf("got %+v, %v; want %+v", got, errs.err(), server.DefaultLimits)
 	}
 	if want := strconv.Itoa(store.DefaultConnections); serve.DatabaseConnections != want {
-		t.Errorf("connections to the database: got %s; want the store's %s", serve.DatabaseConnections, want)
+		t.Errorf("default of the database connections: got %s; want the store's %s", serve.DatabaseConnections, want)
 	}
 }
 
@@ -352,7 +343,7 @@ func TestCORSOrigins_MatchHoweverTheyAreWritten(t *testing.T) {
 		}
 		res.Body.Close()
 		if got := res.Header.Get("Access-Control-Allow-Origin"); got != origin {
-			t.Errorf("%s asks before a call: got the allowed origin %q; want its own", origin, got)
+			t.Errorf("preflight from %s: got the allowed origin %q; want the same origin", origin, got)
 		}
 	}
 }

@@ -16,17 +16,18 @@ import (
 )
 
 const (
-	callersRefused = "failed to reload callers; keeping the previous version"
-	secretsRefused = "failed to reload secrets; keeping the previous version"
+	callersRejected = "callers changed and cannot be used; the old ones stay"
+	secretsRejected = "secrets changed and cannot be used; the old ones stay"
 )
 
-// told returns a condition: the program has written text since told was called.
-func (p process) told(text string) func() bool {
+// logged returns a condition that is true if the program has written text since the call
+// of logged.
+func (p process) logged(text string) func() bool {
 	before := strings.Count(p.Output.String(), text)
 	return func() bool { return strings.Count(p.Output.String(), text) > before }
 }
 
-// validBy is the status of a Valid with a token.
+// validBy calls Valid with a token and returns the status code.
 func (p process) validBy(t *testing.T, token string) codes.Code {
 	t.Helper()
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
@@ -34,8 +35,8 @@ func (p process) validBy(t *testing.T, token string) codes.Code {
 	return status.Code(err)
 }
 
-// A callers file that was cut off has fewer restrictions and fewer callers, and can be
-// read. It is refused if the version before it said that it was whole.
+// A truncated callers file is still valid YAML, with fewer callers and fewer restrictions.
+// It is rejected if the version before it ended with the line "...".
 func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	t.Parallel()
 	fake, dir, metrics := dysmsapitest.New(t), t.TempDir(), servicetest.FreeAddress(t)
@@ -43,30 +44,32 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	batch, batchHash := newToken(t)
 	caller := "callers:\n  - name: shop\n    token_sha256: " + shopHash + "\n"
 	limits := "    calls: [SendSMS]\n    sends_per_minute: 60\n"
-	whole := caller + limits + "  - name: batch\n    token_sha256: " + batchHash + "\n...\n"
+	complete := caller + limits + "  - name: batch\n    token_sha256: " + batchHash + "\n...\n"
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
-		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", whole))).serving(t)
-	alarm := func() bool {
-		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
+		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", complete))).serving(t)
+	gaugeIsSet := func() bool {
+		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_files_unusable{files="callers"} 1`)
 	}
-	for name, cut := range map[string]string{"behind a caller": caller + limits, "in a caller": caller, "at its begin": ""} {
-		refused := p.told(callersRefused)
+	for name, cut := range map[string]string{"after a caller": caller + limits, "inside a caller": caller, "at the start": ""} {
+		rejected := p.logged(callersRejected)
 		put(t, dir, "callers.yaml", cut)
-		eventually(t, "a file cut off "+name+" is refused", refused)
+		eventually(t, "a file truncated "+name+" is rejected", rejected)
 		if byShop, byBatch := p.validBy(t, shop), p.validBy(t, batch); byShop != codes.PermissionDenied || byBatch != codes.OK {
-			t.Errorf("cut off %s: got %v and %v; want PermissionDenied and OK as before", name, byShop, byBatch)
+			t.Errorf("truncated %s: got %v for shop and %v for batch; want PermissionDenied and OK as before", name, byShop, byBatch)
 		}
-		if !alarm() {
-			t.Errorf("cut off %s: the metrics have no alarm", name)
+		if !gaugeIsSet() {
+			t.Errorf("truncated %s: the gauge of rejected files: got 0; want 1", name)
 		}
-		put(t, dir, "callers.yaml", whole)
-		eventually(t, "the alarm ends", func() bool { return !alarm() })
+		put(t, dir, "callers.yaml", complete)
+		eventually(t, "the gauge is 0 again", func() bool { return !gaugeIsSet() })
 	}
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") || strings.Contains(out, "took over callers") {
-		t.Errorf("want the cause, and nothing taken over:\n%s", out)
+		t.Errorf("the log: want the cause, and no reload:\n%s", out)
 	}
 }
 
+// A change of the callers file logs each caller that it removes, adds or allows more.
+// The metrics drop the removed callers only.
 func TestCallersFile_ChangeIsLogged(t *testing.T) {
 	t.Parallel()
 	fake, dir, metrics := dysmsapitest.New(t), t.TempDir(), servicetest.FreeAddress(t)
@@ -79,22 +82,22 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 		return strings.Contains(get(t, metrics, "/metrics", 200), `{caller="`+caller+`"`)
 	}
 	if by := p.validBy(t, batch); by != codes.OK || !counted("batch") {
-		t.Fatalf("batch: got %v, counted %v; want OK and a count", by, counted("batch"))
+		t.Fatalf("batch: got %v, in the metrics: %v; want OK, true", by, counted("batch"))
 	}
-	taken := p.told("reloaded callers")
+	reloaded := p.logged("took over callers that changed")
 	put(t, dir, "callers.yaml", "callers:\n"+entry("shop", shopHash)+entry("login", batchHash))
-	eventually(t, "taken over", taken)
-	const want = `level=WARN msg="reloaded callers with other permissions" removed=batch added=login may_do_more="shop countries"`
+	eventually(t, "the new callers are in use", reloaded)
+	const want = `level=WARN msg="changed what callers may do" removed=batch added=login may_do_more="shop countries"`
 	if out := p.Output.String(); !strings.Contains(out, want) || strings.Contains(out, shopHash) || strings.Contains(out, batchHash) {
-		t.Errorf("want a line with %s, and no hash:\n%s", want, out)
+		t.Errorf("the log: want a line with %s, and no hash:\n%s", want, out)
 	}
 	if by := p.validBy(t, shop); by != codes.OK || counted("batch") || !counted("shop") {
-		t.Errorf("got %v; want the metrics to forget batch alone: batch %v, shop %v", by, counted("batch"), counted("shop"))
+		t.Errorf("got %v, batch in the metrics: %v, shop: %v; want OK, false, true", by, counted("batch"), counted("shop"))
 	}
 }
 
-// A secret that was cut off can look like one. It is refused if its file ended with a
-// newline before.
+// A truncated secret can be a valid one. It is rejected if the file ended with a newline
+// before.
 func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 	t.Parallel()
 	fake, dir := dysmsapitest.New(t), t.TempDir()
@@ -103,24 +106,24 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 		"DATA_SOURCE_NAME": dsn, "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	}), "ALIYUN_ENDPOINT="+fake.URL, "PHONENUMBER_DRAIN_DELAY=0s")).serving(t)
 	for name, value := range map[string]string{"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret, "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "DATA_SOURCE_NAME": dsn} {
-		refused := p.told(secretsRefused)
+		rejected := p.logged(secretsRejected)
 		put(t, dir, name, value[:len(value)-3])
-		eventually(t, name+" is refused", refused)
+		eventually(t, name+" is rejected", rejected)
 		if want := "the file that " + name + "_FILE names must end with a newline"; !strings.Contains(p.Output.String(), want) {
-			t.Errorf("the log does not say %q", want)
+			t.Errorf("the log lacks %q", want)
 		}
 		put(t, dir, name, value+"\n")
 	}
 	p.send(t, "18612345678")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
-	taken := p.told("reloaded secrets")
+	reloaded := p.logged("took over secrets that changed")
 	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
-	eventually(t, "a whole key is taken over", taken)
+	eventually(t, "a complete key is in use", reloaded)
 	p.send(t, "18612345679")
 }
 
-// A list of CAs that was cut off between two of them can be used, and its callers stay
-// out.
+// A list of CAs that is truncated between two certificates is valid. Callers with a
+// certificate of a missing CA are then rejected, so the log must contain a warning.
 func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 	t.Parallel()
 	ca, another, fake, dir := catest.New(t), catest.New(t), dysmsapitest.New(t), t.TempDir()
@@ -129,10 +132,10 @@ func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key),
 		"PHONENUMBER_TLS_CLIENT_CA="+put(t, dir, "ca.crt", ca.PEM+another.PEM)))
 	eventually(t, "serving", func() bool { return strings.Contains(p.Output.String(), "msg=serving") })
-	taken := p.told("reloaded certificates")
+	reloaded := p.logged("took over certificates that changed")
 	put(t, dir, "ca.crt", ca.PEM)
-	eventually(t, "taken over", taken)
-	want := `level=WARN msg="reloaded a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
+	eventually(t, "the new list is in use", reloaded)
+	want := `level=WARN msg="took over a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
 	if !strings.Contains(p.Output.String(), want) {
 		t.Errorf("the log lacks %s", want)
 	}

@@ -25,14 +25,15 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// Every call, fault and error, at debug level, scraped and traced: nothing of it that
-// leaves the process, but to Aliyun and to the database, holds a secret or a number.
+// TestServe_OutputHoldsNoSecret makes calls of every kind, with every fault and error, at log
+// level debug, with metrics and traces. Only the requests to Aliyun and to the database may
+// contain a secret or a number: logs, responses, metrics and traces may not.
 func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	const (
 		password = "Pa55-of-the-database"
 		guess    = "738201"
-		quoted   = "PhoneNumbers=18677776661&TemplateParam={code:738201}" // as Aliyun's errors quote requests
+		quoted   = "PhoneNumbers=18677776661&TemplateParam={code:738201}" // Aliyun's errors quote requests
 		codeKey  = "a-code-key-of-32-bytes-or-more!!!"
 	)
 	mariadb, fake := mariadbtest.Start(t), dysmsapitest.New(t)
@@ -55,27 +56,27 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		"PHONENUMBER_CODE_KEY="+base64.StdEncoding.EncodeToString([]byte(codeKey)), "PHONENUMBER_SMS_TIMEOUT=300ms")
 	p := run(t, env).serving(t)
 
-	var answers bytes.Buffer
+	var responses bytes.Buffer
 	var numbers []string
 	next := func() string {
 		numbers = append(numbers, fmt.Sprintf("1867777%04d", 1000+len(numbers)))
 		return numbers[len(numbers)-1]
 	}
-	heard := func(err error) {
+	record := func(err error) {
 		s := status.Convert(err)
-		fmt.Fprintln(&answers, s.Code(), s.Message(), s.Details())
+		fmt.Fprintln(&responses, s.Code(), s.Message(), s.Details())
 	}
 	as := func(token string) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
 	}
 	send := func(ctx context.Context, number, sign string) {
 		_, err := p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: sign, TemplateCode: "SMS_1"})
-		heard(err)
+		record(err)
 	}
 	valid := func(ctx context.Context, number, code string) {
 		res, err := p.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: code})
-		heard(err)
-		fmt.Fprintln(&answers, res)
+		record(err)
+		fmt.Fprintln(&responses, res)
 	}
 	post := func(method, body string, headers ...string) {
 		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method, strings.NewReader(body))
@@ -90,8 +91,8 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer res.Body.Close()
-		fmt.Fprintln(&answers, res.Status, res.Header)
-		io.Copy(&answers, res.Body)
+		fmt.Fprintln(&responses, res.Status, res.Header)
+		io.Copy(&responses, res.Body)
 	}
 	shop := as(token)
 
@@ -128,8 +129,8 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		}
 	}
 	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
-	eventually(t, "a broken callers file is told", func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
-	answers.WriteString(inspect(t, dsn, number))
+	eventually(t, "the log reports the invalid callers file", func() bool { return strings.Contains(p.Output.String(), "callers changed and cannot be used") })
+	responses.WriteString(inspect(t, dsn, number))
 	scrapes := get(t, metrics, "/metrics", 200)
 	number = next()
 	mariadb.Stop()
@@ -137,10 +138,10 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	valid(shop, number, guess)
 	scrapes += get(t, metrics, "/metrics", 200)
 	for _, wrong := range []string{dsn + "?tls=nothing", strings.Replace(dsn, "@tcp", "@nothing", 1), "phone:" + password + "@tcp(127.0.0.1:1)/x?timeout=50ms&nothing=" + password} {
-		for _, command := range [][]string{{"serve"}, {"migrate"}, {"inspect", number}} {
+		for _, args := range [][]string{{"serve"}, {"migrate"}, {"inspect", number}} {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-			cmd := program(append(env[1:], "DATA_SOURCE_NAME="+wrong, "PHONENUMBER_LISTEN="+servicetest.FreeAddress(t)), command...)
-			cmd.Stdout, cmd.Stderr = &answers, &answers
+			cmd := command(append(env[1:], "DATA_SOURCE_NAME="+wrong, "PHONENUMBER_LISTEN="+servicetest.FreeAddress(t)), args...)
+			cmd.Stdout, cmd.Stderr = &responses, &responses
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -160,44 +161,44 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	for _, n := range append(numbers, "18677776661", "85251237382") {
 		secrets["the number "+n] = n
 	}
-	all := fake.Accepted()
-	if len(all) < 5 {
-		t.Fatalf("%d codes went out; want 5 at least", len(all))
+	accepted := fake.Accepted()
+	if len(accepted) < 5 {
+		t.Fatalf("codes sent: got %d; want at least 5", len(accepted))
 	}
 	isCode := map[string]bool{guess: true}
-	for _, m := range all {
+	for _, m := range accepted {
 		isCode[m.Code] = true
 	}
-	places := map[string]string{"the output": p.Output.String(), "the answers": answers.String(), "the metrics": scrapes, "the traces": traces.String()}
-	for place, text := range places {
+	outputs := map[string]string{"log": p.Output.String(), "responses": responses.String(), "metrics": scrapes, "traces": traces.String()}
+	for output, text := range outputs {
 		if len(text) < 1000 {
-			t.Errorf("%s are %d bytes; want all that there is", place, len(text))
+			t.Errorf("%s: got %d bytes; want at least 1000", output, len(text))
 		}
-		for what, secret := range secrets {
+		for name, secret := range secrets {
 			if i := strings.Index(text, secret); i >= 0 {
-				t.Errorf("%s hold %s: …%q…", place, what, text[max(0, i-100):min(len(text), i+100)])
+				t.Errorf("%s: got %s in …%q…; want no secret", output, name, text[max(0, i-100):min(len(text), i+100)])
 			}
 		}
 		for _, i := range sixDigits.FindAllStringIndex(text, -1) {
-			if isCode[text[i[0]:i[1]]] && !partOfAnother(text, i) {
-				t.Errorf("%s hold a code: …%q…", place, text[max(0, i[0]-100):min(len(text), i[1]+100)])
+			if isCode[text[i[0]:i[1]]] && !isInsideToken(text, i) {
+				t.Errorf("%s: got a code in …%q…; want none", output, text[max(0, i[0]-100):min(len(text), i[1]+100)])
 			}
 		}
 	}
 	for _, want := range []string{"step=aliyun", "status=Unauthenticated", "status=PermissionDenied", "status=DeadlineExceeded", "status=Unavailable"} {
-		if !strings.Contains(places["the output"], want) {
-			t.Errorf("the log lacks %s: not all was driven", want)
+		if !strings.Contains(outputs["log"], want) {
+			t.Errorf("the log lacks %s: the test did not cover this case", want)
 		}
 	}
 }
 
 var sixDigits = regexp.MustCompile(`[0-9]{6}`)
 
-// partOfAnother reports whether a digit, letter or fraction is beside what looks like a
-// code: then it is of an identifier, or of a time.
-func partOfAnother(text string, i []int) bool {
-	isPart := func(c byte) bool {
+// isInsideToken reports whether a digit, letter or point is next to text[i[0]:i[1]]. Then these
+// six digits belong to an identifier or a time, and are no code.
+func isInsideToken(text string, i []int) bool {
+	isTokenByte := func(c byte) bool {
 		return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '.'
 	}
-	return i[0] > 0 && isPart(text[i[0]-1]) || i[1] < len(text) && isPart(text[i[1]])
+	return i[0] > 0 && isTokenByte(text[i[0]-1]) || i[1] < len(text) && isTokenByte(text[i[1]])
 }

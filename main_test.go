@@ -39,10 +39,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var built string // the program, once a test needed it
+var built string // path of the program; empty until a test needs it
 
-// binary builds the program once.
-var binary = sync.OnceValue(func() string {
+// buildOnce builds the program at the first call and returns its path.
+var buildOnce = sync.OnceValue(func() string {
 	var err error
 	if built, err = servicetest.Build("."); err != nil {
 		panic(err)
@@ -50,9 +50,9 @@ var binary = sync.OnceValue(func() string {
 	return built
 })
 
-// program returns a command with env and nothing else of this process's own.
-func program(env []string, args ...string) *exec.Cmd {
-	cmd := exec.Command(binary(), args...)
+// command returns a command of the program. Its environment is env only.
+func command(env []string, args ...string) *exec.Cmd {
+	cmd := exec.Command(buildOnce(), args...)
 	cmd.Env = env
 	return cmd
 }
@@ -62,7 +62,7 @@ type process struct{ *servicetest.Process }
 // run starts the program on a free port, without waiting for it.
 func run(t *testing.T, env []string, args ...string) process {
 	t.Helper()
-	return process{servicetest.Start(t, binary(), servicetest.FreeAddress(t), env, args...)}
+	return process{servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), env, args...)}
 }
 
 func (p process) serving(t *testing.T) process {
@@ -100,13 +100,19 @@ func TestServe_TwoReplicasSendAndVerify(t *testing.T) {
 		one.send(t, "+86 186 1234 5678")
 		code := lastCode(fake)
 		if got := fake.Accepted()[0].PhoneNumber; got != "18612345678" {
-			t.Errorf("the number at Aliyun: got %s; want 18612345678", got)
+			t.Errorf("phone number at Aliyun: got %s; want 18612345678", got)
 		}
-		if two.valid(t, "18612345678", "x") || !two.valid(t, "008618612345678", code) || one.valid(t, "18612345678", code) {
-			t.Error("want a wrong code refused, the right one accepted by the other replica, and refused after that")
+		if two.valid(t, "18612345678", "x") {
+			t.Error("a wrong code: got valid; want invalid")
+		}
+		if !two.valid(t, "008618612345678", code) {
+			t.Error("the sent code, at the other replica: got invalid; want valid")
+		}
+		if one.valid(t, "18612345678", code) {
+			t.Error("the used code: got valid; want invalid")
 		}
 		if out := one.Output.String() + two.Output.String(); strings.Contains(out, code) || strings.Contains(out, "18612345678") {
-			t.Errorf("the log holds code or number:\n%s", out)
+			t.Errorf("the log contains the code or the number:\n%s", out)
 		}
 	}
 
@@ -122,15 +128,15 @@ func TestServe_TwoReplicasSendAndVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	if number != "+8618612345678" || len(state) == 0 || bytes.Contains(state, []byte(lastCode(fake))) {
-		t.Errorf("stored: got %s and %d bytes; want +8618612345678 and a state without the code", number, len(state))
+		t.Errorf("row: got number %s and %d bytes of state; want +8618612345678 and a state without the code", number, len(state))
 	}
 }
 
 func TestDev_NeedsOnlyTheProgram(t *testing.T) {
-	binary() // or its build would count
+	buildOnce() // so that the build is not measured
 	began := time.Now()
 	p := run(t, nil, "dev").serving(t)
-	t.Logf("start to first answer: %v", time.Since(began))
+	t.Logf("start to first response: %v", time.Since(began))
 	call := func(method, body string) string {
 		res, err := http.Post("http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method, "application/x-www-form-urlencoded", strings.NewReader(body))
 		if err != nil {
@@ -154,15 +160,15 @@ func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 	banner := p.Output.String()
 	for _, want := range []string{p.Addr, "curl -d", "grpcurl -plaintext", code} {
 		if !strings.Contains(banner, want) {
-			t.Errorf("the terminal does not show %q:\n%s", want, banner)
+			t.Errorf("the terminal output lacks %q:\n%s", want, banner)
 		}
 	}
-	if program(nil, "healthcheck", "--address", p.Addr).Run() != nil {
-		t.Error("healthcheck: want exit code 0 while it serves")
+	if command(nil, "healthcheck", "--address", p.Addr).Run() != nil {
+		t.Error("healthcheck while dev runs: got a failure; want exit code 0")
 	}
 	p.Kill()
-	if program(nil, "healthcheck", "--address", p.Addr).Run() == nil {
-		t.Error("healthcheck: want exit code 1 after it died")
+	if command(nil, "healthcheck", "--address", p.Addr).Run() == nil {
+		t.Error("healthcheck after kill -9: got exit code 0; want a failure")
 	}
 }
 
@@ -176,25 +182,25 @@ func TestServe_SQLiteFileSurvivesKill9(t *testing.T) {
 		p.Kill()
 		began := time.Now()
 		p = run(t, env).serving(t)
-		t.Logf("start to first answer: %v", time.Since(began))
+		t.Logf("start to first response: %v", time.Since(began))
 		if !p.valid(t, "18612345678", code) {
-			t.Error("a code that was sent before kill -9 is refused")
+			t.Error("a code sent before kill -9: got invalid; want valid")
 		}
 		p.Kill()
 		p = run(t, env).serving(t)
 		if p.valid(t, "18612345678", code) {
-			t.Error("a code that was used before kill -9 is accepted again")
+			t.Error("a code used before kill -9: got valid; want invalid")
 		}
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-	size, _ := os.Stat(binary())
+	size, _ := os.Stat(buildOnce())
 	if err == nil {
 		t.Logf("idle: %s; binary: %d KB", regexp.MustCompile(`VmRSS:.*`).Find(status), size.Size()>>10)
 	}
 }
 
-// TestServe_RejectsATableThatLosesCodes has tables that somebody made by hand, and runs
-// the SQL that the program names.
+// TestServe_RejectsATableThatLosesCodes starts the program with tables made by hand,
+// and runs the ALTER TABLE that its error message contains.
 func TestServe_RejectsATableThatLosesCodes(t *testing.T) {
 	const create = "CREATE TABLE phone_numbers (phone_number VARCHAR(16) NOT NULL, version BINARY(16) NOT NULL, begun_at BIGINT NOT NULL, state VARBINARY(1024) NOT NULL)"
 	file := filepath.Join(t.TempDir(), "codes.db")
@@ -211,14 +217,14 @@ func TestServe_RejectsATableThatLosesCodes(t *testing.T) {
 			}
 			env := servicetest.Environment(fake, source[1]+source[0])
 			p := run(t, env)
-			defer time.AfterFunc(30*time.Second, p.Kill).Stop() // if it starts
+			defer time.AfterFunc(30*time.Second, p.Kill).Stop() // in case it starts
 			var exit *exec.ExitError
 			if err := p.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Fatalf("serve: %v; want exit code 1", err)
+				t.Fatalf("serve: got %v; want exit code 1", err)
 			}
 			alter := regexp.MustCompile(`ALTER TABLE [^;]+`).FindString(p.Output.String())
 			if alter == "" {
-				t.Fatal("the refusal names no ALTER TABLE")
+				t.Fatal("the error message contains no ALTER TABLE")
 			}
 			if _, err := db.Exec(alter); err != nil {
 				t.Fatalf("%s: %v", alter, err)
@@ -226,13 +232,13 @@ func TestServe_RejectsATableThatLosesCodes(t *testing.T) {
 			p = run(t, env).serving(t)
 			p.send(t, "18612345678")
 			if !p.valid(t, "18612345678", lastCode(fake)) {
-				t.Error("the newest code is refused")
+				t.Error("the sent code after ALTER TABLE: got invalid; want valid")
 			}
 		})
 	}
 }
 
-// TestServe_RemovedSQLiteFileIsLogged removes the file under the running program.
+// TestServe_RemovedSQLiteFileIsLogged removes the file while the program runs.
 func TestServe_RemovedSQLiteFileIsLogged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(dysmsapitest.New(t), "sqlite:"+file)).serving(t)
@@ -245,13 +251,13 @@ func TestServe_RemovedSQLiteFileIsLogged(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("health = %v, %v; want NOT_SERVING", res, err)
+			t.Fatalf("health: got %v, %v; want NOT_SERVING", res, err)
 		}
 	}
 	p.Signal(syscall.SIGTERM)
 	p.Wait()
 	if got := strings.Count(p.Output.String(), "codes.db was removed or replaced"); got != 1 {
-		t.Errorf("got %d lines that the file is gone; want one\n%s", got, &p.Output)
+		t.Errorf("log lines about the removed file: got %d; want 1\n%s", got, &p.Output)
 	}
 }
 
@@ -269,10 +275,10 @@ func TestServe_CodeSentBeforeKill9IsAccepted(t *testing.T) {
 	}
 	p.Kill()
 	if err := <-failed; err == nil {
-		t.Error("the call succeeded")
+		t.Error("the call whose replica was killed: got OK; want an error")
 	}
 	if p := run(t, servicetest.Environment(fake, dsn)).serving(t); !p.valid(t, "18612345678", lastCode(fake)) {
-		t.Error("the code is refused")
+		t.Error("the code that reached the phone: got invalid; want valid")
 	}
 }
 
@@ -290,7 +296,7 @@ func TestSIGTERM_FinishesTheCallInFlight(t *testing.T) {
 	}
 	p.Signal(syscall.SIGTERM)
 	if err := <-done; err != nil {
-		t.Errorf("the call in flight: %v", err)
+		t.Errorf("the call in flight: got %v; want OK", err)
 	}
 	if err := p.Wait(); err != nil {
 		t.Errorf("exit: got %v; want code 0", err)
@@ -302,14 +308,17 @@ func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 	database.Stop()
 	p := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
 	stopped := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
-	for _, w := range []process{p, stopped} {
-		for !strings.Contains(w.Output.String(), "waiting for the database") {
+	for _, waiting := range []process{p, stopped} {
+		for !strings.Contains(waiting.Output.String(), "waiting for the database") {
 			time.Sleep(time.Millisecond)
 		}
 	}
 	stopped.Signal(syscall.SIGTERM)
-	if err := stopped.Wait(); err != nil || !strings.Contains(stopped.Output.String(), "stopped while waiting") {
-		t.Errorf("SIGTERM while waiting: got %v; want exit code 0 and a line that says so", err)
+	if err := stopped.Wait(); err != nil {
+		t.Errorf("SIGTERM while the program waits: got %v; want exit code 0", err)
+	}
+	if want := "stopped while waiting"; !strings.Contains(stopped.Output.String(), want) {
+		t.Errorf("SIGTERM while the program waits: the log lacks %q", want)
 	}
 	database.Restart()
 	p.serving(t).send(t, "18612345678")
@@ -332,43 +341,43 @@ func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 	}
 	database.Restart()
 	if !p.serving(t).valid(t, "18612345678", code) {
-		t.Error("after the database's kill -9 the code is refused")
+		t.Error("the sent code after kill -9 of the database: got invalid; want valid")
 	}
 	if n := len(fake.Accepted()); n != 1 {
-		t.Errorf("%d SMS went out; want 1", n)
+		t.Errorf("SMS sent: got %d; want 1", n)
 	}
 }
 
-// TestServe_WaitsForARouterWithoutServer has the router refuse in one way after the
-// other while the program waits.
+// TestServe_WaitsForARouterWithoutServer starts the program while the router rejects
+// clients, at each stage of a connection and with each error number of such routers.
 func TestServe_WaitsForARouterWithoutServer(t *testing.T) {
 	t.Parallel()
 	fake, router := dysmsapitest.New(t), mariadbtest.NewRouter(t, mariadbtest.DSN(t))
 	router.RefuseGreetings(2003)
 	p := run(t, servicetest.Environment(fake, router.DSN))
-	refused := func(by string, number int) {
-		eventually(t, fmt.Sprintf("refused %s with %d", by, number), func() bool {
+	rejected := func(stage string, number int) {
+		eventually(t, fmt.Sprintf("the router rejects %s with error %d", stage, number), func() bool {
 			return strings.Contains(p.Output.String(), fmt.Sprintf("Error %d: refused by the router", number))
 		})
 	}
-	refused("before the login", 2003)
+	rejected("the connection", 2003)
 	for _, number := range []int{1105, 1129, 4031} {
 		router.RefuseGreetings(uint16(number))
-		refused("before the login", number)
+		rejected("the connection", number)
 	}
 	for _, number := range []int{9001, 3032, 2013} {
 		router.RefuseStatements(uint16(number))
-		refused("at the first statement", number)
+		rejected("the first statement", number)
 	}
 	router.Pass()
 	p.serving(t).send(t, "18612345678")
 	if !p.valid(t, "18612345678", lastCode(fake)) {
-		t.Error("the code is refused")
+		t.Error("the sent code: got invalid; want valid")
 	}
 }
 
-// TestDatabaseConnections_FewFailNoCall has two replicas share five connections,
-// of which each tries to have 64, or is told to have two.
+// TestDatabaseConnections_FewFailNoCall runs two replicas that share five connections.
+// Each replica tries to open 64, or is set to two.
 func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
@@ -380,10 +389,10 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	}
 	env := servicetest.Environment(fake, mariadbtest.As(server.DSN(mariadbtest.Database), "few:p"))
 	number := 18612340000
-	for _, also := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {
-		one, two := run(t, append(env, also)).serving(t), run(t, append(env, also)).serving(t)
-		if got := strings.Contains(one.Output.String(), "max_user_connections is 5"); got != (also == "") {
-			t.Errorf("%s: a warning of max_user_connections: got %v; want %v", also, got, also == "")
+	for _, setting := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {
+		one, two := run(t, append(env, setting)).serving(t), run(t, append(env, setting)).serving(t)
+		if got := strings.Contains(one.Output.String(), "max_user_connections is 5"); got != (setting == "") {
+			t.Errorf("%q: warning about max_user_connections: got %v; want %v", setting, got, setting == "")
 		}
 		const callers, each = 60, 5
 		var calls sync.WaitGroup
@@ -402,8 +411,8 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 		}
 		calls.Wait()
 		number += callers * each
-		if n := len(connections(t, admin, "few")); also != "" && n > 4 {
-			t.Errorf("%s: got %d connections of two replicas; want 4 at most", also, n)
+		if n := len(connections(t, admin, "few")); setting != "" && n > 4 {
+			t.Errorf("%s: connections of two replicas: got %d; want at most 4", setting, n)
 		}
 		one.Kill()
 		two.Kill()
@@ -422,14 +431,14 @@ func TestCodeKey_RotationByRestartRejectsNoCode(t *testing.T) {
 		}
 		p := run(t, append(env, "PHONENUMBER_CODE_KEY_FILE="+file)).serving(t)
 		if i > 0 && !p.valid(t, "18612345678", lastCode(fake)) {
-			t.Error("a code from before the rotation's step is refused")
+			t.Errorf("step %d: a code sent before it: got invalid; want valid", i)
 		}
 		p.send(t, "18612345678")
 		p.Kill()
 	}
-	p := run(t, env).serving(t) // the derived key
+	p := run(t, env).serving(t) // without PHONENUMBER_CODE_KEY: the derived key
 	if p.valid(t, "18612345678", lastCode(fake)) {
-		t.Error("a code is accepted under another key")
+		t.Error("a code under another key: got valid; want invalid")
 	}
 }
 
@@ -455,50 +464,51 @@ func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 			"OTEL_EXPORTER_OTLP_ENDPOINT must be http://",
 		}},
 		{"a secret twice", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_ID_FILE=/dev/null"}, nil, []string{"ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_ID_FILE are both set"}},
-		{"a secret where its file's name belongs", []string{"DATA_SOURCE_NAME_FILE=root:hunter2@tcp(db:3306)/x"}, nil, []string{"the file that DATA_SOURCE_NAME_FILE names: no such file"}},
+		{"a secret in place of a file name", []string{"DATA_SOURCE_NAME_FILE=root:hunter2@tcp(db:3306)/x"}, nil, []string{"the file that DATA_SOURCE_NAME_FILE names: no such file"}},
 		{"an empty secret file", []string{"PHONENUMBER_CODE_KEY_FILE=/dev/null", "ALIYUN_ACCESS_KEY_SECRET_FILE=/dev/null"}, nil, []string{"the file that PHONENUMBER_CODE_KEY_FILE names is empty", "the file that ALIYUN_ACCESS_KEY_SECRET_FILE names is empty"}},
-		{"a store in memory for production", []string{"DATA_SOURCE_NAME=sqlite::memory:"}, nil, []string{"loses every code at a restart"}},
+		{"an in-memory database for serve", []string{"DATA_SOURCE_NAME=sqlite::memory:"}, nil, []string{"loses every code at a restart"}},
 		{"keys with a space", []string{"ALIYUN_ACCESS_KEY_ID=hunter 2", "ALIYUN_ACCESS_KEY_SECRET=hunter 3"}, nil, []string{"access key ID must be printable", "access key secret must be printable", "DATA_SOURCE_NAME is missing"}},
-		{"a proxy that cannot be read", []string{"HTTPS_PROXY=http://user:hunter#2@10.0.0.1:3128"}, nil, []string{"HTTPS_PROXY must be http://HOST:PORT", "DATA_SOURCE_NAME is missing"}},
+		{"an invalid proxy URL", []string{"HTTPS_PROXY=http://user:hunter#2@10.0.0.1:3128"}, nil, []string{"HTTPS_PROXY must be http://HOST:PORT", "DATA_SOURCE_NAME is missing"}},
 		{"a proxy in quotes", []string{`https_proxy="http://10.0.0.1:3128"`}, nil, []string{"https_proxy must be http://HOST:PORT", "ALIYUN_ACCESS_KEY_ID is missing"}},
 		{"two data source names", []string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"}, nil, []string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"}},
-		{"credentials beside dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
-		{"a failure that is none", []string{"PHONENUMBER_FAIL_SENDS=limit:3", "PHONENUMBER_REGION=XX"}, []string{"dev"}, []string{"PHONENUMBER_FAIL_SENDS", "limit_minute, limit_hour", "PHONENUMBER_REGION"}},
-		{"failures in production", []string{"PHONENUMBER_FAIL_SENDS=timeout"}, nil, []string{"PHONENUMBER_FAIL_SENDS is for dev alone", "DATA_SOURCE_NAME is missing"}},
+		{"credentials for dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
+		{"an unknown failure", []string{"PHONENUMBER_FAIL_SENDS=limit:3", "PHONENUMBER_REGION=XX"}, []string{"dev"}, []string{"PHONENUMBER_FAIL_SENDS", "limit_minute, limit_hour", "PHONENUMBER_REGION"}},
+		{"failures for serve", []string{"PHONENUMBER_FAIL_SENDS=timeout"}, nil, []string{"PHONENUMBER_FAIL_SENDS is for dev alone", "DATA_SOURCE_NAME is missing"}},
 		{"an unknown command", nil, []string{"serv"}, []string{"unexpected argument serv"}},
 		{"an unknown flag", nil, []string{"--prot", "1"}, []string{"unknown flag --prot"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			out, err := program(c.env, c.args...).CombinedOutput()
+			out, err := command(c.env, c.args...).CombinedOutput()
 			if err == nil {
-				t.Fatal("it started")
+				t.Fatal("the program started; want an error")
 			}
 			for _, want := range c.wants {
 				if !strings.Contains(string(out), want) {
-					t.Errorf("the message does not hold %q:\n%s", want, out)
+					t.Errorf("the message lacks %q:\n%s", want, out)
 				}
 			}
 			if _, list, ok := strings.Cut(strings.TrimSpace(string(out)), "the configuration cannot be used:\n"); ok {
 				for line := range strings.Lines(list) {
 					if !strings.HasPrefix(line, "  - ") {
-						t.Errorf("a fault without its list mark: %q", line)
+						t.Errorf("a config error without its list mark: %q", line)
 					}
 				}
 			}
 			if strings.Contains(string(out), "hunter") || strings.Contains(string(out), "aHVudGVyNA") {
-				t.Errorf("the message holds a secret:\n%s", out)
+				t.Errorf("the message contains a secret:\n%s", out)
 			}
 		})
 	}
 }
 
-// The peer takes the connection over, says nothing, and does not hang up.
+// The peer in Aliyun's place switches protocols. It then sends nothing, and does not close
+// the connection.
 func TestServe_SwitchedProtocolHoldsNoCall(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Always(dysmsapitest.Raw("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "", func() {}))
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
 		"PHONENUMBER_SMS_TIMEOUT=1s", "PHONENUMBER_MAX_CALLS=1")).serving(t)
-	for _, number := range []string{"18612345678", "18612345679"} { // the second has the first's place
+	for _, number := range []string{"18612345678", "18612345679"} { // the second needs the slot of the first
 		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"})
 		if status.Code(err) != codes.Unknown {
 			t.Errorf("%s: got %v; want Unknown", number, err)
@@ -521,11 +531,12 @@ func TestServe_UnreachableProxyIsNamedInTheLog(t *testing.T) {
 	const want = `proxy: connection refused`
 	eventually(t, "the log names the proxy", func() bool { return strings.Contains(p.Output.String(), want) })
 	if strings.Contains(p.Output.String(), "hunter2") {
-		t.Error("the log has the proxy's password")
+		t.Error("the log contains the proxy's password")
 	}
 }
 
-// Of all that dev serves, as its description lists it, production has the two calls.
+// TestServe_HasNoInboxNoFailuresAndNoPage requests every path of dev's openapi.json from
+// serve. Only the two calls exist there.
 func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	production := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
@@ -541,7 +552,7 @@ func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 		}
 	}
 	if len(paths) < 10 {
-		t.Fatalf("dev describes too little: %v", paths)
+		t.Fatalf("paths in openapi.json: got %v; want at least 10", paths)
 	}
 	for _, path := range paths {
 		for _, method := range []string{"GET", "POST", "PUT", "DELETE"} {
@@ -558,7 +569,7 @@ func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 	}
 	production.send(t, "18612345678")
 	plain := get(t, production.Addr, "/", 200)
-	version, err := program(nil, "version").Output()
+	version, err := command(nil, "version").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -568,7 +579,7 @@ func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 		}
 	}
 	if strings.Contains(plain, "<") || len(plain) > 500 {
-		t.Errorf("/ is no short plain page:\n%s", plain)
+		t.Errorf("/: got %d bytes; want at most 500 of plain text, without HTML:\n%s", len(plain), plain)
 	}
 }
 
@@ -586,6 +597,8 @@ func get(t *testing.T, addr, path string, want int) string {
 	return string(body)
 }
 
+// Kubernetes injects variables for each Service, such as PHONENUMBER_PORT if the Service is
+// named phonenumber. They are no error. A setting whose value is empty counts as unset.
 func TestSettings_KubernetesVariablesAreNoError(t *testing.T) {
 	p := run(t, []string{
 		"PHONENUMBER_SERVICE_HOST=10.0.0.1", "PHONENUMBER_SERVICE_PORT=50511", "PHONENUMBER_SERVICE_PORT_GRPC=50511",
@@ -596,24 +609,25 @@ func TestSettings_KubernetesVariablesAreNoError(t *testing.T) {
 	p.serving(t)
 }
 
+// It also accepts the other spelling of DATA_SOURCE_NAME.
 func TestMigrate_CreatesTheSQLiteFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "codes.db")
-	out, err := program([]string{"Data_SOURCE_NAME=sqlite:" + file}, "migrate").CombinedOutput()
+	out, err := command([]string{"Data_SOURCE_NAME=sqlite:" + file}, "migrate").CombinedOutput()
 	if err != nil {
 		t.Fatalf("migrate: %v\n%s", err, out)
 	}
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the file: got %v, %v; want mode 0600", info, err)
+		t.Errorf("file: got %v, %v; want mode 0600", info, err)
 	}
 }
 
 func TestDev_IgnoreCredentialsUsesNone(t *testing.T) {
-	run(t, []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET=b", "DATA_SOURCE_NAME=not looked at"}, "dev", "--ignore-credentials").serving(t)
+	run(t, []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET=b", "DATA_SOURCE_NAME=ignored"}, "dev", "--ignore-credentials").serving(t)
 }
 
-// Sends one real SMS to TEST_REAL_SMS_NUMBER, with TEST_REAL_SMS_SIGN_NAME and
-// TEST_REAL_SMS_TEMPLATE_CODE and the usual credentials. Aliyun's acceptance is
-// all that a program can see: look at the phone for the rest.
+// TestServe_SendsARealSMS sends one real SMS to TEST_REAL_SMS_NUMBER, with
+// TEST_REAL_SMS_SIGN_NAME, TEST_REAL_SMS_TEMPLATE_CODE and the usual credentials.
+// It checks only that Aliyun accepts the SMS. Check by eye that the phone receives it.
 func TestServe_SendsARealSMS(t *testing.T) {
 	number := os.Getenv("TEST_REAL_SMS_NUMBER")
 	if number == "" {

@@ -19,21 +19,22 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// inspect runs the command and returns what it says.
+// inspect runs the command inspect and returns its output.
 func inspect(t *testing.T, dsn, number string) string {
 	t.Helper()
-	out, err := program([]string{"DATA_SOURCE_NAME=" + dsn, "TZ=UTC"}, "inspect", number).CombinedOutput()
+	out, err := command([]string{"DATA_SOURCE_NAME=" + dsn, "TZ=UTC"}, "inspect", number).CombinedOutput()
 	if err != nil {
 		t.Fatalf("inspect: %v\n%s", err, out)
 	}
 	return string(out)
 }
 
-func eventually(t *testing.T, what string, condition func() bool) {
+// eventually waits until condition is true, and fails the test after a minute.
+func eventually(t *testing.T, description string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within a minute: %s", description)
 		}
 	}
 }
@@ -49,58 +50,58 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	reader := mariadbtest.As(dsn, "reader:r") // may read, and nothing else
-	mustSay := func(step string, wants ...string) {
+	reader := mariadbtest.As(dsn, "reader:r") // may only read
+	mustPrint := func(step string, wants ...string) {
 		t.Helper()
 		out := inspect(t, reader, "186 1234 5678")
 		for _, want := range wants {
 			if !regexp.MustCompile(want).MatchString(out) {
-				t.Errorf("%s: want %q in\n%s", step, want, out)
+				t.Errorf("%s: got no %q in\n%s", step, want, out)
 			}
 		}
 		for _, m := range fake.Accepted() {
 			if strings.Contains(out, m.Code) || strings.Contains(out, "12345678") {
-				t.Errorf("%s: it tells the code or the number:\n%s", step, out)
+				t.Errorf("%s: the output contains the code or the number:\n%s", step, out)
 			}
 		}
 	}
 	const ago, soon = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(\d+s ago\)`, `\(in (10m0s|9m\d\ds)\)`
-	mustSay("never sent", `^number     \+86186\*\*\*\*5678\nlast send  none: nothing was sent`)
+	mustPrint("never sent", `^number     \+86186\*\*\*\*5678\nlast send  none: nothing was ever sent`)
 
 	p.send(t, "18612345678")
 	sent := fake.Accepted()[0]
 	accepted := "Aliyun     accepted " + ago + ", BizId " + regexp.QuoteMeta(sent.BizID)
-	mustSay("sent", "last send  "+ago+`, send ID \d+`, accepted+"\n", "code       live until .*"+soon+", 0 of 3 attempts used, accepted by Aliyun\n")
+	mustPrint("sent", "last send  "+ago+`, ticket \d+`, accepted+"\n", "code       alive until .*"+soon+", 0 of 3 attempts spent, accepted by Aliyun\n")
 	p.valid(t, "18612345678", "x")
-	mustSay("a wrong code", "1 of 3 attempts used")
+	mustPrint("a wrong code", "1 of 3 attempts spent")
 	p.valid(t, "18612345678", sent.Code)
-	mustSay("verified", accepted+"\n", "code       no live code", "verified   "+ago+" with attempt 2\n")
+	mustPrint("verified", accepted+"\n", "code       none is alive", "verified   "+ago+" with attempt 2\n")
 
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	requestID := fake.RequestIDs()[1]
-	mustSay("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n", accepted+" \\(of an earlier send", "verified .* with attempt 2 \\(of an earlier send")
+	mustPrint("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n", accepted+" \\(of an earlier send", "verified .* with attempt 2 \\(of an earlier send")
 
 	fake.Next(dysmsapitest.CloseAfterReading().ButAccepted())
 	fake.Limits(false)
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
-	mustSay("a lost answer", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts used, not confirmed by Aliyun\n")
+	mustPrint("a lost response", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts spent, not confirmed by Aliyun\n")
 	for range 3 {
 		p.valid(t, "18612345678", "x")
 	}
-	mustSay("exhausted", "no live code", "exhausted  "+ago+" by 3 wrong attempts\n")
+	mustPrint("exhausted", "none is alive", "exhausted  "+ago+" by 3 wrong attempts\n")
 
 	file := filepath.Join(t.TempDir(), "none.db")
-	out, err := program([]string{"DATA_SOURCE_NAME=sqlite:" + file}, "inspect", "18612345678").CombinedOutput()
+	out, err := command([]string{"DATA_SOURCE_NAME=sqlite:" + file}, "inspect", "18612345678").CombinedOutput()
 	if _, missing := os.Stat(file); err == nil || missing == nil || !strings.Contains(string(out), "must be able to read and write "+file) {
-		t.Errorf("a file that is not there: got %v, %s; want it named, and not created", err, out)
+		t.Errorf("a missing file: got %v, %s; want its name, and no new file", err, out)
 	}
-	out, err = program([]string{"DATA_SOURCE_NAME=" + reader}, "inspect", "10086").CombinedOutput()
+	out, err = command([]string{"DATA_SOURCE_NAME=" + reader}, "inspect", "10086").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "phone_number must be one mobile number") {
-		t.Errorf("no number: got %v, %s", err, out)
+		t.Errorf("an invalid number: got %v, %s; want an error for phone_number", err, out)
 	}
-	out, err = program([]string{"DATA_SOURCE_NAME=" + dsn[:strings.LastIndex(dsn, "/")] + "/mysql"}, "inspect", "18612345678").CombinedOutput()
+	out, err = command([]string{"DATA_SOURCE_NAME=" + dsn[:strings.LastIndex(dsn, "/")] + "/mysql"}, "inspect", "18612345678").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "the table phone_numbers is not there") {
-		t.Errorf("another database: got %v, %s", err, out)
+		t.Errorf("a database without the table: got %v, %s; want an error for the table", err, out)
 	}
 }
 
@@ -110,9 +111,9 @@ func TestInspect_PrintsThatACodeExpired(t *testing.T) {
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	p.send(t, "18612345678")
 	var out []byte
-	eventually(t, "expired", func() bool {
-		out, _ = program([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
-		return regexp.MustCompile(`code       no live code\nexpired    .* ago\)\n`).Match(out)
+	eventually(t, "inspect prints that the code expired", func() bool {
+		out, _ = command([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
+		return regexp.MustCompile(`code       none is alive\nexpired    .* ago\)\n`).Match(out)
 	})
 }
 
@@ -121,15 +122,15 @@ func TestInspect_ReadsASQLiteFileInUse(t *testing.T) {
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	p.send(t, "18612345678")
-	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts used") {
-		t.Errorf("want the code alive:\n%s", out)
+	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts spent") {
+		t.Errorf("inspect: want a live code:\n%s", out)
 	}
 	if !p.valid(t, "18612345678", lastCode(fake)) {
-		t.Error("the code is refused after an inspection")
+		t.Error("the code after inspect: got invalid; want valid")
 	}
 }
 
-// write puts secrets into files and returns their variables.
+// write puts each secret into a file in dir and returns the _FILE variables.
 func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 	t.Helper()
 	for name, value := range secrets {
@@ -162,71 +163,73 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		"DATA_SOURCE_NAME": as("old", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	}), "ALIYUN_ENDPOINT="+fake.URL, "PHONENUMBER_DRAIN_DELAY=0s")
 	p := run(t, env).serving(t)
-	told := func(what string) func() bool {
-		before := strings.Count(p.Output.String(), what)
-		return func() bool { return strings.Count(p.Output.String(), what) > before }
-	}
 	p.send(t, "18612345678")
 	before := lastCode(fake)
 
-	taken := told(`reloaded secrets" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
+	reloaded := p.logged(`took over secrets that changed" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
-	eventually(t, "taken over", taken)
-	for _, id := range connections(t, admin, "phone") { // new ones need the new password
+	eventually(t, "the new secrets are in use", reloaded)
+	for _, id := range connections(t, admin, "phone") { // new connections need the new password
 		admin.Exec("KILL CONNECTION " + id)
 	}
-	eventually(t, "calls work with the new password", func() bool {
+	eventually(t, "a call succeeds with the new password", func() bool {
 		_, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "x"})
 		return err == nil
 	})
 	p.send(t, "18612345679")
-	if !p.valid(t, "18612345679", lastCode(fake)) || !p.valid(t, "18612345678", before) {
-		t.Error("a code is refused that went out after the change, or before it with a key that was derived from the old secret")
+	if !p.valid(t, "18612345679", lastCode(fake)) {
+		t.Error("a code sent after the change: got invalid; want valid")
 	}
-	again := run(t, env).serving(t)
+	if !p.valid(t, "18612345678", before) { // its key was derived from the old secret
+		t.Error("a code sent before the change: got invalid; want valid")
+	}
+	newReplica := run(t, env).serving(t)
 	p.send(t, "18612345670")
-	if !again.valid(t, "18612345670", lastCode(fake)) {
-		t.Error("a replica that was started after the change refuses a code")
+	if !newReplica.valid(t, "18612345670", lastCode(fake)) {
+		t.Error("the code at a replica started after the change: got invalid; want valid")
 	}
 
-	taken = told("reloaded secrets")
+	reloaded = p.logged("took over secrets that changed")
 	p.send(t, "18612345672")
 	before = lastCode(fake)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tThirdKey", "ThirdSecret0123456789"
 	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
-	eventually(t, "taken over a second time", taken)
+	eventually(t, "the third key is in use", reloaded)
 	p.send(t, "18612345673")
-	if !p.valid(t, "18612345672", before) || !p.valid(t, "18612345673", lastCode(fake)) {
-		t.Error("a code is refused that went out between two changes, or after the second")
+	if !p.valid(t, "18612345672", before) {
+		t.Error("a code sent between the two changes: got invalid; want valid")
+	}
+	if !p.valid(t, "18612345673", lastCode(fake)) {
+		t.Error("a code sent after the second change: got invalid; want valid")
 	}
 
-	const refusal = "failed to reload secrets; keeping the previous version"
-	for why, wrong := range map[string]map[string]string{
+	for reason, invalid := range map[string]map[string]string{
 		"names another database; that takes a restart":         {"DATA_SOURCE_NAME": as("s3cret", "another")},
 		"MySQL error 1045 (28000): the user or the password":   {"DATA_SOURCE_NAME": as("s3cret", mariadbtest.Database)},
 		"the Aliyun access key secret must be printable ASCII": {"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret"},
 	} {
-		refused := told(refusal)
-		write(t, dir, wrong)
-		eventually(t, "refused: "+why, refused)
+		rejected := p.logged(secretsRejected)
+		write(t, dir, invalid)
+		eventually(t, "rejected: "+reason, rejected)
 		p.send(t, "18612345671")
-		if out := p.Output.String(); !strings.Contains(out, why) {
-			t.Errorf("the log does not say %q:\n%s", why, out)
+		if out := p.Output.String(); !strings.Contains(out, reason) {
+			t.Errorf("the log lacks %q:\n%s", reason, out)
 		}
 		write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
 	}
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mariadbtest.Database)})
-	eventually(t, "a password that the database does not know yet", told(refusal))
-	taken = told("reloaded secrets")
+	eventually(t, "a password that the database does not have yet is rejected", p.logged(secretsRejected))
+	reloaded = p.logged("took over secrets that changed")
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'later'")
-	eventually(t, "taken over once the database knows it", taken)
+	eventually(t, "the password is in use when the database has it", reloaded)
 	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || strings.Contains(out, "later@") {
-		t.Errorf("the log holds a secret:\n%s", out)
+		t.Errorf("the log contains a secret:\n%s", out)
 	}
 }
 
+// connections returns the ids of the user's connections to the server.
 func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
 	t.Helper()
 	rows, err := admin.Query("SELECT id FROM information_schema.processlist WHERE user = ?", user)
@@ -266,26 +269,28 @@ func TestCodeKey_RotationByReloadRejectsNoCode(t *testing.T) {
 				number++
 				replicas[from].send(t, fmt.Sprint(number))
 				if !replicas[by].valid(t, fmt.Sprint(number), lastCode(fake)) {
-					t.Errorf("%s: a code that replica %d sent is refused by replica %d", step, from, by)
+					t.Errorf("%s: a code sent by replica %d, at replica %d: got invalid; want valid", step, from, by)
 				}
 			}
 		}
 	}
 	mustVerify("before")
-	for _, keys := range []string{old + "," + fresh, fresh + "," + old, fresh} { // as docs/install.md says
-		for i, p := range replicas { // one after the other, with calls in between
-			before := strings.Count(p.Output.String(), "took over")
+	for _, keys := range []string{old + "," + fresh, fresh + "," + old, fresh} { // the steps of docs/install.md
+		for i, p := range replicas { // in turn, with calls in between
+			reloaded := p.logged("took over")
 			write(t, dirs[i], map[string]string{"PHONENUMBER_CODE_KEY": keys})
-			eventually(t, "taken over", func() bool { return strings.Count(p.Output.String(), "took over") > before })
+			eventually(t, "the new keys are in use", reloaded)
 			mustVerify(keys)
 		}
 	}
 }
 
+// If PHONENUMBER_METRICS_LISTEN is set and its address is taken, the program does not start.
+// If it is unset and the default address is taken, the program runs without metrics.
 func TestMetricsListen_SetAddressIsRequiredDefaultIsNot(t *testing.T) {
 	fake := dysmsapitest.New(t)
-	env := func(also ...string) []string {
-		return append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), also...)
+	env := func(more ...string) []string {
+		return append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), more...)
 	}
 	address := servicetest.FreeAddress(t)
 	p := run(t, env("PHONENUMBER_METRICS_LISTEN="+address)).serving(t)
@@ -295,27 +300,27 @@ func TestMetricsListen_SetAddressIsRequiredDefaultIsNot(t *testing.T) {
 			t.Errorf("the metrics lack %s", want)
 		}
 	}
-	if out, err := program(env("PHONENUMBER_METRICS_LISTEN="+address, "PHONENUMBER_LISTEN="+servicetest.FreeAddress(t))).CombinedOutput(); err == nil || !bytes.Contains(out, []byte("--metrics-listen (PHONENUMBER_METRICS_LISTEN)")) {
-		t.Errorf("an address that is taken: got %v, %s; want a refusal that names the setting", err, out)
+	if out, err := command(env("PHONENUMBER_METRICS_LISTEN="+address, "PHONENUMBER_LISTEN="+servicetest.FreeAddress(t))).CombinedOutput(); err == nil || !bytes.Contains(out, []byte("--metrics-listen (PHONENUMBER_METRICS_LISTEN)")) {
+		t.Errorf("a taken address: got %v, %s; want an error that names the setting", err, out)
 	}
 	if taken, err := net.Listen("tcp", metricsListen); err == nil {
 		defer taken.Close()
 	}
-	unset := run(t, env()).serving(t) // beside who listens there, perhaps we
+	unset := run(t, env()).serving(t) // its default address is taken
 	if out := unset.Output.String(); !strings.Contains(out, "metrics are not served; set PHONENUMBER_METRICS_LISTEN") {
-		t.Errorf("the usual address is taken: want that said\n%s", out)
+		t.Errorf("the default address is taken: the log lacks a line about it:\n%s", out)
 	}
 }
 
 func TestHealthcheck_LivenessIgnoresTheDatabase(t *testing.T) {
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, server.DSN(mariadbtest.Database))).serving(t)
-	ask := func(args ...string) bool {
-		return program(nil, slices.Concat([]string{"healthcheck", "--address", p.Addr}, args)...).Run() == nil
+	succeeds := func(args ...string) bool {
+		return command(nil, slices.Concat([]string{"healthcheck", "--address", p.Addr}, args)...).Run() == nil
 	}
 	server.Stop()
-	eventually(t, "not ready without the database", func() bool { return !ask() })
-	if !ask("--liveness") {
-		t.Error("not live without the database: a restart would not bring it back")
+	eventually(t, "not ready without the database", func() bool { return !succeeds() })
+	if !succeeds("--liveness") {
+		t.Error("liveness without the database: got a failure; want success, since a restart would not help")
 	}
 }

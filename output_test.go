@@ -23,7 +23,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// smallPipe returns a pipe that holds one page. Its write end blocks.
+// smallPipe returns a pipe with a buffer of one page. Its write end blocks.
 func smallPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -37,13 +37,13 @@ func smallPipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// runWithStreams starts the program with these streams.
+// runWithStreams starts the program with stdout and stderr, without waiting for it.
 func runWithStreams(t *testing.T, stdout, stderr io.Writer, env []string, args ...string) process {
 	t.Helper()
-	return process{servicetest.StartWithStreams(t, stdout, stderr, binary(), servicetest.FreeAddress(t), env, args...)}
+	return process{servicetest.StartWithStreams(t, stdout, stderr, buildOnce(), servicetest.FreeAddress(t), env, args...)}
 }
 
-// check makes n calls, of 16 callers at once, each with a deadline.
+// check makes n calls from 16 goroutines. Each call has a deadline.
 func (p process) check(t *testing.T, n int) {
 	t.Helper()
 	var calling sync.WaitGroup
@@ -63,13 +63,14 @@ func (p process) check(t *testing.T, n int) {
 	calling.Wait()
 }
 
-// mustStop sends SIGTERM, and wants exit code 0 within the time that docs/install.md asks for.
+// mustStop sends SIGTERM. It wants exit code 0 within the time that docs/install.md names.
 func (p process) mustStop(t *testing.T) {
 	t.Helper()
 	p.Signal(syscall.SIGTERM)
 	p.mustEnd(t)
 }
 
+// mustEnd wants exit code 0 within 30 s.
 func (p process) mustEnd(t *testing.T) {
 	t.Helper()
 	ended := make(chan error, 1)
@@ -80,10 +81,11 @@ func (p process) mustEnd(t *testing.T) {
 			t.Errorf("exit: got %v; want code 0", err)
 		}
 	case <-time.After(30 * time.Second):
-		t.Error("it runs 30 s after the signal; want it ended")
+		t.Error("the program still runs 30 s after the signal; want exit code 0")
 	}
 }
 
+// droppedLines returns the number of dropped log lines according to the metrics.
 func droppedLines(t *testing.T, metrics string) int {
 	t.Helper()
 	m := regexp.MustCompile(`(?m)^phonenumber_log_lines_dropped_total (\S+)$`).FindStringSubmatch(get(t, metrics, "/metrics", 200))
@@ -97,16 +99,16 @@ func droppedLines(t *testing.T, metrics string) int {
 	return int(n)
 }
 
-// A stream that is closed, or a disk that is full, costs lines and nothing else.
+// A closed stream or a full disk drops log lines. It has no other effect.
 func TestLog_WriteErrorFailsNoCall(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		open func(t *testing.T) (stderr *os.File, fail func())
 	}{
-		{"a reader that goes away", func(t *testing.T) (*os.File, func()) {
+		{"closed by the reader", func(t *testing.T) (*os.File, func()) {
 			r, w := smallPipe(t)
-			scanned := bufio.NewScanner(r)
-			return w, func() { scanned.Scan(); r.Close() }
+			lines := bufio.NewScanner(r)
+			return w, func() { lines.Scan(); r.Close() }
 		}},
 		{"a full disk", func(t *testing.T) (*os.File, func()) {
 			full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
@@ -126,9 +128,9 @@ func TestLog_WriteErrorFailsNoCall(t *testing.T) {
 			p.check(t, 160)
 			p.send(t, "18612345678")
 			if !p.valid(t, "18612345678", lastCode(fake)) {
-				t.Error("a right code is refused")
+				t.Error("the sent code: got invalid; want valid")
 			}
-			eventually(t, "the lines of 162 calls are counted as dropped", func() bool { return droppedLines(t, metrics) >= 162 })
+			eventually(t, "the dropped lines of 162 calls are counted", func() bool { return droppedLines(t, metrics) >= 162 })
 			p.mustStop(t)
 		})
 	}
@@ -155,7 +157,7 @@ func TestLog_UnreadBlocksNoCall(t *testing.T) {
 			_, w := smallPipe(t)
 			env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), append(c.env, "PHONENUMBER_METRICS_LISTEN="+metrics)...)
 			p := runWithStreams(t, nil, w, env).serving(t)
-			if err := syscall.SetNonblock(int(w.Fd()), c.nonBlocking); err != nil { // of its end too
+			if err := syscall.SetNonblock(int(w.Fd()), c.nonBlocking); err != nil { // also in the program
 				t.Fatal(err)
 			}
 			p.check(t, c.calls)
@@ -167,18 +169,19 @@ func TestLog_UnreadBlocksNoCall(t *testing.T) {
 			p.serving(t)
 			get(t, metrics, "/readyz", 200)
 			if dropped := droppedLines(t, metrics) > 0; dropped != c.drops {
-				t.Errorf("lines are dropped: got %v; want %v", dropped, c.drops)
+				t.Errorf("log lines were dropped: got %v; want %v", dropped, c.drops)
 			}
-			signalled := time.Now()
+			signaled := time.Now()
 			p.mustStop(t)
-			if took := time.Since(signalled); took < lastLinesTimeout {
-				t.Errorf("it ended after %v; want it to wait %v for a reader", took, lastLinesTimeout)
+			if took := time.Since(signaled); took < lastLinesTimeout {
+				t.Errorf("the program ended %v after SIGTERM; want it to wait %v for a reader", took, lastLinesTimeout)
 			}
 		})
 	}
 }
 
-// The trace of a call, as its caller sent it, says in which order lines belong.
+// Each call has its own trace ID, made of the numbers of its caller and of the call. The trace
+// IDs of the log lines must be in the order of the calls.
 func TestLog_ReadHasEveryLineInOrder(t *testing.T) {
 	const callers, calls = 8, 400
 	fake, metrics := dysmsapitest.New(t), servicetest.FreeAddress(t)
@@ -196,14 +199,14 @@ func TestLog_ReadHasEveryLineInOrder(t *testing.T) {
 		TraceID string `json:"trace_id"`
 	}
 	var lines []line
-	var wrong string
+	var invalid string
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
 		for scanner := bufio.NewScanner(r); scanner.Scan(); {
 			var l line
 			if json.Unmarshal(scanner.Bytes(), &l) != nil {
-				wrong = scanner.Text()
+				invalid = scanner.Text()
 			}
 			lines = append(lines, l)
 		}
@@ -225,13 +228,16 @@ func TestLog_ReadHasEveryLineInOrder(t *testing.T) {
 	dropped := droppedLines(t, metrics)
 	p.mustStop(t)
 	<-read
-	if dropped != 0 || wrong != "" {
-		t.Errorf("got %d dropped lines, and the line %q that is no JSON; want neither", dropped, wrong)
+	if dropped != 0 {
+		t.Errorf("dropped lines: got %d; want 0", dropped)
+	}
+	if invalid != "" {
+		t.Errorf("got the line %q; want JSON", invalid)
 	}
 	if last := lines[len(lines)-1].Msg; last != "stopped" {
-		t.Errorf("the last line: got %q; want stopped", last)
+		t.Errorf("last line: got %q; want stopped", last)
 	}
-	next := map[string]int{} // by caller: twice the calls whose lines were read
+	next := map[string]int{} // by caller: lines read, two per call
 	for _, l := range lines {
 		if len(l.TraceID) != 32 {
 			continue
@@ -239,24 +245,25 @@ func TestLog_ReadHasEveryLineInOrder(t *testing.T) {
 		caller := l.TraceID[:16]
 		want := fmt.Sprintf("%s of %s%016x", []string{"step", "call"}[next[caller]%2], caller, next[caller]/2)
 		if got := l.Msg + " of " + l.TraceID; got != want {
-			t.Fatalf("got the line %s; want %s", got, want)
+			t.Fatalf("next line of caller %s: got %s; want %s", caller, got, want)
 		}
 		next[caller]++
 	}
 	for caller, n := range next {
 		if n != 2*calls {
-			t.Errorf("caller %s: got %d lines; want %d", caller, n, 2*calls)
+			t.Errorf("lines of caller %s: got %d; want %d", caller, n, 2*calls)
 		}
 	}
 	if len(next) != callers {
-		t.Errorf("got lines of %d callers; want %d", len(next), callers)
+		t.Errorf("callers with lines: got %d; want %d", len(next), callers)
 	}
 }
 
-// As dev | head -3 does, and a terminal that stands still.
+// The reader of stdout closes the pipe, as head -3 does, or stops reading, as a paused
+// terminal does.
 func TestDev_NeedsNoReaderOfItsStdout(t *testing.T) {
-	for _, goes := range []bool{true, false} {
-		t.Run(fmt.Sprint("goes away ", goes), func(t *testing.T) {
+	for _, closes := range []bool{true, false} {
+		t.Run(fmt.Sprint("reader closes ", closes), func(t *testing.T) {
 			r, w := smallPipe(t)
 			stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
 			if err != nil {
@@ -264,9 +271,9 @@ func TestDev_NeedsNoReaderOfItsStdout(t *testing.T) {
 			}
 			defer stderr.Close()
 			p := runWithStreams(t, w, stderr, nil, "dev").serving(t)
-			if goes {
+			if closes {
 				if !bufio.NewScanner(r).Scan() {
-					t.Error("no banner was written")
+					t.Error("stdout: got no line; want the banner")
 				}
 				r.Close()
 			}
@@ -282,6 +289,7 @@ func TestDev_NeedsNoReaderOfItsStdout(t *testing.T) {
 	}
 }
 
+// Stderr is a pipe that is closed or full.
 func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 	r, closed := smallPipe(t)
 	r.Close()
@@ -291,7 +299,7 @@ func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 	}
 	for name, stderr := range map[string]*os.File{"closed": closed, "full": full} {
 		for _, args := range [][]string{{"serve"}, {"migrate"}, {"serve", "--unknown"}} {
-			cmd := program(nil, args...)
+			cmd := command(nil, args...)
 			cmd.Stderr = stderr
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -300,7 +308,7 @@ func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 			cmd.Wait()
 			kill.Stop()
 			if code := cmd.ProcessState.ExitCode(); code <= 0 {
-				t.Errorf("%v, stderr %s: got %v; want an exit code", args, name, cmd.ProcessState)
+				t.Errorf("%v, stderr %s: got %v; want an exit code above 0", args, name, cmd.ProcessState)
 			}
 		}
 	}
@@ -317,27 +325,28 @@ func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
 				_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 				done <- err
 			}()
-			eventually(t, "Aliyun is asked", func() bool { return len(fake.Accepted()) > 0 })
+			eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
 			for _, s := range signals {
 				p.Signal(s)
-				eventually(t, "it drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
+				eventually(t, "the program drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
 			}
 			if err := <-done; err != nil {
-				t.Errorf("the call in flight: %v", err)
+				t.Errorf("the call in flight: got %v; want OK", err)
 			}
 			p.mustEnd(t)
 		})
 	}
 }
 
+// nohup starts a program with SIGHUP ignored. The program must not handle it then.
 func TestSIGHUP_StaysIgnoredUnderNohup(t *testing.T) {
-	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", `trap "" HUP; exec "$0" dev`, binary())}.serving(t)
+	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", `trap "" HUP; exec "$0" dev`, buildOnce())}.serving(t)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ignored, err := strconv.ParseUint(regexp.MustCompile(`SigIgn:\s*(\w+)`).FindStringSubmatch(string(status))[1], 16, 64)
 	if err != nil || ignored&(1<<(syscall.SIGHUP-1)) == 0 {
-		t.Errorf("ignored signals: got %x, %v; want SIGHUP among them", ignored, err)
+		t.Errorf("mask of ignored signals: got %x, %v; want SIGHUP in it", ignored, err)
 	}
 }

@@ -21,54 +21,54 @@ type content string
 
 func (content) changed(content) []string { return nil }
 
-// TestWatchFiles_BackOffToAMinute reads the seconds at which contents that cannot be used
-// are tried. A further change is tried and told as soon as it was read twice.
+// TestWatchFiles_BackOffToAMinute checks the seconds at which invalid contents are applied
+// again. A further change is applied and logged as soon as two reads are identical.
 func TestWatchFiles_BackOffToAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var now atomic.Value
-		now.Store(content("good"))
-		began, tried := time.Now(), make(chan int, 100)
+		var current atomic.Value
+		current.Store(content("good"))
+		began, attempts := time.Now(), make(chan int, 100)
 		var log servicetest.Output
 		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", watchedFiles[content]{
 			kind: "secrets",
-			read: func(*configErrors) content { return now.Load().(content) },
-			apply: func(_, now content) error {
-				tried <- int(time.Since(began).Seconds())
-				if now == "better" {
+			read: func(*configErrors) content { return current.Load().(content) },
+			apply: func(_, next content) error {
+				attempts <- int(time.Since(began).Seconds())
+				if next == "better" {
 					return nil
 				}
 				return errors.New("wrong password")
 			},
 		})
 		time.Sleep(time.Second)
-		now.Store(content("bad"))
+		current.Store(content("bad"))
 		time.Sleep(5 * time.Minute)
-		told := strings.Count(log.String(), "wrong password")
-		now.Store(content("worse")) // after 301 s
+		logged := strings.Count(log.String(), "wrong password")
+		current.Store(content("worse")) // after 301 s
 		time.Sleep(4 * time.Second)
-		if got := strings.Count(log.String(), "wrong password") - told; got != 1 {
-			t.Errorf("the change was told %d times; want once", got)
+		if got := strings.Count(log.String(), "wrong password") - logged; got != 1 {
+			t.Errorf("log lines about the change: got %d; want 1", got)
 		}
 		time.Sleep(26 * time.Second)
-		now.Store(content("better")) // after 331 s
+		current.Store(content("better")) // after 331 s
 		time.Sleep(5 * time.Minute)
 		var got []int
-		for len(tried) > 0 {
-			got = append(got, <-tried)
+		for len(attempts) > 0 {
+			got = append(got, <-attempts)
 		}
 		if want := []int{4, 6, 10, 18, 34, 66, 126, 186, 246, 304, 306, 310, 318, 334}; !slices.Equal(got, want) {
-			t.Errorf("got attempts after %v s; want %v", got, want)
+			t.Errorf("seconds of the attempts: got %v; want %v", got, want)
 		}
 	})
 }
 
-// TestReload_WrongPasswordIsDialledLessAndLess counts the logins that a server refused,
-// from the first on. A slow machine tries less often than the bound allows.
+// TestReload_WrongPasswordIsDialledLessAndLess counts the logins that the server rejected.
+// A slow machine makes fewer attempts than the bound allows.
 func TestReload_WrongPasswordIsDialledLessAndLess(t *testing.T) {
 	t.Parallel()
 	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
-	refused := func() (n int) {
+	rejected := func() (n int) {
 		var name string
 		if err := admin.QueryRow("SHOW GLOBAL STATUS LIKE 'Access_denied_errors'").Scan(&name, &n); err != nil {
 			t.Fatal(err)
@@ -83,17 +83,17 @@ func TestReload_WrongPasswordIsDialledLessAndLess(t *testing.T) {
 	p := run(t, env).serving(t)
 	bad := strings.Replace(dsn, server.Password(), "wr0ng", 1)
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": bad})
-	eventually(t, "the first attempt", func() bool { return refused() > 0 })
-	time.Sleep(11 * time.Second) // the next are 2 s, 6 s and 14 s after the first
-	if n := refused(); n > 3 {
-		t.Errorf("the server refused %d logins within 11 s of the first; want 3 at most", n)
+	eventually(t, "the first attempt", func() bool { return rejected() > 0 })
+	time.Sleep(11 * time.Second) // attempts follow after 2, 6 and 14 s
+	if n := rejected(); n > 3 {
+		t.Errorf("rejected logins within 11 s of the first: got %d; want at most 3", n)
 	}
-	before := refused()
+	before := rejected()
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": strings.Replace(bad, "wr0ng", "wr0ng again", 1)})
-	eventually(t, "a further change is tried", func() bool { return refused() > before })
+	eventually(t, "a further change is attempted", func() bool { return rejected() > before })
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": dsn + "?timeout=1s"})
-	eventually(t, "taken over", func() bool { return strings.Contains(p.Output.String(), "reloaded secrets") })
+	eventually(t, "the correct password is in use", func() bool { return strings.Contains(p.Output.String(), "took over secrets that changed") })
 	if out := p.Output.String(); strings.Contains(out, "wr0ng") {
-		t.Errorf("the log holds a password:\n%s", out)
+		t.Errorf("the log contains a password:\n%s", out)
 	}
 }
