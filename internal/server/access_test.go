@@ -33,7 +33,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// certificates are those of the port, issued by ca; clientCA may be nil.
+// certificates returns certificates for the port, issued by ca. clientCA may be nil.
 func certificates(t *testing.T, ca, clientCA *catest.CA) (*server.Certificates, server.CertificateFiles) {
 	t.Helper()
 	var f server.CertificateFiles
@@ -49,7 +49,7 @@ func certificates(t *testing.T, ca, clientCA *catest.CA) (*server.Certificates, 
 	return c, f
 }
 
-// secureClient calls r over a connection of its own.
+// secureClient returns a client of r with a new connection.
 func secureClient(t *testing.T, r *replica, config *tls.Config) pb.PhoneNumberServiceClient {
 	t.Helper()
 	return pb.NewPhoneNumberServiceClient(secureConn(t, r, config))
@@ -67,12 +67,12 @@ func secureConn(t *testing.T, r *replica, config *tls.Config) *grpc.ClientConn {
 
 func httpsClient(t *testing.T, config *tls.Config) *http.Client {
 	t.Helper()
-	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true} // as browsers and curl: offers both
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true} // offers both, as browsers and curl do
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
-// postJSON makes a call and returns status code, protocol and body.
+// postJSON makes a call and returns the status code, the protocol and the body.
 func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string) (int, string, string) {
 	t.Helper()
 	q, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
@@ -96,7 +96,7 @@ func TestTLS_OnePortServesGRPCAndJSON(t *testing.T) {
 		config := ca.Client()
 		config.MaxVersion = version
 		if _, err := secureClient(t, r, config.Clone()).SendSMS(t.Context(), request("18600000000")); err != nil {
-			t.Errorf("gRPC over TLS %x: %v", version, err)
+			t.Errorf("gRPC over TLS %x: got %v; want OK", version, err)
 		}
 		code, proto, body := postJSON(t, httpsClient(t, config), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`)
 		if code != 200 || body != "{}" || proto != "HTTP/1.1" {
@@ -104,24 +104,24 @@ func TestTLS_OnePortServesGRPCAndJSON(t *testing.T) {
 		}
 	}
 	if m := inbox.Messages(""); len(m) != 4 {
-		t.Errorf("%d messages; want 4", len(m))
+		t.Errorf("messages: got %d; want 4", len(m))
 	}
 	old := ca.Client()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 	if c, err := tls.Dial("tcp", r.addr, old); err == nil {
 		c.Close()
-		t.Error("TLS 1.1 was accepted")
+		t.Error("TLS 1.1: got a connection; want an error")
 	}
 	if _, err := r.SendSMS(t.Context(), request("18600000000")); status.Code(err) != codes.Unavailable {
 		t.Errorf("gRPC in plaintext: got %v; want Unavailable", err)
 	}
 	if code, body := r.post(t, "SendSMS", `{}`); code != 400 || !strings.Contains(body, "https://") {
-		t.Errorf("JSON in plaintext: got %d %q; want 400 and to be told of https", code, body)
+		t.Errorf("JSON in plaintext: got %d %q; want 400 and a hint to https", code, body)
 	}
 }
 
-// A proxy that offers both protocols gets HTTP/1.1, over which gRPC cannot go; one that
-// offers h2 alone gets it.
+// A proxy that offers HTTP/1.1 and h2 gets HTTP/1.1, over which gRPC is impossible. A proxy
+// that offers only h2 gets h2.
 func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 	ca := catest.New(t)
 	r, _ := startDev(t, func(c *server.Config) { c.TLS, _ = certificates(t, ca, nil) })
@@ -129,7 +129,7 @@ func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	through := func(t *testing.T, transport *http.Transport) (*httptest.Server, *catest.CA) {
+	startProxy := func(t *testing.T, transport *http.Transport) (*httptest.Server, *catest.CA) {
 		transport.TLSClientConfig = ca.Client()
 		proxy := httputil.NewSingleHostReverseProxy(upstream)
 		proxy.Transport, proxy.FlushInterval = transport, -1
@@ -150,18 +150,18 @@ func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 		_, err = pb.NewPhoneNumberServiceClient(conn).SendSMS(t.Context(), request("18600000000"))
 		return err
 	}
-	both, _ := through(t, &http.Transport{ForceAttemptHTTP2: true})
+	both, _ := startProxy(t, &http.Transport{ForceAttemptHTTP2: true})
 	if err := call(t, both); err == nil {
-		t.Error("gRPC went through a proxy that speaks HTTP/1.1 to the port")
+		t.Error("gRPC through a proxy that offers both: got OK; want an error")
 	}
 	if code, _, body := postJSON(t, both.Client(), both.URL+sendPath, `{"phone_number":"18600000000"}`); code != 200 || body != "{}" {
-		t.Errorf("JSON through a proxy that offers both: got %d %s", code, body)
+		t.Errorf("JSON through a proxy that offers both: got %d %s; want 200 {}", code, body)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
-	alone, _ := through(t, &http.Transport{Protocols: protocols})
-	if err := call(t, alone); err != nil {
-		t.Errorf("gRPC through a proxy that offers h2 alone: %v", err)
+	onlyHTTP2, _ := startProxy(t, &http.Transport{Protocols: protocols})
+	if err := call(t, onlyHTTP2); err != nil {
+		t.Errorf("gRPC through a proxy that offers only h2: got %v; want OK", err)
 	}
 }
 
@@ -171,32 +171,32 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 		c.TLS, _ = certificates(t, ca, clients)
 		c.Authenticate = auth.AnyCertificate
 	})
-	bare := secureConn(t, r, ca.Client())
+	withoutCertificate := secureConn(t, r, ca.Client())
 	eventually(t, "health is SERVING without a certificate", func() bool {
-		res, err := healthpb.NewHealthClient(bare).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		res, err := healthpb.NewHealthClient(withoutCertificate).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if _, err := pb.NewPhoneNumberServiceClient(bare).SendSMS(t.Context(), request("18600000000")); reasonOf(t, err) != "Unauthenticated CALLER_UNKNOWN" {
-		t.Errorf("a call without a certificate: got %v", err)
+	if _, err := pb.NewPhoneNumberServiceClient(withoutCertificate).SendSMS(t.Context(), request("18600000000")); reasonOf(t, err) != "Unauthenticated CALLER_UNKNOWN" {
+		t.Errorf("a call without a certificate: got %v; want Unauthenticated CALLER_UNKNOWN", err)
 	}
 	if code, _, body := postJSON(t, httpsClient(t, ca.Client()), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 401 || !strings.Contains(body, "CALLER_UNKNOWN") {
-		t.Errorf("JSON without a certificate: got %d %s", code, body)
+		t.Errorf("JSON without a certificate: got %d %s; want 401 CALLER_UNKNOWN", code, body)
 	}
-	strange := catest.New(t).Client("login.example.org")
-	strange.RootCAs = ca.Pool
-	if _, err := secureClient(t, r, strange).SendSMS(t.Context(), request("18600000000")); err == nil {
-		t.Error("a certificate of another CA was accepted")
+	foreign := catest.New(t).Client("login.example.org")
+	foreign.RootCAs = ca.Pool
+	if _, err := secureClient(t, r, foreign).SendSMS(t.Context(), request("18600000000")); err == nil {
+		t.Error("a call with a certificate of another CA: got OK; want an error")
 	}
-	if len(inbox.Messages("")) != 0 {
-		t.Fatal("a message was sent")
+	if n := len(inbox.Messages("")); n != 0 {
+		t.Fatalf("messages: got %d; want 0", n)
 	}
 	known := clients.Client("login.example.org")
 	known.RootCAs = ca.Pool
 	if _, err := secureClient(t, r, known.Clone()).SendSMS(t.Context(), request("18600000000")); err != nil {
-		t.Errorf("with a certificate: %v", err)
+		t.Errorf("a call with a certificate: got %v; want OK", err)
 	}
 	if code, _, body := postJSON(t, httpsClient(t, known), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 200 {
-		t.Errorf("JSON with a certificate: got %d %s", code, body)
+		t.Errorf("JSON with a certificate: got %d %s; want 200", code, body)
 	}
 	for _, want := range []string{"status=Unauthenticated", "caller=unknown", "caller=login.example.org"} {
 		if !strings.Contains(r.log.String(), want) {
@@ -227,26 +227,26 @@ func TestCertificates_ReplaceCutsNoCallAndRejectsInvalid(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := files
-	for what, broken := range map[string]struct {
+	for name, c := range map[string]struct {
 		change func(*server.CertificateFiles)
 		want   string
 	}{
-		"a key of another":   {func(f *server.CertificateFiles) { _, f.Key.Content = after.Issue("127.0.0.1") }, "tls.key: line 1: must be the key of the first certificate in tls.crt"},
+		"another key":        {func(f *server.CertificateFiles) { _, f.Key.Content = after.Issue("127.0.0.1") }, "tls.key: line 1: must be the key of the first certificate in tls.crt"},
 		"no key":             {func(f *server.CertificateFiles) { f.Key.Content = "secret words" }, "tls.key: line 1: must be a private key in PEM"},
 		"half a certificate": {func(f *server.CertificateFiles) { f.Certificate.Content = "# mine\n" + f.Certificate.Content[:200] }, "tls.crt: line 2: is no whole certificate in PEM"},
 		"no certificate":     {func(f *server.CertificateFiles) { f.Certificate.Content = "" }, "tls.crt: line 1: must hold a certificate"},
-		"a broken one in a bundle": {func(f *server.CertificateFiles) {
+		"an invalid one in a list": {func(f *server.CertificateFiles) {
 			f.ClientCA.Content += "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 		}, fmt.Sprintf("ca.crt: line %d: is no X.509 certificate", 1+strings.Count(clients.PEM, "\n"))},
 		"an empty client CA": {func(f *server.CertificateFiles) { f.ClientCA.Content = "\n" }, "ca.crt: line 1: must hold a certificate"},
 	} {
 		files := good
-		broken.change(&files)
-		if err := certs.Replace(files); err == nil || !strings.Contains(err.Error(), broken.want) || strings.Contains(err.Error(), "secret words") {
-			t.Errorf("%s: got %v; want %q", what, err, broken.want)
+		c.change(&files)
+		if err := certs.Replace(files); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "secret words") {
+			t.Errorf("%s: got %v; want %q", name, err, c.want)
 		}
 		if err := valid(client(before, clients)); err != nil {
-			t.Errorf("a new connection after %s: %v", what, err)
+			t.Errorf("a new connection after %s: got %v; want OK", name, err)
 		}
 	}
 	files.Certificate.Content, files.Key.Content = after.Issue("127.0.0.1")
@@ -255,13 +255,13 @@ func TestCertificates_ReplaceCutsNoCallAndRejectsInvalid(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := valid(old); err != nil {
-		t.Errorf("on a connection from before: %v", err)
+		t.Errorf("a call on an old connection: got %v; want OK", err)
 	}
 	if err := valid(client(after, after)); err != nil {
-		t.Errorf("with the new certificates: %v", err)
+		t.Errorf("a call with the new certificates: got %v; want OK", err)
 	}
 	if err := valid(client(after, clients)); err == nil {
-		t.Error("a client certificate of the CA that is gone was accepted")
+		t.Error("a client certificate of the removed CA: got OK; want an error")
 	}
 }
 
@@ -298,7 +298,7 @@ callers:
 		c.Authenticate = set.Authenticate
 		scrape = scraped(t, c)
 	})
-	asker, checker := asCaller(t.Context(), "token-of-login"), asCaller(t.Context(), "token-of-checks")
+	login, checks := asCaller(t.Context(), "token-of-login"), asCaller(t.Context(), "token-of-checks")
 	send := func(ctx context.Context, q *pb.SendSMSRequest) error {
 		_, err := r.SendSMS(ctx, q)
 		return err
@@ -313,42 +313,42 @@ callers:
 	template := request("18600000000")
 	template.TemplateCode = "SMS_1"
 	for _, c := range []struct {
-		what    string
-		err     error
-		code    codes.Code
-		refused string
+		name   string
+		err    error
+		code   codes.Code
+		denied string // the permission that the caller lacks
 	}{
 		{"no token", send(t.Context(), request("18600000000")), codes.Unauthenticated, ""},
 		{"a wrong token", send(asCaller(t.Context(), "token-of-Login"), request("18600000000")), codes.Unauthenticated, ""},
 		{"a check without a token", validAs(t.Context()), codes.Unauthenticated, ""},
-		{"a call that is not allowed", send(checker, request("18600000000")), codes.PermissionDenied, "call"},
-		{"a sign name that is not", send(asker, other), codes.PermissionDenied, "signature"},
-		{"a template that is not", send(asker, template), codes.PermissionDenied, "template_code"},
-		{"a country that is not", send(asker, abroad), codes.PermissionDenied, "country"},
-		{"a check", validAs(checker), codes.OK, ""},
-		{"a send", send(asker, request("18600000000")), codes.OK, ""},
-		{"another send", send(asker, request("18600000000")), codes.OK, ""},
-		{"one too many", send(asker, request("18600000000")), codes.ResourceExhausted, ""},
-		{"a check of who may not send more", validAs(asker), codes.OK, ""},
+		{"a call that is not allowed", send(checks, request("18600000000")), codes.PermissionDenied, "call"},
+		{"a sign name that is not allowed", send(login, other), codes.PermissionDenied, "signature"},
+		{"a template that is not allowed", send(login, template), codes.PermissionDenied, "template_code"},
+		{"a country that is not allowed", send(login, abroad), codes.PermissionDenied, "country"},
+		{"a check", validAs(checks), codes.OK, ""},
+		{"a send", send(login, request("18600000000")), codes.OK, ""},
+		{"another send", send(login, request("18600000000")), codes.OK, ""},
+		{"a send over the rate", send(login, request("18600000000")), codes.ResourceExhausted, ""},
+		{"a check after the last send", validAs(login), codes.OK, ""},
 	} {
 		if status.Code(c.err) != c.code {
-			t.Errorf("%s: got %v; want %v", c.what, c.err, c.code)
+			t.Errorf("%s: got %v; want %v", c.name, c.err, c.code)
 			continue
 		}
 		switch c.code {
 		case codes.Unauthenticated:
 			if reasonOf(t, c.err) != "Unauthenticated CALLER_UNKNOWN" {
-				t.Errorf("%s: got %v", c.what, c.err)
+				t.Errorf("%s: got %v; want CALLER_UNKNOWN", c.name, c.err)
 			}
 		case codes.PermissionDenied:
 			info, _, _ := details(t, status.Convert(c.err))
-			if info.Reason != "CALLER_NOT_ALLOWED" || info.Metadata["refused"] != c.refused || !strings.Contains(c.err.Error(), c.refused) {
-				t.Errorf("%s: got %v, %v; want %s refused", c.what, c.err, info, c.refused)
+			if info.Reason != "CALLER_NOT_ALLOWED" || info.Metadata["refused"] != c.denied || !strings.Contains(c.err.Error(), c.denied) {
+				t.Errorf("%s: got %v, %v; want CALLER_NOT_ALLOWED that names %s", c.name, c.err, info, c.denied)
 			}
 		case codes.ResourceExhausted:
 			info, retry, _ := details(t, status.Convert(c.err))
 			if info.Reason != "CALLER_RATE_LIMITED" || retry.RetryDelay.AsDuration() < 50*time.Second {
-				t.Errorf("%s: got %v, %v", c.what, info, retry)
+				t.Errorf("%s: got %v, %v; want CALLER_RATE_LIMITED and a retry after at least 50 s", c.name, info, retry)
 			}
 		}
 	}
@@ -361,14 +361,14 @@ callers:
 		}
 	}
 	if n := len(inbox.Messages("")); n != 2 {
-		t.Errorf("%d messages were sent; want 2", n)
+		t.Errorf("messages: got %d; want 2", n)
 	}
 	eventually(t, "health is SERVING without a token", func() bool {
 		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
 	if code, body := r.ask(t, "GET", "/", ""); code != 200 {
-		t.Errorf("GET /: got %d %s", code, body)
+		t.Errorf("GET /: got %d %s; want 200", code, body)
 	}
 	_, metrics := scrape("/metrics")
 	for _, want := range []string{
@@ -384,11 +384,11 @@ callers:
 	}
 	log := r.log.String()
 	if strings.Contains(log, "token-of") || strings.Contains(log, hashOf("token-of-login")) {
-		t.Error("the log holds a token or its hash")
+		t.Error("the log contains a token or its hash")
 	}
 	for line := range strings.Lines(log) {
 		if (strings.Contains(line, "msg=call") || strings.Contains(line, "msg=step")) && !strings.Contains(line, " caller=") {
-			t.Errorf("a line without its caller: %s", line)
+			t.Errorf("got a line without its caller: %s", line)
 		}
 	}
 }
@@ -400,7 +400,7 @@ func TestReflection_OffIsUnimplemented(t *testing.T) {
 		_, err = stream.Recv()
 	}
 	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("got %v; want Unimplemented", err)
+		t.Errorf("reflection: got %v; want Unimplemented", err)
 	}
 }
 
@@ -427,15 +427,15 @@ func TestCORS_PagesOfAllowedOriginsMayCall(t *testing.T) {
 			}
 			for origin, want := range map[string]bool{allowed: name != "none", other: name == "any"} {
 				preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,connect-protocol-version,content-type")
-				let := preflight.Header.Get("Access-Control-Allow-Origin")
-				if (let != "") != want || want && preflight.StatusCode/100 != 2 {
-					t.Errorf("asked before by %s: got %d %v; want it allowed: %v", origin, preflight.StatusCode, preflight.Header, want)
+				allowedOrigin := preflight.Header.Get("Access-Control-Allow-Origin")
+				if (allowedOrigin != "") != want || want && preflight.StatusCode/100 != 2 {
+					t.Errorf("preflight from %s: got %d %v; want it allowed: %v", origin, preflight.StatusCode, preflight.Header, want)
 				}
-				if asked := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-evil"); asked.Header.Get("Access-Control-Allow-Headers") != "" {
-					t.Errorf("any header is allowed: %v", asked.Header)
+				if preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-evil"); preflight.Header.Get("Access-Control-Allow-Headers") != "" {
+					t.Errorf("preflight for the header x-evil: got %v; want no allowed headers", preflight.Header)
 				}
-				if inboxAnswer := ask(http.MethodGet, "/inbox.json", origin); inboxAnswer.StatusCode != http.StatusForbidden || inboxAnswer.Header.Get("Access-Control-Allow-Origin") != "" {
-					t.Errorf("the inbox, asked by %s: got %d %v; want 403", origin, inboxAnswer.StatusCode, inboxAnswer.Header)
+				if res := ask(http.MethodGet, "/inbox.json", origin); res.StatusCode != http.StatusForbidden || res.Header.Get("Access-Control-Allow-Origin") != "" {
+					t.Errorf("GET /inbox.json from %s: got %d %v; want 403", origin, res.StatusCode, res.Header)
 				}
 			}
 			if name == "none" {
@@ -444,93 +444,93 @@ func TestCORS_PagesOfAllowedOriginsMayCall(t *testing.T) {
 			sent := len(inbox.Messages(""))
 			res := ask(http.MethodPost, sendPath, allowed, "Content-Type", "application/json", "Sec-Fetch-Site", "cross-site")
 			if got := res.Header.Get("Access-Control-Allow-Origin"); res.StatusCode != 200 || got == "" || len(inbox.Messages("")) != sent+1 {
-				t.Errorf("a call from an allowed origin: got %d, allowed origin %q", res.StatusCode, got)
+				t.Errorf("a call from an allowed origin: got %d, allowed origin %q; want 200 and the origin", res.StatusCode, got)
 			}
 		})
 	}
 }
 
 func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
-	const most = 3
+	const limit = 3
 	hold := make(chan struct{})
 	release := sync.OnceFunc(func() { close(hold) })
 	defer release()
-	asked := make(chan struct{}, most)
+	atAliyun := make(chan struct{}, limit)
 	held := senderFunc(func(verify.Message) (verify.Receipt, error) {
-		asked <- struct{}{}
+		atAliyun <- struct{}{}
 		<-hold
 		return verify.Receipt{BizID: "1"}, nil
 	})
 	var scrape func(string) (int, string)
 	r := start(t, openStore(t, "sqlite::memory:"), held, func(c *server.Config) {
-		c.Limits.Calls = most
+		c.Limits.Calls = limit
 		scrape = scraped(t, c)
 	})
 	done := make(chan error)
-	for range most {
+	for range limit {
 		go func() {
 			_, err := r.SendSMS(context.Background(), request(freshNumber()))
 			done <- err
 		}()
 	}
-	for range most {
-		<-asked
+	for range limit {
+		<-atAliyun
 	}
 	_, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
 	if info, retry, _ := details(t, status.Convert(err)); status.Code(err) != codes.Unavailable || info.Reason != "OVERLOADED" || retry == nil {
-		t.Errorf("beyond the cap: got %v, %v, %v", err, info, retry)
+		t.Errorf("over the limit: got %v, %v, %v; want Unavailable, OVERLOADED and a RetryInfo", err, info, retry)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)
 	defer cancel()
 	if _, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); reasonOf(t, err) != "Unavailable OVERLOADED" {
-		t.Errorf("beyond the cap, with a deadline in weeks: got %v", err)
+		t.Errorf("over the limit, with a deadline in weeks: got %v; want Unavailable OVERLOADED", err)
 	}
 	if code, body := r.post(t, "Valid", `{"phone_number":"18600000000","code":"1"}`); code != 503 || !strings.Contains(body, "OVERLOADED") {
-		t.Errorf("JSON beyond the cap: got %d %s", code, body)
+		t.Errorf("JSON over the limit: got %d %s; want 503 OVERLOADED", code, body)
 	}
-	eventually(t, "health is SERVING beyond the cap", func() bool {
+	eventually(t, "health is SERVING over the limit", func() bool {
 		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_rejected_total{reason="calls"}`) {
-		t.Error("the metrics lack what was refused")
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_refused_total{reason="calls"}`) {
+		t.Error("the metrics lack the rejected calls")
 	}
 	release()
-	for range most {
+	for range limit {
 		if err := <-done; err != nil {
-			t.Errorf("a call within the cap: %v", err)
+			t.Errorf("a call within the limit: got %v; want OK", err)
 		}
 	}
-	for range 3 * most { // the places came back
+	for range 3 * limit { // the slots are free again
 		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-			t.Errorf("after them: %v", err)
+			t.Errorf("a call after them: got %v; want OK", err)
 		}
 	}
 }
 
-// A caller who resets a stream frees no place while its send goes on.
+// A caller that resets a stream frees no slot until its send ends.
 func TestAdmission_ResetSendKeepsItsSlot(t *testing.T) {
 	hold := make(chan struct{})
 	release := sync.OnceFunc(func() { close(hold) })
 	defer release()
-	asked := make(chan struct{}, 10)
+	atAliyun := make(chan struct{}, 10)
 	held := senderFunc(func(verify.Message) (verify.Receipt, error) {
-		asked <- struct{}{}
+		atAliyun <- struct{}{}
 		<-hold
 		return verify.Receipt{BizID: "1"}, nil
 	})
 	r := start(t, openStore(t, "sqlite::memory:"), held, func(c *server.Config) { c.Limits.Calls = 1 })
 	ctx, cancel := context.WithCancel(t.Context())
 	go r.SendSMS(ctx, request(freshNumber()))
-	<-asked
+	<-atAliyun
 	cancel()
 	for range 20 {
 		if _, err := r.SendSMS(t.Context(), request(freshNumber())); status.Code(err) != codes.Unavailable {
-			t.Fatalf("beside a send whose caller has gone: got %v; want Unavailable", err)
+			t.Fatalf("a call during a send whose stream was reset: got %v; want Unavailable", err)
 		}
 	}
 	release()
-	eventually(t, "the place is free", func() bool {
+	eventually(t, "the slot is free", func() bool {
 		_, err := r.SendSMS(t.Context(), request(freshNumber()))
 		return err == nil
 	})
@@ -564,11 +564,12 @@ func TestConnections_OverTheLimitAreClosed(t *testing.T) {
 		c.Close()
 	}
 	if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}, grpc.WaitForReady(true)); err != nil {
-		t.Errorf("when they are closed: %v", err)
+		t.Errorf("a call after the connections closed: got %v; want OK", err)
 	}
 }
 
-// As over gRPC: or the certificate of a CA that is gone would be good for ever.
+// HTTP connections have the same maximum age as gRPC connections. Otherwise a client with a
+// certificate of a removed CA could keep its connection permanently.
 func TestConnectionAge_HTTPClosesAfterTheResponse(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.ConnectionAge = 300 * time.Millisecond })
 	client := httpsClient(t, nil)
@@ -584,20 +585,20 @@ func TestConnectionAge_HTTPClosesAfterTheResponse(t *testing.T) {
 		defer res.Body.Close()
 		io.Copy(io.Discard, res.Body)
 		if res.StatusCode != 200 {
-			t.Fatalf("got %d", res.StatusCode)
+			t.Fatalf("got %d; want 200", res.StatusCode)
 		}
 		return res.Close
 	}
 	if ask() {
-		t.Error("a young connection is closed")
+		t.Error("a new connection: got closed; want open")
 	}
 	eventually(t, "the old connection is closed", ask)
 	if ask() {
-		t.Error("the next one is closed at once")
+		t.Error("the connection after it: got closed; want open")
 	}
 }
 
-// Old connections are given up without a failed call.
+// Connections are replaced at their maximum age, and no call fails.
 func TestConnectionAge_GRPCFailsNoCall(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) {
 		c.Limits.ConnectionAge, c.Limits.ConnectionAgeGrace = 200*time.Millisecond, 5*time.Second
@@ -605,13 +606,13 @@ func TestConnectionAge_GRPCFailsNoCall(t *testing.T) {
 	calls := 0
 	for deadline := time.Now().Add(1500 * time.Millisecond); time.Now().Before(deadline); {
 		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-			t.Fatalf("after %d calls: %v", calls, err)
+			t.Fatalf("call %d: got %v; want OK", calls+1, err)
 		}
 		calls++
 	}
 }
 
-// Streams that end are no calls that were reset.
+// Canceled health watches do not count as early resets (rapid reset).
 func TestConnections_SurviveManyStreams(t *testing.T) {
 	r, _ := startDev(t)
 	health := healthpb.NewHealthClient(r.conn)
@@ -623,10 +624,10 @@ func TestConnections_SurviveManyStreams(t *testing.T) {
 		}
 		cancel()
 		if err != nil {
-			t.Fatalf("stream %d: %v", i, err)
+			t.Fatalf("stream %d: got %v; want a response", i, err)
 		}
 	}
 	if strings.Contains(r.log.String(), "reason=frames") {
-		t.Error("a connection was closed for its streams")
+		t.Error("the log: got a connection closed for its streams; want none")
 	}
 }

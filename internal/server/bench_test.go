@@ -16,7 +16,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// empty answers at once.
+// empty responds immediately.
 type empty struct {
 	pb.UnimplementedPhoneNumberServiceServer
 }
@@ -25,10 +25,10 @@ func (empty) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse, error)
 	return &pb.ValidResponse{}, nil
 }
 
-// BenchmarkCall compares Valid, on a replica that remembers the number, with a call of
-// a server that does nothing. Both count their client too.
+// BenchmarkCall compares Valid, on a replica that has the record in memory, with a call of a
+// server without any logic. Both include the client's work.
 func BenchmarkCall(b *testing.B) {
-	const looks = verify.MaxAttemptLimit
+	const attempts = verify.MaxAttemptLimit
 	number := freshNumber()
 	guess := &pb.ValidRequest{PhoneNumber: number, Code: "000000"}
 
@@ -58,11 +58,11 @@ func BenchmarkCall(b *testing.B) {
 		sender := senderFunc(func(verify.Message) (verify.Receipt, error) { return verify.Receipt{}, nil })
 		r := start(b, openStore(b, mariadbtest.DSN(b)), sender, func(c *server.Config) {
 			c.Telemetry.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
-			c.Verifier.Rules.AttemptLimit = looks
+			c.Verifier.Rules.AttemptLimit = attempts
 		})
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
-			if i%looks == 0 {
+			if i%attempts == 0 {
 				b.StopTimer()
 				r.send(b, number)
 				b.StartTimer()

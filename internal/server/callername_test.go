@@ -11,8 +11,8 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
-// A certificate can hold the name that metrics and logs give to no caller at all, or to
-// all beyond the ones they tell apart.
+// A certificate can contain a name that metrics and logs reserve: auth.Unknown, for a call
+// without a credential, or auth.Other, for callers over the label limit.
 func TestMetrics_CertificateNamedUnknownHasItsOwnLabel(t *testing.T) {
 	ca, clients := catest.New(t), catest.New(t)
 	var metrics *telemetry.Metrics
@@ -24,18 +24,18 @@ func TestMetrics_CertificateNamedUnknownHasItsOwnLabel(t *testing.T) {
 		config := clients.Client(name)
 		config.RootCAs = ca.Pool
 		if _, err := secureClient(t, r, config).SendSMS(t.Context(), request(freshNumber())); err != nil {
-			t.Fatalf("with a certificate named %s: %v", name, err)
+			t.Fatalf("a certificate named %s: got %v; want OK", name, err)
 		}
 	}
 	w := httptest.NewRecorder()
 	metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	scraped := w.Body.String()
-	if got := strings.Count(scraped, `phonenumber_call_duration_seconds_count{caller="sha256:`); got != 2 {
-		t.Errorf("got %d callers named by their certificate's hash; want 2", got)
+	body := w.Body.String()
+	if got := strings.Count(body, `phonenumber_call_duration_seconds_count{caller="sha256:`); got != 2 {
+		t.Errorf("callers named by the hash of their certificate: got %d; want 2", got)
 	}
 	for _, name := range []string{auth.Unknown, auth.Other} {
-		if strings.Contains(scraped, `caller="`+name+`"`) || strings.Contains(r.log.String(), "caller="+name) {
-			t.Errorf("a certificate is called %s", name)
+		if strings.Contains(body, `caller="`+name+`"`) || strings.Contains(r.log.String(), "caller="+name) {
+			t.Errorf("metrics or log: got a caller named %s; want its hash", name)
 		}
 	}
 }

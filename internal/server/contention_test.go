@@ -17,7 +17,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// A swapCounter counts the swaps that were done.
+// A swapCounter counts the swaps that were applied.
 type swapCounter struct {
 	verify.Store
 	done *atomic.Int64
@@ -31,7 +31,7 @@ func (s swapCounter) Swap(ctx context.Context, n verify.Number, old verify.Versi
 	return done, err
 }
 
-// A fleet is the replicas of one service.
+// A fleet is a group of replicas of one service.
 type fleet struct {
 	replicas []*replica
 	fake     *dysmsapitest.Server
@@ -52,28 +52,28 @@ func startFleet(t *testing.T, databases []*store.DB, attemptLimit int) *fleet {
 
 func (f *fleet) any(i int) *replica { return f.replicas[i%len(f.replicas)] }
 
-// race checks all codes at once, spread over the replicas, and returns how many
-// were valid.
+// race checks all guesses at the same time on all replicas. It returns the number of valid
+// ones.
 func (f *fleet) race(t *testing.T, number string, guesses []string) int {
 	t.Helper()
-	var won atomic.Int64
-	var all sync.WaitGroup
+	var valid atomic.Int64
+	var calls sync.WaitGroup
 	begin := make(chan struct{})
 	for i, code := range guesses {
-		all.Go(func() {
+		calls.Go(func() {
 			<-begin
 			res, err := f.any(i).Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: code})
 			if err != nil {
 				t.Errorf("Valid: %v", err)
 			}
 			if res.GetValid() {
-				won.Add(1)
+				valid.Add(1)
 			}
 		})
 	}
 	close(begin)
-	all.Wait()
-	return int(won.Load())
+	calls.Wait()
+	return int(valid.Load())
 }
 
 func TestValid_OneOf64RightCodesSucceeds(t *testing.T) {
@@ -88,7 +88,7 @@ func TestValid_OneOf64RightCodesSucceeds(t *testing.T) {
 				guesses[i] = code
 			}
 			if won := f.race(t, number, guesses); won != 1 {
-				t.Fatalf("%d of 64 right guesses won; want 1", won)
+				t.Fatalf("64 right codes: got %d valid; want 1", won)
 			}
 		}
 	})
@@ -108,22 +108,22 @@ func TestValid_CountsWrongCodesUpToTheLimit(t *testing.T) {
 				}
 				before := f.swaps.Load()
 				if won := f.race(t, number, guesses); won != 0 {
-					t.Fatalf("limit %d: %d wrong guesses won", c.limit, won)
+					t.Fatalf("limit %d: got %d wrong codes valid; want 0", c.limit, won)
 				}
 				if got := f.swaps.Load() - before; got != int64(c.counted) {
-					t.Fatalf("limit %d: %d of 64 wrong guesses were counted; want %d", c.limit, got, c.counted)
+					t.Fatalf("limit %d: counted wrong codes: got %d of 64; want %d", c.limit, got, c.counted)
 				}
 				if got, want := f.any(1).valid(t, number, code), c.limit > 64; got != want {
-					t.Fatalf("limit %d: after 64 wrong guesses the right code is %v; want %v", c.limit, got, want)
+					t.Fatalf("limit %d: the right code after 64 wrong ones: got %v; want %v", c.limit, got, want)
 				}
 			}
 		}
 	})
 }
 
-// 60 distinct guesses at once, the right one among them, have three looks: one
-// in twenty rounds is won. Comparing first and counting after wins more than a
-// third, and would still give each code one winner.
+// 60 parallel guesses, one of them right, get three attempts: one round in twenty succeeds.
+// A service that compares first and counts later succeeds in more than a third of the rounds,
+// although each code still succeeds only once.
 func TestValid_ParallelGuessesHaveFairOdds(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
@@ -140,20 +140,20 @@ func TestValid_ParallelGuessesHaveFairOdds(t *testing.T) {
 			mathrand.Shuffle(len(guesses), func(i, j int) { guesses[i], guesses[j] = guesses[j], guesses[i] })
 			won += f.race(t, number, guesses)
 		}
-		t.Logf("%d of %d rounds won; 10 are fair", won, rounds)
-		if won < 1 || won > 25 { // each bound is missed by chance once in 20,000 runs
-			t.Errorf("%d of %d rounds won; want about 10", won, rounds)
+		t.Logf("%d of %d rounds succeeded; 10 are expected", won, rounds)
+		if won < 1 || won > 25 { // chance exceeds each bound once in 20,000 runs
+			t.Errorf("rounds that succeeded: got %d of %d; want about 10", won, rounds)
 		}
 	})
 }
 
-// storm sends 30 times at once and returns how many calls succeeded.
-func (f *fleet) storm(t *testing.T, number string) int {
+// sendInParallel makes 30 parallel sends and returns the number of successful ones.
+func (f *fleet) sendInParallel(t *testing.T, number string) int {
 	t.Helper()
 	var sent atomic.Int64
-	var all sync.WaitGroup
+	var calls sync.WaitGroup
 	for i := range 30 {
-		all.Go(func() {
+		calls.Go(func() {
 			_, err := f.any(i).SendSMS(t.Context(), request(number))
 			switch status.Code(err) {
 			case codes.OK:
@@ -164,7 +164,7 @@ func (f *fleet) storm(t *testing.T, number string) int {
 			}
 		})
 	}
-	all.Wait()
+	calls.Wait()
 	return int(sent.Load())
 }
 
@@ -174,11 +174,11 @@ func TestSendSMS_CodeOfParallelSendsIsValid(t *testing.T) {
 		f.fake.Limits(true)
 		for range 20 {
 			number := freshNumber()
-			if sent := f.storm(t, number); sent != 1 {
-				t.Fatalf("%d of 30 sends succeeded; want 1", sent)
+			if sent := f.sendInParallel(t, number); sent != 1 {
+				t.Fatalf("successful sends: got %d of 30; want 1", sent)
 			}
 			if !f.any(1).valid(t, number, lastCode(t, f.fake, number)) {
-				t.Fatal("the code that went out is refused")
+				t.Fatal("the sent code: got invalid; want valid")
 			}
 		}
 	})
@@ -192,12 +192,12 @@ func TestSendSMS_RejectedSendsKeepTheLiveCode(t *testing.T) {
 			number := freshNumber()
 			f.any(0).send(t, number)
 			for range 3 {
-				if sent := f.storm(t, number); sent != 0 {
-					t.Fatalf("%d of 30 sends succeeded within the minute; want 0", sent)
+				if sent := f.sendInParallel(t, number); sent != 0 {
+					t.Fatalf("successful sends within the minute: got %d of 30; want 0", sent)
 				}
 			}
 			if !f.any(1).valid(t, number, lastCode(t, f.fake, number)) {
-				t.Fatal("the live code is refused after a storm of refused sends")
+				t.Fatal("the live code after rejected sends: got invalid; want valid")
 			}
 		}
 	})

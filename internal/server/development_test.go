@@ -23,7 +23,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// startDev runs the service as development does.
+// startDev runs the service as the command dev does.
 func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *sms.Inbox) {
 	inbox := &sms.Inbox{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}}
 	config := append(change, func(c *server.Config) { c.Inbox = inbox })
@@ -41,13 +41,13 @@ func TestInbox_ListsNewestFirst(t *testing.T) {
 		code, body := r.ask(t, "GET", "/inbox.json"+query, "")
 		var messages []map[string]string
 		if err := json.Unmarshal([]byte(body), &messages); code != 200 || err != nil {
-			t.Fatalf("%s: got %d %s", query, code, body)
+			t.Fatalf("%s: got %d %s; want 200 and a list", query, code, body)
 		}
 		for _, m := range messages {
 			numbers = append(numbers, m["phone_number"])
 			at, err := time.Parse(time.RFC3339, m["sent_at"])
 			if len(m) != 5 || m["signature"] != "阿里云" || m["template_code"] != "SMS_123456789" || len(m["code"]) != 6 || err != nil || time.Since(at) > time.Hour {
-				t.Errorf("message: got %v", m)
+				t.Errorf("message: got %v; want the five fields of the send", m)
 			}
 		}
 		return numbers
@@ -65,11 +65,11 @@ func TestInbox_ListsNewestFirst(t *testing.T) {
 		}
 	}
 	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=10086", ""); code != 400 || !strings.Contains(body, "phone_number") {
-		t.Errorf("a bad number: got %d %s; want 400 naming phone_number", code, body)
+		t.Errorf("an invalid number: got %d %s; want 400 that names phone_number", code, body)
 	}
 }
 
-// The owner of a name in public DNS can rebind it to this address.
+// DNS rebinding: the owner of a name in public DNS can point it at this address.
 func TestDev_RejectsPublicHostNames(t *testing.T) {
 	everywhere := func(c *server.Config) {
 		_, port, _ := net.SplitHostPort(c.Listener.Addr().String())
@@ -79,7 +79,7 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for where, change := range map[string]func(*server.Config){"on loopback": func(*server.Config) {}, "on every address": everywhere} {
+	for listens, change := range map[string]func(*server.Config){"on loopback": func(*server.Config) {}, "on every address": everywhere} {
 		r, _ := startDev(t, change)
 		_, port, _ := net.SplitHostPort(r.addr)
 		for host, want := range map[string]int{
@@ -92,12 +92,12 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 				q, _ := http.NewRequest("GET", "http://"+r.addr+path, nil)
 				q.Host = host
 				if code, body := do(t, q); code != want {
-					t.Errorf("%s, %s: got %d %s; want %d", where, host, code, body, want)
+					t.Errorf("listens %s, Host %s: got %d %s; want %d", listens, host, code, body, want)
 				}
 			}
 		}
-		if warned := strings.Contains(r.log.String(), "shows every code to whoever reaches this address"); warned != (where == "on every address") {
-			t.Errorf("%s: warned is %v", where, warned)
+		if warned := strings.Contains(r.log.String(), "shows every code to whoever reaches this address"); warned != (listens == "on every address") {
+			t.Errorf("listens %s: the log warns: got %v; want %v", listens, warned, !warned)
 		}
 	}
 }
@@ -112,12 +112,12 @@ func TestDev_RejectsForeignPages(t *testing.T) {
 		{"Sec-Fetch-Site", "cross-site"},
 		{"Sec-Fetch-Site", "same-site"},
 	} {
-		for _, what := range []string{
+		for _, endpoint := range []string{
 			"GET /inbox.json", "DELETE /inbox.json", "GET /inbox/events", "GET /failures.json", "PUT /failures.json", "DELETE /failures.json", "GET /number.json?phone_number=1",
 		} {
-			method, path, _ := strings.Cut(what, " ")
+			method, path, _ := strings.Cut(endpoint, " ")
 			if code, body := r.ask(t, method, path, `{"kind":"timeout"}`, headers...); code != 403 {
-				t.Errorf("%s with %v: got %d %s; want 403", what, headers, code, body)
+				t.Errorf("%s with %v: got %d %s; want 403", endpoint, headers, code, body)
 			}
 		}
 		if code, _ := r.ask(t, "GET", "/", "", headers...); code != 200 {
@@ -125,37 +125,37 @@ func TestDev_RejectsForeignPages(t *testing.T) {
 		}
 	}
 	if code, _ := r.ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.addr, "Sec-Fetch-Site", "same-origin"); code != 200 || len(inbox.Messages("")) != 1 {
-		t.Errorf("our own page: got %d, %v", code, inbox.Messages(""))
+		t.Errorf("the page of dev: got %d, %v; want 200 and one message", code, inbox.Messages(""))
 	}
 }
 
 func TestInbox_WaitEndsWithAMessageOrInTime(t *testing.T) {
 	r, _ := startDev(t)
-	type answer struct {
+	type response struct {
 		code int
 		body string
 	}
-	waited := make(chan answer, 1)
+	waited := make(chan response, 1)
 	go func() {
 		code, body := r.ask(t, "GET", "/inbox.json?phone_number=+8618600000001&wait=1m", "")
-		waited <- answer{code, body}
+		waited <- response{code, body}
 	}()
-	r.send(t, "18600000002") // another number's is no answer
+	r.send(t, "18600000002") // a message to another number does not end the wait
 	r.send(t, "18600000001")
-	if a := <-waited; a.code != 200 || strings.Count(a.body, "phone_number") != 1 || !strings.Contains(a.body, "+8618600000001") {
-		t.Errorf("got %d %s; want the one message", a.code, a.body)
+	if got := <-waited; got.code != 200 || strings.Count(got.body, "phone_number") != 1 || !strings.Contains(got.body, "+8618600000001") {
+		t.Errorf("a wait for +8618600000001: got %d %s; want 200 and one message", got.code, got.body)
 	}
 	began := time.Now()
 	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=18600000003&wait=150ms", ""); code != 200 || strings.TrimSpace(body) != "[]" || time.Since(began) < 150*time.Millisecond {
-		t.Errorf("a wait in vain: got %d %s after %v; want 200 [] after 150ms", code, body, time.Since(began))
+		t.Errorf("a wait without a message: got %d %s after %v; want 200 [] after 150ms", code, body, time.Since(began))
 	}
 }
 
-// The time limits of ordinary requests end none that waits.
+// The timeouts of ordinary requests do not apply to a request that waits.
 func TestInbox_WaitMayExceedEveryTimeout(t *testing.T) {
 	t.Parallel()
 	r, _ := startDev(t)
-	const wait = 6 * time.Second // what may be read takes 5 s at most
+	const wait = 6 * time.Second // longer than the read timeout of 5 s
 	began := time.Now()
 	if code, body := r.ask(t, "GET", "/inbox.json?wait="+wait.String(), ""); code != 200 || time.Since(began) < wait {
 		t.Errorf("got %d %s after %v; want 200 after %v", code, body, time.Since(began), wait)
@@ -168,31 +168,31 @@ func TestInbox_DeleteKeepsTheCodes(t *testing.T) {
 	r.send(t, "18600000002")
 	code := inbox.Messages("+8618600000001")[0].Code
 	if status, body := r.ask(t, "DELETE", "/inbox.json?phone_number=+86 186 0000 0001", ""); status != 400 {
-		t.Errorf("a query with spaces: got %d %s", status, body) // net/http refuses the line itself
+		t.Errorf("a query with spaces: got %d %s; want 400", status, body) // from net/http
 	}
 	if status, body := r.ask(t, "DELETE", "/inbox.json?phone_number=+8618600000001", ""); status != 204 {
-		t.Errorf("got %d %s; want 204", status, body)
+		t.Errorf("DELETE of one number: got %d %s; want 204", status, body)
 	}
 	if m := inbox.Messages(""); len(m) != 1 || m[0].PhoneNumber != "+8618600000002" {
-		t.Errorf("left: %v; want the other number's", m)
+		t.Errorf("messages after DELETE: got %v; want the one of +8618600000002", m)
 	}
 	if !r.valid(t, "18600000001", code) {
-		t.Error("the code is refused")
+		t.Error("the code of a deleted message: got invalid; want valid")
 	}
 	if status, _ := r.ask(t, "DELETE", "/inbox.json", ""); status != 204 || len(inbox.Messages("")) != 0 {
-		t.Errorf("DELETE of all: got %d, %v left; want 204, none", status, inbox.Messages(""))
+		t.Errorf("DELETE of all: got %d, messages %v; want 204, none", status, inbox.Messages(""))
 	}
 }
 
 func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.SMSTimeout = 100 * time.Millisecond })
 	for _, f := range []struct {
-		kind    string
-		code    codes.Code
-		reason  string
-		retry   time.Duration
-		field   string
-		arrives int
+		kind   string
+		code   codes.Code
+		reason string
+		retry  time.Duration
+		field  string
+		sent   int // messages in the inbox
 	}{
 		{"limit_minute", codes.ResourceExhausted, "isv.BUSINESS_LIMIT_CONTROL", time.Minute, "", 0},
 		{"limit_hour", codes.ResourceExhausted, "isv.BUSINESS_LIMIT_CONTROL", time.Hour, "", 0},
@@ -213,28 +213,29 @@ func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 		s := status.Convert(err)
 		info, retry, bad := details(t, s)
 		if s.Code() != f.code || info.GetReason() != f.reason || retry.GetRetryDelay().AsDuration() != f.retry || fieldOf(bad) != f.field {
-			t.Errorf("%s: got %v, reason %s, retry %v, field %q", f.kind, s, info.GetReason(), retry, fieldOf(bad))
+			t.Errorf("%s: got %v, reason %s, retry %v, field %q; want %v, %s, %v, %q", f.kind, s, info.GetReason(), retry.GetRetryDelay().AsDuration(), fieldOf(bad), f.code, f.reason, f.retry, f.field)
 		}
 		if info.GetDomain() == "aliyun.com" && info.GetMetadata()["request_id"] == "" {
-			t.Errorf("%s: no request id", f.kind)
+			t.Errorf("%s: got no request_id; want Aliyun's", f.kind)
 		}
-		arrived := inbox.Messages("")
-		if len(arrived)-before != f.arrives {
-			t.Errorf("%s: %d messages arrived; want %d", f.kind, len(arrived)-before, f.arrives)
+		messages := inbox.Messages("")
+		if len(messages)-before != f.sent {
+			t.Errorf("%s: messages: got %d; want %d", f.kind, len(messages)-before, f.sent)
 		}
-		if code := arrived[0].Code; f.arrives == 1 && !r.valid(t, number, code) {
-			t.Errorf("%s: the code that arrived is refused", f.kind)
-		} else if f.arrives == 0 && !r.valid(t, number, earlier) {
-			t.Errorf("%s: the earlier code is refused", f.kind)
+		if code := messages[0].Code; f.sent == 1 && !r.valid(t, number, code) {
+			t.Errorf("%s: the code in the inbox: got invalid; want valid", f.kind)
+		} else if f.sent == 0 && !r.valid(t, number, earlier) {
+			t.Errorf("%s: the earlier code: got invalid; want valid", f.kind)
 		}
 		if n := freshNumber(); len(inbox.Failures()) != 0 {
-			t.Errorf("%s: it still fails", f.kind)
+			t.Errorf("%s: failures after one send: got %v; want none", f.kind, inbox.Failures())
 		} else {
 			r.send(t, n)
 		}
 	}
 }
 
+// fieldOf returns the name of the first invalid field, or "".
 func fieldOf(bad *errdetails.BadRequest) string {
 	if len(bad.GetFieldViolations()) == 0 {
 		return ""
@@ -244,7 +245,7 @@ func fieldOf(bad *errdetails.BadRequest) string {
 
 func TestFailures_OfANumberComeFirst(t *testing.T) {
 	r, inbox := startDev(t)
-	fails := func(number string, want codes.Code) {
+	mustReturn := func(number string, want codes.Code) {
 		t.Helper()
 		if _, err := r.SendSMS(t.Context(), request(number)); status.Code(err) != want {
 			t.Errorf("%s: got %v; want %v", number, err, want)
@@ -252,18 +253,18 @@ func TestFailures_OfANumberComeFirst(t *testing.T) {
 	}
 	put := func(body string) {
 		t.Helper()
-		if status, answer := r.ask(t, "PUT", "/failures.json", body); status != 200 {
-			t.Fatalf("%s: got %d %s", body, status, answer)
+		if status, got := r.ask(t, "PUT", "/failures.json", body); status != 200 {
+			t.Fatalf("%s: got %d %s; want 200", body, status, got)
 		}
 	}
 	put(`{"kind":"no_balance","phone_number":"186-0000-0001","times":2}`)
-	fails("18600000002", codes.OK)
-	fails("18600000001", codes.FailedPrecondition)
+	mustReturn("18600000002", codes.OK)
+	mustReturn("18600000001", codes.FailedPrecondition)
 	put(`{"kind":"limit_hour"}`)
-	fails("18600000001", codes.FailedPrecondition)
-	fails("18600000001", codes.ResourceExhausted)
+	mustReturn("18600000001", codes.FailedPrecondition)
+	mustReturn("18600000001", codes.ResourceExhausted)
 	for range 3 {
-		fails("18600000002", codes.ResourceExhausted)
+		mustReturn("18600000002", codes.ResourceExhausted)
 	}
 	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
 	want := []sms.Failure{{Kind: "limit_hour"}, {PhoneNumber: "+8618600000002", Kind: "illegal_number"}}
@@ -271,21 +272,21 @@ func TestFailures_OfANumberComeFirst(t *testing.T) {
 		t.Errorf("failures: got %v; want %v", got, want)
 	}
 	if status, _ := r.ask(t, "DELETE", "/failures.json?phone_number=18600000002", ""); status != 204 {
-		t.Errorf("DELETE of one: got %d", status)
+		t.Errorf("DELETE of one: got %d; want 204", status)
 	}
-	fails("18600000002", codes.ResourceExhausted)
+	mustReturn("18600000002", codes.ResourceExhausted)
 	put(`{"kind":"none","phone_number":"18600000002","times":1}`)
-	fails("18600000002", codes.OK)
-	fails("18600000002", codes.ResourceExhausted)
+	mustReturn("18600000002", codes.OK)
+	mustReturn("18600000002", codes.ResourceExhausted)
 	put(`{"kind":"none"}`)
-	fails("18600000001", codes.OK)
+	mustReturn("18600000001", codes.OK)
 	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
-	fails("18600000002", codes.InvalidArgument)
+	mustReturn("18600000002", codes.InvalidArgument)
 	if status, _ := r.ask(t, "DELETE", "/failures.json", ""); status != 204 {
-		t.Errorf("DELETE of all: got %d", status)
+		t.Errorf("DELETE of all: got %d; want 204", status)
 	}
-	fails("18600000002", codes.OK)
-	fails("18600000001", codes.OK)
+	mustReturn("18600000002", codes.OK)
+	mustReturn("18600000001", codes.OK)
 }
 
 func TestDev_InvalidRequestsAreExplained(t *testing.T) {
@@ -329,7 +330,7 @@ func TestDev_InvalidRequestsAreExplained(t *testing.T) {
 		}
 	}
 	if f := inbox.Failures(); len(f) != 0 {
-		t.Errorf("failures: %v; want none", f)
+		t.Errorf("failures: got %v; want none", f)
 	}
 	for path, want := range map[string]string{
 		"/number.json?phone_number=+852 9123 4567": `400`,
@@ -344,6 +345,7 @@ func TestDev_InvalidRequestsAreExplained(t *testing.T) {
 	}
 }
 
+// A request promises a body and never sends it. The response ends, and the connection closes.
 func TestDev_MissingBodyHoldsNoConnection(t *testing.T) {
 	t.Parallel()
 	r, _ := startDev(t)
@@ -359,7 +361,7 @@ func TestDev_MissingBodyHoldsNoConnection(t *testing.T) {
 			io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n")
 			c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%s: the connection is still open", path)
+				t.Errorf("%s: the connection: got open; want closed", path)
 			}
 		})
 	}
@@ -389,7 +391,7 @@ func TestPage_HasSecurityHeadersAndIsSmall(t *testing.T) {
 			"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
 		} {
 			if got := h.Get(name); got != want {
-				t.Errorf("%s: %s is %q; want %q", path, name, got, want)
+				t.Errorf("%s: %s: got %q; want %q", path, name, got, want)
 			}
 		}
 	}
@@ -401,6 +403,6 @@ func TestPage_HasSecurityHeadersAndIsSmall(t *testing.T) {
 		return err
 	})
 	if err != nil || total > 60_000 {
-		t.Errorf("the page's files: got %d bytes, %v; want 60 KB at most", total, err)
+		t.Errorf("files of the page: got %d bytes, %v; want at most 60,000", total, err)
 	}
 }

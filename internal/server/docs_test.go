@@ -31,7 +31,7 @@ func TestOpenAPI_DescribesEveryPathAndFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := description.Components.Schemas.Failure.Properties.Kind.Enum; !slices.Equal(got, sms.FailureKinds()) {
-		t.Errorf("openapi.json has the kinds %v; want %v", got, sms.FailureKinds())
+		t.Errorf("kinds in openapi.json: got %v; want %v", got, sms.FailureKinds())
 	}
 	source, err := os.ReadFile("development.go")
 	if err != nil {
@@ -54,11 +54,11 @@ func TestOpenAPI_DescribesEveryPathAndFailure(t *testing.T) {
 		}
 	}
 	if len(registered) < 7 || !maps.Equal(registered, described) {
-		t.Errorf("openapi.json describes %v; registered are %v", described, registered)
+		t.Errorf("paths in openapi.json: got %v; want the registered ones, %v", described, registered)
 	}
-	for _, what := range append(slices.Collect(maps.Keys(registered)), sms.FailureKinds()...) {
-		if !strings.Contains(string(page), "`"+what) {
-			t.Errorf("docs/testing.md lacks %s", what)
+	for _, name := range append(slices.Collect(maps.Keys(registered)), sms.FailureKinds()...) {
+		if !strings.Contains(string(page), "`"+name) {
+			t.Errorf("docs/testing.md lacks %s", name)
 		}
 	}
 }
@@ -77,10 +77,10 @@ func TestErrorTable_EveryReasonIsDocumented(t *testing.T) {
 	}
 	for _, a := range all {
 		documented := strings.Contains(string(page), "| `"+a.reason+"` |")
-		// These kinds always come with a code of Aliyun's, which is the reason then.
-		always := a.reason == "SMS_LIMITED" || a.reason == "SMS_BAD_NUMBER" || a.reason == "SMS_REFUSED" || a.reason == "SMS_BAD_REQUEST"
-		if documented == always {
-			t.Errorf("docs/errors.md: reason %s is documented: %v; want %v", a.reason, documented, !always)
+		// These errors always come with Aliyun's code, which replaces the reason.
+		isReplaced := a.reason == "SMS_LIMITED" || a.reason == "SMS_BAD_NUMBER" || a.reason == "SMS_REFUSED" || a.reason == "SMS_BAD_REQUEST"
+		if documented == isReplaced {
+			t.Errorf("docs/errors.md has the reason %s: got %v; want %v", a.reason, documented, !isReplaced)
 		}
 	}
 }

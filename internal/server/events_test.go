@@ -17,7 +17,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// listen returns the data of the events that come, by their kind.
+// listen opens the event stream. next waits for the next event of a kind and decodes it.
 func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -34,7 +34,7 @@ func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(nil, 1<<20)
 	if lines.Scan(); lines.Text() != "retry: 1000" {
-		t.Errorf("the first line is %q; want the wait before a new connection", lines.Text())
+		t.Errorf("first line: got %q; want the delay before a new connection", lines.Text())
 	}
 	return func(event string, into any) {
 		t.Helper()
@@ -48,7 +48,7 @@ func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
 			}
 			return
 		}
-		t.Fatalf("no event %s came: %v", event, lines.Err())
+		t.Fatalf("the stream ended without the event %s: %v", event, lines.Err())
 	}
 }
 
@@ -64,7 +64,7 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 	}
 	next("settings", &settings)
 	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second || time.Since(settings.Started) > time.Minute {
-		t.Errorf("settings: got %+v", settings)
+		t.Errorf("settings: got %+v; want limit 3, 600 s, version test, and the present time", settings)
 	}
 	known := map[int64]sms.TrackedMessage{}
 	var whole bool
@@ -79,50 +79,50 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 			known[m.ID] = m
 		}
 	}
-	until := func(what string, id int64, state sms.CodeState, attempts int) {
+	waitFor := func(step string, id int64, state sms.CodeState, attempts int) {
 		t.Helper()
 		for m := known[id]; m.State != state || m.AttemptsLeft != attempts; m = known[id] {
 			update()
 			if known[1].State == sms.CodeUsed {
-				t.Fatalf("%s: the replaced code is told to be used", what)
+				t.Fatalf("%s: state of the replaced code: got %s; want %s", step, sms.CodeUsed, sms.CodeReplaced)
 			}
 		}
 		if left := time.Until(known[id].Expires); left < 9*time.Minute || left > 10*time.Minute {
-			t.Errorf("%s: it expires in %v; want 10 min from the send", what, left)
+			t.Errorf("%s: time to expiry: got %v; want between 9m and 10m", step, left)
 		}
 	}
 	update()
 	if !whole || len(known) != 1 {
-		t.Fatalf("first: got whole %v, %v; want all that is there", whole, known)
+		t.Fatalf("first update: got whole %v, %v; want true and one message", whole, known)
 	}
-	until("sent before", 1, sms.CodeLive, 3)
+	waitFor("sent before", 1, sms.CodeLive, 3)
 	r.valid(t, "18600000001", "x")
-	until("a wrong code", 1, sms.CodeLive, 2)
+	waitFor("a wrong code", 1, sms.CodeLive, 2)
 	r.send(t, "18600000001")
-	until("a newer code", 1, sms.CodeReplaced, 0)
-	until("the newer code", 2, sms.CodeLive, 3)
+	waitFor("a newer code", 1, sms.CodeReplaced, 0)
+	waitFor("the newer code", 2, sms.CodeLive, 3)
 	if whole {
-		t.Error("a change brought everything again")
+		t.Error("update after a change: got the whole inbox; want only the change")
 	}
 	if !r.valid(t, "18600000001", known[2].Code) {
-		t.Error("the code that the event told is refused")
+		t.Error("the code in the event: got invalid; want valid")
 	}
-	until("the right code", 2, sms.CodeUsed, 0)
+	waitFor("the right code", 2, sms.CodeUsed, 0)
 	if r.valid(t, "18600000001", known[1].Code) {
-		t.Error("the replaced code is accepted")
+		t.Error("the replaced code: got valid; want invalid")
 	}
 	r.send(t, "18600000002")
-	until("another number", 3, sms.CodeLive, 3)
+	waitFor("another number", 3, sms.CodeLive, 3)
 	for range 3 {
 		r.valid(t, "18600000002", "x")
 	}
-	until("three wrong codes", 3, sms.CodeSpent, 0)
+	waitFor("three wrong codes", 3, sms.CodeSpent, 0)
 	r.ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
 	for !whole {
 		update()
 	}
 	if len(known) != 1 || known[3].State != sms.CodeSpent {
-		t.Errorf("after DELETE: got %v; want the other number's message", known)
+		t.Errorf("messages after DELETE: got %v; want the one of the other number", known)
 	}
 }
 
@@ -145,11 +145,11 @@ func TestEvents_BurstIsFewEvents(t *testing.T) {
 	}
 	t.Logf("%d events", events)
 	if events > sent/2 || messages != sent {
-		t.Errorf("%d messages came in %d events; want %d in few", messages, events, sent)
+		t.Errorf("got %d messages in %d events; want %d in at most %d", messages, events, sent, sent/2)
 	}
 }
 
-// A lateStore answers late, so that what it answers may be old.
+// A lateStore returns records late, so that they may be stale.
 type lateStore struct{ verify.Store }
 
 func (s lateStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
@@ -158,7 +158,7 @@ func (s lateStore) Load(ctx context.Context, n verify.Number) (verify.Record, er
 	return record, err
 }
 
-// After everything is quiet, what the page was told last is what is stored.
+// When all calls have ended, the last events must match the stored state.
 func TestEvents_AreTrueUnderContention(t *testing.T) {
 	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.Store = lateStore{c.Verifier.Store} })
 	for range 20 {
@@ -169,7 +169,7 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 			calls.Go(func() {
 				for i := range 15 {
 					if (worker+i)%3 == 0 {
-						r.SendSMS(t.Context(), request(number)) // some are refused: eight are under way
+						r.SendSMS(t.Context(), request(number)) // some are rejected: eight are in flight
 						continue
 					}
 					code := "x"
@@ -181,14 +181,14 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 			})
 		}
 		calls.Wait()
-		told, _ := inbox.Since(-1)
-		for _, m := range told.Messages { // newest first; where it is dead, so are all
+		last, _ := inbox.Since(-1)
+		for _, m := range last.Messages { // newest first; if it is dead, all are dead
 			if m.PhoneNumber != n {
 				break
 			}
 			if m.State != sms.CodeLive {
 				if r.valid(t, number, m.Code) {
-					t.Fatalf("a code that is told to be %s is accepted", m.State)
+					t.Fatalf("a code with the state %s: got valid; want invalid", m.State)
 				}
 				continue
 			}
@@ -196,7 +196,7 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 				r.valid(t, number, "x")
 			}
 			if !r.valid(t, number, m.Code) {
-				t.Fatalf("a code that is told to live for %d attempts is refused", m.AttemptsLeft)
+				t.Fatalf("a live code with %d attempts left, at its last attempt: got invalid; want valid", m.AttemptsLeft)
 			}
 			break
 		}
@@ -210,6 +210,6 @@ func TestEvents_WatcherDoesNotDelayTheDrain(t *testing.T) {
 	select {
 	case <-r.done:
 	case <-time.After(5 * time.Second):
-		t.Fatal("it still drains after 5 s")
+		t.Fatal("Serve still runs 5 s after the stop; want its return")
 	}
 }

@@ -21,17 +21,17 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// For any first bytes, split at any point, one server gets every byte of the connection, or the
-// connection is closed.
+// FuzzConnMux_Dispatch sends any first bytes, in two parts. One of the two servers must get
+// every byte, or the connection must be closed.
 func FuzzConnMux_Dispatch(f *testing.F) {
 	for _, seed := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST / HTTP/1.1\r\n\r\n", "PR", "", "PRX", "pri", "\x16\x03\x01", "\x00\x00\x00"} {
 		f.Add([]byte(seed), uint8(1))
 		f.Add([]byte(seed), uint8(255))
 	}
 	f.Fuzz(func(t *testing.T, sent []byte, cut uint8) {
-		var refused []string
-		d := &connMux{
-			limits: DefaultLimits, rejected: func(reason string) { refused = append(refused, reason) },
+		var rejected []string
+		mux := &connMux{
+			limits: DefaultLimits, rejected: func(reason string) { rejected = append(rejected, reason) },
 			http2: newHTTP2Conns(DefaultLimits, func(string) {}), grpcListener: newChanListener(nil), httpListener: newChanListener(nil),
 		}
 		client, conn := net.Pipe()
@@ -41,45 +41,46 @@ func FuzzConnMux_Dispatch(f *testing.F) {
 			client.Write(sent[at:])
 			client.Close()
 		}()
-		welcomed := make(chan struct{})
+		dispatched := make(chan struct{})
 		go func() {
-			d.dispatch(conn)
-			close(welcomed)
+			mux.dispatch(conn)
+			close(dispatched)
 		}()
 		var got net.Conn
 		var isGRPC bool
 		select {
-		case got = <-d.grpcListener.conns:
+		case got = <-mux.grpcListener.conns:
 			isGRPC = true
-		case got = <-d.httpListener.conns:
-		case <-welcomed:
-			if len(sent) >= 3 || len(refused) != 1 || refused[0] != "silent" {
-				t.Fatalf("%q was closed (%v)", sent, refused)
+		case got = <-mux.httpListener.conns:
+		case <-dispatched:
+			if len(sent) >= 3 || len(rejected) != 1 || rejected[0] != "silent" {
+				t.Fatalf("%q: got a closed connection, rejected as %v; want it dispatched, or fewer than 3 bytes and silent", sent, rejected)
 			}
 			return
 		}
-		<-welcomed
+		<-dispatched
 		all, err := io.ReadAll(got)
 		want := sent
 		if isGRPC {
-			want = sent[:min(len(sent), len(http2.ClientPreface))] // FuzzHTTP2Conn_Read has the rest
+			want = sent[:min(len(sent), len(http2.ClientPreface))] // FuzzHTTP2Conn_Read checks the rest
 			all = all[:min(len(all), len(want))]
 		} else if err != nil {
-			t.Errorf("got %v; want no error", err)
+			t.Errorf("read: got %v; want no error", err)
 		}
 		if !bytes.Equal(all, want) {
-			t.Errorf("got %q; want %q", all, want)
+			t.Errorf("read: got %q; want %q", all, want)
 		}
 		if isGRPC != bytes.HasPrefix(sent, []byte("PRI")) {
-			t.Errorf("%q went to gRPC: %v", sent, isGRPC)
+			t.Errorf("%q goes to gRPC: got %v; want %v", sent, isGRPC, !isGRPC)
 		}
 	})
 }
 
 var sixDigits = regexp.MustCompile(`[0-9]{6,}`)
 
-// Whatever is sent as a call over HTTP/1.1, the answer is JSON, the handler gets valid
-// texts alone, and no number or code comes back or is logged.
+// FuzzUnaryHandler_Body makes a call over HTTP/1.1 with any type and body. The handler gets only
+// valid UTF-8. Every error has an ErrorInfo. The response and the log contain no six digits of
+// the body.
 func FuzzUnaryHandler_Body(f *testing.F) {
 	for _, seed := range []string{
 		`{"phone_number":"18600000000","code":"123456"}`, `{"phoneNumber":"18600000000"}`, `{"123456":"code"}`, `{"code":123456}`, `{"code":"123456","code":"123456"}`,
@@ -96,28 +97,28 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, interceptor, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 			handled = true
 			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
-				t.Errorf("%q, %q are no text", r.PhoneNumber, r.Code)
+				t.Errorf("fields: got %q, %q; want valid UTF-8", r.PhoneNumber, r.Code)
 			}
 			return &pb.ValidResponse{}, nil
 		}))
 		q := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pb.PhoneNumberService_Valid_FullMethodName, bytes.NewReader(body))
 		q.Header.Set("Content-Type", contentType)
-		answer := httptest.NewRecorder()
-		handler.ServeHTTP(answer, q)
-		if answer.Code == http.StatusOK && !handled && !strings.Contains(strings.ToLower(contentType), "grpc") {
-			t.Errorf("%q as %q: got 200 and no call", body, contentType)
+		response := httptest.NewRecorder()
+		handler.ServeHTTP(response, q)
+		if response.Code == http.StatusOK && !handled && !strings.Contains(strings.ToLower(contentType), "grpc") {
+			t.Errorf("%q as %q: got 200 without a call; want a call or an error", body, contentType)
 		}
-		inHeader, err := base64.RawStdEncoding.DecodeString(answer.Header().Get("Grpc-Status-Details-Bin"))
-		if details := answer.Body.String() + string(inHeader); err != nil || !handled && !strings.Contains(details, "google.rpc.ErrorInfo") {
-			t.Errorf("%q as %q: got %d %q %v; want an error with ErrorInfo", body, contentType, answer.Code, answer.Body, answer.Header())
+		inHeader, err := base64.RawStdEncoding.DecodeString(response.Header().Get("Grpc-Status-Details-Bin"))
+		if details := response.Body.String() + string(inHeader); err != nil || !handled && !strings.Contains(details, "google.rpc.ErrorInfo") {
+			t.Errorf("%q as %q: got %d %q %v; want an error with ErrorInfo", body, contentType, response.Code, response.Body, response.Header())
 		}
-		if answer.Header().Get("Content-Type") == "application/json" && !json.Valid(answer.Body.Bytes()) {
-			t.Errorf("%q as %q: got %q, which is no JSON", body, contentType, answer.Body)
+		if response.Header().Get("Content-Type") == "application/json" && !json.Valid(response.Body.Bytes()) {
+			t.Errorf("%q as %q: got %q; want JSON", body, contentType, response.Body)
 		}
 		for _, secret := range sixDigits.FindAllString(string(body), -1) {
-			logged := lineTime.ReplaceAllString(log.String(), "")
-			if strings.Contains(answer.Body.String(), secret) || strings.Contains(logged, secret) {
-				t.Errorf("%q as %q: the answer %q or the log %q holds %s", body, contentType, answer.Body, logged, secret)
+			logged := logTimes.ReplaceAllString(log.String(), "")
+			if strings.Contains(response.Body.String(), secret) || strings.Contains(logged, secret) {
+				t.Errorf("%q as %q: got the response %q and the log %q; want no %s in them", body, contentType, response.Body, logged, secret)
 			}
 		}
 	})
@@ -125,5 +126,5 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 
 var (
 	fuzzMetrics = telemetry.NewMetrics("test")
-	lineTime    = regexp.MustCompile(`time=\S+|duration_ms=\S+`)
+	logTimes    = regexp.MustCompile(`time=\S+|duration_ms=\S+`)
 )

@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(mariadbtest.Run(m))
 }
 
-// onBothStores runs a test on MariaDB with two replicas, each with connections
-// of its own, and on SQLite with one.
+// onBothStores runs a test on MariaDB, with the stores of two replicas, and on SQLite, with the
+// store of one.
 func onBothStores(t *testing.T, test func(t *testing.T, replicas []*store.DB)) {
 	t.Run("MariaDB", func(t *testing.T) {
 		dsn := mariadbtest.DSN(t)
@@ -72,12 +72,12 @@ type replica struct {
 	addr string
 	log  *servicetest.Output
 	stop context.CancelFunc // begins the drain
-	done chan struct{}      // closed when Serve has returned
-	err  error              // what Serve returned; the test fails unless it takes it away
+	done chan struct{}      // closed when Serve returns
+	err  error              // of Serve; a test fails unless it is nil
 }
 
-// start runs the service; a test changes what it needs in config, whose Verifier
-// is complete but for the Sender.
+// start runs the service until the test ends. Each change gets the complete configuration
+// before the start.
 func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*server.Config)) *replica {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -134,7 +134,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	return r
 }
 
-var sharedKeys = verify.RandomKeys() // the replicas of a service share theirs
+var sharedKeys = verify.RandomKeys() // all replicas of a service share them
 
 func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
 	t.Helper()
@@ -145,7 +145,7 @@ func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
 	return sender
 }
 
-// send sends a code to number and fails the test unless that succeeds.
+// send sends a code to number. The test fails if the send fails.
 func (r *replica) send(t testing.TB, number string) {
 	t.Helper()
 	if _, err := r.SendSMS(t.Context(), request(number)); err != nil {
@@ -166,12 +166,12 @@ func request(number string) *pb.SendSMSRequest {
 	return &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_123456789"}
 }
 
-var numbersGiven atomic.Int64
+var lastNumber atomic.Int64
 
-// freshNumber returns a number that no test has used.
-func freshNumber() string { return fmt.Sprintf("186%08d", numbersGiven.Add(1)) }
+// freshNumber returns a number that no other test uses.
+func freshNumber() string { return fmt.Sprintf("186%08d", lastNumber.Add(1)) }
 
-// lastCode returns the code of the last SMS that went out to number.
+// lastCode returns the code of the last SMS sent to number.
 func lastCode(t *testing.T, fake *dysmsapitest.Server, number string) string {
 	t.Helper()
 	accepted := fake.Accepted()
@@ -180,18 +180,18 @@ func lastCode(t *testing.T, fake *dysmsapitest.Server, number string) string {
 			return accepted[i].Code
 		}
 	}
-	t.Fatalf("no SMS went out to %s", number)
+	t.Fatalf("SMS to %s: got none; want at least one", number)
 	return ""
 }
 
-// wrong returns the i-th code that is not code.
+// wrong returns the i-th code after code.
 func wrong(code string, i int) string {
 	var n int
 	fmt.Sscan(code, &n)
 	return fmt.Sprintf("%06d", (n+1+i)%1_000_000)
 }
 
-// recorder is a Sender that remembers each code on its way to the real one.
+// A recorder is a Sender that records each code and passes the message on.
 type recorder struct {
 	verify.Sender
 	mu    sync.Mutex
@@ -211,17 +211,17 @@ func (r *recorder) all() []string {
 	return append([]string(nil), r.codes...)
 }
 
-// senderFunc is a Sender in one function.
+// A senderFunc is a function that implements Sender.
 type senderFunc func(m verify.Message) (verify.Receipt, error)
 
 func (f senderFunc) Send(_ context.Context, m verify.Message) (verify.Receipt, error) { return f(m) }
 
-// eventually waits for a condition that something else brings about.
-func eventually(t *testing.T, what string, condition func() bool) {
+// eventually waits until condition is true, and fails the test after 20 s.
+func eventually(t *testing.T, description string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
+			t.Fatalf("not within 20 s: %s", description)
 		}
 	}
 }

@@ -21,7 +21,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// slowService answers Valid after a moment and never answers SendSMS.
+// A slowService responds to Valid after at most 2 ms, and never to SendSMS.
 type slowService struct {
 	pb.UnimplementedPhoneNumberServiceServer
 }
@@ -36,8 +36,8 @@ func (slowService) SendSMS(ctx context.Context, _ *pb.SendSMSRequest) (*pb.Empty
 	return nil, ctx.Err()
 }
 
-// Calls of every kind and end leave no stream in the account, while their connections
-// stay open.
+// Calls of every kind end in every way. Afterwards no stream and no byte is counted any more,
+// and the connections are open.
 func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -51,8 +51,8 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	pb.RegisterPhoneNumberServiceServer(s, slowService{})
 	healthpb.RegisterHealthServer(s, health.NewServer())
 	accepted := newChanListener(listener.Addr())
-	d := &connMux{listener: listener, limits: DefaultLimits, rejected: watch.Rejected, http2: conns, grpcListener: accepted, httpListener: newChanListener(listener.Addr())}
-	go d.serve()
+	mux := &connMux{listener: listener, limits: DefaultLimits, rejected: watch.Rejected, http2: conns, grpcListener: accepted, httpListener: newChanListener(listener.Addr())}
+	go mux.serve()
 	go s.Serve(accepted)
 	defer s.Stop()
 	defer listener.Close()
@@ -78,7 +78,7 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 					}
 				}
 			},
-			func(ctx context.Context) { // no message
+			func(ctx context.Context) { // without a message
 				if half, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName); err == nil {
 					half.RecvMsg(&pb.ValidResponse{})
 				}
@@ -98,7 +98,7 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 		}
 	}
 	calling.Wait()
-	left := func() (waiting int64, streams, open int) {
+	counted := func() (waiting int64, streams, open int) {
 		conns.mu.Lock()
 		defer conns.mu.Unlock()
 		for c := range conns.open {
@@ -109,20 +109,20 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 		return conns.waiting.Load(), streams, len(conns.open)
 	}
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		waiting, streams, open := left()
+		waiting, streams, open := counted()
 		if waiting == 0 && streams == 0 && open == 4 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("got %d waiting of %d streams on %d connections; want 0 of 0 on 4", waiting, streams, open)
+			t.Fatalf("counted: got %d waiting of %d streams on %d connections; want 0 of 0 on 4", waiting, streams, open)
 		}
 	}
 	if bytes := conns.unfinished.Load(); bytes != 0 {
-		t.Errorf("got %d bytes of unfinished headers; want 0", bytes)
+		t.Errorf("bytes of unfinished headers: got %d; want 0", bytes)
 	}
 }
 
-// writerConn keeps the bytes that are written.
+// A writerConn is a connection to a buffer.
 type writerConn struct {
 	net.Conn
 	bytes.Buffer
@@ -132,6 +132,7 @@ func (c *writerConn) Write(p []byte) (int, error) { return c.Buffer.Write(p) }
 func (c *writerConn) Read(p []byte) (int, error)  { return c.Buffer.Read(p) }
 func (c *writerConn) Close() error                { return nil }
 
+// The server's frames arrive in pieces of each size. Streams 1, 5 and 7 end; 3 and 9 do not.
 func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
 	var frames bytes.Buffer
 	framer := http2.NewFramer(&frames, nil)
@@ -159,12 +160,13 @@ func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
 			rest = rest[n:]
 		}
 		if len(c.streams) != 2 || c.streams[3].since.IsZero() || c.streams[9].since.IsZero() || conns.waiting.Load() != 2 {
-			t.Errorf("in pieces of %d bytes: got %v, %d waiting; want streams 3 and 9", size, c.streams, conns.waiting.Load())
+			t.Errorf("pieces of %d bytes: got the streams %v, %d waiting; want 3 and 9, 2 waiting", size, c.streams, conns.waiting.Load())
 		}
 	}
 }
 
-// FuzzHTTP2Conn_Read reads any bytes as grpc-go would and wants them unchanged.
+// FuzzHTTP2Conn_Read reads any bytes as grpc-go does. The bytes must be unchanged, and no stream
+// may be counted after the end.
 func FuzzHTTP2Conn_Read(f *testing.F) {
 	var frames bytes.Buffer
 	framer := http2.NewFramer(&frames, nil)
@@ -197,10 +199,10 @@ func FuzzHTTP2Conn_Read(f *testing.F) {
 		c.Close()
 		io.Copy(io.Discard, local)
 		if !bytes.HasPrefix(in, got) {
-			t.Errorf("got bytes that were not sent: %q of %q", got, in)
+			t.Errorf("read: got %q; want a prefix of %q", got, in)
 		}
 		if conns.waiting.Load() != 0 || conns.unfinished.Load() != 0 {
-			t.Errorf("got %d waiting streams and %d unfinished bytes after the end; want none", conns.waiting.Load(), conns.unfinished.Load())
+			t.Errorf("after the end: got %d waiting streams and %d unfinished bytes; want 0 and 0", conns.waiting.Load(), conns.unfinished.Load())
 		}
 	})
 }

@@ -32,15 +32,16 @@ import (
 
 const validPath = "/phonenumberservice.PhoneNumberService/Valid"
 
-// exchange makes a request with nothing in its head but headers, and returns the answer
-// as it came over the wire.
+// exchange makes a request with only these headers. It returns the response without
+// decompression.
 func (r *replica) exchange(t *testing.T, method, path, body string, headers ...string) (*http.Response, string) {
 	t.Helper()
-	plain := &http.Transport{DisableCompression: true} // asks for no encoding by itself
+	plain := &http.Transport{DisableCompression: true} // adds no Accept-Encoding
 	defer plain.CloseIdleConnections()
 	return roundTrip(t, &http.Client{Transport: plain}, r.request(t, method, path, body, headers...))
 }
 
+// gzipped returns text compressed with gzip.
 func gzipped(text string) string {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
@@ -49,12 +50,13 @@ func gzipped(text string) string {
 	return b.String()
 }
 
-// enveloped is a message as gRPC-Web frames it.
+// enveloped returns a message in gRPC-Web's envelope.
 func enveloped(flag byte, message string) string {
 	head := binary.BigEndian.AppendUint32([]byte{flag}, uint32(len(message)))
 	return string(head) + message
 }
 
+// validMessage returns a ValidRequest in protobuf.
 func validMessage(t *testing.T) string {
 	t.Helper()
 	b, err := proto.Marshal(&pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"})
@@ -66,7 +68,7 @@ func validMessage(t *testing.T) string {
 
 const validJSON = `{"phone_number":"18600000000","code":"1"}`
 
-// statusOf reads the error in an answer, whichever of the protocols it is of.
+// statusOf returns the status of an error response, in Connect's JSON or in gRPC-Web's headers.
 func statusOf(t *testing.T, res *http.Response, body string) *status.Status {
 	t.Helper()
 	s := &spb.Status{}
@@ -108,12 +110,12 @@ func TestHTTPResponse_IsNotCompressed(t *testing.T) {
 	for _, accepts := range []string{"", "identity", "gzip;q=0", "gzip", "gzip, deflate, br"} {
 		res, body := r.exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip", "Accept-Encoding", accepts)
 		if got := res.Header.Get("Content-Encoding"); res.StatusCode != 200 || got != "" || body != `{"valid":false}` {
-			t.Errorf("Accept-Encoding %q: got %d, Content-Encoding %q, %q; want {\"valid\":false} as it is", accepts, res.StatusCode, got, body)
+			t.Errorf("Accept-Encoding %q: got %d, Content-Encoding %q, %q; want {\"valid\":false} without compression", accepts, res.StatusCode, got, body)
 		}
 	}
 	res, body := r.exchange(t, "POST", validPath, enveloped(1, gzipped(validMessage(t))), "Content-Type", "application/grpc-web+proto", "Grpc-Encoding", "gzip", "Grpc-Accept-Encoding", "gzip")
 	if got := res.Header.Get("Grpc-Encoding"); res.StatusCode != 200 || got != "" || !strings.HasPrefix(body, "\x00\x00\x00\x00\x00\x80") {
-		t.Errorf("gRPC-Web: got %d, Grpc-Encoding %q, %q; want an empty message as it is", res.StatusCode, got, body)
+		t.Errorf("gRPC-Web: got %d, Grpc-Encoding %q, %q; want an empty message without compression", res.StatusCode, got, body)
 	}
 }
 
@@ -146,8 +148,8 @@ func TestContentType_MayHaveParametersAndCapitals(t *testing.T) {
 	}
 }
 
-// Every error over HTTP has a text of ours, quotes nothing, and is counted and logged as a
-// call unless its path is none.
+// Every error over HTTP has a fixed text that quotes nothing of the request. It is counted and
+// logged as a call, unless its path is unknown.
 func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 	const quoted = "hunter2"
 	var scrape func(string) (int, string)
@@ -168,7 +170,7 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 		"no such path, a GET":  {"GET", "/" + quoted, "", nil, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
 		"no such path, web":    {"POST", "/" + quoted, "", web, 200, codes.Unimplemented, "UNKNOWN_PATH", ""},
 		"GET":                  {"GET", sendPath + "?" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
-		"GET of Connect":       {"GET", validPath + "?connect=v2&encoding=json&message=" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
+		"Connect GET":          {"GET", validPath + "?connect=v2&encoding=json&message=" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
 		"another method":       {"HUNTER2", validPath, validJSON, jsonType, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
 		"another type":         {"POST", sendPath, validJSON, []string{"Content-Type", "text/" + quoted}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
 		"gRPC-Web as text":     {"POST", sendPath, validJSON, []string{"Content-Type", "application/grpc-web-text"}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
@@ -188,13 +190,13 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 		"half an envelope":     {"POST", validPath, "\x00\x00", web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
 		"half a message, web":  {"POST", validPath, enveloped(0, validMessage(t))[:9], web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
 		"two messages, web":    {"POST", validPath, enveloped(0, "") + enveloped(0, ""), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
-		"compressed, not said": {"POST", validPath, enveloped(1, gzipped("")), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"undeclared gzip, web": {"POST", validPath, enveloped(1, gzipped("")), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
 		"an unknown flag, web": {"POST", validPath, enveloped(0x80, ""), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
 		"no UTF-8, web":        {"POST", validPath, enveloped(0, "\x0a\x01\xff"), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
-		"a deadline that is over": {
+		"an expired deadline": {
 			"POST", validPath, validJSON, with(jsonType, "Connect-Timeout-Ms", "0"), 504, codes.DeadlineExceeded, "CALLER_GONE", "",
 		},
-		"a deadline that is over, web": {
+		"an expired deadline, web": {
 			"POST", validPath, enveloped(0, validMessage(t)), with(web, "Grpc-Timeout", "0n"), 200, codes.DeadlineExceeded, "CALLER_GONE", "",
 		},
 	} {
@@ -204,26 +206,26 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 			s := statusOf(t, res, body)
 			info, _, bad := details(t, s)
 			if res.StatusCode != c.http || s.Code() != c.code {
-				t.Errorf("got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
+				t.Errorf("status: got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
 			}
 			if info.GetReason() != c.reason || info.GetDomain() != "phone-number-service" || fieldOf(bad) != c.field {
-				t.Errorf("got the reason %s of %s, field %q; want %s, field %q", info.GetReason(), info.GetDomain(), fieldOf(bad), c.reason, c.field)
+				t.Errorf("details: got reason %s of %s, field %q; want %s of phone-number-service, field %q", info.GetReason(), info.GetDomain(), fieldOf(bad), c.reason, c.field)
 			}
 			if text := s.Message() + body; s.Message() == "" || strings.Contains(strings.ToLower(text), quoted) {
-				t.Errorf("got %q; want a text that quotes nothing", text)
+				t.Errorf("text: got %q; want one that quotes nothing", text)
 			}
 			logged := strings.Count(r.log.String(), "msg=call") - before
 			if want := c.reason != "UNKNOWN_PATH"; (logged == 1) != want {
-				t.Errorf("got %d log lines; want one: %v", logged, want)
+				t.Errorf("log lines of the call: got %d; want exactly one: %v", logged, want)
 			}
 			calls += logged
 		})
 	}
 	if strings.Contains(strings.ToLower(r.log.String()), quoted) {
-		t.Error("the log quotes a request")
+		t.Error("the log: got a quote of a request; want none")
 	}
 	if n := len(inbox.Messages("")); n != 0 {
-		t.Errorf("%d messages were sent", n)
+		t.Errorf("messages: got %d; want 0", n)
 	}
 	_, metrics := scrape("/metrics")
 	counted := 0
@@ -237,12 +239,12 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 		}
 	}
 	if counted != calls {
-		t.Errorf("%d calls are in the metrics; want the %d that are in the log", counted, calls)
+		t.Errorf("calls in the metrics: got %d; want %d, as in the log", counted, calls)
 	}
 }
 
-// A body that does not arrive is told in our words, with a status that says that nothing
-// began, and is counted and logged.
+// A body that does not arrive gives an error with a fixed text and a status after which nothing
+// was sent. The call is counted and logged.
 func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 	ca := catest.New(t)
 	for _, secure := range []bool{false, true} {
@@ -257,11 +259,11 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 		late := func(net.Conn) {}
 		halfClosed := func(c net.Conn) { c.(interface{ CloseWrite() error }).CloseWrite() }
 		for name, c := range map[string]struct {
-			contentType, head, begin string
-			then                     func(net.Conn)
-			http                     int
-			code                     codes.Code
-			reason, field            string
+			contentType, header, begin string
+			then                       func(net.Conn)
+			http                       int
+			code                       codes.Code
+			reason, field              string
 		}{
 			"late":             {"application/json", "Content-Length: 100", `{"phone_number":`, late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
 			"late, nothing":    {"application/json", "Content-Length: 100", "", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
@@ -276,7 +278,7 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%s, TLS %v", name, secure), func(t *testing.T) {
 				conn := dial(t, r, secure, ca)
-				fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%s\r\n\r\n%s", sendPath, c.contentType, c.head, c.begin)
+				fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%s\r\n\r\n%s", sendPath, c.contentType, c.header, c.begin)
 				c.then(conn)
 				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 				if err != nil {
@@ -290,13 +292,13 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 				s := statusOf(t, res, string(body))
 				info, _, bad := details(t, s)
 				if res.StatusCode != c.http || s.Code() != c.code {
-					t.Errorf("got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
+					t.Errorf("status: got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
 				}
 				if info.GetReason() != c.reason || fieldOf(bad) != c.field {
-					t.Errorf("got the reason %s, field %q; want %s, field %q", info.GetReason(), fieldOf(bad), c.reason, c.field)
+					t.Errorf("details: got reason %s, field %q; want %s, field %q", info.GetReason(), fieldOf(bad), c.reason, c.field)
 				}
 				if text := s.Message() + string(body); strings.Contains(text, "127.0.0.1") || strings.Contains(text, "tcp") {
-					t.Errorf("got %q; want no address", text)
+					t.Errorf("text: got %q; want no address", text)
 				}
 			})
 		}
@@ -308,20 +310,20 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 		}
 		raw.(*net.TCPConn).SetLinger(0)
 		raw.Close()
-		eventually(t, "every such call is in the metrics", func() bool {
+		eventually(t, "the metrics count all 11 calls", func() bool {
 			_, metrics := scrape("/metrics")
 			return strings.Contains(metrics, `method="SendSMS",status="InvalidArgument"} 7`) && strings.Contains(metrics, `method="SendSMS",status="Canceled"} 4`)
 		})
 		if log := r.log.String(); strings.Count(log, "msg=call") != 11 || strings.Contains(log, "->") {
-			t.Errorf("TLS %v: got %d log lines of calls; want 11, without addresses", secure, strings.Count(log, "msg=call"))
+			t.Errorf("TLS %v: log lines of calls: got %d; want 11, without addresses", secure, strings.Count(log, "msg=call"))
 		}
 		if n := len(inbox.Messages("")); n != 0 {
-			t.Errorf("%d messages were sent", n)
+			t.Errorf("messages: got %d; want 0", n)
 		}
 	}
 }
 
-// dial connects to r, by TLS if secure.
+// dial connects to r, with TLS if secure.
 func dial(t *testing.T, r *replica, secure bool, ca *catest.CA) net.Conn {
 	t.Helper()
 	var conn net.Conn
@@ -352,7 +354,7 @@ func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
 	} {
 		res, body := r.exchange(t, "POST", validPath, c[1], "Content-Type", c[0], c[2], c[3])
 		if res.StatusCode != 200 || res.Header.Get("Grpc-Status") != "" {
-			t.Errorf("%s: %s: got %d %q; want an answer", c[2], c[3], res.StatusCode, body)
+			t.Errorf("%s: %s: got %d %q; want 200", c[2], c[3], res.StatusCode, body)
 		}
 	}
 }
@@ -396,22 +398,22 @@ func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 					c.want = false // a page of another origin must declare the type
 				}
 				before := sends.Load()
-				res, answer := r.exchange(t, "POST", sendPath, body, append([]string{"Content-Type", contentType}, c.headers...)...)
+				res, response := r.exchange(t, "POST", sendPath, body, append([]string{"Content-Type", contentType}, c.headers...)...)
 				if got := sends.Load() - before; (got == 1) != c.want {
-					t.Errorf("origins %v, %q, %q: got %d sends, HTTP %d; want one: %v", origins, contentType, c.headers, got, res.StatusCode, c.want)
+					t.Errorf("origins %v, %q, %q: got %d sends, HTTP %d; want exactly one: %v", origins, contentType, c.headers, got, res.StatusCode, c.want)
 					continue
 				}
 				if c.want || res.StatusCode == http.StatusUnsupportedMediaType {
 					continue
 				}
-				s := statusOf(t, res, answer)
+				s := statusOf(t, res, response)
 				if info, _, _ := details(t, s); s.Code() != codes.PermissionDenied || info.GetReason() != "ORIGIN_NOT_ALLOWED" {
 					t.Errorf("origins %v, %q, %q: got %v %s; want PermissionDenied ORIGIN_NOT_ALLOWED", origins, contentType, c.headers, s.Code(), info.GetReason())
 				}
 			}
 		}
 		if !strings.Contains(r.log.String(), "msg=call method=SendSMS status=PermissionDenied") {
-			t.Error("the log does not say that a page was refused")
+			t.Error("the log lacks a rejected call of a page")
 		}
 	}
 }

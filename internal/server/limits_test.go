@@ -27,13 +27,13 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// rawPeer speaks HTTP/2 frame by frame. It reads and forgets the answers.
+// A rawPeer writes single HTTP/2 frames. It reads and discards the responses.
 type rawPeer struct {
 	*http2.Framer
 	conn   net.Conn
-	closed chan struct{} // when the service has closed the connection
-	goAway chan string   // its debug data
-	ended  atomic.Int64  // streams that the service has ended
+	closed chan struct{} // closed when the service closes the connection
+	goAway chan string   // debug data of a GOAWAY
+	ended  atomic.Int64  // streams that the service ended
 }
 
 func dialRaw(t *testing.T, addr string, settings ...http2.Setting) *rawPeer {
@@ -73,7 +73,7 @@ func dialRaw(t *testing.T, addr string, settings ...http2.Setting) *rawPeer {
 	return p
 }
 
-// call begins a call; end says that no message comes.
+// call begins a call. If end is true, no message follows.
 func (p *rawPeer) call(id uint32, path string, end bool, more ...hpack.HeaderField) error {
 	return p.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headerBlock(path, more...), EndHeaders: true, EndStream: end})
 }
@@ -93,42 +93,43 @@ func headerBlock(path string, more ...hpack.HeaderField) []byte {
 	return block.Bytes()
 }
 
-// whole begins a call and sends an empty message.
-func (p *rawPeer) whole(id uint32, path string) error {
+// wholeCall begins a call and sends an empty message.
+func (p *rawPeer) wholeCall(id uint32, path string) error {
 	if err := p.call(id, path, false); err != nil {
 		return err
 	}
 	return p.WriteData(id, true, make([]byte, 5))
 }
 
-func (p *rawPeer) mustClose(t *testing.T, within time.Duration, what string) {
+// mustClose wants the service to close the connection in time.
+func (p *rawPeer) mustClose(t *testing.T, within time.Duration, cause string) {
 	t.Helper()
 	select {
 	case <-p.closed:
 	case <-time.After(within):
-		t.Errorf("%s: the connection is open after %v; want it closed", what, within)
+		t.Errorf("%s: the connection after %v: got open; want closed", cause, within)
 	}
 }
 
-// heldSender keeps each send until release is closed.
-func heldSender(asked chan<- struct{}, release <-chan struct{}) senderFunc {
+// heldSender returns a Sender that holds each send until release is closed.
+func heldSender(atAliyun chan<- struct{}, release <-chan struct{}) senderFunc {
 	return func(verify.Message) (verify.Receipt, error) {
-		asked <- struct{}{}
+		atAliyun <- struct{}{}
 		<-release
 		return verify.Receipt{BizID: "1"}, nil
 	}
 }
 
 func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
-	asked, release := make(chan struct{}, 1), make(chan struct{})
+	atAliyun, release := make(chan struct{}, 1), make(chan struct{})
 	var scrape func(string) (int, string)
-	r := start(t, openStore(t, "sqlite::memory:"), heldSender(asked, release), func(c *server.Config) { scrape = scraped(t, c) })
+	r := start(t, openStore(t, "sqlite::memory:"), heldSender(atAliyun, release), func(c *server.Config) { scrape = scraped(t, c) })
 	sent := make(chan error, 1)
 	go func() {
 		_, err := r.SendSMS(context.Background(), request(freshNumber()))
 		sent <- err
 	}()
-	<-asked
+	<-atAliyun
 	many := metadata.MD{}
 	for i := range 300 {
 		many.Set(fmt.Sprintf("header-%d", i), strings.Repeat("v", 100))
@@ -152,11 +153,11 @@ func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 	}
 	fits := metadata.NewOutgoingContext(t.Context(), metadata.Pairs("long", strings.Repeat("a", 7<<10)))
 	if _, err := r.Valid(fits, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"}); err != nil {
-		t.Errorf("headers of 7 KiB: got %v; want them taken", err)
+		t.Errorf("headers of 7 KiB: got %v; want OK", err)
 	}
 	close(release)
 	if err := <-sent; err != nil {
-		t.Errorf("the send in flight beside them: got %v; want OK", err)
+		t.Errorf("the send in flight: got %v; want OK", err)
 	}
 	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, fmt.Sprintf(`phonenumber_rejected_total{reason="headers"} %d`, len(tooLarge)+1)) {
 		t.Error("the metrics lack the rejected calls")
@@ -178,15 +179,15 @@ func TestHeaders_TooLargeLeaveNoTimer(t *testing.T) {
 	for range calls / 50 {
 		p := dialRaw(t, r.addr)
 		for id := uint32(1); id < 100; id += 2 {
-			far := []hpack.HeaderField{{Name: "grpc-timeout", Value: "99999999H"}, {Name: "long", Value: strings.Repeat("a", 9000)}}
-			if err := p.call(id, pb.PhoneNumberService_Valid_FullMethodName, false, far...); err != nil {
+			headers := []hpack.HeaderField{{Name: "grpc-timeout", Value: "99999999H"}, {Name: "long", Value: strings.Repeat("a", 9000)}}
+			if err := p.call(id, pb.PhoneNumberService_Valid_FullMethodName, false, headers...); err != nil {
 				t.Fatal(err)
 			}
 		}
 		eventually(t, "the calls are rejected", func() bool { return p.ended.Load() == 50 })
 		p.conn.Close()
 	}
-	eventually(t, "nothing is left of the calls", func() bool { return heap() < before+calls })
+	eventually(t, "the calls leave nothing on the heap", func() bool { return heap() < before+calls })
 }
 
 func TestHeaders_OfMegabytesEndTheConnection(t *testing.T) {
@@ -212,9 +213,9 @@ func TestHeaders_UnfinishedEndTheConnection(t *testing.T) {
 func TestPing_AtTheIntervalIsAllowedAndAtHalfIsNot(t *testing.T) {
 	const interval = 400 * time.Millisecond
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.PingInterval = interval })
-	ping := func(every time.Duration, n int) (goAway string) {
+	pingEvery := func(interval time.Duration, n int) (goAway string) {
 		p := dialRaw(t, r.addr)
-		tick := time.NewTicker(every)
+		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for range n {
 			select {
@@ -225,75 +226,76 @@ func TestPing_AtTheIntervalIsAllowedAndAtHalfIsNot(t *testing.T) {
 			case goAway = <-p.goAway:
 				return goAway
 			case <-p.closed:
-				t.Fatal("closed without a GOAWAY")
+				t.Fatal("the connection: got closed without a GOAWAY; want a GOAWAY first")
 			}
 		}
 		select {
 		case goAway = <-p.goAway:
-		case <-time.After(every):
+		case <-time.After(interval):
 		}
 		return goAway
 	}
-	if got := ping(interval, 10); got != "" {
+	if got := pingEvery(interval, 10); got != "" {
 		t.Errorf("pings at the interval: got GOAWAY %q; want none", got)
 	}
-	if got, want := ping(interval/2, 10), "too_many_pings"; got != want {
+	if got, want := pingEvery(interval/2, 10), "too_many_pings"; got != want {
 		t.Errorf("pings at half of the interval: got GOAWAY %q; want %q", got, want)
 	}
 }
 
-// Replies that the peer never reads end its connection after seconds.
+// If the peer never reads its responses, its connection is closed after some seconds.
 func TestStreams_UnreadRepliesEndTheConnection(t *testing.T) {
 	r, _ := startDev(t)
 	p := dialRaw(t, r.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
-	if err := p.whole(1, healthpb.Health_Check_FullMethodName); err != nil {
+	if err := p.wholeCall(1, healthpb.Health_Check_FullMethodName); err != nil {
 		t.Fatal(err)
 	}
-	p.mustClose(t, 20*time.Second, "a reply without a window")
+	p.mustClose(t, 20*time.Second, "a response without a flow-control window")
 	if !strings.Contains(r.log.String(), "reason=unread") {
-		t.Error("the log does not say why the connection was closed")
+		t.Error("the log lacks the reason why the connection was closed")
 	}
 }
 
-// A peer that opens more streams than may wait loses its connections; a good client
-// beside it loses no call.
+// If a peer opens more streams than may wait, its connections are closed. A good client at the
+// same time loses no call.
 func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
-	const most = 20
+	const limit = 20
 	for name, open := range map[string]func(p *rawPeer, id uint32) error{
-		"unread replies":           func(p *rawPeer, id uint32) error { return p.whole(id, healthpb.Health_Check_FullMethodName) },
+		"unread replies":           func(p *rawPeer, id uint32) error { return p.wholeCall(id, healthpb.Health_Check_FullMethodName) },
 		"health without a message": func(p *rawPeer, id uint32) error { return p.call(id, healthpb.Health_Check_FullMethodName, false) },
 		"calls without a message": func(p *rawPeer, id uint32) error {
 			return p.call(id, pb.PhoneNumberService_Valid_FullMethodName, false)
 		},
 		"unknown without a message": func(p *rawPeer, id uint32) error { return p.call(id, "/no.Service/Method", false) },
-		"reflection that says nothing": func(p *rawPeer, id uint32) error {
+		"reflection without a message": func(p *rawPeer, id uint32) error {
 			return p.call(id, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", false)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = most })
+			r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = limit })
 			r.valid(t, "18600000000", "1")
 			for range 4 {
 				p := dialRaw(t, r.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
-				for id := uint32(1); id < 2*most; id += 2 {
+				for id := uint32(1); id < 2*limit; id += 2 {
 					if open(p, id) != nil {
-						break // it was closed
+						break // the connection was closed
 					}
 				}
 			}
 			for range 50 {
 				if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-					t.Fatalf("a good client's call: %v", err)
+					t.Fatalf("a call of the good client: got %v; want OK", err)
 				}
 				if _, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
-					t.Fatalf("a good client's health check: %v", err)
+					t.Fatalf("a health check of the good client: got %v; want OK", err)
 				}
 			}
 		})
 	}
 }
 
-// Peers that are no callers take no place of a caller, over either protocol.
+// Calls without a credential have their own semaphore, over gRPC and HTTP. They take no slot of
+// an authenticated caller.
 func TestAdmission_UnauthenticatedCallsHaveOwnSlots(t *testing.T) {
 	list, err := auth.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), auth.ParseOptions{})
 	if err != nil {
@@ -315,12 +317,12 @@ func TestAdmission_UnauthenticatedCallsHaveOwnSlots(t *testing.T) {
 	}
 	for range 50 {
 		if _, err := r.Valid(asCaller(t.Context(), "a"), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-			t.Fatalf("a caller beside strangers: %v", err)
+			t.Fatalf("an authenticated call: got %v; want OK", err)
 		}
 	}
 }
 
-// Requests whose body does not arrive are not admitted, so they hold no semaphore.
+// A request is not admitted before its body has arrived, so a slow body holds no slot.
 func TestAdmission_SlowBodiesTakeNoSlot(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = 2 })
 	for range 10 {
@@ -330,18 +332,18 @@ func TestAdmission_SlowBodiesTakeNoSlot(t *testing.T) {
 		}
 		t.Cleanup(func() { c.Close() })
 		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n", pb.PhoneNumberService_Valid_FullMethodName)
-		if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100 Continue"))); err != nil { // its body is being read
+		if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100 Continue"))); err != nil { // the server reads the body
 			t.Fatal(err)
 		}
 	}
 	for range 20 {
 		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-			t.Fatalf("a call beside slow bodies: %v", err)
+			t.Fatalf("a call during the slow requests: got %v; want OK", err)
 		}
 	}
 }
 
-// Frames that serve no call end their connection, and no other.
+// A flood of frames that belong to no call closes its connection, and no other.
 func TestFrames_FloodEndsTheConnection(t *testing.T) {
 	kinds := map[string]func(p *rawPeer, i uint32) error{
 		"SETTINGS": func(p *rawPeer, i uint32) error {
@@ -386,14 +388,14 @@ func TestFrames_FloodEndsTheConnection(t *testing.T) {
 			}
 			p.mustClose(t, 20*time.Second, "100,000 frames")
 			if !strings.Contains(r.log.String(), "reason=frames") {
-				t.Error("the log does not say why the connection was closed")
+				t.Error("the log lacks the reason why the connection was closed")
 			}
 			r.valid(t, "18600000000", "1")
 		})
 	}
 }
 
-// A connection with many calls, pings and cancelled calls is no flood.
+// Many calls and canceled calls on one connection are no flood.
 func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
 	r, _ := startDev(t)
 	conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -410,10 +412,10 @@ func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
 		_, err := client.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
 		cancel()
 		if code := status.Code(err); code != codes.OK && code != codes.Canceled {
-			t.Fatalf("call %d: %v", i, err)
+			t.Fatalf("call %d: got %v; want OK or Canceled", i, err)
 		}
 	}
 	if strings.Contains(r.log.String(), "reason=frames") {
-		t.Error("a connection was closed for its calls")
+		t.Error("the log: got a connection closed for its calls; want none")
 	}
 }

@@ -23,7 +23,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// LoadOn is the variable with which this test binary is Load.
+// LoadOn is the variable that makes this test binary run Load.
 const LoadOn = "TEST_LOAD_ON"
 
 const (
@@ -31,8 +31,7 @@ const (
 	loadCalls   = 40_000
 )
 
-// Load makes many calls to addr over one connection, and ends the process where one
-// fails.
+// Load makes many calls to addr over one connection. It panics if a call fails.
 func Load(addr string) {
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -61,9 +60,9 @@ func (emptyService) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse,
 	return &pb.ValidResponse{}, nil
 }
 
-// BenchmarkTelemetry tells how much more CPU an empty call takes of the server because
-// it is counted, logged to a file and caught when it panics. The client is another
-// process.
+// BenchmarkTelemetry measures the server's CPU time for an empty call with and without the
+// interceptor, which counts the call, logs it to a file and recovers panics. The client is
+// another process.
 func BenchmarkTelemetry(b *testing.B) {
 	const rounds = 7
 	defer debug.SetGCPercent(debug.SetGCPercent(200)) // as main does
@@ -73,7 +72,7 @@ func BenchmarkTelemetry(b *testing.B) {
 	}
 	defer file.Close()
 	lines := telemetry.NewLines(file, prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})) // as main does
-	watching := func(h slog.Handler) grpc.ServerOption {
+	withTelemetry := func(h slog.Handler) grpc.ServerOption {
 		return grpc.UnaryInterceptor(callInterceptor(telemetry.Telemetry{Metrics: telemetry.NewMetrics("test"), Log: slog.New(telemetry.NewSampled(telemetry.CallerHandler{Handler: h}))}, nil))
 	}
 	servers := []struct {
@@ -81,14 +80,14 @@ func BenchmarkTelemetry(b *testing.B) {
 		options []grpc.ServerOption
 		perCall []float64
 	}{
-		{name: "unwatched"},
-		{name: "text", options: []grpc.ServerOption{watching(slog.NewTextHandler(lines, nil))}},
-		{name: "json", options: []grpc.ServerOption{watching(slog.NewJSONHandler(lines, nil))}},
+		{name: "bare"},
+		{name: "text", options: []grpc.ServerOption{withTelemetry(slog.NewTextHandler(lines, nil))}},
+		{name: "json", options: []grpc.ServerOption{withTelemetry(slog.NewJSONHandler(lines, nil))}},
 	}
 	for b.Loop() {
 		for range rounds {
 			for i := range servers {
-				servers[i].perCall = append(servers[i].perCall, cpuOfACall(b, servers[i].options...))
+				servers[i].perCall = append(servers[i].perCall, cpuPerCall(b, servers[i].options...))
 			}
 		}
 	}
@@ -97,13 +96,13 @@ func BenchmarkTelemetry(b *testing.B) {
 		median := servers[i].perCall[len(servers[i].perCall)/2]
 		b.ReportMetric(median, "µs/"+servers[i].name)
 		if i > 0 {
-			b.ReportMetric(median/servers[0].perCall[len(servers[0].perCall)/2], servers[i].name+"/unwatched")
+			b.ReportMetric(median/servers[0].perCall[len(servers[0].perCall)/2], servers[i].name+"/bare")
 		}
 	}
 }
 
-// cpuOfACall is in microseconds of this process.
-func cpuOfACall(b *testing.B, options ...grpc.ServerOption) float64 {
+// cpuPerCall returns the CPU time of this process for one call, in microseconds.
+func cpuPerCall(b *testing.B, options ...grpc.ServerOption) float64 {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -121,6 +120,7 @@ func cpuOfACall(b *testing.B, options ...grpc.ServerOption) float64 {
 	return float64((ownCPU(b) - before).Nanoseconds()) / 1000 / loadCalls
 }
 
+// ownCPU returns the CPU time of this process.
 func ownCPU(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

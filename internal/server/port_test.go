@@ -33,15 +33,15 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// post sends body over HTTP/1.1, as a plain "curl -d" does unless headers say
-// otherwise, and returns status code and body.
+// post makes a call over HTTP/1.1, with the Content-Type of "curl -d" unless headers replace it.
+// It returns the status code and the body.
 func (r *replica) post(t *testing.T, method, body string, headers ...string) (int, string) {
 	t.Helper()
 	headers = append([]string{"Content-Type", "application/x-www-form-urlencoded"}, headers...)
 	return r.ask(t, "POST", "/phonenumberservice.PhoneNumberService/"+method, body, headers...)
 }
 
-// ask makes a request and returns status code and body.
+// ask makes a request and returns the status code and the body.
 func (r *replica) ask(t *testing.T, method, path, body string, headers ...string) (int, string) {
 	t.Helper()
 	return do(t, r.request(t, method, path, body, headers...))
@@ -60,6 +60,7 @@ func (r *replica) request(t *testing.T, method, path, body string, headers ...st
 	return q
 }
 
+// do sends a request and returns the status code and the body.
 func do(t *testing.T, q *http.Request) (int, string) {
 	t.Helper()
 	res, body := roundTrip(t, http.DefaultClient, q)
@@ -69,7 +70,7 @@ func do(t *testing.T, q *http.Request) (int, string) {
 // roundTrip sends a request, and returns the response and its body.
 func roundTrip(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for an answer that never ends
+	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for a response that never ends
 	defer cancel()
 	res, err := c.Do(q.WithContext(ctx))
 	if err != nil {
@@ -94,7 +95,7 @@ func TestJSON_SendsAndVerifies(t *testing.T) {
 		}
 		m := inbox.Messages("+8618600000000")[0]
 		if m.Signature != "Acme" || m.TemplateCode != "SMS_1" {
-			t.Errorf("message: got %+v", m)
+			t.Errorf("message: got %+v; want the sign name Acme and the template SMS_1", m)
 		}
 		check := fmt.Sprintf(`{"phone_number":"+86 186-0000-0000","code":%q}`, m.Code)
 		for _, want := range []string{`{"valid":true}`, `{"valid":false}`} {
@@ -122,7 +123,7 @@ func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 		{"SendSMS", `{}`, "phone_number", "is required"},
 	} {
 		code, got := r.post(t, c.method, c.body)
-		var answer struct {
+		var response struct {
 			Code    string
 			Details []struct {
 				Debug struct {
@@ -131,25 +132,25 @@ func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 				}
 			}
 		}
-		if err := json.Unmarshal([]byte(got), &answer); err != nil || code != 400 || answer.Code != "invalid_argument" || len(answer.Details) != 2 {
+		if err := json.Unmarshal([]byte(got), &response); err != nil || code != 400 || response.Code != "invalid_argument" || len(response.Details) != 2 {
 			t.Errorf("%s %s: got %d %s; want 400 invalid_argument with two details", c.method, c.body, code, got)
 			continue
 		}
-		fields := answer.Details[1].Debug.FieldViolations
-		if answer.Details[0].Debug.Reason != "INVALID_FIELD" || len(fields) != 1 || fields[0].Field != c.field || !strings.Contains(fields[0].Description, c.want) {
+		fields := response.Details[1].Debug.FieldViolations
+		if response.Details[0].Debug.Reason != "INVALID_FIELD" || len(fields) != 1 || fields[0].Field != c.field || !strings.Contains(fields[0].Description, c.want) {
 			t.Errorf("%s %s: got %s; want INVALID_FIELD for %s and %s", c.method, c.body, got, c.field, c.want)
 		}
-		for what, text := range map[string]string{"answer": got, "log": r.log.String()} {
+		for output, text := range map[string]string{"response": got, "log": r.log.String()} {
 			if strings.Contains(text, "18699998888") || strings.Contains(text, "990044") {
-				t.Errorf("%s %s: the %s repeats a value: %s", c.method, c.body, what, text)
+				t.Errorf("%s %s: the %s repeats a value: %s", c.method, c.body, output, text)
 			}
 		}
 	}
 	if calls := strings.Count(r.log.String(), "msg=call"); calls != 12 {
-		t.Errorf("%d calls are in the log; want 12", calls)
+		t.Errorf("calls in the log: got %d; want 12", calls)
 	}
 	if m := inbox.Messages(""); len(m) != 0 {
-		t.Errorf("%d messages were sent", len(m))
+		t.Errorf("messages: got %d; want 0", len(m))
 	}
 }
 
@@ -171,7 +172,7 @@ func TestWebPage_ForeignPageCannotSend(t *testing.T) {
 		}
 	}
 	if m := inbox.Messages(""); len(m) != 0 {
-		t.Fatalf("%d messages were sent", len(m))
+		t.Fatalf("messages: got %d; want 0", len(m))
 	}
 	for _, headers := range [][]string{
 		{"Origin", "http://" + r.addr, "Sec-Fetch-Site", "same-origin"},
@@ -260,7 +261,7 @@ func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 			}
 		}
 		if s.Code() != codes.InvalidArgument || !slices.Equal(got, fields) || info.GetReason() != "INVALID_FIELD" {
-			t.Errorf("%s: got %v naming %v; want InvalidArgument naming %v", call, err, got, fields)
+			t.Errorf("%s: got %v for the fields %v; want InvalidArgument for %v", call, err, got, fields)
 		}
 	}
 	for _, b := range table {
@@ -272,38 +273,38 @@ func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 		check(fmt.Sprintf("Valid %.60q", n), err, []string{"phone_number"})
 	}
 	if swaps.Load() != 0 || fake.Requests() != 0 {
-		t.Errorf("%d writes and %d requests to Aliyun; want none", swaps.Load(), fake.Requests())
+		t.Errorf("got %d swaps and %d requests to Aliyun; want 0 and 0", swaps.Load(), fake.Requests())
 	}
 	for _, s := range []string{
 		strings.Repeat("签", 64), "Acme Inc.", "a",
 		"\U0002ebf0电商", "\U0002ee5d", "\U00031350", "\U000323af", // hanzi of extensions I and H
-		"\U000323b0", "\U0002fa1e", "\U00033479", "\U0001fae9", // hanzi and an emoji that tables may not have yet
+		"\U000323b0", "\U0002fa1e", "\U00033479", "\U0001fae9", // newer than some Unicode tables
 		"葛\U000e0100城", "é\u0301", "\u3164",
 	} {
 		if _, err := r.SendSMS(t.Context(), good(func(q *pb.SendSMSRequest) { q.Signature = s; q.PhoneNumber = freshNumber() })); err != nil {
-			t.Errorf("sign name %q: %v", s, err)
+			t.Errorf("sign name %q: got %v; want OK", s, err)
 		}
 	}
 }
 
 func TestValid_MalformedCodeCountsAsAnAttempt(t *testing.T) {
 	r, inbox := startDev(t)
-	for _, junk := range []string{"", "12345", "1234567", "abcdef", "１２３４５６", strings.Repeat("1", 2048), "' OR 1=1", "12345\x00"} {
+	for _, malformed := range []string{"", "12345", "1234567", "abcdef", "１２３４５６", strings.Repeat("1", 2048), "' OR 1=1", "12345\x00"} {
 		number := freshNumber()
 		r.send(t, number)
 		code := inbox.Messages("")[0].Code
 		for range 3 {
-			if r.valid(t, number, junk) {
-				t.Fatalf("%.20q is valid", junk)
+			if r.valid(t, number, malformed) {
+				t.Fatalf("%.20q: got valid; want invalid", malformed)
 			}
 		}
 		if r.valid(t, number, code) {
-			t.Errorf("%.20q was not counted: the right code works after three of it", junk)
+			t.Errorf("the right code after three times %.20q: got valid; want invalid", malformed)
 		}
 	}
 }
 
-// A rawMessage is sent as it is.
+// A rawCodec sends bytes unchanged and ignores responses.
 type rawCodec struct{}
 
 func (rawCodec) Name() string { return "proto" }
@@ -328,7 +329,7 @@ func TestMessage_TooLongOrNotUTF8IsRejected(t *testing.T) {
 		t.Errorf("JSON over 4 KiB: got %d %s; want 429 resource_exhausted", code, body)
 	}
 	if m := inbox.Messages(""); len(m) != 0 {
-		t.Errorf("%d messages were sent", len(m))
+		t.Errorf("messages: got %d; want 0", len(m))
 	}
 }
 
@@ -345,7 +346,7 @@ func TestConnections_SilentAreClosed(t *testing.T) {
 			io.WriteString(c, first)
 			c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Error("the connection is still open")
+				t.Error("the connection: got open; want closed")
 			}
 		})
 	}
@@ -393,7 +394,7 @@ func TestReflection_DescribesTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := res.GetListServicesResponse().String(); !strings.Contains(got, "phonenumberservice.PhoneNumberService") {
-		t.Errorf("services: got %s", got)
+		t.Errorf("services: got %s; want phonenumberservice.PhoneNumberService in it", got)
 	}
 }
 
@@ -410,13 +411,13 @@ func TestPanic_IsInternalAndTheProcessLives(t *testing.T) {
 	number := freshNumber()
 	_, err := r.SendSMS(t.Context(), request(number))
 	if got := reasonOf(t, err); got != "Internal INTERNAL" {
-		t.Errorf("got %s; want Internal INTERNAL", got)
+		t.Errorf("over gRPC: got %s; want Internal INTERNAL", got)
 	}
 	if httpCode, body := r.post(t, "SendSMS", `{"phone_number":"`+number+`","signature":"a","template_code":"b"}`); httpCode != 500 || strings.Contains(body, code) {
-		t.Errorf("over HTTP: got %d %s; want 500", httpCode, body)
+		t.Errorf("over HTTP: got %d %s; want 500 without the code", httpCode, body)
 	}
 	if log := r.log.String(); !strings.Contains(log, "panic in a call") || strings.Contains(log, code) {
-		t.Errorf("log: want the panic without its value, got\n%s", log)
+		t.Errorf("the log: want the panic without its value:\n%s", log)
 	}
 	panics = false
 	r.send(t, number)
@@ -446,7 +447,7 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
 	}
 	if len(calls) != len(wants) {
-		t.Fatalf("got %d lines; want %d:\n%s", len(calls), len(wants), strings.Join(calls, ""))
+		t.Fatalf("log lines of calls: got %d; want %d:\n%s", len(calls), len(wants), strings.Join(calls, ""))
 	}
 	for i, want := range wants {
 		for _, w := range want {
@@ -457,11 +458,12 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 	}
 	for _, secret := range []string{code, "99998888"} {
 		if strings.Contains(strings.Join(calls, ""), secret) {
-			t.Errorf("the log holds %s", secret)
+			t.Errorf("the log contains %s", secret)
 		}
 	}
 }
 
+// The caller's deadline is none or very long, and the call's message never arrives.
 func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
 	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
 	for _, hours := range []time.Duration{0, 1000} {
@@ -475,11 +477,11 @@ func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := stream.Header(); err != nil { // sends ours
+		if _, err := stream.Header(); err != nil { // sends the request headers
 			t.Logf("headers: %v", err)
 		}
 		if err := stream.RecvMsg(&pb.ValidResponse{}); status.Code(err) != codes.DeadlineExceeded {
-			t.Errorf("a call with a deadline in %d hours (0: none) whose message never comes: got %v; want DeadlineExceeded", hours, err)
+			t.Errorf("deadline in %d hours (0: none): got %v; want DeadlineExceeded", hours, err)
 		}
 	}
 }
@@ -509,24 +511,26 @@ func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
 	}
 	q, _ := http.NewRequest("POST", "http://"+r.addr+pb.PhoneNumberService_SendSMS_FullMethodName, strings.NewReader(body))
 	q.Header.Set("X-Long", strings.Repeat("a", 13<<10))
-	// The server may hang up before it has read everything.
+	// The server may close the connection before it has read the whole request.
 	if res, err := http.DefaultClient.Do(q); err == nil && res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("a header of 13 KiB over HTTP/1.1: got %d; want 431", res.StatusCode)
 	}
 }
 
+// A call whose deadline passes during a slow Load is logged at INFO as the caller's doing.
 func TestLog_CallerDeadlineIsNoDatabaseOutage(t *testing.T) {
 	db := openStore(t, "sqlite::memory:")
 	r := start(t, db, &sms.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	r.SendSMS(ctx, request("18600000000"))
-	eventually(t, "the log says that the caller went away", func() bool {
+	eventually(t, "the log reports that the caller went away", func() bool {
 		log := r.log.String()
 		return strings.Contains(log, "level=INFO msg=call method=SendSMS") && strings.Contains(log, "the caller went away")
 	})
 }
 
+// A slowStore takes 100 ms for a Load.
 type slowStore struct{ verify.Store }
 
 func (s slowStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
@@ -534,8 +538,7 @@ func (s slowStore) Load(ctx context.Context, n verify.Number) (verify.Record, er
 	return s.Store.Load(ctx, n)
 }
 
-// A drain ends when the outcome of the last send is stored, even if its caller
-// was answered long before.
+// A drain ends when the outcome of the last send is stored, even if the call ended long before.
 func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 	db := openStore(t, "sqlite::memory:")
 	held := &heldStore{Store: db, release: make(chan struct{})}
@@ -552,16 +555,17 @@ func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 	eventually(t, "draining", func() bool { return strings.Contains(r.log.String(), "draining") })
 	select {
 	case <-r.done:
-		t.Fatal("it stopped while an outcome was still to be stored")
-	case <-time.After(200 * time.Millisecond): // it must not happen: there is nothing to wait for
+		t.Fatal("Serve returned before the outcome was stored; want it to wait")
+	case <-time.After(200 * time.Millisecond): // Serve must not return in this time
 	}
 	close(held.release)
 	<-r.done
 	if held.swaps.Load() != 2 {
-		t.Errorf("%d swaps were done; want begin and confirm", held.swaps.Load())
+		t.Errorf("swaps: got %d; want 2, begin and confirm", held.swaps.Load())
 	}
 }
 
+// A heldStore holds each Swap until release is closed, once holding is true.
 type heldStore struct {
 	verify.Store
 	holding atomic.Bool
@@ -577,23 +581,25 @@ func (s *heldStore) Swap(ctx context.Context, n verify.Number, old verify.Versio
 	return s.Store.Swap(ctx, n, old, next)
 }
 
+// A drain reports NOT_SERVING, accepts connections for the drain delay, and lets calls in flight
+// finish.
 func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
-	asked, answer := make(chan string, 1), make(chan struct{})
+	atAliyun, release := make(chan string, 1), make(chan struct{})
 	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
-		asked <- m.Code
-		<-answer
+		atAliyun <- m.Code
+		<-release
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) { c.DrainDelay = 2 * time.Second })
 	eventually(t, "serving", func() bool { return strings.Contains(r.log.String(), "msg=serving") })
 
 	grpcCall, httpCall := make(chan error, 1), make(chan int, 1)
 	go func() { _, err := r.SendSMS(t.Context(), request(freshNumber())); grpcCall <- err }()
-	<-asked
+	<-atAliyun
 	go func() {
 		code, _ := r.post(t, "SendSMS", `{"phone_number":"`+freshNumber()+`","signature":"a","template_code":"b"}`)
 		httpCall <- code
 	}()
-	<-asked
+	<-atAliyun
 	r.stop()
 	eventually(t, "NOT_SERVING", func() bool {
 		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
@@ -608,10 +614,10 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 	}
 	conn, err := net.Dial("tcp", r.addr)
 	if err != nil {
-		t.Fatalf("a new connection during the drain delay: %v", err)
+		t.Fatalf("a new connection during the drain delay: got %v; want it accepted", err)
 	}
 	conn.Close()
-	eventually(t, "new connections are refused", func() bool {
+	eventually(t, "new connections are no longer accepted", func() bool {
 		c, err := net.Dial("tcp", r.addr)
 		if err == nil {
 			c.Close()
@@ -620,15 +626,15 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 	})
 	select {
 	case <-r.done:
-		t.Fatal("stopped with calls in flight")
+		t.Fatal("Serve returned during calls in flight; want it to wait")
 	default:
 	}
-	if res, err := watch.Recv(); err == nil { // else the server would wait for it
+	if res, err := watch.Recv(); err == nil { // an open watch would delay the drain
 		t.Errorf("health watch after the drain delay: got %v; want its end", res)
 	}
-	close(answer)
+	close(release)
 	if err := <-grpcCall; err != nil {
-		t.Errorf("the gRPC call in flight: %v", err)
+		t.Errorf("the gRPC call in flight: got %v; want OK", err)
 	}
 	if code := <-httpCall; code != 200 {
 		t.Errorf("the HTTP call in flight: got %d; want 200", code)

@@ -22,8 +22,8 @@ const secretText = "LTAI canonical request with phone and code"
 
 func reply(code string) dysmsapitest.Fault { return dysmsapitest.Reply(200, code, secretText) }
 
-// Each row of docs/errors.md's table: what the caller sees, how many SMS went
-// out, and which codes work afterwards.
+// For each row of the table in docs/errors.md, the test checks the status, the number of sent
+// SMS, and the codes that are valid afterwards.
 func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 	const (
 		own = "phone-number-service"
@@ -39,7 +39,7 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 		domain string
 		reason string
 		retry  time.Duration
-		sent   int // SMS that went out; their code must work
+		sent   int // SMS; its code must be valid
 		field  string
 	}
 	rows := []row{
@@ -86,8 +86,8 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 
 	db := openStore(t, "sqlite::memory:")
 	fake := dysmsapitest.New(t)
-	asked := &recorder{Sender: aliyun(t, fake)}
-	r := start(t, db, asked, func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
+	sender := &recorder{Sender: aliyun(t, fake)}
+	r := start(t, db, sender, func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			number := freshNumber()
@@ -106,7 +106,7 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 				t.Errorf("ErrorInfo: got %s %s; want %s %s", info.GetDomain(), info.GetReason(), row.domain, row.reason)
 			}
 			if row.domain == ali && info.GetMetadata()["request_id"] == "" {
-				t.Error("ErrorInfo has no request_id, which Aliyun gave")
+				t.Error("ErrorInfo: got no request_id; want Aliyun's")
 			}
 			if got := retry.GetRetryDelay().AsDuration(); got != row.retry {
 				t.Errorf("RetryInfo: got %v; want %v", got, row.retry)
@@ -115,38 +115,38 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 				t.Errorf("BadRequest: got %v; want the field %s", bad, row.field)
 			}
 			if got := fake.Requests() - requestsBefore; got != 1 {
-				t.Errorf("Aliyun was asked %d times; want once", got)
+				t.Errorf("requests to Aliyun: got %d; want 1", got)
 			}
 			if got := len(fake.Accepted()) - sentBefore; got != row.sent {
-				t.Errorf("%d SMS went out; want %d", got, row.sent)
+				t.Errorf("sent SMS: got %d; want %d", got, row.sent)
 			}
 
-			sent := asked.all()
+			sent := sender.all()
 			older, newer := sent[len(sent)-2], sent[len(sent)-1]
-			for what, text := range map[string]string{"error": s.Proto().String(), "log": r.log.String()[logBefore:]} {
+			for output, text := range map[string]string{"error": s.Proto().String(), "log": r.log.String()[logBefore:]} {
 				for _, secret := range []string{number, older, newer, secretText, fake.AccessKeySecret, fake.URL} {
 					if strings.Contains(text, secret) {
-						t.Errorf("the %s holds %q:\n%s", what, secret, text)
+						t.Errorf("the %s contains %q:\n%s", output, secret, text)
 					}
 				}
 			}
 
-			switch leave := row.code == codes.Unknown || row.code == codes.DeadlineExceeded; {
+			switch unknown := row.code == codes.Unknown || row.code == codes.DeadlineExceeded; {
 			case older == newer: // one in a million
-			case !leave:
+			case !unknown:
 				if r.valid(t, number, newer) {
-					t.Error("the code of a refused send is accepted")
+					t.Error("the code of a rejected send: got valid; want invalid")
 				}
 				if !r.valid(t, number, older) {
-					t.Error("a refused send killed the code before it")
+					t.Error("the code before a rejected send: got invalid; want valid")
 				}
 			case row.sent == 1:
 				if !r.valid(t, number, newer) {
-					t.Error("a code that went out is refused")
+					t.Error("the code of a sent SMS: got invalid; want valid")
 				}
 			default:
 				if !r.valid(t, number, older) {
-					t.Error("a send of unknown outcome killed the code before it")
+					t.Error("the code before a send of unknown outcome: got invalid; want valid")
 				}
 			}
 		})
@@ -176,14 +176,14 @@ func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
 				t.Errorf("got %v %v %v; want Unavailable, SMS_NOT_SENT and a RetryInfo", s.Code(), info, retry)
 			}
 			if !good.valid(t, number, lastCode(t, fake, number)) {
-				t.Error("the code before it is refused")
+				t.Error("the code before the send: got invalid; want valid")
 			}
 		})
 	}
 }
 
-// The user's usual retry: the first send times out but arrives, the second is
-// refused by the minute's limit.
+// The usual retry: the first send times out but reaches the phone. Aliyun rejects the second for
+// its limit of one SMS a minute.
 func TestSendSMS_RejectedRetryKeepsTheTimedOutCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
@@ -196,7 +196,7 @@ func TestSendSMS_RejectedRetryKeepsTheTimedOutCode(t *testing.T) {
 		}
 	}
 	if !r.valid(t, number, lastCode(t, fake, number)) {
-		t.Error("the code that arrived is refused")
+		t.Error("the code that reached the phone: got invalid; want valid")
 	}
 }
 
@@ -210,7 +210,7 @@ func TestSendSMS_WithoutDatabaseSendsNothing(t *testing.T) {
 		t.Errorf("SendSMS: got %s; want Unavailable STORE_UNAVAILABLE", got)
 	}
 	if n := fake.Requests(); n != 0 {
-		t.Errorf("Aliyun was asked %d times", n)
+		t.Errorf("requests to Aliyun: got %d; want 0", n)
 	}
 }
 
@@ -243,13 +243,14 @@ func TestSendSMS_UnknownSenderErrorKeepsTheCode(t *testing.T) {
 		t.Errorf("got %s; want Unknown SMS_OUTCOME_UNKNOWN", got)
 	}
 	if log := r.log.String(); strings.Contains(log, code) || strings.Contains(log, number) {
-		t.Errorf("the log holds number or code:\n%s", log)
+		t.Errorf("the log contains the number or the code:\n%s", log)
 	}
 	if !r.valid(t, number, code) {
-		t.Error("the code is refused")
+		t.Error("the code after an unknown outcome: got invalid; want valid")
 	}
 }
 
+// reasonOf returns the status code of err and the reason of its ErrorInfo.
 func reasonOf(t *testing.T, err error) string {
 	t.Helper()
 	s := status.Convert(err)
@@ -257,6 +258,7 @@ func reasonOf(t *testing.T, err error) string {
 	return s.Code().String() + " " + info.GetReason()
 }
 
+// details returns the details of s.
 func details(t *testing.T, s *status.Status) (info *errdetails.ErrorInfo, retry *errdetails.RetryInfo, bad *errdetails.BadRequest) {
 	t.Helper()
 	for _, d := range s.Details() {
@@ -268,7 +270,7 @@ func details(t *testing.T, s *status.Status) (info *errdetails.ErrorInfo, retry 
 		case *errdetails.BadRequest:
 			bad = d
 		default:
-			t.Errorf("unexpected detail %v", d)
+			t.Errorf("details: got an unexpected %v", d)
 		}
 	}
 	return info, retry, bad

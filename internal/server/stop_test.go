@@ -17,8 +17,8 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// A Sender, a Store and a readiness probe that never return, called over gRPC and over
-// HTTP, cost no more than the time that docs/install.md names.
+// The Sender, the Store and the readiness probe never return, for calls over gRPC and HTTP. Even
+// then Serve returns within the time that docs/install.md names.
 func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 	t.Parallel()
 	var hanging, probing atomic.Int64
@@ -28,7 +28,7 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 		<-released
 	}
 	db := openStore(t, "sqlite::memory:")
-	var ready atomic.Bool // until the calls hang
+	var ready atomic.Bool // true until the calls hang
 	ready.Store(true)
 	var config server.Config
 	r := start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
@@ -45,7 +45,7 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 		config = *c
 	})
 	var calling sync.WaitGroup
-	t.Cleanup(func() { // before that of start, which waits for Serve
+	t.Cleanup(func() { // runs before start's cleanup, which waits for Serve
 		close(released)
 		calling.Wait()
 	})
@@ -85,23 +85,23 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 	r.stop()
 	select {
 	case <-r.done:
-	case <-time.After(config.StopTimeout() + 30*time.Second): // for a slow machine
+	case <-time.After(config.StopTimeout() + 30*time.Second): // a margin for slow machines
 		t.Fatalf("Serve still runs; want it to return within %v", config.StopTimeout())
 	}
 	t.Logf("returned after %v", time.Since(begin))
 	const want = "abandoned 3 calls that did not end within 17s"
 	if r.err == nil || r.err.Error() != want {
-		t.Errorf("got %v; want %q", r.err, want)
+		t.Errorf("Serve: got %v; want %q", r.err, want)
 	}
 	if !strings.Contains(r.log.String(), `level=ERROR msg="abandoned calls that did not end" calls=3`) {
-		t.Error("the log does not say that three calls were abandoned")
+		t.Error("the log lacks the line about three abandoned calls")
 	}
 	r.err = nil
 }
 
 const hangingNumber = "18655555555"
 
-// hangingStore hangs where a number is looked at that no other test uses.
+// A hangingStore hangs when hangingNumber, which no other test uses, is loaded.
 type hangingStore struct {
 	verify.Store
 	hang func()
@@ -114,8 +114,8 @@ func (s hangingStore) Load(ctx context.Context, n verify.Number) (verify.Record,
 	return s.Store.Load(ctx, n)
 }
 
-// A cut-off file is refused, unless whole certificates are left of it: these are fewer,
-// which the take-over counts.
+// A truncated file is rejected, unless complete certificates remain. A reload logs that these are
+// fewer than before.
 func TestCertificates_RejectATruncatedFile(t *testing.T) {
 	ca := catest.New(t)
 	certs, good := certificates(t, ca, ca)
@@ -126,17 +126,17 @@ func TestCertificates_RejectATruncatedFile(t *testing.T) {
 		"key":         func(f *server.CertificateFiles) *string { return &f.Key.Content },
 		"client CA":   func(f *server.CertificateFiles) *string { return &f.ClientCA.Content },
 	} {
-		whole := *file(&good)
-		for i := 0; i < len(strings.TrimSpace(whole)); i += 3 {
-			cut := good
-			*file(&cut) = whole[:i]
+		complete := *file(&good)
+		for i := 0; i < len(strings.TrimSpace(complete)); i += 3 {
+			truncated := good
+			*file(&truncated) = complete[:i]
 			const begin = "-----BEGIN CERTIFICATE-----"
-			if certs.Replace(cut) == nil && strings.Count(whole[:i], begin) >= strings.Count(whole, begin) {
-				t.Errorf("the %s cut off after %d of %d bytes was taken", name, i, len(whole))
+			if certs.Replace(truncated) == nil && strings.Count(complete[:i], begin) >= strings.Count(complete, begin) {
+				t.Errorf("%s truncated after %d of %d bytes: got no error; want one", name, i, len(complete))
 			}
 		}
 	}
 	if err := certs.Replace(good); err != nil {
-		t.Errorf("the whole files: %v", err)
+		t.Errorf("the complete files: got %v; want no error", err)
 	}
 }

@@ -27,7 +27,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
-// scraped serves metrics and probes too, and returns a function that asks for one.
+// scraped makes c serve metrics and probes, and returns a function that requests one of them.
 func scraped(t *testing.T, c *server.Config) (get func(path string) (status int, body string)) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -58,7 +58,7 @@ func TestMetrics_CountCallsOfEveryProtocol(t *testing.T) {
 	r.valid(t, "18699998888", code)
 	status, body := get("/metrics")
 	if status != 200 {
-		t.Errorf("got HTTP %d, want 200", status)
+		t.Errorf("/metrics: got HTTP %d; want 200", status)
 	}
 	for _, want := range []string{
 		`phonenumber_call_duration_seconds_count{caller="",method="SendSMS",status="OK"} 1`,
@@ -77,20 +77,20 @@ func TestMetrics_CountCallsOfEveryProtocol(t *testing.T) {
 	}
 	for _, secret := range []string{code, "99998888", "10086"} {
 		if strings.Contains(body, secret) {
-			t.Errorf("the metrics hold %s", secret)
+			t.Errorf("the metrics contain %s", secret)
 		}
 	}
 }
 
 func TestProbes_ReadinessFollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	var get func(string) (int, string)
-	var away atomic.Bool
+	var down atomic.Bool
 	r := start(t, openStore(t, "sqlite::memory:"), nil, func(c *server.Config) {
 		get = scraped(t, c)
 		ready := c.Ready
 		c.Ready = func(ctx context.Context) error {
-			if away.Load() {
-				return errors.New("away")
+			if down.Load() {
+				return errors.New("down")
 			}
 			return ready(ctx)
 		}
@@ -98,22 +98,22 @@ func TestProbes_ReadinessFollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	is := func(path string, want int) bool { got, _ := get(path); return got == want }
 	metric := func(want string) bool { _, body := get("/metrics"); return strings.Contains(body, want) }
 	eventually(t, "ready", func() bool { return is("/readyz", 200) })
-	away.Store(true)
-	eventually(t, "not ready while the database is away", func() bool { return is("/readyz", 503) && metric("phonenumber_ready 0") })
+	down.Store(true)
+	eventually(t, "not ready without the database", func() bool { return is("/readyz", 503) && metric("phonenumber_ready 0") })
 	if !is("/healthz", 200) {
-		t.Error("not live while the database is away; that is no reason to restart")
+		t.Error("/healthz without the database: got no 200; want 200, since a restart would not help")
 	}
-	away.Store(false)
+	down.Store(false)
 	eventually(t, "ready again", func() bool { return is("/readyz", 200) && metric("phonenumber_ready 1") })
 	if is("/", 200) || is("/inbox.json", 200) {
-		t.Error("more than metrics and probes is served")
+		t.Error("/ and /inbox.json at the metrics address: got 200; want an error")
 	}
 	if status, _ := r.ask(t, "GET", "/metrics", ""); status != 404 {
-		t.Errorf("the port of callers answers /metrics with %d, want 404", status)
+		t.Errorf("/metrics at the callers' port: got %d; want 404", status)
 	}
 }
 
-// A tracesReceiver takes OTLP over HTTP and over gRPC.
+// A tracesReceiver receives OTLP over HTTP and gRPC.
 type tracesReceiver struct {
 	collector.UnimplementedTraceServiceServer
 	mu    sync.Mutex
@@ -184,7 +184,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := r.SendSMS(ctx, request(number)); err == nil {
-				t.Fatal("a second send within a minute went well")
+				t.Fatal("a second send within a minute: got OK; want an error")
 			}
 			code := lastCode(t, fake, number)
 			r.post(t, "Valid", `{"phone_number":"`+number+`","code":"`+code+`"}`, "traceparent", "00-"+trace2+"-"+parent+"-01")
@@ -198,7 +198,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 				got[id] = append(got[id], s.GetName())
 				if s.GetKind() == traces.Span_SPAN_KIND_SERVER {
 					if p := hex.EncodeToString(s.GetParentSpanId()); p != parent {
-						t.Errorf("%s has the parent %s, want the caller's span", s.GetName(), p)
+						t.Errorf("parent of %s: got %s; want %s, the caller's span", s.GetName(), p, parent)
 					}
 				}
 			}
@@ -206,25 +206,25 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 				slices.Sort(names)
 			}
 			const sends, valid = "phonenumberservice.PhoneNumberService/SendSMS", "phonenumberservice.PhoneNumberService/Valid"
-			// Begin, Aliyun, confirm; begin from memory, Aliyun, withdraw.
+			// Begin, Aliyun, confirm; begin from the record in memory, Aliyun, withdraw.
 			if want := []string{"aliyun", "aliyun", "load", sends, sends, "swap", "swap", "swap", "swap"}; !slices.Equal(got[trace1], want) {
-				t.Errorf("the trace of two sends has %q, want %q", got[trace1], want)
+				t.Errorf("spans of two sends: got %q; want %q", got[trace1], want)
 			}
 			if want := []string{valid, "swap"}; !slices.Equal(got[trace2], want) {
-				t.Errorf("the trace of a check has %q, want %q", got[trace2], want)
+				t.Errorf("spans of a check: got %q; want %q", got[trace2], want)
 			}
 			for _, secret := range []string{code, strings.TrimPrefix(number, "186")} {
 				if bytes.Contains(received.raw.Bytes(), []byte(secret)) {
-					t.Errorf("the traces hold %s", secret)
+					t.Errorf("the traces contain %s", secret)
 				}
 			}
-			for _, told := range []string{"login-codes", "+86186****", "isv.BUSINESS_LIMIT_CONTROL", fake.Accepted()[0].BizID, fake.RequestIDs()[1]} {
-				if !bytes.Contains(received.raw.Bytes(), []byte(told)) {
-					t.Errorf("the traces lack %s", told)
+			for _, want := range []string{"login-codes", "+86186****", "isv.BUSINESS_LIMIT_CONTROL", fake.Accepted()[0].BizID, fake.RequestIDs()[1]} {
+				if !bytes.Contains(received.raw.Bytes(), []byte(want)) {
+					t.Errorf("the traces lack %s", want)
 				}
 			}
 			if log := r.log.String(); strings.Count(log, "msg=call") != 3 || strings.Count(log, "trace_id="+trace1) < 2 || !strings.Contains(log, "trace_id="+trace2) {
-				t.Errorf("the log lines lack the traces:\n%s", log)
+				t.Errorf("the log lacks the trace IDs of the calls:\n%s", log)
 			}
 		})
 	}
@@ -236,6 +236,6 @@ func TestLog_HasTheCallersTraceIDWithoutExport(t *testing.T) {
 	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
 	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "nonsense\ttrace_id=1")
 	if log := r.log.String(); strings.Count(log, "trace_id="+trace) < 1 || strings.Contains(log, "trace_id=1") || strings.Contains(log, "nonsense") {
-		t.Errorf("want the trace of the first call and nothing of the second:\n%s", log)
+		t.Errorf("the log: want the trace ID of the first call, and nothing of the second:\n%s", log)
 	}
 }
