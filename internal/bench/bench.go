@@ -1,2 +1,2 @@
-// Package bench measures the built program as its users would see it: `make bench`.
+// Package bench measures the built program from outside: `make bench`.
 package bench

@@ -22,18 +22,18 @@ import (
 )
 
 var (
-	numbers     = flag.Int("numbers", 1_000_000, "rows of the table")
-	rounds      = flag.Int("rounds", 5, "of which the median is told")
-	span        = flag.Duration("span", 2*time.Second, "of one measurement")
-	levels      = flag.String("callers", "1,16,64,256", "at once")
-	connections = flag.Int("connections", 10_000, "that do nothing")
+	numbers     = flag.Int("numbers", 1_000_000, "number of rows in the table")
+	rounds      = flag.Int("rounds", 5, "number of rounds; the tables have the median")
+	span        = flag.Duration("span", 2*time.Second, "duration of one measurement")
+	levels      = flag.String("callers", "1,16,64,256", "numbers of concurrent callers")
+	connections = flag.Int("connections", 10_000, "number of idle connections")
 	soak        = flag.Duration("soak", 0, "how long BenchmarkSoak lasts")
-	profile     = flag.String("profile", "", "file for a CPU profile of the flows, each level overwriting the last")
+	profile     = flag.String("profile", "", "file for a CPU profile of the flows; each number of callers overwrites it")
 )
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	debug.SetGCPercent(400) // the garbage of the load is not what is measured
+	debug.SetGCPercent(400) // reduces the load's own GC
 	if *profile != "" {
 		path, _ := filepath.Abs(*profile)
 		os.Setenv("CPU_PROFILE", path)
@@ -45,7 +45,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// TestBenchmarks_AllRun runs each for a moment: what is not run does not stay whole.
+// TestBenchmarks_AllRun runs each benchmark for a moment, so that a change that breaks one is
+// noticed.
 func TestBenchmarks_AllRun(t *testing.T) {
 	for name, value := range map[string]string{"numbers": "20000", "rounds": "1", "span": "20ms", "callers": "1,16", "connections": "100", "soak": "100ms"} {
 		before := flag.Lookup(name).Value.String()
@@ -64,20 +65,20 @@ func TestBenchmarks_AllRun(t *testing.T) {
 			}
 		})
 		if !ok {
-			t.Error(name, "failed")
+			t.Errorf("Benchmark%s: got a failure; want success", name)
 		}
 	}
 }
 
-// A row of the table holds what each round gave.
+// A row is a row of the printed table, with the values of each round.
 type row struct {
-	what                             string
+	name                             string
 	perSecond, ratio, p50, p99, p999 []float64
-	service, database, load          []float64 // µs of CPU an operation
-	flushes, statements              []float64 // a swap
+	service, database, load          []float64 // µs of CPU per operation
+	flushes, statements              []float64 // per swap
 }
 
-func (r *row) add(s stretch, c cost, ceiling, writes float64) {
+func (r *row) add(s measurement, c cost, ceiling, writes float64) {
 	r.perSecond = append(r.perSecond, s.perSecond)
 	if ceiling > 0 {
 		r.ratio = append(r.ratio, s.perSecond*writes/ceiling)
@@ -93,7 +94,8 @@ func (r *row) add(s stretch, c cost, ceiling, writes float64) {
 	r.statements = append(r.statements, c.statements/c.swaps)
 }
 
-func (s *system) measured(load func() stretch) (stretch, cost) {
+// measured runs load, and returns its result and the cost of the processes meanwhile.
+func (s *system) measured(load func() measurement) (measurement, cost) {
 	before := s.cost()
 	result := load()
 	return result, s.cost().since(before)
@@ -103,13 +105,14 @@ func printTable(rows []*row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "\t/s\tof the ceiling\tp50 ms\tp99\tp99.9\tCPU µs: service\tdatabase\tload\tflushes/swap\tstatements/swap\t")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.3f\t%.2f\t\n", r.what,
+		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.3f\t%.2f\t\n", r.name,
 			median(r.perSecond), median(r.ratio), median(r.p50), median(r.p99), median(r.p999),
 			median(r.service), median(r.database), median(r.load), median(r.flushes), median(r.statements))
 	}
 	w.Flush()
 }
 
+// callers returns the numbers of -callers.
 func callers(b *testing.B) (list []int) {
 	for text := range strings.SplitSeq(*levels, ",") {
 		n, err := strconv.Atoi(text)
@@ -121,51 +124,50 @@ func callers(b *testing.B) (list []int) {
 	return list
 }
 
-// checks is how many codes one measurement of Valid takes, which have to be sent
-// before it.
+// checks returns the number of codes for one measurement of Valid. They are sent before it.
 func checks(callers int) int {
 	return int(span.Seconds() * 1000 * min(4, float64(callers)))
 }
 
-// BenchmarkGrowth compares ten thousand numbers with all of them.
+// BenchmarkGrowth compares a table of ten thousand numbers with a table of -numbers.
 func BenchmarkGrowth(b *testing.B) {
 	server := startMariaDB(b, *numbers)
 	var rows []*row
 	var systems []*system
 	for _, n := range []int{10_000, *numbers} {
 		systems = append(systems, onServer(b, server, fmt.Sprint("numbers", n), n, 1))
-		rows = append(rows, &row{what: fmt.Sprintf("flows, %d numbers", n)}, &row{what: "Valid, warm"})
+		rows = append(rows, &row{name: fmt.Sprintf("flows, %d numbers", n)}, &row{name: "Valid, warm"})
 	}
 	for range *rounds {
 		for i, s := range systems {
-			result, c := s.measured(func() stretch { return s.flows(64, *span, s.replicas[0], callersOnAConnection) })
+			result, c := s.measured(func() measurement { return s.flows(64, *span, s.replicas[0], callersPerConnection) })
 			rows[2*i].add(result, c, 0, 3)
 			sent := s.sent(checks(64), s.replicas[0])
-			result, c = s.measured(func() stretch { return s.valids(64, sent, s.replicas[0], callersOnAConnection) })
+			result, c = s.measured(func() measurement { return s.valids(64, sent, s.replicas[0], callersPerConnection) })
 			rows[2*i+1].add(result, c, 0, 1)
 		}
 	}
 	printTable(rows)
 }
 
-// BenchmarkOpenLoop has Valid called at 70 % of what it can, at moments of its own:
-// unlike in a closed loop, a call that is slow keeps no other from coming.
+// BenchmarkOpenLoop calls Valid at random times (open loop), at 70 % of the maximum rate. In an
+// open loop a slow call does not delay the next ones; in a closed loop it does.
 func BenchmarkOpenLoop(b *testing.B) {
 	s := onMariaDB(b, *numbers, 1)
 	r := s.replicas[0]
-	raw, closed, open := &row{what: "raw UPDATE, 64 callers"}, &row{what: "Valid, 64 callers"}, &row{what: "Valid, open loop at 70 %"}
+	raw, closed, open := &row{name: "raw UPDATE, 64 callers"}, &row{name: "Valid, 64 callers"}, &row{name: "Valid, open loop at 70 %"}
 	var ratios []float64
 	for range *rounds {
-		ceiling, c := s.measured(func() stretch { return s.raw(64, *span) })
+		ceiling, c := s.measured(func() measurement { return s.raw(64, *span) })
 		raw.add(ceiling, c, ceiling.perSecond, 1)
 		sent := s.sent(checks(64), r)
-		capacity, c := s.measured(func() stretch { return s.valids(64, sent, r, callersOnAConnection) })
+		capacity, c := s.measured(func() measurement { return s.valids(64, sent, r, callersPerConnection) })
 		closed.add(capacity, c, ceiling.perSecond, 1)
-		sent = s.sent(int(capacity.perSecond*span.Seconds()), r) // 70 % and what chance adds
+		sent = s.sent(int(capacity.perSecond*span.Seconds()), r) // 70 %, and a margin for chance
 		var n atomic.Int64
-		result, c := s.measured(func() stretch {
+		result, c := s.measured(func() measurement {
 			return openLoop(b, 0.7*capacity.perSecond, *span, func(ctx context.Context, caller int) error {
-				return s.valid(ctx, r.client(b, caller, callersOnAConnection), sent[n.Add(1)-1])
+				return s.valid(ctx, r.client(b, caller, callersPerConnection), sent[n.Add(1)-1])
 			})
 		})
 		open.add(result, c, ceiling.perSecond, 1)
@@ -175,13 +177,13 @@ func BenchmarkOpenLoop(b *testing.B) {
 	fmt.Printf("p99 of the open loop is %.1f × the p50 of the raw statement\n", median(ratios))
 }
 
-// BenchmarkPurge compares Valid, called at half of what it can at moments of its own,
-// with the same while as many numbers as a tenth of the table are purged.
+// BenchmarkPurge compares Valid without and during a purge of as many numbers as a tenth of the
+// table. Valid is called in an open loop, at half of the maximum rate.
 func BenchmarkPurge(b *testing.B) {
 	s := onMariaDB(b, *numbers, 1)
 	s.exec(fmt.Sprintf(`INSERT INTO phone_numbers (phone_number, version, begun_at, state)
 		SELECT CONCAT('+1', 2000000000 + seq), UNHEX(MD5(seq)), 1500000000000000 + seq, UNHEX(SHA2(seq, 512)) FROM seq_1_to_%d`, *numbers/10))
-	retention := time.Since(time.UnixMicro(1600000000000000)) // of these, and of no other
+	retention := time.Since(time.UnixMicro(1600000000000000)) // older than the new rows only
 	r := s.replicas[0]
 	purger, err := store.Open(s.dsn)
 	if err != nil {
@@ -191,31 +193,31 @@ func BenchmarkPurge(b *testing.B) {
 	if err := purger.Prepare(b.Context(), ""); err != nil {
 		b.Fatal(err)
 	}
-	rate := s.valids(64, s.sent(checks(64), r), r, callersOnAConnection).perSecond / 2
+	rate := s.valids(64, s.sent(checks(64), r), r, callersPerConnection).perSecond / 2
 	measure := func(to *row) float64 {
 		sent := s.sent(int(rate*span.Seconds()*1.2)+1000, r)
 		var n atomic.Int64
-		result, c := s.measured(func() stretch {
+		result, c := s.measured(func() measurement {
 			return openLoop(b, rate, *span, func(ctx context.Context, caller int) error {
-				return s.valid(ctx, r.client(b, caller, callersOnAConnection), sent[n.Add(1)-1])
+				return s.valid(ctx, r.client(b, caller, callersPerConnection), sent[n.Add(1)-1])
 			})
 		})
 		to.add(result, c, 0, 1)
 		return float64(result.quantile(0.99))
 	}
-	quiet, purging := &row{what: "Valid"}, &row{what: "Valid, while rows are purged"}
+	quiet, purging := &row{name: "Valid"}, &row{name: "Valid, while rows are purged"}
 	var ratios []float64
 	var purged int64
 	var busy time.Duration
-	for whole := false; !whole; {
+	for complete := false; !complete; {
 		alone := measure(quiet)
-		s.exec("UPDATE phone_numbers SET begun_at = 0 WHERE phone_number = 'purge'") // it is due
+		s.exec("UPDATE phone_numbers SET begun_at = 0 WHERE phone_number = 'purge'") // the purge is due
 		ctx, stop := context.WithCancel(b.Context())
 		rows := make(chan int64)
 		start := time.Now()
 		go func() {
 			n, err := purger.Purge(ctx, retention)
-			if whole = err == nil; !whole && ctx.Err() == nil {
+			if complete = err == nil; !complete && ctx.Err() == nil {
 				b.Error(err)
 			}
 			rows <- n
@@ -226,23 +228,23 @@ func BenchmarkPurge(b *testing.B) {
 		busy += time.Since(start)
 	}
 	printTable([]*row{quiet, purging})
-	fmt.Printf("%d rows purged, %.0f/s; p99 of Valid meanwhile is %.2f × that without (median of %d; %.2f to %.2f)\n",
+	fmt.Printf("%d rows purged, %.0f/s; p99 of Valid during the purge is %.2f × that without it (median of %d; %.2f to %.2f)\n",
 		purged, float64(purged)/busy.Seconds(), median(ratios), len(ratios), slices.Min(ratios), slices.Max(ratios))
 }
 
-// BenchmarkConnections compares 256 callers who have a connection each with 64 who
-// share one, and weighs ten thousand connections that do nothing.
+// BenchmarkConnections compares 256 callers with one connection each with 64 callers that share
+// one. It then measures the memory of -connections idle connections.
 func BenchmarkConnections(b *testing.B) {
 	s := onMariaDB(b, *numbers, 1)
 	r := s.replicas[0]
-	shared, own := &row{what: "flows, 64 callers on a connection"}, &row{what: "256 callers on 256 connections"}
+	shared, own := &row{name: "flows, 64 callers on a connection"}, &row{name: "256 callers on 256 connections"}
 	for range *rounds {
-		result, c := s.measured(func() stretch { return s.flows(64, *span, r, 64) })
+		result, c := s.measured(func() measurement { return s.flows(64, *span, r, 64) })
 		shared.add(result, c, 0, 3)
-		crowd := &replica{Process: r.Process}
-		result, c = s.measured(func() stretch { return s.flows(256, *span, crowd, 1) })
+		ownConns := &replica{Process: r.Process}
+		result, c = s.measured(func() measurement { return s.flows(256, *span, ownConns, 1) })
 		own.add(result, c, 0, 3)
-		crowd.hangUp()
+		ownConns.closeConns()
 	}
 	printTable([]*row{shared, own})
 
@@ -262,21 +264,21 @@ func BenchmarkConnections(b *testing.B) {
 	fmt.Printf("%d idle connections: %.0f MiB; without them %.0f MiB\n", *connections, memory(b, idle.PID), before)
 }
 
-// BenchmarkSQLite measures the service on a file beside what the disk can do:
-// writes of a page that are flushed one after the other.
+// BenchmarkSQLite compares the service on an SQLite file with the disk alone: writes of one page,
+// each flushed before the next.
 func BenchmarkSQLite(b *testing.B) {
 	s := onSQLite(b, *numbers)
 	r := s.replicas[0]
 	var rows []*row
 	for _, n := range callers(b) {
-		disk, check, flow := &row{what: "write and fdatasync, in turn"}, &row{what: fmt.Sprintf("Valid, %d callers", n)}, &row{what: "flows, × 3"}
+		disk, check, flow := &row{name: "write and fdatasync, in turn"}, &row{name: fmt.Sprintf("Valid, %d callers", n)}, &row{name: "flows, × 3"}
 		for range *rounds {
-			ceiling, c := s.measured(func() stretch { return s.flushes(*span) })
+			ceiling, c := s.measured(func() measurement { return s.flushes(*span) })
 			disk.add(ceiling, c, ceiling.perSecond, 1)
 			sent := s.sent(checks(n), r)
-			result, c := s.measured(func() stretch { return s.valids(n, sent, r, callersOnAConnection) })
+			result, c := s.measured(func() measurement { return s.valids(n, sent, r, callersPerConnection) })
 			check.add(result, c, ceiling.perSecond, 1)
-			result, c = s.measured(func() stretch { return s.flows(n, *span, r, callersOnAConnection) })
+			result, c = s.measured(func() measurement { return s.flows(n, *span, r, callersPerConnection) })
 			flow.add(result, c, ceiling.perSecond, 3)
 		}
 		rows = append(rows, disk, check, flow)
@@ -284,8 +286,8 @@ func BenchmarkSQLite(b *testing.B) {
 	printTable(rows)
 }
 
-// BenchmarkStart measures the time to the first answer of a new process on SQLite,
-// and what it weighs.
+// BenchmarkStart measures a new process on SQLite: the time to its first response, its memory,
+// and the size of the program.
 func BenchmarkStart(b *testing.B) {
 	s := &system{b: b, sink: newSink(b, 1)}
 	var first, resident []float64
@@ -300,23 +302,23 @@ func BenchmarkStart(b *testing.B) {
 		resident = append(resident, memory(b, r.PID))
 		r.Kill()
 	}
-	info, err := os.Stat(program(b))
+	info, err := os.Stat(buildOnce(b))
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Printf("start to first answer %.0f ms; resident memory %.0f MiB; binary %.1f MB\n", median(first), median(resident), float64(info.Size())/1e6)
+	fmt.Printf("start to first response %.0f ms; resident memory %.0f MiB; binary %.1f MB\n", median(first), median(resident), float64(info.Size())/1e6)
 }
 
-// BenchmarkSoak holds flows at half of what the service can for as long as -soak
-// says: memory, connections and goroutines must not grow.
+// BenchmarkSoak runs flows at half of the maximum rate for the time of -soak. Memory, connections
+// and goroutines must not grow.
 func BenchmarkSoak(b *testing.B) {
 	if *soak == 0 {
-		b.Skip("takes as long as it is told: make soak, or -soak 10m")
+		b.Skip("needs a duration: make soak, or -soak 10m")
 	}
 	s := onMariaDB(b, *numbers, 1)
 	r := s.replicas[0]
 	flow := func(ctx context.Context, caller int) error {
-		client := r.client(b, caller, callersOnAConnection)
+		client := r.client(b, caller, callersPerConnection)
 		i, err := s.send(ctx, client)
 		if err != nil {
 			return err
@@ -334,30 +336,30 @@ func BenchmarkSoak(b *testing.B) {
 	fmt.Printf("goroutines afterwards: %d\n", r.goroutines(b))
 }
 
-// BenchmarkService measures Valid on the replica that sent (warm) and on another
-// one (cold), and flows, between measurements of the raw statement.
+// BenchmarkService measures Valid on the replica that sent the code (warm) and on the other one
+// (cold), and flows. Each round begins with a measurement of the raw statement.
 func BenchmarkService(b *testing.B) {
 	s := onMariaDB(b, *numbers, 2)
-	here, there := s.replicas[0], s.replicas[1]
+	sender, other := s.replicas[0], s.replicas[1]
 	var rows []*row
 	for _, n := range callers(b) {
-		raw, warm, cold, flow := &row{what: fmt.Sprint("raw UPDATE, callers: ", n)}, &row{what: "Valid, warm"}, &row{what: "Valid, cold"}, &row{what: "flows, × 3"}
+		raw, warm, cold, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ", n)}, &row{name: "Valid, warm"}, &row{name: "Valid, cold"}, &row{name: "flows, × 3"}
 		for range *rounds {
-			ceiling, c := s.measured(func() stretch { return s.raw(n, *span) })
+			ceiling, c := s.measured(func() measurement { return s.raw(n, *span) })
 			raw.add(ceiling, c, ceiling.perSecond, 1)
-			var result stretch
-			for by, r := range map[*replica]*row{here: warm, there: cold} {
-				sent := s.sent(checks(n), here)
-				result, c = s.measured(func() stretch { return s.valids(n, sent, by, callersOnAConnection) })
+			var result measurement
+			for checker, r := range map[*replica]*row{sender: warm, other: cold} {
+				sent := s.sent(checks(n), sender)
+				result, c = s.measured(func() measurement { return s.valids(n, sent, checker, callersPerConnection) })
 				r.add(result, c, ceiling.perSecond, 1)
 			}
-			profiled(here, func() {
-				result, c = s.measured(func() stretch { return s.flows(n, *span, here, callersOnAConnection) })
+			profiled(sender, func() {
+				result, c = s.measured(func() measurement { return s.flows(n, *span, sender, callersPerConnection) })
 			})
 			flow.add(result, c, ceiling.perSecond, 3)
 		}
 		rows = append(rows, raw, warm, cold, flow)
 	}
 	printTable(rows)
-	fmt.Printf("resident memory afterwards: %.0f MiB, and %.0f MiB\n", memory(b, here.PID), memory(b, there.PID))
+	fmt.Printf("resident memory afterwards: %.0f MiB, and %.0f MiB\n", memory(b, sender.PID), memory(b, other.PID))
 }

@@ -16,13 +16,13 @@ import (
 	"time"
 )
 
-const firstNumber = 13_000_000_000 // in mainland China; the table's numbers follow it
+const firstNumber = 13_000_000_000 // a mobile number in mainland China; the first of the table
 
-// A sink answers Aliyun's SendSms with OK at next to no cost, and keeps each
+// A sink is a fake of Aliyun's SendSms with very low CPU cost. It accepts every SMS and keeps each
 // number's newest code.
 type sink struct {
 	url   string
-	codes []atomic.Uint32 // by number; the code and one
+	codes []atomic.Uint32 // by number: the code plus one
 }
 
 func newSink(b testing.TB, numbers int) *sink {
@@ -45,8 +45,8 @@ func newSink(b testing.TB, numbers int) *sink {
 }
 
 func (s *sink) serve(conn net.Conn) {
-	const answer = `{"Code":"OK","Message":"OK","BizId":"900619746936498440^0","RequestId":"F655A8D5-B967-440B-8683-DAD6FF8DE990"}`
-	response := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer)
+	const reply = `{"Code":"OK","Message":"OK","BizId":"900619746936498440^0","RequestId":"F655A8D5-B967-440B-8683-DAD6FF8DE990"}`
+	response := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(reply), reply)
 	defer conn.Close()
 	for lines := bufio.NewReader(conn); ; {
 		line, err := lines.ReadSlice('\n')
@@ -77,19 +77,19 @@ func after(line []byte, mark string, length int) []byte {
 
 func (s *sink) code(i int) string { return fmt.Sprintf("%06d", s.codes[i].Load()-1) }
 
-// A stretch is what a stretch of load gave.
-type stretch struct {
+// A measurement has the rate and the latencies of one run of a load.
+type measurement struct {
 	perSecond float64
 	latencies []time.Duration // sorted
 }
 
-func (s stretch) quantile(q float64) time.Duration {
+func (s measurement) quantile(q float64) time.Duration {
 	return s.latencies[min(int(q*float64(len(s.latencies))), len(s.latencies)-1)]
 }
 
-// closedLoop has so many callers do op in turn, without a pause: count times in
-// all, or until span is over. op gets the index of its caller.
-func closedLoop(b testing.TB, callers, count int, span time.Duration, op func(ctx context.Context, caller int) error) stretch {
+// closedLoop runs op in a number of callers, each without a pause, until op ran count times in
+// all or span is over. op gets the index of its caller.
+func closedLoop(b testing.TB, callers, count int, span time.Duration, op func(ctx context.Context, caller int) error) measurement {
 	b.Helper()
 	var left atomic.Int64
 	left.Store(int64(count))
@@ -108,22 +108,22 @@ func closedLoop(b testing.TB, callers, count int, span time.Duration, op func(ct
 	})
 }
 
-// openLoop begins op at a fixed rate for a while, at random moments, however long
-// the others take; what an op had to wait for its start is part of its latency.
-func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx context.Context, caller int) error) stretch {
+// openLoop starts op at random times at a fixed mean rate, independent of the duration of earlier
+// ops. The time that an op waits for its start is part of its latency.
+func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx context.Context, caller int) error) measurement {
 	b.Helper()
-	moments := make(chan time.Time, 1<<16)
+	starts := make(chan time.Time, 1<<16)
 	go func() {
-		defer close(moments)
+		defer close(starts)
 		for start, due := time.Now(), time.Duration(0); due < span; {
 			due += time.Duration(mathrand.ExpFloat64() / perSecond * float64(time.Second))
 			time.Sleep(time.Until(start.Add(due)))
-			moments <- start.Add(due)
+			starts <- start.Add(due)
 		}
 	}()
-	const inFlight = 512 // more wait, and their latency tells
+	const inFlight = 512 // the others wait, which their latency includes
 	return inParallel(b, inFlight, func(ctx context.Context, _ time.Time, caller int, took func(time.Time)) error {
-		for due := range moments {
+		for due := range starts {
 			if err := op(ctx, caller); err != nil {
 				return err
 			}
@@ -133,7 +133,8 @@ func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx c
 	})
 }
 
-func inParallel(b testing.TB, callers int, run func(ctx context.Context, start time.Time, caller int, took func(since time.Time)) error) stretch {
+// inParallel runs run once for each caller and returns the latencies that they report.
+func inParallel(b testing.TB, callers int, run func(ctx context.Context, start time.Time, caller int, took func(since time.Time)) error) measurement {
 	b.Helper()
 	var (
 		group     sync.WaitGroup
@@ -155,7 +156,7 @@ func inParallel(b testing.TB, callers int, run func(ctx context.Context, start t
 	for err := range failed {
 		b.Fatal(err)
 	}
-	s := stretch{latencies: slices.Concat(latencies...)}
+	s := measurement{latencies: slices.Concat(latencies...)}
 	s.perSecond = float64(len(s.latencies)) / elapsed.Seconds()
 	slices.Sort(s.latencies)
 	return s

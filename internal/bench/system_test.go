@@ -28,19 +28,19 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// callersOnAConnection is how many callers share one: fewer than a server allows,
-// as many as the processes of a backend may be.
-const callersOnAConnection = 64
+// callersPerConnection callers share one connection: fewer than a server allows, about as many as
+// the requests of one backend process.
+const callersPerConnection = 64
 
-// A system is the built program on a database, with all that it is measured by.
+// A system is the built program on a database, with its load and its counters.
 type system struct {
 	b        testing.TB
 	sink     *sink
 	numbers  int
 	dsn      string
 	next     atomic.Int64
-	database *sql.DB // MariaDB's, for the raw statement and its counters
-	pid      int     // MariaDB's
+	database *sql.DB // for the raw statement and MariaDB's counters
+	pid      int     // of MariaDB
 	replicas []*replica
 }
 
@@ -52,14 +52,13 @@ type replica struct {
 	clients []pb.PhoneNumberServiceClient
 }
 
-// onMariaDB starts so many replicas on a server of their own that has seen so many
-// numbers before.
+// onMariaDB starts a number of replicas on a new server whose table has a number of rows.
 func onMariaDB(b testing.TB, numbers, replicas int) *system {
 	b.Helper()
 	return onServer(b, startMariaDB(b, numbers), mariadbtest.Database, numbers, replicas)
 }
 
-// startMariaDB starts a server whose memory holds so many numbers.
+// startMariaDB starts a server whose buffer pool has room for a number of rows.
 func startMariaDB(b testing.TB, numbers int) *mariadbtest.Server {
 	b.Helper()
 	return mariadbtest.StartWith(b, mariadbtest.Options{Args: []string{
@@ -67,6 +66,7 @@ func startMariaDB(b testing.TB, numbers int) *mariadbtest.Server {
 	}})
 }
 
+// onServer creates database on server, starts replicas on it and fills the table.
 func onServer(b testing.TB, server *mariadbtest.Server, database string, numbers, replicas int) *system {
 	b.Helper()
 	create, err := sql.Open("mysql", server.DSN(""))
@@ -89,7 +89,7 @@ func onServer(b testing.TB, server *mariadbtest.Server, database string, numbers
 	for range replicas {
 		s.replicas = append(s.replicas, s.startOne(s.dsn)) // the first creates the table
 	}
-	// What a send of yesterday left: format, last ticket, number of codes, one code.
+	// State after a send of yesterday: format, last send ID, number of codes, one code.
 	const row = `CONCAT('+', 8600000000000 + %[3]d + seq), UNHEX(MD5(seq)), 1700000000000000 + seq,
 		CONCAT(x'01', UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), x'01',
 			UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), UNHEX(SHA2(seq, 256)), UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), x'81')
@@ -123,11 +123,11 @@ func (s *system) startOne(dsn string) *replica {
 	s.b.Helper()
 	env := servicetest.Environment(&dysmsapitest.Server{URL: s.sink.url, AccessKeyID: "bench", AccessKeySecret: "bench"}, dsn)
 	log := filepath.Join(s.b.TempDir(), "log")
-	p := servicetest.Start(s.b, "/bin/sh", servicetest.FreeAddress(s.b), append(env, os.Environ()...), "-c", fmt.Sprintf("exec %s 2>>%s", program(s.b), log))
+	p := servicetest.Start(s.b, "/bin/sh", servicetest.FreeAddress(s.b), append(env, os.Environ()...), "-c", fmt.Sprintf("exec %s 2>>%s", buildOnce(s.b), log))
 	return &replica{Process: p.Serving(s.b), log: log}
 }
 
-// client returns the client of a caller, who shares its connection with others.
+// client returns the client of a caller. callersOnIt callers share its connection.
 func (r *replica) client(b testing.TB, caller, callersOnIt int) pb.PhoneNumberServiceClient {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -143,13 +143,13 @@ func (r *replica) client(b testing.TB, caller, callersOnIt int) pb.PhoneNumberSe
 	return r.clients[caller/callersOnIt]
 }
 
-func (r *replica) hangUp() {
+func (r *replica) closeConns() {
 	for _, conn := range r.conns {
 		conn.Close()
 	}
 }
 
-// goroutines ends the program with the stacks of all of them, and counts.
+// goroutines ends the program with SIGQUIT and counts the goroutines in its stack dump.
 func (r *replica) goroutines(b testing.TB) int {
 	b.Helper()
 	r.Signal(syscall.SIGQUIT)
@@ -161,7 +161,7 @@ func (r *replica) goroutines(b testing.TB) int {
 	return bytes.Count(log, []byte("\ngoroutine "))
 }
 
-// openFiles are connections, for the most part.
+// openFiles returns the number of open files of r, most of which are connections.
 func (s *system) openFiles(r *replica) int {
 	s.b.Helper()
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.PID))
@@ -171,7 +171,7 @@ func (s *system) openFiles(r *replica) int {
 	return len(files)
 }
 
-// A number's index among the table's, all over it, and none twice until all were.
+// draw returns the index of a row, spread over the table. It repeats no row before all were drawn.
 func (s *system) draw() int {
 	const stride = 611_953 // a prime
 	return int(s.next.Add(1) * stride % int64(s.numbers))
@@ -188,14 +188,14 @@ func (s *system) send(ctx context.Context, to pb.PhoneNumberServiceClient) (numb
 func (s *system) valid(ctx context.Context, to pb.PhoneNumberServiceClient, i int) error {
 	res, err := to.Valid(ctx, &pb.ValidRequest{PhoneNumber: phoneNumber(i), Code: s.sink.code(i)})
 	if err == nil && !res.Valid {
-		err = errors.New("a right code was refused")
+		err = errors.New("a right code: got invalid; want valid")
 	}
 	return err
 }
 
-// raw is the ceiling: a trivial UPDATE by primary key, over the same driver, a
-// pool of the same size and the same protocol.
-func (s *system) raw(callers int, span time.Duration) stretch {
+// raw measures the ceiling: a trivial UPDATE by primary key, with the same driver, protocol and
+// pool size as the service.
+func (s *system) raw(callers int, span time.Duration) measurement {
 	s.b.Helper()
 	update, err := s.database.Prepare("UPDATE ceiling SET n = n + 1 WHERE id = ?")
 	if err != nil {
@@ -208,8 +208,8 @@ func (s *system) raw(callers int, span time.Duration) stretch {
 	})
 }
 
-// flushes writes a page to a file and has it flushed, again and again.
-func (s *system) flushes(span time.Duration) stretch {
+// flushes writes pages to a file and flushes each.
+func (s *system) flushes(span time.Duration) measurement {
 	s.b.Helper()
 	file, err := os.Create(filepath.Join(s.b.TempDir(), "page"))
 	if err != nil {
@@ -217,7 +217,7 @@ func (s *system) flushes(span time.Duration) stretch {
 	}
 	defer file.Close()
 	page, at := make([]byte, 4096), int64(0)
-	const size = 4 << 20 // as SQLite's log, which is written anew from time to time
+	const size = 4 << 20 // like SQLite's log, which is overwritten from time to time
 	file.Write(make([]byte, size))
 	return closedLoop(s.b, 1, unbounded, span, func(context.Context, int) error {
 		_, err := file.WriteAt(page, at)
@@ -228,22 +228,22 @@ func (s *system) flushes(span time.Duration) stretch {
 
 const unbounded = 1 << 60
 
-// sent has so many codes sent by from and returns their numbers.
+// sent sends count codes through from and returns the indexes of their numbers.
 func (s *system) sent(count int, from *replica) []int {
 	s.b.Helper()
 	const callers = 64
 	numbers := make([]int, count)
 	var n atomic.Int64
 	closedLoop(s.b, callers, count, time.Hour, func(ctx context.Context, caller int) error {
-		i, err := s.send(ctx, from.client(s.b, caller, callersOnAConnection))
+		i, err := s.send(ctx, from.client(s.b, caller, callersPerConnection))
 		numbers[n.Add(1)-1] = i
 		return err
 	})
 	return numbers
 }
 
-// valids has the codes of these numbers checked, each once.
-func (s *system) valids(callers int, numbers []int, by *replica, perConnection int) stretch {
+// valids checks the code of each number once, at by.
+func (s *system) valids(callers int, numbers []int, by *replica, perConnection int) measurement {
 	s.b.Helper()
 	var n atomic.Int64
 	return closedLoop(s.b, callers, len(numbers), time.Hour, func(ctx context.Context, caller int) error {
@@ -251,8 +251,8 @@ func (s *system) valids(callers int, numbers []int, by *replica, perConnection i
 	})
 }
 
-// flows is SendSMS, then Valid.
-func (s *system) flows(callers int, span time.Duration, r *replica, perConnection int) stretch {
+// flows measures flows: SendSMS, then Valid.
+func (s *system) flows(callers int, span time.Duration, r *replica, perConnection int) measurement {
 	s.b.Helper()
 	return closedLoop(s.b, callers, unbounded, span, func(ctx context.Context, caller int) error {
 		client := r.client(s.b, caller, perConnection)
@@ -264,10 +264,10 @@ func (s *system) flows(callers int, span time.Duration, r *replica, perConnectio
 	})
 }
 
-// A cost is what the processes took so far.
+// A cost is the resources that the processes have used.
 type cost struct {
 	service, database, load    time.Duration // of CPU
-	flushes, statements, swaps float64       // MariaDB's
+	flushes, statements, swaps float64       // of MariaDB
 }
 
 func (s *system) cost() (c cost) {
@@ -292,12 +292,12 @@ func (c cost) since(d cost) cost {
 	return cost{c.service - d.service, c.database - d.database, c.load - d.load, c.flushes - d.flushes, c.statements - d.statements, c.swaps - d.swaps}
 }
 
-// cpu is what a process has used, by all its threads, in user and kernel.
+// cpu returns the CPU time of all threads of a process, in user and kernel mode.
 func cpu(b testing.TB, pid int) time.Duration {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		b.Skip("this benchmark reads /proc, as Linux has it: ", err)
+		b.Skip("this benchmark needs Linux's /proc: ", err)
 	}
 	_, fields, _ := strings.Cut(string(text), ") ") // after the name
 	ticks := 0
@@ -308,7 +308,7 @@ func cpu(b testing.TB, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100 everywhere
 }
 
-// status is a number of /proc/PID/status, such as VmRSS in KiB or Threads.
+// status returns a number from /proc/PID/status, such as VmRSS in KiB or Threads.
 func status(b testing.TB, pid int, name string) int {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -323,13 +323,14 @@ func status(b testing.TB, pid int, name string) int {
 	return n
 }
 
-func memory(b testing.TB, pid int) float64 { return float64(status(b, pid, "VmRSS")) / 1024 } // MiB
+// memory returns the resident memory of a process in MiB.
+func memory(b testing.TB, pid int) float64 { return float64(status(b, pid, "VmRSS")) / 1024 }
 
 var build = sync.OnceValues(func() (string, error) {
 	if *profile == "" {
 		return servicetest.Build("../..")
 	}
-	// The program has no profiler, and gets one for this run.
+	// The program has no profiler. An overlay adds one for this run.
 	source, err := filepath.Abs("testdata/profile.go.txt")
 	if err != nil {
 		return "", err
@@ -346,8 +347,8 @@ var build = sync.OnceValues(func() (string, error) {
 	return servicetest.Build("../..", "-overlay", overlay.Name())
 })
 
-// program is the built one.
-func program(b testing.TB) string {
+// buildOnce builds the program at the first call and returns its path.
+func buildOnce(b testing.TB) string {
 	b.Helper()
 	path, err := build()
 	if err != nil {
@@ -356,7 +357,7 @@ func program(b testing.TB) string {
 	return path
 }
 
-// profiled writes a CPU profile of r during load to the file of -profile.
+// profiled runs load and writes a CPU profile of r to the file of -profile.
 func profiled(r *replica, load func()) {
 	if *profile == "" {
 		load()
