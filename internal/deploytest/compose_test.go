@@ -15,8 +15,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var composeNeeds = []string{"MYSQL_PASSWORD", "GRAFANA_PASSWORD", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"}
+var composeVariables = []string{"MYSQL_PASSWORD", "GRAFANA_PASSWORD", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"}
 
+// load loads compose.yaml with a value for each of these variables.
 func load(t *testing.T, variables []string) (*types.Project, error) {
 	t.Helper()
 	var env []string
@@ -29,32 +30,32 @@ func load(t *testing.T, variables []string) (*types.Project, error) {
 }
 
 func TestCompose_FitsTheProgram(t *testing.T) {
-	project, err := load(t, composeNeeds)
+	project, err := load(t, composeVariables)
 	must(t, err)
 	for _, name := range slices.Sorted(maps.Keys(project.Services)) {
 		s := project.Services[name]
 		for _, p := range s.Ports {
 			if p.HostIP != "127.0.0.1" {
-				t.Errorf("%s shows port %d to the network", name, p.Target)
+				t.Errorf("%s: port %d: got the address %q; want 127.0.0.1", name, p.Target, p.HostIP)
 			}
 		}
 		for _, v := range s.Volumes {
 			if _, err := os.Stat(v.Source); v.Type == types.VolumeTypeBind && err != nil {
-				t.Errorf("%s mounts what is not there: %v", name, err)
+				t.Errorf("%s: a mounted file: got %v; want it present", name, err)
 			}
 		}
 		if s.Build == nil && !strings.Contains(s.Image, ":") {
-			t.Errorf("%s: an image of any version: %s", name, s.Image)
+			t.Errorf("%s: image: got %s; want one with a version", name, s.Image)
 		}
 	}
-	ours := project.Services["phone-number-service"]
-	if _, err := os.Stat(filepath.Join(ours.Build.Context, ours.Build.Dockerfile)); err != nil {
+	service := project.Services["phone-number-service"]
+	if _, err := os.Stat(filepath.Join(service.Build.Context, service.Build.Dockerfile)); err != nil {
 		t.Error(err)
 	}
-	if ours.DependsOn["mysql"].Condition != types.ServiceConditionHealthy || project.Services["mysql"].HealthCheck == nil {
-		t.Error("the service does not wait for MySQL")
+	if service.DependsOn["mysql"].Condition != types.ServiceConditionHealthy || project.Services["mysql"].HealthCheck == nil {
+		t.Error("the service: got no dependency on a healthy MySQL; want one")
 	}
-	if got, want := *ours.Environment["DATA_SOURCE_NAME"], "phone:value-of-MYSQL_PASSWORD@tcp(mysql:3306)/PhoneNumberService"; got != want {
+	if got, want := *service.Environment["DATA_SOURCE_NAME"], "phone:value-of-MYSQL_PASSWORD@tcp(mysql:3306)/PhoneNumberService"; got != want {
 		t.Errorf("DATA_SOURCE_NAME=%s; want %s", got, want)
 	}
 	for _, part := range []string{
@@ -63,24 +64,24 @@ func TestCompose_FitsTheProgram(t *testing.T) {
 		"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON PhoneNumberService.* TO phone@'%';",
 	} {
 		if content := project.Configs["database"].Content; !strings.Contains(content, part) {
-			t.Errorf("MySQL is set up with\n%s\nwant\n%s", content, part)
+			t.Errorf("setup of MySQL: got\n%s\nwant in it\n%s", content, part)
 		}
 	}
-	if grace := time.Duration(*ours.StopGracePeriod); grace < 5*time.Second+longestCall {
-		t.Errorf("killed after %v", grace)
+	if grace := time.Duration(*service.StopGracePeriod); grace < 5*time.Second+longestCall {
+		t.Errorf("stop_grace_period: got %v; want at least %v", grace, 5*time.Second+longestCall)
 	}
 	env := map[string]string{}
-	for name, value := range ours.Environment {
+	for name, value := range service.Environment {
 		env[name] = *value
 	}
-	accepts(t, env)
+	mustAccept(t, env)
 }
 
 func TestCompose_RequiresItsVariables(t *testing.T) {
-	for i, name := range composeNeeds {
-		without := slices.Concat(composeNeeds[:i], composeNeeds[i+1:])
+	for i, name := range composeVariables {
+		without := slices.Concat(composeVariables[:i], composeVariables[i+1:])
 		if _, err := load(t, without); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("without %s: %v", name, err)
+			t.Errorf("without %s: got %v; want an error that names it", name, err)
 		}
 	}
 }
@@ -93,19 +94,19 @@ func TestPrometheus_ScrapesTheService(t *testing.T) {
 		} `json:"scrape_configs"`
 	}
 	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/prometheus/prometheus.yaml")), &config))
-	project, err := load(t, composeNeeds)
+	project, err := load(t, composeVariables)
 	must(t, err)
 	target := "phone-number-service" + *project.Services["phone-number-service"].Environment["PHONENUMBER_METRICS_LISTEN"]
 	if got := config.ScrapeConfigs[0].StaticConfigs[0].Targets; !slices.Equal(got, []string{target}) {
-		t.Errorf("scrapes %v; want %s", got, target)
+		t.Errorf("targets: got %v; want %s", got, target)
 	}
-	// The paths of rules are those beside the configuration, in the container as here.
+	// Paths of rule files are relative to the configuration, here and in the container.
 	for _, file := range config.RuleFiles {
 		found := slices.ContainsFunc(project.Services["prometheus"].Volumes, func(v types.ServiceVolumeConfig) bool {
 			return v.Target == "/etc/prometheus/"+file
 		})
 		if !found {
-			t.Errorf("%s is not mounted", file)
+			t.Errorf("%s: got no mount in the container; want one", file)
 		}
 	}
 }
@@ -119,28 +120,28 @@ func TestGrafana_FindsDashboardAndDataSource(t *testing.T) {
 		Providers []struct{ Options struct{ Path string } }
 	}
 	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/grafana/provisioning/dashboards/dashboards.yaml")), &dashboards))
-	project, err := load(t, composeNeeds)
+	project, err := load(t, composeVariables)
 	must(t, err)
 	folder := dashboards.Providers[0].Options.Path
 	if !slices.ContainsFunc(project.Services["grafana"].Volumes, func(v types.ServiceVolumeConfig) bool {
 		return v.Target == folder+"/dashboard.json"
 	}) {
-		t.Errorf("no dashboard is mounted in %s", folder)
+		t.Errorf("%s: got no mounted dashboard.json; want one", folder)
 	}
 	if url := sources.Datasources[0].URL; url != "http://prometheus:9090" {
-		t.Errorf("Prometheus is looked for at %s", url)
+		t.Errorf("URL of Prometheus: got %s; want http://prometheus:9090", url)
 	}
 	var dashboard any
 	must(t, json.Unmarshal([]byte(read(t, deploy+"/grafana/dashboard.json")), &dashboard))
 	for _, uid := range sourcesOf(dashboard) {
 		if uid != sources.Datasources[0].UID && !strings.HasPrefix(uid, "$") && !strings.HasPrefix(uid, "--") {
-			t.Errorf("the dashboard asks %q, which nothing sets up", uid)
+			t.Errorf("data source of the dashboard: got %q; want %q", uid, sources.Datasources[0].UID)
 		}
 	}
 }
 
-// sourcesOf returns the ids of the data sources that a dashboard names: neither
-// variables nor Grafana's own need be set up.
+// sourcesOf returns the ids of all data sources in a dashboard, with variables and Grafana's
+// built-in ones.
 func sourcesOf(node any) (uids []string) {
 	switch n := node.(type) {
 	case []any:

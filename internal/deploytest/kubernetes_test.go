@@ -30,7 +30,7 @@ import (
 
 const manifests = deploy + "/kubernetes"
 
-// applied is what kubectl apply -k applies, and the Secret that it needs.
+// applied has the objects that kubectl apply -k applies, and the Secret that they need.
 type applied struct {
 	*apps.Deployment
 	*core.Service
@@ -40,8 +40,7 @@ type applied struct {
 	*core.Secret
 }
 
-// build runs kustomize and reads what it makes strictly: a kind or a field that
-// Kubernetes does not know is an error.
+// build runs kustomize and decodes the result strictly: an unknown kind or field is an error.
 func build(t *testing.T) (a applied) {
 	t.Helper()
 	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), manifests)
@@ -60,17 +59,17 @@ func build(t *testing.T) (a applied) {
 	for _, text := range texts {
 		object, _, err := decoder.Decode([]byte(text), nil, nil)
 		if err != nil {
-			t.Fatalf("%v, in\n%s", err, text)
+			t.Fatalf("decoding: %v, in\n%s", err, text)
 		}
 		field := reflect.ValueOf(&a).Elem().FieldByName(reflect.TypeOf(object).Elem().Name())
 		if !field.IsValid() || !field.IsNil() {
-			t.Fatalf("there are no rules for this, or it is there twice:\n%s", text)
+			t.Fatalf("got an object of an unexpected kind, or a second one:\n%s", text)
 		}
 		field.Set(reflect.ValueOf(object))
 	}
 	for i := range reflect.TypeOf(a).NumField() {
 		if reflect.ValueOf(a).Field(i).IsNil() {
-			t.Fatalf("no %s", reflect.TypeOf(a).Field(i).Name)
+			t.Fatalf("got no %s; want one", reflect.TypeOf(a).Field(i).Name)
 		}
 	}
 	return a
@@ -80,15 +79,15 @@ func TestKustomization_ListsEveryManifest(t *testing.T) {
 	var kustomization struct{ Resources []string }
 	must(t, yaml.Unmarshal([]byte(read(t, manifests+"/kustomization.yaml")), &kustomization))
 	listed := append(kustomization.Resources, "kustomization.yaml", "secret.example.yaml")
-	var there []string
+	var present []string
 	entries, err := os.ReadDir(manifests)
 	must(t, err)
 	for _, e := range entries {
-		there = append(there, e.Name())
+		present = append(present, e.Name())
 	}
 	slices.Sort(listed)
-	if !slices.Equal(listed, there) {
-		t.Errorf("listed: %v\nthere:  %v", listed, there)
+	if !slices.Equal(listed, present) {
+		t.Errorf("listed: got %v; want the files %v", listed, present)
 	}
 }
 
@@ -113,48 +112,49 @@ func TestManifests_FitTogether(t *testing.T) {
 	for name, s := range selectors {
 		selector, err := meta.LabelSelectorAsSelector(s)
 		if err != nil || selector.Empty() || !selector.Matches(labels.Set(pod.Labels)) {
-			t.Errorf("%s selects %v (%v); the pods are %v", name, s, err, pod.Labels)
+			t.Errorf("%s: selector: got %v (%v); want one that matches %v", name, s, err, pod.Labels)
 		}
 	}
 
 	target := a.HorizontalPodAutoscaler.Spec.ScaleTargetRef
 	if target.Kind != "Deployment" || target.APIVersion != "apps/v1" || target.Name != a.Deployment.Name {
-		t.Errorf("the autoscaler scales %v", target)
+		t.Errorf("target of the autoscaler: got %v; want the Deployment %s", target, a.Deployment.Name)
 	}
 	if a.Deployment.Spec.Replicas != nil {
-		t.Error("the Deployment undoes what the autoscaler did: it has replicas")
+		t.Error("Deployment: got replicas, which override the autoscaler; want none")
 	}
-	if least := *a.HorizontalPodAutoscaler.Spec.MinReplicas; int(least) <= a.PodDisruptionBudget.Spec.MaxUnavailable.IntValue() {
-		t.Errorf("a drained node can take all of %d replicas", least)
+	if minReplicas := *a.HorizontalPodAutoscaler.Spec.MinReplicas; int(minReplicas) <= a.PodDisruptionBudget.Spec.MaxUnavailable.IntValue() {
+		t.Errorf("replicas: got %d; want more than maxUnavailable, so that node drains leave one", minReplicas)
 	}
 	update := a.Deployment.Spec.Strategy.RollingUpdate
 	if update.MaxUnavailable.IntValue() != 0 || update.MaxSurge.IntValue() != 1 {
-		t.Errorf("roll-out: %v", update)
+		t.Errorf("roll-out: got %v; want maxUnavailable 0, maxSurge 1", update)
 	}
 
 	if p := a.Service.Spec.Ports; len(p) != 1 || p[0].Port != ports["grpc"] || p[0].TargetPort.StrVal != "grpc" {
-		t.Errorf("Service: %v; container: %v", p, ports)
+		t.Errorf("ports of the Service: got %v; want only grpc of %v", p, ports)
 	}
 	var open []int32
 	for _, rule := range a.NetworkPolicy.Spec.Ingress {
 		if len(rule.From) == 0 {
-			t.Error("the NetworkPolicy lets everyone in")
+			t.Error("NetworkPolicy: got a rule that allows every source; want limited sources")
 		}
 		for _, p := range rule.Ports {
 			open = append(open, p.Port.IntVal)
 		}
 	}
 	if want := []int32{ports["grpc"], ports["metrics"]}; !slices.Equal(open, want) {
-		t.Errorf("the NetworkPolicy opens %v; want %v", open, want)
+		t.Errorf("ports of the NetworkPolicy: got %v; want %v", open, want)
 	}
 	if got := pod.Annotations["prometheus.io/port"]; got != strconv.Itoa(int(ports["metrics"])) {
-		t.Errorf("Prometheus is sent to port %s", got)
+		t.Errorf("prometheus.io/port: got %s; want %d", got, ports["metrics"])
 	}
 	if image := c.Image; !strings.Contains(image, "/phone-number-service:") {
-		t.Errorf("the image is %s: kustomization.yaml does not set it", image)
+		t.Errorf("image: got %s; want the one that kustomization.yaml sets", image)
 	}
 }
 
+// The pod's ports, probes, times, files and user fit the settings and the image.
 func TestPod_FitsTheProgram(t *testing.T) {
 	a := build(t)
 	pod := a.Deployment.Spec.Template
@@ -165,12 +165,12 @@ func TestPod_FitsTheProgram(t *testing.T) {
 	}
 	settings := documented(t)
 
-	// The probes ask the port at PHONENUMBER_LISTEN, which is the default.
+	// The probes use PHONENUMBER_LISTEN, which must have its default.
 	if _, set := env["PHONENUMBER_LISTEN"]; set || !strings.HasPrefix(settings["PHONENUMBER_LISTEN"].fallback, "`:"+strconv.Itoa(int(c.Ports[0].ContainerPort))+"`") {
-		t.Errorf("the port of gRPC is not the default: %v", c.Ports)
+		t.Errorf("gRPC port: got %v; want the default", c.Ports)
 	}
 	if env["PHONENUMBER_METRICS_LISTEN"] != ":"+strconv.Itoa(int(c.Ports[1].ContainerPort)) {
-		t.Errorf("PHONENUMBER_METRICS_LISTEN=%s; ports: %v", env["PHONENUMBER_METRICS_LISTEN"], c.Ports)
+		t.Errorf("PHONENUMBER_METRICS_LISTEN: got %s; want the metrics port of %v", env["PHONENUMBER_METRICS_LISTEN"], c.Ports)
 	}
 	for name, p := range map[string]struct {
 		*core.Probe
@@ -181,19 +181,19 @@ func TestPod_FitsTheProgram(t *testing.T) {
 		"liveness":  {c.LivenessProbe, []string{"/phone-number-service", "healthcheck", "--liveness"}},
 	} {
 		if !slices.Equal(p.Exec.Command, p.command) {
-			t.Errorf("%s probe: %v; want %v", name, p.Exec.Command, p.command)
+			t.Errorf("%s probe: got %v; want %v", name, p.Exec.Command, p.command)
 		}
 		if p.TimeoutSeconds <= 3 {
-			t.Errorf("%s probe: given up after %d s, healthcheck gives up after 3", name, p.TimeoutSeconds)
+			t.Errorf("%s probe: timeout: got %d s; want more than the 3 s of healthcheck", name, p.TimeoutSeconds)
 		}
 	}
-	if patience := c.StartupProbe.PeriodSeconds * c.StartupProbe.FailureThreshold; patience < 75 {
-		t.Errorf("the startup probe gives up after %d s; the program waits 60 for its database", patience)
+	if timeout := c.StartupProbe.PeriodSeconds * c.StartupProbe.FailureThreshold; timeout < 75 {
+		t.Errorf("startup probe: time to failure: got %d s; want at least 75, since the program waits 60 for its database", timeout)
 	}
 	drainDelay, err := time.ParseDuration(env["PHONENUMBER_DRAIN_DELAY"])
 	must(t, err)
 	if grace := time.Duration(*pod.Spec.TerminationGracePeriodSeconds) * time.Second; grace < drainDelay+longestCall {
-		t.Errorf("killed after %v; stopping takes up to %v + %v", grace, drainDelay, longestCall)
+		t.Errorf("termination grace period: got %v; want at least %v + %v", grace, drainDelay, longestCall)
 	}
 
 	var files []string
@@ -201,16 +201,16 @@ func TestPod_FitsTheProgram(t *testing.T) {
 		if strings.HasSuffix(name, "_FILE") {
 			files = append(files, path.Base(value))
 			if path.Dir(value) != c.VolumeMounts[0].MountPath {
-				t.Errorf("%s=%s is not where the Secret is", name, value)
+				t.Errorf("%s: got %s; want a file in %s, where the Secret is", name, value, c.VolumeMounts[0].MountPath)
 			}
 		}
 	}
 	slices.Sort(files)
 	if keys := slices.Sorted(maps.Keys(a.StringData)); !slices.Equal(files, keys) {
-		t.Errorf("the files %v are not the Secret's %v", files, keys)
+		t.Errorf("secret files: got %v; want the keys of the Secret, %v", files, keys)
 	}
 	if v := pod.Spec.Volumes[0]; v.Name != c.VolumeMounts[0].Name || v.Secret.SecretName != a.Secret.Name || c.VolumeMounts[0].SubPath != "" {
-		t.Errorf("the Secret %s is mounted as %v from %v", a.Secret.Name, c.VolumeMounts[0], v)
+		t.Errorf("mount of the Secret %s: got %v of %v; want the whole Secret", a.Secret.Name, c.VolumeMounts[0], v)
 	}
 
 	evaluator, err := podsecurity.NewEvaluator(podsecurity.DefaultChecks(), nil)
@@ -218,15 +218,16 @@ func TestPod_FitsTheProgram(t *testing.T) {
 	restricted := podsecurityapi.LevelVersion{Level: podsecurityapi.LevelRestricted, Version: podsecurityapi.LatestVersion()}
 	for _, result := range evaluator.EvaluatePod(restricted, &pod.ObjectMeta, &pod.Spec) {
 		if !result.Allowed {
-			t.Errorf("against the Pod Security Standard %q: %s: %s", restricted.Level, result.ForbiddenReason, result.ForbiddenDetail)
+			t.Errorf("Pod Security Standard %q: got %s: %s; want it allowed", restricted.Level, result.ForbiddenReason, result.ForbiddenDetail)
 		}
 	}
 	if !*c.SecurityContext.ReadOnlyRootFilesystem || *pod.Spec.AutomountServiceAccountToken || *pod.Spec.SecurityContext.RunAsUser != imageUser(t) {
-		t.Error("the pod's files can be written, it has a token, or its user is not the image's")
+		t.Errorf("pod: want a read-only root, no service account token, and the image's user %d", imageUser(t))
 	}
-	accepts(t, env)
+	mustAccept(t, env)
 }
 
+// imageUser returns the user of the Dockerfile.
 func imageUser(t *testing.T) int64 {
 	t.Helper()
 	_, after, _ := strings.Cut(read(t, filepath.Join(root, "Dockerfile")), "\nUSER ")

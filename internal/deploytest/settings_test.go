@@ -1,6 +1,6 @@
-// Package deploytest checks the files of deploy/ with what reads them: the types of
-// Kubernetes, kustomize, the loader of compose, systemd, and the built program. It is a
-// module of its own for what only it imports.
+// Package deploytest tests the files of deploy/ with the programs and libraries that read them:
+// the types of Kubernetes, kustomize, the loader of compose, systemd, and the built program. It is
+// a separate module, so that the program's module does not require these libraries.
 package deploytest
 
 import (
@@ -21,7 +21,7 @@ const (
 	root   = "../.."
 	deploy = root + "/deploy"
 
-	// How long calls in flight take to finish after the drain delay, by default: docs/install.md.
+	// Maximum time for calls in flight after the drain delay, by default: docs/install.md.
 	longestCall = 12 * time.Second
 )
 
@@ -58,7 +58,7 @@ func documented(t testing.TB) map[string]setting {
 		}
 	}
 	if len(settings) < 10 {
-		t.Fatalf("docs/configuration.md has the settings %v", settings)
+		t.Fatalf("settings in docs/configuration.md: got %v; want at least 10", settings)
 	}
 	return settings
 }
@@ -74,18 +74,18 @@ func TestDeploy_UsesDocumentedSettings(t *testing.T) {
 			seen++
 			base, file := strings.CutSuffix(found, "_FILE")
 			if s, known := settings[base]; !known || file && !s.file {
-				t.Errorf("%s: %s is not in docs/configuration.md", name, found)
+				t.Errorf("%s: got %s; want a setting of docs/configuration.md", name, found)
 			}
 		}
 		return nil
 	}))
 	if seen < 15 {
-		t.Errorf("saw %d", seen)
+		t.Errorf("settings in deploy/: got %d; want at least 15", seen)
 	}
 }
 
-// program builds the program once.
-var program = sync.OnceValues(func() (string, error) {
+// buildOnce builds the program at the first call and returns its path.
+var buildOnce = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "phone-number-service")
 	if err != nil {
 		return "", err
@@ -97,24 +97,24 @@ var program = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if binary, _ := program(); binary != "" {
-		os.RemoveAll(filepath.Dir(binary))
+	if program, _ := buildOnce(); program != "" {
+		os.RemoveAll(filepath.Dir(program))
 	}
 	os.Exit(code)
 }
 
-// accepts runs the program with env until it looks for its database, which is nowhere:
-// every setting has passed by then.
-func accepts(t *testing.T, env map[string]string) {
+// mustAccept runs the program with env until it waits for its database, which does not exist. At
+// that point the program has accepted every setting.
+func mustAccept(t *testing.T, env map[string]string) {
 	t.Helper()
 	secrets := map[string]string{
 		"DATA_SOURCE_NAME":     "phone:password@tcp(127.0.0.1:1)/PhoneNumberService",
 		"ALIYUN_ACCESS_KEY_ID": "id", "ALIYUN_ACCESS_KEY_SECRET": "secret",
 		"PHONENUMBER_CODE_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
 	}
-	binary, err := program()
+	program, err := buildOnce()
 	must(t, err)
-	cmd := exec.CommandContext(t.Context(), binary)
+	cmd := exec.CommandContext(t.Context(), program)
 	dir := t.TempDir()
 	for name, value := range env {
 		base, file := strings.CutSuffix(name, "_FILE")
@@ -131,12 +131,12 @@ func accepts(t *testing.T, env map[string]string) {
 	must(t, cmd.Start())
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	var said strings.Builder
+	var output strings.Builder
 	for lines := bufio.NewScanner(stderr); lines.Scan(); {
 		if strings.Contains(lines.Text(), "waiting for the database") {
 			return
 		}
-		said.WriteString(lines.Text() + "\n")
+		output.WriteString(lines.Text() + "\n")
 	}
-	t.Errorf("with %v the program said\n%s", env, &said)
+	t.Errorf("the program with %v: got\n%s\nwant it to wait for the database", env, &output)
 }
