@@ -1,5 +1,5 @@
-// Package monitortest holds deploy/'s dashboard and alerts against what reads them,
-// and against what the program says.
+// Package monitortest tests the dashboard and the alerts of deploy/ with promtool, with a real
+// Prometheus, and with the metrics of the running program.
 package monitortest
 
 import (
@@ -38,7 +38,7 @@ const (
 	alertTests    = "../../deploy/prometheus/alerts_test.yaml"
 	runbookFile   = "../../docs/runbook.md"
 	runbookURL    = "https://github.com/liulinhuai/phone-number-service/blob/main/docs/runbook.md"
-	patience      = time.Minute
+	timeout       = time.Minute
 )
 
 func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
@@ -52,39 +52,42 @@ func read(t *testing.T, file string) string {
 	return string(b)
 }
 
-// debian returns a program of Debian's package prometheus.
-func debian(t *testing.T, name string) string {
+// findProgram returns the path of a program in Debian's package prometheus. Without it the test is
+// skipped; under CI it fails.
+func findProgram(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err == nil {
 		return path
 	}
-	if path, err = filepath.Abs("../../.bin/prometheus/usr/bin/" + name); err == nil { // make's
+	if path, err = filepath.Abs("../../.bin/prometheus/usr/bin/" + name); err == nil { // installed by make
 		if _, err = os.Stat(path); err == nil {
 			return path
 		}
 	}
-	why := "no " + name + ": apt-get install prometheus, or make test"
+	reason := "no " + name + ": apt-get install prometheus, or make test"
 	if os.Getenv("CI") != "" {
-		t.Fatal(why)
+		t.Fatal(reason)
 	}
-	fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", why)
-	t.Skip(why)
+	fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", reason)
+	t.Skip(reason)
 	return ""
 }
 
+// The rule tests of alerts_test.yaml pass. For each alert they have a case in which it fires and
+// one in which it stays silent.
 func TestAlerts_FireAndStaySilentAsTested(t *testing.T) {
 	for _, args := range [][]string{{"check", "rules", alertsFile}, {"test", "rules", alertTests}} {
-		if out, err := exec.Command(debian(t, "promtool"), args...).CombinedOutput(); err != nil {
+		if out, err := exec.Command(findProgram(t, "promtool"), args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %v: %v\n%s", args, err, out)
 		}
 	}
 	for _, a := range alertNames(t) {
 		if !regexp.MustCompile(`- alertname: ` + a + `\b[^\n]*\n\s*eval_time: .*\n\s*exp_alerts:`).MatchString(read(t, alertTests)) {
-			t.Errorf("%s is in no test that has it fire", a)
+			t.Errorf("%s: alerts_test.yaml lacks a case in which it fires", a)
 		}
 		if !strings.Contains(read(t, alertTests), "- {alertname: "+a+", eval_time:") {
-			t.Errorf("%s is in no test that has it be silent", a)
+			t.Errorf("%s: alerts_test.yaml lacks a case in which it stays silent", a)
 		}
 	}
 }
@@ -95,7 +98,7 @@ func alertNames(t *testing.T) (names []string) {
 		names = append(names, m[1])
 	}
 	if names = slices.Compact(names); len(names) < 10 {
-		t.Fatalf("%d alerts were found", len(names))
+		t.Fatalf("alerts: got %d; want at least 10", len(names))
 	}
 	return names
 }
@@ -107,7 +110,7 @@ func TestRunbook_HasExactlyTheAlerts(t *testing.T) {
 	}
 	names := alertNames(t)
 	if slices.Sort(headings); !slices.Equal(headings, slices.Sorted(slices.Values(names))) {
-		t.Errorf("headings of the runbook: got %v; want the alerts %v", headings, names)
+		t.Errorf("alert headings in the runbook: got %v; want %v", headings, names)
 	}
 }
 
@@ -145,40 +148,39 @@ func TestDashboard_IsWellFormed(t *testing.T) {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	if e.Encode(anything); sorted.String() != text {
-		t.Error("its keys are not sorted, or it is not indented by two spaces")
+		t.Error("dashboard.json: want sorted keys and an indent of two spaces")
 	}
 	d := readDashboard(t)
-	ids, taken, panels := map[int]bool{}, map[[2]int]string{}, 0
+	ids, occupied, panels := map[int]bool{}, map[[2]int]string{}, 0
 	for _, p := range d.Panels {
 		if ids[p.ID] {
-			t.Errorf("%s: id %d is there twice", p.Title, p.ID)
+			t.Errorf("%s: got the id %d twice; want it once", p.Title, p.ID)
 		}
 		ids[p.ID] = true
 		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
 			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
-				if there := taken[[2]int{x, y}]; there != "" || x >= 24 {
-					t.Fatalf("%s lies over %q, or outside", p.Title, there)
+				if other := occupied[[2]int{x, y}]; other != "" || x >= 24 {
+					t.Fatalf("%s: got a position over %q or outside; want a free one in 24 columns", p.Title, other)
 				}
-				taken[[2]int{x, y}] = p.Title
+				occupied[[2]int{x, y}] = p.Title
 			}
 		}
 		if p.Type == "row" {
 			continue
 		}
 		if panels++; p.Type != "timeseries" && p.Type != "stat" || p.Datasource.UID != "${datasource}" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 {
-			t.Errorf("%s: got type %q, data source %q, unit %q, %d queries", p.Title, p.Type, p.Datasource.UID, p.FieldConfig.Defaults.Unit, len(p.Targets))
+			t.Errorf("%s: got type %q, data source %q, unit %q, %d queries; want timeseries or stat, ${datasource}, a unit, a query", p.Title, p.Type, p.Datasource.UID, p.FieldConfig.Defaults.Unit, len(p.Targets))
 		}
 		if strings.Count(p.Description, ".")-strings.Count(p.Description, "PHONENUMBER_SMS_TIMEOUT.") < 1 || !strings.HasSuffix(p.Description, ".") {
-			t.Errorf("%s: its description is no sentence: %q", p.Title, p.Description)
+			t.Errorf("%s: description: got %q; want a sentence", p.Title, p.Description)
 		}
 	}
 	if panels == 0 || panels > 24 || d.SchemaVersion < 39 {
-		t.Errorf("got %d panels of schema %d; want 24 at most, of 39 or later", panels, d.SchemaVersion)
+		t.Errorf("got %d panels of schema %d; want 1 to 24 of schema 39 or later", panels, d.SchemaVersion)
 	}
 }
 
-// A typing error in a label's value would make an alert that its own test has fire,
-// and nothing else.
+// An alert with a misspelled label value fires in its rule test, but never in production.
 func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 	known := map[string][]string{
 		"result": {"accepted", "ok", "conflict", "error", "unknown"}, "method": {"SendSMS", "Valid"},
@@ -196,41 +198,40 @@ func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 	for _, m := range regexp.MustCompile(`\b(result|outcome|status|method)[!=]=?~?\\?"([^"\\]*)`).FindAllStringSubmatch(read(t, alertsFile)+read(t, dashboardFile), -1) {
 		for _, value := range strings.Split(m[2], "|") {
 			if found++; !slices.Contains(known[m[1]], value) {
-				t.Errorf("%s is never %q; it is one of %v", m[1], value, known[m[1]])
+				t.Errorf("label %s: got the value %q; want one of %v", m[1], value, known[m[1]])
 			}
 		}
 	}
 	if found < 10 {
-		t.Errorf("%d values were found", found)
+		t.Errorf("label values: got %d; want at least 10", found)
 	}
 }
 
 func TestQueries_FindTheProgramsMetrics(t *testing.T) {
-	program := debian(t, "prometheus")
-	targets := startServices(t)
-	p := startPrometheus(t, program, targets...)
+	program := findProgram(t, "prometheus")
+	p := startPrometheus(t, program, startServices(t)...)
 	t.Run("dashboard", func(t *testing.T) {
 		d := readDashboard(t)
 		queries := 0
 		for _, panel := range d.Panels {
 			for _, target := range panel.Targets {
 				queries++
-				// What was a day ago no test can know.
+				// The test has no values of a day ago.
 				q := strings.NewReplacer("$__rate_interval", "15s", `"$instance"`, `".*"`, `"$country"`, `".*"`, " offset 24h", "").Replace(target.Expr)
-				series := p.finds(t, panel.Title, q)
+				series := p.mustFind(t, panel.Title, q)
 				for _, label := range regexp.MustCompile(`{{(\w+)}}`).FindAllStringSubmatch(target.LegendFormat, -1) {
 					if len(series) > 0 && series[0].Metric[label[1]] == "" {
-						t.Errorf("%s: the legend's %s is not in %s", panel.Title, label[0], q)
+						t.Errorf("%s: got no label %s in the result of %s; want it for the legend", panel.Title, label[0], q)
 					}
 				}
 			}
 		}
 		if queries < 20 {
-			t.Errorf("%d queries were found", queries)
+			t.Errorf("queries: got %d; want at least 20", queries)
 		}
 		for _, v := range d.Templating.List {
 			if m := regexp.MustCompile(`^label_values\((\w+), (\w+)\)$`).FindStringSubmatch(v.Definition); m != nil {
-				p.finds(t, "the variable "+v.Name, m[1]+"{"+m[2]+`!=""}`)
+				p.mustFind(t, "the variable "+v.Name, m[1]+"{"+m[2]+`!=""}`)
 			}
 		}
 	})
@@ -238,7 +239,7 @@ func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 		rules := p.rules(t)
 		for _, r := range rules {
 			if r.Health != "ok" {
-				t.Errorf("%s: %s, %s", r.Name, r.Health, r.LastError)
+				t.Errorf("%s: got the health %s, %s; want ok", r.Name, r.Health, r.LastError)
 			}
 			if r.Type == "alerting" {
 				if want := runbookURL + "#" + strings.ToLower(r.Name); r.Annotations["runbook_url"] != want {
@@ -250,14 +251,14 @@ func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 			}
 			selectors := selectorsOf(r.Query)
 			if len(selectors) == 0 {
-				t.Errorf("%s: no metric was found in %s", r.Name, r.Query)
+				t.Errorf("%s: metrics in %s: got none; want at least one", r.Name, r.Query)
 			}
 			for _, s := range selectors {
-				p.finds(t, r.Name, s)
+				p.mustFind(t, r.Name, s)
 			}
 		}
 		if len(rules) < 20 {
-			t.Errorf("%d rules were found", len(rules))
+			t.Errorf("rules: got %d; want at least 20", len(rules))
 		}
 	})
 	// After the others: by now every metric has a value.
@@ -276,20 +277,20 @@ func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 }
 
 var (
-	quoted    = regexp.MustCompile(`"[^"]*"`)
+	quotes    = regexp.MustCompile(`"[^"]*"`)
 	grouping  = regexp.MustCompile(`\b(by|on|without|ignoring) *\([^)]*\)`)
 	selector  = regexp.MustCompile(`\b([a-zA-Z_][\w:]*)( *\(|{[^}]*}|)`)
 	labelName = regexp.MustCompile(`(\w+) *[!=]`)
-	words     = []string{"and", "or", "unless", "offset", "group_left", "group_right", "bool", "by", "on", "ALERTS"}
+	keywords  = []string{"and", "or", "unless", "offset", "group_left", "group_right", "bool", "by", "on", "ALERTS"}
 )
 
-// selectorsOf returns the metrics of a query, each with the labels that it asks for,
-// whatever their values, and without those that Prometheus makes itself.
+// selectorsOf returns a selector for each metric of a query: the metric with the labels that the
+// query selects, each with any value. It leaves out metrics that Prometheus itself creates.
 func selectorsOf(query string) (all []string) {
-	query = grouping.ReplaceAllString(quoted.ReplaceAllString(query, `""`), " ")
+	query = grouping.ReplaceAllString(quotes.ReplaceAllString(query, `""`), " ")
 	query = regexp.MustCompile(`\[[^\]]*\]`).ReplaceAllString(query, "")
 	for _, m := range selector.FindAllStringSubmatch(query, -1) {
-		if slices.Contains(words, m[1]) || strings.HasSuffix(m[2], "(") {
+		if slices.Contains(keywords, m[1]) || strings.HasSuffix(m[2], "(") {
 			continue
 		}
 		var labels []string
@@ -301,8 +302,8 @@ func selectorsOf(query string) (all []string) {
 	return all
 }
 
-// startServices starts two replicas on one database, with calls of every sort until
-// the test ends, and returns where their metrics are.
+// startServices starts two replicas on one database and makes calls of every kind until the test
+// ends. It returns the addresses of their metrics.
 func startServices(t *testing.T) (metrics []string) {
 	t.Helper()
 	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
@@ -312,20 +313,20 @@ func startServices(t *testing.T) (metrics []string) {
 	if err := os.WriteFile(trusted, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: gateway.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	binary, err := servicetest.Build("../..")
+	program, err := servicetest.Build("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(filepath.Dir(binary)) })
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(program)) })
 	var replicas []*servicetest.Process
 	for range 2 {
-		at := servicetest.FreeAddress(t)
-		metrics = append(metrics, at)
-		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted, "PHONENUMBER_METRICS_LISTEN="+at)
-		replicas = append(replicas, servicetest.Start(t, binary, servicetest.FreeAddress(t), env).Serving(t))
+		address := servicetest.FreeAddress(t)
+		metrics = append(metrics, address)
+		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted, "PHONENUMBER_METRICS_LISTEN="+address)
+		replicas = append(replicas, servicetest.Start(t, program, servicetest.FreeAddress(t), env).Serving(t))
 	}
 	var mu sync.Mutex
-	sent := map[string]string{} // codes by number on the wire
+	sent := map[string]string{} // code by Aliyun's form of the number
 	fake.OnAccepted(func(m dysmsapitest.Accepted) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -343,7 +344,7 @@ func startServices(t *testing.T) (metrics []string) {
 	calling.Go(func() {
 		for i := 0; ctx.Err() == nil; i++ {
 			number := func(prefix, digits int) string { return strconv.Itoa(prefix) + fmt.Sprintf("%0*d", digits, i) }
-			// Both replicas at once, so that one loses the race.
+			// Both replicas at once, so that one has a conflict.
 			var both sync.WaitGroup
 			for _, p := range replicas {
 				both.Go(func() { send(p, number(186, 8), "Acme") })
@@ -354,7 +355,7 @@ func startServices(t *testing.T) (metrics []string) {
 			mu.Unlock()
 			valid(replicas[0], number(186, 8), "wrong")
 			valid(replicas[1], number(186, 8), code)
-			send(replicas[0], "+659"+number(1, 6), "Acme") // abroad; nobody verifies it, until it is too late
+			send(replicas[0], "+659"+number(1, 6), "Acme") // abroad; no check matches, until the attempts are used up
 			for range 4 {
 				valid(replicas[1], "+659"+number(1, 6), "wrong")
 			}
@@ -369,17 +370,17 @@ func startServices(t *testing.T) (metrics []string) {
 			}
 			select {
 			case <-ctx.Done():
-			case <-time.After(50 * time.Millisecond): // the machine is for others too
+			case <-time.After(50 * time.Millisecond): // leaves CPU time for other processes
 			}
 		}
 	})
 	return metrics
 }
 
-// A server is a Prometheus.
+// A server is a running Prometheus.
 type server struct{ address string }
 
-// startPrometheus starts one with the alerts that scrapes targets each second.
+// startPrometheus starts a Prometheus with the alerts. It scrapes the targets each second.
 func startPrometheus(t *testing.T, program string, targets ...string) server {
 	t.Helper()
 	rules, err := filepath.Abs(alertsFile)
@@ -405,7 +406,7 @@ scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s
 			t.Logf("output of Prometheus:\n%s", &output)
 		}
 	})
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if res, err := http.Get("http://" + s.address + "/-/ready"); err == nil {
 			res.Body.Close()
 			if res.StatusCode == http.StatusOK {
@@ -413,11 +414,11 @@ scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s
 			}
 		}
 	}
-	t.Fatal("Prometheus did not start")
+	t.Fatal("Prometheus: got no ready response within a minute; want one")
 	return s
 }
 
-// ask puts the answer of the API at path into data.
+// ask requests path from the API and decodes the response into data.
 func (s server) ask(t *testing.T, path string, data any) {
 	t.Helper()
 	res, err := http.Get("http://" + s.address + path)
@@ -427,7 +428,7 @@ func (s server) ask(t *testing.T, path string, data any) {
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: got %d, %v, %s", path, res.StatusCode, err, body)
+		t.Fatalf("%s: got %d, %v, %s; want 200", path, res.StatusCode, err, body)
 	}
 	if err := json.Unmarshal(body, &struct{ Data any }{data}); err != nil {
 		t.Fatalf("%v in %s", err, body)
@@ -439,19 +440,19 @@ type series struct {
 	Value  [2]any
 }
 
-// finds waits until the query has a result that is a number, and returns it.
-func (s server) finds(t *testing.T, what, query string) []series {
+// mustFind waits until the query has a result that is a number, and returns it.
+func (s server) mustFind(t *testing.T, source, query string) []series {
 	t.Helper()
-	var answer struct{ Result []series }
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		s.ask(t, "/api/v1/query?query="+url.QueryEscape(query), &answer)
-		for _, found := range answer.Result {
+	var response struct{ Result []series }
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		s.ask(t, "/api/v1/query?query="+url.QueryEscape(query), &response)
+		for _, found := range response.Result {
 			if v, err := strconv.ParseFloat(found.Value[1].(string), 64); err == nil && !math.IsNaN(v) {
-				return answer.Result
+				return response.Result
 			}
 		}
 	}
-	t.Errorf("%s: nothing is found by %s; got %v", what, query, answer.Result)
+	t.Errorf("%s: %s: got %v; want a number", source, query, response.Result)
 	return nil
 }
 
@@ -460,20 +461,20 @@ type rule struct {
 	Labels, Annotations                  map[string]string
 }
 
-// rules returns all rules, evaluated once at least.
+// rules returns all rules after their first evaluation.
 func (s server) rules(t *testing.T) (all []rule) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		var answer struct{ Groups []struct{ Rules []rule } }
-		s.ask(t, "/api/v1/rules", &answer)
+	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		var response struct{ Groups []struct{ Rules []rule } }
+		s.ask(t, "/api/v1/rules", &response)
 		all = nil
-		for _, g := range answer.Groups {
+		for _, g := range response.Groups {
 			all = append(all, g.Rules...)
 		}
 		if len(all) > 0 && !slices.ContainsFunc(all, func(r rule) bool { return r.Health == "unknown" }) {
 			return all
 		}
 	}
-	t.Fatalf("rules are not evaluated: %v", all)
+	t.Fatalf("rules: got %v; want all evaluated within a minute", all)
 	return nil
 }
