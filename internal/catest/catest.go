@@ -26,7 +26,7 @@ type CA struct {
 	key         *ecdsa.PrivateKey
 }
 
-// New returns a CA of its own.
+// New returns a new CA.
 func New(t testing.TB) *CA {
 	t.Helper()
 	ca := &CA{t: t, Pool: x509.NewCertPool()}
@@ -40,8 +40,8 @@ func New(t testing.TB) *CA {
 	return ca
 }
 
-// Issue returns a certificate for these names, each an IP address, a URI or a DNS
-// name, and its key, in PEM. It is good for servers and clients, for an hour.
+// Issue returns a certificate for these names, and its key, in PEM. Each name is an IP address, a
+// URI or a DNS name. The certificate is for servers and clients, and valid for one hour.
 func (ca *CA) Issue(names ...string) (certificate, key string) {
 	ca.t.Helper()
 	template := &x509.Certificate{
@@ -59,16 +59,17 @@ func (ca *CA) Issue(names ...string) (certificate, key string) {
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
-	own := newKey(ca.t)
-	certificate, _ = ca.sign(template, own)
-	der, err := x509.MarshalPKCS8PrivateKey(own)
+	subjectKey := newKey(ca.t)
+	certificate, _ = ca.sign(template, subjectKey)
+	der, err := x509.MarshalPKCS8PrivateKey(subjectKey)
 	if err != nil {
 		ca.t.Fatal(err)
 	}
 	return certificate, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// Client returns what trusts the CA and, where there are names, has a certificate.
+// Client returns a TLS configuration that trusts the CA. If there are names, it has a client
+// certificate for them.
 func (ca *CA) Client(names ...string) *tls.Config {
 	ca.t.Helper()
 	config := &tls.Config{RootCAs: ca.Pool, MinVersion: tls.VersionTLS12}
@@ -92,13 +93,14 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-func (ca *CA) sign(template *x509.Certificate, of *ecdsa.PrivateKey) (string, *x509.Certificate) {
+// sign signs a certificate for subjectKey.
+func (ca *CA) sign(template *x509.Certificate, subjectKey *ecdsa.PrivateKey) (string, *x509.Certificate) {
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
 		ca.t.Fatal(err)
 	}
 	template.SerialNumber, template.NotBefore, template.NotAfter = serial, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, of.Public(), ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, subjectKey.Public(), ca.key)
 	if err != nil {
 		ca.t.Fatal(err)
 	}

@@ -2,8 +2,8 @@ package mariadbtest
 
 import "syscall"
 
-// dieWithParent has the kernel kill the server with the test process, so that a
-// panic leaves none behind.
+// dieWithParent makes the kernel kill the server when the test process ends. So no server remains
+// after a panic.
 func dieWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

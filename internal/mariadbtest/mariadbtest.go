@@ -1,5 +1,5 @@
-// Package mariadbtest gives tests real databases: empty ones on a server that
-// the test process shares, and servers of a test's own to break.
+// Package mariadbtest starts MariaDB for tests: empty databases on a server that all tests of the
+// process share, and private servers that a test may kill.
 package mariadbtest
 
 import (
@@ -23,16 +23,16 @@ import (
 )
 
 const (
-	// Database is there on every server of Start.
+	// Database exists on every server that Start returns.
 	Database = "PhoneNumberService"
 
-	// existing names a server to use instead of a private one, as a user who may
-	// create and drop databases.
+	// existing is the variable with the DSN of a running server, which replaces the shared one. Its
+	// user must be able to create and drop databases.
 	existing = "TEST_DATA_SOURCE_NAME"
 	howToGet = "no MariaDB server: apt-get install mariadb-server-core, or make test, or a data source name in " + existing
 
 	createDatabase = "CREATE DATABASE %s DEFAULT CHARACTER SET ascii COLLATE ascii_bin;\n"
-	patience       = 60 * time.Second // for a start on a busy machine
+	startTimeout   = 60 * time.Second // a busy machine is slow
 )
 
 var shared struct {
@@ -40,8 +40,8 @@ var shared struct {
 	server *Server
 }
 
-// Run runs a package's tests, removes the server that DSN left, and returns the
-// exit code: a package that uses DSN calls it from TestMain.
+// Run runs a package's tests, removes the shared server, and returns the exit code. A package that
+// uses DSN calls it from TestMain.
 func Run(m *testing.M) int {
 	defer func() {
 		if shared.server != nil {
@@ -51,13 +51,13 @@ func Run(m *testing.M) int {
 	return m.Run()
 }
 
-// DSN returns the data source name of an empty database that lives as long as
-// the test. Without a server the test is skipped; under CI it fails.
+// DSN returns the data source name of an empty database, which is dropped when the test ends.
+// Without a server program the test is skipped; under CI it fails.
 func DSN(t testing.TB) string {
 	t.Helper()
 	config, err := mysql.ParseDSN(serverDSN(t))
 	if err != nil {
-		t.Fatalf("%s cannot be read", existing)
+		t.Fatalf("%s is no valid data source name", existing)
 	}
 	config.DBName = ""
 	admin, err := sql.Open("mysql", config.FormatDSN())
@@ -66,17 +66,18 @@ func DSN(t testing.TB) string {
 	}
 	config.DBName = "test_" + strings.ToLower(rand.Text())
 	if _, err := admin.Exec(fmt.Sprintf(createDatabase, config.DBName)); err != nil {
-		t.Fatalf("creating a database: %v", err)
+		t.Fatalf("failed to create a database: %v", err)
 	}
 	t.Cleanup(func() {
 		if _, err := admin.Exec("DROP DATABASE " + config.DBName); err != nil {
-			t.Errorf("dropping the test's database: %v", err)
+			t.Errorf("failed to drop the test's database: %v", err)
 		}
 		admin.Close()
 	})
 	return config.FormatDSN()
 }
 
+// serverDSN returns the DSN of the shared server, without a database.
 func serverDSN(t testing.TB) string {
 	t.Helper()
 	if dsn := os.Getenv(existing); dsn != "" {
@@ -90,24 +91,24 @@ func serverDSN(t testing.TB) string {
 	return shared.server.DSN("")
 }
 
-// A Server is a private mariadbd that may be killed.
+// A Server is a private mariadbd, which a test may kill.
 type Server struct {
 	Options
 	t        testing.TB
 	binary   string
 	port     int
-	password string // random: another test's server can have the port
+	password string // random, since another server can get the port
 	process  *os.Process
 	exited   chan struct{}
 }
 
-// Options are what sets a server apart from the usual one.
+// Options change the defaults of a server.
 type Options struct {
-	Dir  string   // an empty directory for its data; removed with the server
-	Args []string // further arguments of mariadbd; they win
+	Dir  string   // empty directory for its data, removed at the end
+	Args []string // further arguments of mariadbd, after the default ones
 }
 
-// Start returns a running server of the test's own.
+// Start returns a new running server, which is removed when the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
 	return StartWith(t, Options{})
@@ -121,15 +122,15 @@ func StartWith(t testing.TB, options Options) *Server {
 	return s
 }
 
-// DSN names database for a user who may do anything.
+// DSN returns the data source name of database for a user with all privileges.
 func (s *Server) DSN(database string) string {
 	return fmt.Sprintf("test:%s@tcp(127.0.0.1:%d)/%s", s.password, s.port, database)
 }
 
-// As returns dsn with the account "user:password" in place of its own.
+// As returns dsn with another account, "user:password".
 func As(dsn, account string) string { return account + dsn[strings.LastIndex(dsn, "@"):] }
 
-// Open returns connections to Database as the user of DSN, until the test ends.
+// Open connects to Database as the user of DSN, until the test ends.
 func (s *Server) Open(t testing.TB) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("mysql", s.DSN(Database))
@@ -140,30 +141,30 @@ func (s *Server) Open(t testing.TB) *sql.DB {
 	return db
 }
 
-// Port is the server's TCP port on 127.0.0.1, in digits.
+// Port returns the server's TCP port on 127.0.0.1, in digits.
 func (s *Server) Port() string { return strconv.Itoa(s.port) }
 
-// Password is that of the user test.
+// Password returns the password of the user test.
 func (s *Server) Password() string { return s.password }
 
-// PID is the server's process.
+// PID returns the ID of the server's process.
 func (s *Server) PID() int { return s.process.Pid }
 
 // Kill ends the server as kill -9 does.
 func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
 
-// Stop ends the server in good order.
+// Stop shuts the server down with SIGTERM.
 func (s *Server) Stop() { s.signal(syscall.SIGTERM) }
 
-// Restart starts the server where it was and returns when it answers.
+// Restart starts the server with the same directory and port. It returns when the server responds.
 func (s *Server) Restart() {
 	s.t.Helper()
 	if !s.run() {
-		s.fatal("MariaDB did not start again")
+		s.fatal("failed to restart MariaDB")
 	}
 }
 
-// Move starts the server, which must have ended, on a copy of its directory.
+// Move starts the server on dir, a copy of its directory. The server must have ended.
 func (s *Server) Move(dir string) {
 	s.t.Helper()
 	s.Dir = dir
@@ -187,7 +188,7 @@ func start(t testing.TB, options Options) *Server {
 		t.Fatal(howToGet)
 	}
 	if s.binary == "" {
-		fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", howToGet) // go test shows it without -v in the package's folder
+		fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", howToGet) // go test shows it without -v
 		t.Skip(howToGet)
 	}
 	if s.Dir == "" {
@@ -198,19 +199,19 @@ func start(t testing.TB, options Options) *Server {
 	}
 	s.setUp()
 	for range 5 {
-		// Below the ports that the kernel gives to outgoing connections, so that
-		// none of those is in the way of a restart.
+		// Ports below the kernel's range for outgoing connections. No such connection can block a
+		// restart.
 		s.port = 20_000 + mathrand.N(12_000)
 		if s.run() {
 			return s
 		}
 	}
-	s.fatal("MariaDB did not start")
+	s.fatal("failed to start MariaDB")
 	return nil
 }
 
-// find returns a MariaDB server program, "" where there is none. A mysqld can be
-// Oracle's, which is set up in another way.
+// find returns a MariaDB server program, or "" if there is none. A program named mysqld can be
+// Oracle MySQL, which needs another setup.
 func find() string {
 	for _, name := range []string{"mariadbd", "/usr/sbin/mariadbd", "mysqld", "/usr/sbin/mysqld"} {
 		if out, _ := exec.Command(name, "--no-defaults", "--version").Output(); bytes.Contains(out, []byte("MariaDB")) {
@@ -220,8 +221,8 @@ func find() string {
 	return ""
 }
 
-// setUp makes the system tables, the user and Database, without the client
-// programs that mariadb-install-db wants. The server reads a statement a line.
+// setUp creates the system tables, the user and Database. It needs no client programs, as
+// mariadb-install-db does. The server reads one statement per line.
 func (s *Server) setUp() {
 	script := bytes.NewBufferString("USE mysql;\n")
 	for _, name := range []string{"mysql_system_tables.sql", "mysql_system_tables_data.sql"} {
@@ -240,14 +241,15 @@ func (s *Server) setUp() {
 	cmd := s.command("--bootstrap")
 	cmd.Stdin = script
 	if out, err := cmd.CombinedOutput(); err != nil {
-		s.fatal(fmt.Sprintf("setting up MariaDB: %v\n%s", err, out))
+		s.fatal(fmt.Sprintf("failed to set up MariaDB: %v\n%s", err, out))
 	}
 }
 
 func (s *Server) command(args ...string) *exec.Cmd {
 	args = append([]string{
 		"--no-defaults", "--datadir=" + filepath.Join(s.Dir, "data"), "--skip-log-bin",
-		"--tmpdir=" + s.Dir, // a server that starts removes what looks like its temporary tables, another one's too
+		// A starting server removes temporary tables in tmpdir, even those of another server.
+		"--tmpdir=" + s.Dir,
 		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
 	}, args...)
 	args = append(args, s.Args...)
@@ -259,15 +261,15 @@ func (s *Server) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run starts the server and reports whether it answered.
+// run starts the server and reports whether it responded.
 func (s *Server) run() bool {
 	cmd := s.command("--bind-address=127.0.0.1", fmt.Sprintf("--port=%d", s.port), "--skip-name-resolve", "--max-connections=500",
-		"--socket=s", // in the data directory; a longer path can be too long for a socket
+		"--socket=s", // in the data directory, since socket paths are short
 		"--pid-file="+filepath.Join(s.Dir, "pid"), "--log-error="+filepath.Join(s.Dir, "log"))
 	started := make(chan error)
 	exited := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // dieWithParent means the thread that starts the server
+		runtime.LockOSThread() // dieWithParent depends on this thread
 		started <- cmd.Start()
 		cmd.Wait()
 		close(exited)
@@ -278,13 +280,13 @@ func (s *Server) run() bool {
 	s.process, s.exited = cmd.Process, exited
 
 	config, _ := mysql.ParseDSN(s.DSN(""))
-	config.Logger = &mysql.NopLogger{} // a server that is not up yet is no news
+	config.Logger = &mysql.NopLogger{} // connection errors are expected
 	connector, _ := mysql.NewConnector(config)
 	db := sql.OpenDB(connector)
 	defer db.Close()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		select {
-		case <-exited: // the port was taken, for one
+		case <-exited: // for example, the port was taken
 			return false
 		default:
 		}
@@ -296,9 +298,10 @@ func (s *Server) run() bool {
 	return false
 }
 
-func (s *Server) fatal(why string) {
+// fatal fails the test with a reason and the server's log, and removes the directory.
+func (s *Server) fatal(reason string) {
 	s.t.Helper()
 	log, _ := os.ReadFile(filepath.Join(s.Dir, "log"))
 	os.RemoveAll(s.Dir)
-	s.t.Fatalf("%s\n%s", why, log)
+	s.t.Fatalf("%s\n%s", reason, log)
 }

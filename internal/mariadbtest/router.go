@@ -11,10 +11,10 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// A Router stands between clients and a server, as MySQL Router and ProxySQL do, and
-// can refuse clients with an error number, as these do without a server behind them.
+// A Router is a proxy between clients and a server, like MySQL Router and ProxySQL. It can reject
+// clients with an error number, as those do if they have no server.
 type Router struct {
-	DSN string // of the server, through the router
+	DSN string // of the database, through the router
 
 	network, server string
 	refusal         atomic.Pointer[refusal]
@@ -25,7 +25,7 @@ type refusal struct {
 	at     stage
 }
 
-// A stage is how far a client gets.
+// A stage is the point of a connection at which the router rejects.
 type stage int
 
 const (
@@ -34,7 +34,7 @@ const (
 	preparation
 )
 
-// NewRouter returns a router before the server of dsn. It lives as long as the test.
+// NewRouter starts a router for the server of dsn, until the test ends.
 func NewRouter(t testing.TB, dsn string) *Router {
 	t.Helper()
 	config, err := mysql.ParseDSN(dsn)
@@ -61,23 +61,23 @@ func NewRouter(t testing.TB, dsn string) *Router {
 	return r
 }
 
-// RefuseGreetings answers new connections with an error in place of a greeting.
+// RefuseGreetings sends an error in place of the greeting to new connections.
 func (r *Router) RefuseGreetings(number uint16) { r.refusal.Store(&refusal{number, greeting}) }
 
-// RefuseCommands lets clients log in, answers their next command with an error and
-// closes the connection. The driver sends commands to set a session up.
+// RefuseCommands lets clients log in, sends an error for their next command, and closes the
+// connection. The driver sends commands to set up a session.
 func (r *Router) RefuseCommands(number uint16) { r.refusal.Store(&refusal{number, command}) }
 
-// RefuseStatements is RefuseCommands for the first statement that is prepared.
+// RefuseStatements is RefuseCommands for the first prepared statement.
 func (r *Router) RefuseStatements(number uint16) { r.refusal.Store(&refusal{number, preparation}) }
 
-// Pass ends the refusals.
+// Pass lets all clients pass again.
 func (r *Router) Pass() { r.refusal.Store(nil) }
 
 func (r *Router) serve(client net.Conn) {
 	defer client.Close()
-	if no := r.refusal.Load(); no != nil && no.at == greeting {
-		client.Write(no.packet(0))
+	if reject := r.refusal.Load(); reject != nil && reject.at == greeting {
+		client.Write(reject.packet(0))
 		return
 	}
 	server, err := net.Dial(r.network, r.server)
@@ -98,18 +98,19 @@ func (r *Router) serve(client net.Conn) {
 		if _, err := io.ReadFull(client, body); err != nil {
 			return
 		}
-		// A command begins a sequence; the packets of a login continue the greeting's.
+		// A command has sequence number 0. The packets of a login continue the greeting's numbers.
 		const prepare = 0x16
-		if no := r.refusal.Load(); no != nil && header[3] == 0 && (no.at != preparation || bytes.HasPrefix(body, []byte{prepare})) {
-			client.Write(no.packet(1))
+		if reject := r.refusal.Load(); reject != nil && header[3] == 0 && (reject.at != preparation || bytes.HasPrefix(body, []byte{prepare})) {
+			client.Write(reject.packet(1))
 			return
 		}
 		server.Write(append(header[:], body...))
 	}
 }
 
-func (no *refusal) packet(sequence byte) []byte {
-	body := binary.LittleEndian.AppendUint16([]byte{0xff}, no.number)
+// packet returns the MySQL error packet.
+func (r *refusal) packet(sequence byte) []byte {
+	body := binary.LittleEndian.AppendUint16([]byte{0xff}, r.number)
 	body = append(body, "refused by the router"...)
 	return append([]byte{byte(len(body)), 0, 0, sequence}, body...)
 }

@@ -1,4 +1,4 @@
-// Package servicetest runs the built program for tests, as its users do.
+// Package servicetest builds and runs the program for tests.
 package servicetest
 
 import (
@@ -23,8 +23,8 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// Build builds the program of the module at root into a new directory, with
-// further flags of go build, and returns its path.
+// Build builds the program of the module at root into a new directory, with further flags of
+// go build. It returns the path of the program.
 func Build(root string, flags ...string) (string, error) {
 	dir, err := os.MkdirTemp("", "phone-number-service")
 	if err != nil {
@@ -40,7 +40,7 @@ func Build(root string, flags ...string) (string, error) {
 	return binary, nil
 }
 
-// Environment is what serve needs.
+// Environment returns the variables that serve needs.
 func Environment(fake *dysmsapitest.Server, dsn string) []string {
 	return []string{
 		"DATA_SOURCE_NAME=" + dsn, "ALIYUN_ENDPOINT=" + fake.URL,
@@ -49,7 +49,7 @@ func Environment(fake *dysmsapitest.Server, dsn string) []string {
 	}
 }
 
-// A Process is the running program. Its calls go over a connection of its own.
+// A Process is the running program. Its methods for calls use one gRPC connection.
 type Process struct {
 	pb.PhoneNumberServiceClient
 	Health healthpb.HealthClient
@@ -62,7 +62,7 @@ type Process struct {
 	err    error
 }
 
-// Output is what the program wrote to both of its streams.
+// Output collects the program's stdout and stderr.
 type Output struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -80,7 +80,7 @@ func (o *Output) String() string {
 	return o.b.String()
 }
 
-// FreeAddress returns a loopback address that nobody listens on.
+// FreeAddress returns a loopback address on which no process listens.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -91,8 +91,8 @@ func FreeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// Start starts the program at addr, with env and nothing else of this process's
-// own, and does not wait for it. It is killed when the test ends.
+// Start starts the program at addr and does not wait until it serves. Its environment is env and
+// the address only. It is killed when the test ends.
 func Start(t testing.TB, binary, addr string, env []string, args ...string) *Process {
 	t.Helper()
 	p := &Process{Addr: addr, cmd: exec.Command(binary, args...), exited: make(chan struct{})}
@@ -100,7 +100,7 @@ func Start(t testing.TB, binary, addr string, env []string, args ...string) *Pro
 	return p.start(t, env)
 }
 
-// StartWithStreams is Start, with these as the program's stdout and stderr.
+// StartWithStreams is Start with other streams as the program's stdout and stderr.
 func StartWithStreams(t testing.TB, stdout, stderr io.Writer, binary, addr string, env []string, args ...string) *Process {
 	t.Helper()
 	p := &Process{Addr: addr, cmd: exec.Command(binary, args...), exited: make(chan struct{})}
@@ -135,13 +135,13 @@ func (p *Process) start(t testing.TB, env []string) *Process {
 	return p
 }
 
-// Serving waits until the program's health says so.
+// Serving waits until the program's health is SERVING.
 func (p *Process) Serving(t testing.TB) *Process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	for ctx.Err() == nil {
-		// A gRPC client that was refused once would wait a second to dial again.
+		// After a failed dial a gRPC client waits a second. So dial without it first.
 		if c, err := net.Dial("tcp", p.Addr); err == nil {
 			c.Close()
 			res, err := p.Health.Check(ctx, &healthpb.HealthCheckRequest{})
@@ -151,24 +151,24 @@ func (p *Process) Serving(t testing.TB) *Process {
 		}
 		select {
 		case <-p.exited:
-			t.Fatalf("exited: %v\n%s", p.err, &p.Output)
+			t.Fatalf("the program exited before it served: %v\n%s", p.err, &p.Output)
 		case <-time.After(time.Millisecond):
 		}
 	}
-	t.Fatalf("not serving within 30 s\n%s", &p.Output)
+	t.Fatalf("health: not SERVING within 30 s\n%s", &p.Output)
 	return nil
 }
 
-// Kill is kill -9.
+// Kill ends the program as kill -9 does.
 func (p *Process) Kill() {
 	p.cmd.Process.Kill()
 	<-p.exited
 }
 
-// Signal sends the program a signal.
+// Signal sends a signal to the program.
 func (p *Process) Signal(s syscall.Signal) { p.cmd.Process.Signal(s) }
 
-// Wait waits for the program's end and returns an error unless its exit code is 0.
+// Wait waits for the end of the program. It returns an error unless the exit code is 0.
 func (p *Process) Wait() error {
 	<-p.exited
 	return p.err
