@@ -44,7 +44,7 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	// The person reads the SMS and types the code; here it is in an inbox.
+	// The user reads the SMS and types the code. In this example an inbox has it.
 	message := inbox.Messages("+8618600000000")[0]
 	for range 2 {
 		res, err := client.Valid(ctx, &pb.ValidRequest{PhoneNumber: "+86 186 0000 0000", Code: message.Code})
@@ -58,8 +58,8 @@ func Example() {
 	// false
 }
 
-// startService runs the service in this process, as "phone-number-service dev"
-// does in its own.
+// startService runs the service in this process, as "phone-number-service dev" does in a separate
+// one.
 func startService() (address string, inbox *sms.Inbox, stop func()) {
 	schema, err := os.ReadFile("../phonenumberservice.sql")
 	if err != nil {

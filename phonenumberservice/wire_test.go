@@ -12,7 +12,8 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// buf breaking refuses what breaks a client; this refuses additions as well.
+// TestProto_IsFrozen rejects every change of the proto. buf breaking rejects only changes that break
+// a client, and accepts additions.
 func TestProto_IsFrozen(t *testing.T) {
 	frozen, err := os.ReadFile("frozen.json")
 	if err != nil {
@@ -24,6 +25,6 @@ func TestProto_IsFrozen(t *testing.T) {
 	}
 	got := protodesc.ToFileDescriptorProto(pb.File_phonenumberservice_proto)
 	if len(want.File) != 1 || !proto.Equal(got, want.File[0]) {
-		t.Errorf("the proto is not the frozen one:\ngot  %v\nwant %v", got, want.File)
+		t.Errorf("the proto: got %v\nwant %v, as in frozen.json", got, want.File)
 	}
 }

@@ -1,8 +1,8 @@
 const sms = 'http://localhost:50511';
-// Each test uses a different number, so that tests can run in parallel.
+// Each test uses another number, so that tests can run in parallel.
 const someNumber = () => '186' + Math.floor(1e7 + Math.random() * 9e7);
 
-it('login by a code', () => {
+it('accepts the sent code', () => {
   const number = someNumber();
   cy.visit('/');
   cy.get('[name=number]').type(number);
@@ -14,7 +14,7 @@ it('login by a code', () => {
   cy.contains(`Welcome, ${number}`);
 });
 
-it('a limit of Aliyun', () => {
+it('explains a limit of Aliyun', () => {
   const number = someNumber();
   cy.request('PUT', `${sms}/failures.json`, { phone_number: number, kind: 'limit_minute', times: 1 });
   cy.visit('/');

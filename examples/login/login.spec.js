@@ -1,10 +1,10 @@
 import { expect, test } from '@playwright/test';
 
 const sms = 'http://localhost:50511';
-// Each test uses a different number, so that tests can run in parallel.
+// Each test uses another number, so that tests can run in parallel.
 const someNumber = () => '186' + Math.floor(1e7 + Math.random() * 9e7);
 
-test('login by a code', async ({ page, request }) => {
+test('accepts the sent code', async ({ page, request }) => {
   const number = someNumber();
   await page.goto('/');
   await page.getByLabel('Phone number').fill(number);
@@ -17,7 +17,7 @@ test('login by a code', async ({ page, request }) => {
   await expect(page.getByText(`Welcome, ${number}`)).toBeVisible();
 });
 
-test('a limit of Aliyun', async ({ page, request }) => {
+test('explains a limit of Aliyun', async ({ page, request }) => {
   const number = someNumber();
   await request.put(`${sms}/failures.json`, { data: { phone_number: number, kind: 'limit_minute', times: 1 } });
   await page.goto('/');

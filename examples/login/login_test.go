@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// Each test uses a different number, so that tests can run in parallel.
+// someNumber returns a random number for one test, so that tests can run in parallel.
 func someNumber() string { return "186" + strconv.Itoa(10_000_000+rand.IntN(90_000_000)) }
 
 func TestLogin_AcceptsTheSentCode(t *testing.T) {
@@ -31,7 +31,7 @@ func TestLogin_AcceptsTheSentCode(t *testing.T) {
 
 	post(t, app+"/login", url.Values{"number": {number}, "code": {"000000x"}}, 401)
 	if body := post(t, app+"/login", url.Values{"number": {number}, "code": {messages[0].Code}}, 200); !strings.Contains(body, "Welcome, "+number) {
-		t.Errorf("got %s; want a welcome", body)
+		t.Errorf("login: got %s; want a welcome", body)
 	}
 }
 
@@ -65,6 +65,7 @@ func TestLogin_AcceptsOneFormOfANumber(t *testing.T) {
 	}
 }
 
+// startApp starts the example and returns its URL.
 func startApp(t *testing.T) string {
 	t.Helper()
 	handler, err := newLogin(strings.TrimPrefix(sms, "http://"))
@@ -76,6 +77,7 @@ func startApp(t *testing.T) string {
 	return app.URL
 }
 
+// post sends a form, wants a status code, and returns the body.
 func post(t *testing.T, path string, form url.Values, want int) string {
 	t.Helper()
 	res, err := http.PostForm(path, form)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-var sms string // the URL of phone-number-service dev
+var sms string // URL of phone-number-service dev
 
 // TestMain starts phone-number-service for the tests. Outside this repository, use
 // exec.Command("phone-number-service", "dev").
@@ -35,7 +35,7 @@ func run(m *testing.M) int {
 		panic(fmt.Sprintf("%v: %s", err, out))
 	}
 	service := exec.Command(program, "dev", "--listen", address)
-	service.Env = []string{} // dev does not start beside Aliyun credentials
+	service.Env = []string{} // dev does not start with Aliyun credentials
 	if err := service.Start(); err != nil {
 		panic(err)
 	}

@@ -3,7 +3,7 @@ import { defineConfig } from '@playwright/test';
 export default defineConfig({
   use: {
     baseURL: 'http://localhost:8080',
-    launchOptions: { executablePath: process.env.CHROMIUM }, // unset: Playwright's own browser
+    launchOptions: { executablePath: process.env.CHROMIUM }, // if unset, Playwright's own browser
   },
   webServer: [
     { command: 'go run github.com/liulinhuai/phone-number-service dev', url: 'http://localhost:50511/inbox.json', reuseExistingServer: !process.env.CI },
