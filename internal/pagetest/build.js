@@ -5,7 +5,7 @@ import { join } from 'node:path';
 
 export const root = new URL('../..', import.meta.url).pathname;
 
-// Builds the program once, for all tests.
+// build builds the program once for all tests.
 export default function build() {
   const directory = mkdtempSync(join(tmpdir(), 'phone-number-service'));
   process.env.PROGRAM = join(directory, 'phone-number-service');

@@ -1,4 +1,4 @@
-// Measures how fast the page is (make page-figures). Slow results do not fail.
+// Measures the speed of the page: make page-figures. No figure makes a test fail.
 import { test } from './service.js';
 
 const median = values => values.sort((a, b) => a - b)[values.length >> 1];
@@ -30,26 +30,26 @@ test('1,000 messages', async ({ page, service }) => {
     });
   });
   await page.waitForTimeout(2000);
-  const frames = async what => {
+  const printFrames = async phase => {
     const f = (await page.evaluate(() => window.frames_.splice(0))).slice(1).sort((a, b) => a - b);
-    console.log(`${what}: ${f.length} frames, median ${f[f.length >> 1].toFixed(1)}, p99 ${f[Math.floor(f.length * 0.99)].toFixed(1)}, longest ${f.at(-1).toFixed(1)} ms`);
+    console.log(`${phase}: ${f.length} frames, median ${f[f.length >> 1].toFixed(1)}, p99 ${f[Math.floor(f.length * 0.99)].toFixed(1)}, longest ${f.at(-1).toFixed(1)} ms`);
   };
-  await frames('at rest, 2 s');
+  await printFrames('at rest, 2 s');
   for (let i = 0; i < 40; i++) {
     await service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' });
     await page.waitForTimeout(50);
   }
-  await frames('20 messages a second, 2 s');
+  await printFrames('20 messages a second, 2 s');
   const burst = Date.now();
   await service.fill(2000);
-  await frames(`2,000 messages in ${Date.now() - burst} ms`);
+  await printFrames(`2,000 messages in ${Date.now() - burst} ms`);
   await page.locator('#thread').evaluate(async t => {
     for (let i = 0; i < 100; i++) {
       t.scrollTop = t.scrollHeight * Math.abs(Math.sin(i / 10));
       await new Promise(requestAnimationFrame);
     }
   });
-  await frames('scrolling through them');
+  await printFrames('scrolling through them');
   const heap = await (await page.context().newCDPSession(page)).send('Runtime.getHeapUsage');
   console.log(`${await page.locator('#thread li').count()} bubbles, heap ${(heap.usedSize / 1e6).toFixed(1)} MB`);
 });

@@ -1,5 +1,5 @@
-// Compares /openapi.json with the running service: every described response occurs and matches
-// its description, and no other response occurs.
+// Tests /openapi.json with the running service: the test gets every described response, each as
+// described, and no other response.
 import { Validator } from '@seriousme/openapi-schema-validator';
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import addFormats from 'ajv-formats';
@@ -7,44 +7,44 @@ import { expect, test } from './service.js';
 
 test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '1s' } });
 
-// Responses that do not occur: a store in memory does not fail.
-const notToBeHad = ['SendSMS 500', 'SendSMS 503', 'Valid 500', 'Valid 503'];
+// An in-memory store never fails, so these responses never occur.
+const neverSeen = ['SendSMS 500', 'SendSMS 503', 'Valid 500', 'Valid 503'];
 
-test('the description holds', async ({ service }) => {
+test('OpenAPI: every response is described, every description is seen', async ({ service }) => {
   const description = await (await fetch(service.url + '/openapi.json')).json();
   expect(await new Validator().validate(description)).toMatchObject({ valid: true });
 
   const ajv = addFormats(new Ajv2020({ strict: false, allErrors: true }));
   ajv.addSchema(description, 'openapi');
-  const faultsOf = (schema, value) => {
+  const schemaErrors = (schema, value) => {
     const valid = ajv.compile(schema.$ref ? { $ref: 'openapi' + schema.$ref } : JSON.parse(JSON.stringify(schema).replaceAll('"#/', '"openapi#/')));
     return valid(value) ? [] : valid.errors;
   };
 
-  const had = new Set();
-  // exchange makes a request, and compares the request and the response with the description.
+  const seen = new Set();
+  // exchange makes a request, and checks request and response against the description.
   async function exchange(operation, status, { query = '', body, headers, fits = status !== 400 || operation === 'SendSMS' } = {}) {
     const [path, method, described] = Object.entries(description.paths)
       .flatMap(([path, methods]) => Object.entries(methods).map(([method, d]) => [path, method, d]))
       .find(([, , d]) => d.operationId === operation);
     const response = await fetch(service.url + path + query, { method: method.toUpperCase(), body: body && JSON.stringify(body), headers });
-    const what = `${operation} ${query} ${JSON.stringify(body)}`;
-    expect(response.status, what).toBe(status);
-    had.add(`${operation} ${status}`);
+    const request = `${operation} ${query} ${JSON.stringify(body)}`;
+    expect(response.status, request).toBe(status);
+    seen.add(`${operation} ${status}`);
     if (body) {
-      expect(faultsOf(described.requestBody.content['application/json'].schema, body).length === 0, `${what} is as described`).toBe(fits);
+      expect(schemaErrors(described.requestBody.content['application/json'].schema, body).length === 0, `${request} matches the schema`).toBe(fits);
     }
     if (fits) {
-      for (const name of new URLSearchParams(query).keys()) expect(described.parameters.map(p => p.name), what).toContain(name);
+      for (const name of new URLSearchParams(query).keys()) expect(described.parameters.map(p => p.name), request).toContain(name);
     }
-    const answer = described.responses[status];
-    expect(answer, `${what}: ${status} is described`).toBeTruthy();
-    if (!answer.content) return undefined;
-    const [[type, { schema }]] = Object.entries(answer.content);
-    expect(response.headers.get('content-type').split(';')[0], what).toBe(type);
+    const expected = described.responses[status];
+    expect(expected, `${request}: ${status} is described`).toBeTruthy();
+    if (!expected.content) return undefined;
+    const [[type, { schema }]] = Object.entries(expected.content);
+    expect(response.headers.get('content-type').split(';')[0], request).toBe(type);
     if (type === 'text/event-stream') return response.body;
     const value = type === 'application/json' ? await response.json() : await response.text();
-    expect(faultsOf(schema, value), `${what}: ${JSON.stringify(value)}`).toEqual([]);
+    expect(schemaErrors(schema, value), `${request}: ${JSON.stringify(value)}`).toEqual([]);
     return value;
   }
 
@@ -59,7 +59,7 @@ test('the description holds', async ({ service }) => {
   expect(await exchange('Valid', 200, { body: { ...number, code: 'x' } })).toEqual({ valid: false });
   expect(await exchange('Valid', 200, { body: { ...number, code: message.code } })).toEqual({ valid: true });
 
-  await exchange('Valid', 400, { body: { phone_number: '10086' }, fits: true }); // no schema describes a number
+  await exchange('Valid', 400, { body: { phone_number: '10086' }, fits: true }); // the schema does not define a phone number
   await exchange('Valid', 400, { body: { phone: '18600000000' } });
   await exchange('Valid', 400, { body: { ...number, code: 123456 } });
   await exchange('SendSMS', 400, { body: { ...send, template_code: 'a b' }, fits: false });
@@ -96,7 +96,7 @@ test('the description holds', async ({ service }) => {
   await exchange('deleteInbox', 204, { query: '?phone_number=18600000000' });
   await exchange('deleteInbox', 204);
 
-  // The events until the deletion.
+  // The events since the start, until the deletion.
   let text = '';
   let updates = 0;
   let wholes = 0;
@@ -105,7 +105,7 @@ test('the description holds', async ({ service }) => {
     text = all.pop();
     for (const [, event, data] of all.map(e => e.match(/^(?:retry: 1000\n)?event: (.*)\ndata: (.*)$/))) {
       const value = JSON.parse(data);
-      expect(faultsOf({ $ref: `#/components/schemas/${event === 'settings' ? 'Settings' : 'Update'}` }, value), data).toEqual([]);
+      expect(schemaErrors({ $ref: `#/components/schemas/${event === 'settings' ? 'Settings' : 'Update'}` }, value), data).toEqual([]);
       updates += event === 'inbox';
       wholes += value.whole === true;
     }
@@ -115,5 +115,5 @@ test('the description holds', async ({ service }) => {
 
   const described = Object.values(description.paths).flatMap(methods => Object.values(methods))
     .flatMap(d => Object.keys(d.responses).map(status => `${d.operationId} ${status}`));
-  expect([...had].sort()).toEqual(described.filter(d => !notToBeHad.includes(d)).sort());
+  expect([...seen].sort()).toEqual(described.filter(d => !neverSeen.includes(d)).sort());
 });

@@ -10,37 +10,37 @@ import { expect, Phone, test } from './service.js';
 const run = promisify(execFile);
 const wrong = code => String((Number(code) + 1) % 1_000_000).padStart(6, '0');
 
-test('a newcomer sends a code, sees it arrive and verifies it', async ({ phone }) => {
+test('flow: a new user sends a code, sees it and verifies it', async ({ phone }) => {
   await phone.open();
   const code = await phone.sendCode();
   await expect(phone.messages).toContainText(`【Acme】Your code is ${code}`);
   await expect(phone.messages).toContainText('3 attempts');
-  await expect(phone.sendAnswer).toContainText('OK · HTTP 200');
+  await expect(phone.sendResponse).toContainText('OK · HTTP 200');
   await expect(phone.valid).toContainText('A code is valid: 3 attempts');
   await phone.page.getByRole('button', { name: `From Messages: ${code}` }).click();
   await expect(phone.page.getByLabel('Code', { exact: true })).toHaveValue(code);
-  await phone.page.keyboard.press('Enter'); // Verify has the focus
-  await expect(phone.validAnswer).toContainText('{"valid":true}');
+  await phone.page.keyboard.press('Enter'); // focus is on Verify
+  await expect(phone.validResponse).toContainText('{"valid":true}');
   await expect(phone.messages).toContainText('used');
   await expect(phone.valid).toContainText('The phone has no valid code for this number.');
   await phone.page.getByRole('button', { name: 'Verify' }).click();
-  await expect(phone.validAnswer).toContainText('{"valid":false}');
+  await expect(phone.validResponse).toContainText('{"valid":false}');
 });
 
-test('three wrong codes spend the attempts', async ({ phone }) => {
+test('attempts: three wrong codes use them up', async ({ phone }) => {
   await phone.open();
   const code = await phone.sendCode();
   for (const left of ['2 attempts', '1 attempt,', 'no attempts left']) {
     await phone.verify(wrong(code));
     await expect(phone.messages).toContainText(left);
-    await expect(phone.validAnswer).toContainText('{"valid":false}');
+    await expect(phone.validResponse).toContainText('{"valid":false}');
   }
   await phone.verify(code);
-  await expect(phone.validAnswer).toContainText('{"valid":false}');
+  await expect(phone.validResponse).toContainText('{"valid":false}');
   await expect(phone.messages).toContainText('no attempts left');
 });
 
-test('a newer code replaces the older one, and what other programs do is seen too', async ({ phone, service }) => {
+test('messages: a newer code replaces the older one, also if another program sent it', async ({ phone, service }) => {
   await phone.open();
   await phone.sendCode();
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
@@ -51,9 +51,9 @@ test('a newer code replaces the older one, and what other programs do is seen to
   await expect(phone.messages.nth(1)).toContainText('used');
 });
 
-test.describe('with a short life', () => {
+test.describe('with a short code TTL', () => {
   test.use({ settings: { PHONENUMBER_CODE_TTL: '2s' } });
-  test('a code is seen to expire', async ({ phone }) => {
+  test('messages: the page shows that a code expires', async ({ phone }) => {
     await phone.open();
     await phone.sendCode();
     await expect(phone.messages).toContainText('valid for 2 s');
@@ -63,7 +63,7 @@ test.describe('with a short life', () => {
   });
 });
 
-test('sends fail as at Aliyun, once or until they shall succeed again', async ({ phone }) => {
+test('failures: sends fail like at Aliyun, once or until they are turned off', async ({ phone }) => {
   await phone.open();
   const button = phone.page.getByRole('button', { name: 'Send code' });
   for (const [kind, status, reason, wait] of [
@@ -78,15 +78,15 @@ test('sends fail as at Aliyun, once or until they shall succeed again', async ({
     for (let i = 0; i < 2; i++) {
       await button.click();
       await expect(button).toHaveAttribute('aria-disabled', 'false');
-      await expect(phone.sendAnswer).toContainText(status);
-      await expect(phone.sendAnswer).toContainText(`Reason: ${reason} · aliyun.com`);
-      await expect(phone.sendAnswer).toContainText(wait);
+      await expect(phone.sendResponse).toContainText(status);
+      await expect(phone.sendResponse).toContainText(`Reason: ${reason} · aliyun.com`);
+      await expect(phone.sendResponse).toContainText(wait);
     }
   }
-  await expect(phone.sendAnswer).not.toContainText('Wait');
+  await expect(phone.sendResponse).not.toContainText('Wait');
   await phone.failure.selectOption('Limit by minute');
   await button.click();
-  await expect(phone.sendAnswer).toContainText('Wait 0:5'); // it counts down
+  await expect(phone.sendResponse).toContainText('Wait 0:5'); // it counts down
   await phone.failure.selectOption('No balance');
   await phone.page.getByLabel('For sends').fill('1');
   await phone.page.keyboard.press('Tab');
@@ -95,51 +95,51 @@ test('sends fail as at Aliyun, once or until they shall succeed again', async ({
   await expect(phone.failure).toHaveValue('none');
   await expect(phone.messages).toHaveCount(0);
   await phone.sendCode();
-  await expect(phone.sendAnswer).toContainText('OK · HTTP 200');
+  await expect(phone.sendResponse).toContainText('OK · HTTP 200');
 });
 
-test.describe('with an impatient service', () => {
+test.describe('with a short SMS timeout', () => {
   test.use({ settings: { PHONENUMBER_SMS_TIMEOUT: '1s', PHONENUMBER_FAIL_SENDS: 'timeout_delivered:1' } });
-  test('a time-out may hide an SMS that arrives, and its code works', async ({ phone }) => {
+  test('failures: after a time-out the SMS can arrive, and its code is valid', async ({ phone }) => {
     await phone.open();
     await expect(phone.send).toContainText('The next send fails: Time-out, arrives.');
-    await phone.page.getByRole('button', { name: 'Send code' }).dblclick(); // makes one send
+    await phone.page.getByRole('button', { name: 'Send code' }).dblclick(); // one send
     await expect(phone.messages).toContainText('3 attempts');
-    await expect(phone.sendAnswer).toHaveText('Under way…');
+    await expect(phone.sendResponse).toHaveText('Under way…');
     const code = await phone.code(0);
-    await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED · HTTP 504');
+    await expect(phone.sendResponse).toContainText('DEADLINE_EXCEEDED · HTTP 504');
     expect(await phone.service.inbox()).toHaveLength(1);
-    await expect(phone.sendAnswer).toContainText('SMS_TIMEOUT');
+    await expect(phone.sendResponse).toContainText('SMS_TIMEOUT');
     await phone.verify(code);
-    await expect(phone.validAnswer).toContainText('{"valid":true}');
+    await expect(phone.validResponse).toContainText('{"valid":true}');
     await phone.failure.selectOption('Time-out');
     await phone.page.getByRole('button', { name: 'Send code' }).click();
-    await expect(phone.sendAnswer).toHaveText('Under way…'); // instead of the previous answer
-    await expect(phone.sendAnswer).toContainText('DEADLINE_EXCEEDED');
+    await expect(phone.sendResponse).toHaveText('Under way…'); // no longer the previous response
+    await expect(phone.sendResponse).toContainText('DEADLINE_EXCEEDED');
     await expect(phone.messages).toHaveCount(1);
   });
 });
 
-test('numbers are checked while they are typed', async ({ phone }) => {
+test('number: checked while the user types', async ({ phone }) => {
   await phone.open();
   const number = phone.send.getByLabel('Phone number');
   await number.fill('+852 9123-4567');
   await expect(phone.send).toContainText('+85291234567');
   await expect(number).toHaveAttribute('aria-invalid', 'false');
-  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('+852 9123-4567'); // follows the other field
+  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('+852 9123-4567'); // copies the other field
   await number.fill('01012345678');
   await expect(phone.send).toContainText('must be one mobile number, for example "+8618612345678"');
   await expect(number).toHaveAttribute('aria-invalid', 'true');
   await phone.page.getByRole('button', { name: 'Send code' }).click();
-  await expect(phone.sendAnswer).toContainText('INVALID_ARGUMENT · HTTP 400');
-  await expect(phone.sendAnswer).toContainText('phone_number must be one mobile number');
+  await expect(phone.sendResponse).toContainText('INVALID_ARGUMENT · HTTP 400');
+  await expect(phone.sendResponse).toContainText('phone_number must be one mobile number');
   await phone.valid.getByLabel('Phone number').fill('10086');
   await expect(phone.valid).toContainText('must be one mobile number');
   await number.fill('18600000000');
-  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('10086'); // no longer follows
+  await expect(phone.valid.getByLabel('Phone number')).toHaveValue('10086'); // no longer copies it
 });
 
-test('several numbers are listed newest first and can be switched', async ({ phone, service }) => {
+test('numbers: listed newest first, and can be switched', async ({ phone, service }) => {
   await phone.open();
   for (const n of ['18600000001', '18600000002', '+85291234567']) await service.call('SendSMS', { phone_number: n, signature: n });
   const numbers = phone.page.getByLabel('Messages to', { exact: true });
@@ -152,16 +152,16 @@ test('several numbers are listed newest first and can be switched', async ({ pho
   await expect(phone.messages).toHaveCount(2);
   await expect(phone.messages.last()).toContainText('【again】');
   await phone.page.getByRole('button', { name: 'Clear the messages to +86 186 0000 0002' }).click();
-  await expect(phone.messages).toHaveCount(0); // and no messages of another number
+  await expect(phone.messages).toHaveCount(0); // still the same number
   await expect(numbers).toHaveValue('+8618600000002');
   expect(await service.inbox('?phone_number=18600000002')).toEqual([]);
   expect(await service.inbox()).toHaveLength(2);
 });
 
-test('the phone stays with the number that was sent to from here', async ({ phone, service }) => {
+test('numbers: the phone stays with the number of the page\'s own last send', async ({ phone, service }) => {
   await phone.open();
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
-  await expect(phone.messages).toContainText('【Shop】'); // this page has not sent yet
+  await expect(phone.messages).toContainText('【Shop】'); // the page has not sent yet
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.messages).toContainText('【Acme】');
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
@@ -169,26 +169,26 @@ test('the phone stays with the number that was sent to from here', async ({ phon
   await expect(phone.messages).toContainText('【Acme】');
 });
 
-test('a tab that nobody sees listens no more, and tells what it missed when it is seen', async ({ phone, service }) => {
+test('hidden tab: it closes its event stream, and shows missed messages when it is visible again', async ({ phone, service }) => {
   await phone.open();
   await phone.sendCode();
-  const see = hidden => phone.page.evaluate(hidden => {
+  const setHidden = hidden => phone.page.evaluate(hidden => {
     Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
     document.dispatchEvent(new Event('visibilitychange'));
   }, hidden);
-  const given = phone.page.waitForEvent('requestfailed', r => r.url().endsWith('/inbox/events')); // its connection is closed
-  await see(true);
-  await given;
+  const streamClosed = phone.page.waitForEvent('requestfailed', r => r.url().endsWith('/inbox/events'));
+  await setHidden(true);
+  await streamClosed;
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
   await expect(phone.messages).toHaveCount(1);
-  await see(false);
+  await setHidden(false);
   await expect(phone.messages).toHaveCount(2);
   await expect(phone.page.getByRole('button', { name: 'New: +86 186 0000 0001' })).toBeVisible();
 });
 
-// together opens windows until there are count, and returns them and those that requested the stream.
-async function together(phone, context, count) {
+// openWindows opens windows until there are count. streams gets each window that opens an event stream.
+async function openWindows(phone, context, count) {
   const streams = [];
   const phones = [phone];
   while (phones.length < count) phones.push(new Phone(await context.newPage(), phone.service));
@@ -197,12 +197,12 @@ async function together(phone, context, count) {
   return { phones, streams };
 }
 
-test('more windows than a browser has connections are told everything by one stream', async ({ phone, context, service }) => {
+test('windows: one stream serves more windows than a browser has connections', async ({ phone, context, service }) => {
   await service.fail({ phone_number: '18600000009', kind: 'limit_day' });
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
-  const { phones, streams } = await together(phone, context, 9);
+  const { phones, streams } = await openWindows(phone, context, 9);
   for (const p of phones) {
-    await expect(p.messages).toHaveCount(1); // from before
+    await expect(p.messages).toHaveCount(1); // sent before the windows opened
     await expect(p.send).toContainText('Sends to +86 186 0000 0009 fail: Limit by day.');
   }
   const code = await phones.at(-1).sendCode();
@@ -212,13 +212,13 @@ test('more windows than a browser has connections are told everything by one str
     await expect(p.messages.nth(1)).toContainText(/3 attempts, (10:00|9:5\d) left/);
   }
   await phones.at(3).verify(code);
-  await expect(phones.at(3).validAnswer).toContainText('{"valid":true}');
+  await expect(phones.at(3).validResponse).toContainText('{"valid":true}');
   for (const p of phones) await expect(p.messages.nth(1)).toContainText('used');
   expect(streams).toEqual([phone]);
 });
 
-test('a window that goes leaves the stream to another one', async ({ phone, context, service }) => {
-  const { phones, streams } = await together(phone, context, 3);
+test('windows: if the one with the stream is hidden or closed, another one opens it', async ({ phone, context, service }) => {
+  const { phones, streams } = await openWindows(phone, context, 3);
   const [first, second, third] = phones;
   await first.page.evaluate(() => {
     Object.defineProperty(document, 'hidden', { value: true, configurable: true });
@@ -228,7 +228,7 @@ test('a window that goes leaves the stream to another one', async ({ phone, cont
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'One' });
   await expect(second.messages).toHaveCount(1);
   await expect(third.messages).toHaveCount(1);
-  await expect(first.messages).toHaveCount(0); // it is hidden
+  await expect(first.messages).toHaveCount(0); // hidden
   await second.page.close();
   await expect.poll(() => streams).toEqual([first, second, third]);
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Two' });
@@ -237,8 +237,8 @@ test('a window that goes leaves the stream to another one', async ({ phone, cont
   await expect(third.page.getByText('No connection to the service')).toBeVisible();
 });
 
-test('all windows say that the service is away, and come back', async ({ phone, context, service }) => {
-  const { phones } = await together(phone, context, 3);
+test('windows: all show that the connection is lost, and reconnect', async ({ phone, context, service }) => {
+  const { phones } = await openWindows(phone, context, 3);
   await service.stop();
   for (const p of phones) await expect(p.page.getByText('No connection to the service')).toBeVisible();
   await service.start();
@@ -249,20 +249,20 @@ test('all windows say that the service is away, and come back', async ({ phone, 
   }
 });
 
-// As under a name in the network, which is not a secure context.
-test('without locks each window has a stream, and says why a call waits', async ({ phone, context, service }) => {
+// A page at another host name is no secure context, so it has no navigator.locks.
+test('windows: without locks each has a stream, and explains why a call waits', async ({ phone, context, service }) => {
   await context.addInitScript(() => Object.defineProperty(navigator, 'locks', { value: undefined }));
-  const { phones, streams } = await together(phone, context, 6);
+  const { phones, streams } = await openWindows(phone, context, 6);
   expect(streams).toEqual(phones);
   await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' });
   for (const p of phones) await expect(p.messages).toContainText('【Shop】');
   await phones[5].page.getByRole('button', { name: 'Send code' }).click();
-  await expect(phones[5].sendAnswer).toContainText('If more than five windows of this page are open, close some');
+  await expect(phones[5].sendResponse).toContainText('If more than five windows of this page are open, close some');
   await phones[0].page.close();
-  await expect(phones[5].sendAnswer).toContainText('OK · HTTP 200');
+  await expect(phones[5].sendResponse).toContainText('OK · HTTP 200');
 });
 
-test('what the page lets fail or succeed leaves other numbers alone', async ({ phone, service }) => {
+test('failures: those of the page do not change those of other numbers', async ({ phone, service }) => {
   for (const n of [1, 2, 3, 4]) await service.fail({ phone_number: `1860000000${n}`, kind: 'limit_day' });
   await service.fail({ kind: 'no_balance', times: 3 });
   await phone.open();
@@ -277,7 +277,7 @@ test('what the page lets fail or succeed leaves other numbers alone', async ({ p
   expect((await service.call('SendSMS', { phone_number: '18600000001' })).code).toBe('resource_exhausted');
 });
 
-test('what is chosen last is what happens, however fast', async ({ phone, service }) => {
+test('failures: the last choice wins, even if choices follow fast', async ({ phone, service }) => {
   await phone.open();
   for (let round = 0; round < 5; round++) {
     await phone.failure.focus();
@@ -292,14 +292,14 @@ test('what is chosen last is what happens, however fast', async ({ phone, servic
   await phone.failure.selectOption('Limit by day');
   await expect(phone.send).toContainText('The next 3 sends fail: Limit by day.');
   await times.fill('1');
-  await times.press('Enter'); // sends after the change
-  await expect(phone.sendAnswer).toContainText('HTTP 429');
+  await times.press('Enter'); // first stores the change, then sends
+  await expect(phone.sendResponse).toContainText('HTTP 429');
   await expect(phone.failure).toHaveValue('none');
-  await expect(times).toHaveValue('1'); // cleared when it loses the focus
+  await expect(times).toHaveValue('1'); // kept while it has the focus
   await phone.failure.focus();
   await expect(times).toHaveValue('');
-  for (const wrong of ['0', '1001', '1.5']) {
-    await times.fill(wrong);
+  for (const invalid of ['0', '1001', '1.5']) {
+    await times.fill(invalid);
     await phone.failure.selectOption('Limit by day');
     await expect(phone.send).toContainText('A whole number from 1 to 1,000; empty for all.');
     await expect(times).toHaveAttribute('aria-invalid', 'true');
@@ -307,7 +307,7 @@ test('what is chosen last is what happens, however fast', async ({ phone, servic
   }
 });
 
-test('the phone follows long messages too', async ({ phone, service }) => {
+test('messages: the phone also scrolls to long messages', async ({ phone, service }) => {
   await service.fill(5);
   for (let i = 0; i < 3; i++) await service.call('SendSMS', { phone_number: '18600000000', signature: '签'.repeat(64) });
   await phone.open();
@@ -320,7 +320,7 @@ test('the phone follows long messages too', async ({ phone, service }) => {
   await expect(phone.messages.last()).toBeInViewport({ ratio: 1 });
 });
 
-test('a code is copied by one click', async ({ phone, context }) => {
+test('copy: one click copies a code', async ({ phone, context }) => {
   await context.grantPermissions(['clipboard-read', 'clipboard-write']);
   await phone.open();
   const code = await phone.sendCode();
@@ -329,7 +329,7 @@ test('a code is copied by one click', async ({ phone, context }) => {
   expect(await phone.page.evaluate(() => navigator.clipboard.readText())).toBe(code);
 });
 
-test('a code is copied where the browser gives no clipboard', async ({ phone, context }) => {
+test('copy: it works if the browser gives no clipboard', async ({ phone, context }) => {
   await context.grantPermissions(['clipboard-read', 'clipboard-write']);
   await phone.page.addInitScript(() => { navigator.clipboard.writeText = () => Promise.reject(new Error('none')); });
   await phone.open();
@@ -339,11 +339,11 @@ test('a code is copied where the browser gives no clipboard', async ({ phone, co
   expect(await phone.page.evaluate(() => navigator.clipboard.readText())).toBe(code);
 });
 
-// The snippets must escape these characters for a shell, JSON and Go.
+// A sign name that must pass through a shell, JSON and Go without change.
 const signature = `Ö'Neil & "Co" $(x) \\ 阿里云`;
 
-test('the lines to copy do what the forms do', async ({ phone, service, context }) => {
-  test.slow(); // compiles
+test('code examples: they do the same as the forms', async ({ phone, service, context }) => {
+  test.slow(); // it compiles Go
   await context.grantPermissions(['clipboard-read', 'clipboard-write']);
   await phone.open();
   await phone.page.getByLabel('Sign name').fill(signature);
@@ -387,15 +387,15 @@ func main() { if err := do(context.Background()); err != nil { log.Fatal(err) } 
   await rm(directory, { recursive: true });
 });
 
-test('of several valid codes the newest is offered', async ({ phone, service }) => {
-  await service.fail({ kind: 'timeout_delivered' }); // replaces no earlier code
+test('suggestion: the newest of several valid codes', async ({ phone, service }) => {
+  await service.fail({ kind: 'timeout_delivered' }); // keeps earlier codes
   await phone.open();
-  for (const _ of [1, 2]) service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' }).catch(() => {}); // may end after the test
+  for (const _ of [1, 2]) service.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' }).catch(() => {}); // the call outlasts the test
   await expect(phone.valid).toContainText('2 codes are valid; the newest: 3 attempts');
   await phone.page.getByRole('button', { name: `From Messages: ${await phone.code(1)}` }).click();
 });
 
-test('times are the service\'s, whatever the clock here says', async ({ phone }) => {
+test('times: from the service, not from the browser\'s clock', async ({ phone }) => {
   await phone.page.clock.install({ time: Date.now() - 3_600_000 });
   await phone.open();
   const code = await phone.sendCode();
@@ -403,14 +403,14 @@ test('times are the service\'s, whatever the clock here says', async ({ phone })
   await expect(phone.page.locator('#heard')).toHaveText(`Message to +86 186 0000 0000: code ${[...code].join(' ')}. Acme`);
 });
 
-test('what callers send is shown as text', async ({ phone, service }) => {
+test('messages: fields of a call are shown as text, not HTML', async ({ phone, service }) => {
   await phone.open();
   const hostile = '<img src=x onerror=alert(1)><b>hi</b>';
   await service.call('SendSMS', { phone_number: '18600000000', signature: hostile });
   await expect(phone.messages).toContainText(`【${hostile}】`);
 });
 
-test('the last thousand messages are kept and shown', async ({ phone, service }) => {
+test('messages: the last thousand are kept and shown', async ({ phone, service }) => {
   await service.fill(995);
   await phone.open();
   await expect(phone.messages).toHaveCount(995);
@@ -419,29 +419,29 @@ test('the last thousand messages are kept and shown', async ({ phone, service })
   await service.fill(10);
   await expect(phone.messages).toHaveCount(1000);
   expect(await phone.code(0)).toBe(kept);
-  await expect(phone.messages.last()).toBeInViewport(); // the list follows
+  await expect(phone.messages.last()).toBeInViewport(); // the phone scrolls down
   await phone.messages.first().scrollIntoViewIfNeeded();
   await service.fill(5);
   await expect(phone.messages.first()).toContainText('【Acme】');
-  await expect(phone.messages.last()).not.toBeInViewport(); // a scrolled list does not move
+  await expect(phone.messages.last()).not.toBeInViewport(); // no scrolling while the user reads older messages
   expect(await service.inbox()).toHaveLength(1000);
 });
 
-test('it comes back by itself after the service was away', async ({ phone, service }) => {
+test('reconnect: automatic after the service restarts', async ({ phone, service }) => {
   await phone.open();
   const old = await phone.sendCode();
   await service.stop();
   await expect(phone.page.getByText('No connection to the service')).toBeVisible();
   await phone.page.getByRole('button', { name: 'Send code' }).click();
-  await expect(phone.sendAnswer).toContainText('The service does not answer');
-  await phone.send.getByLabel('Phone number').fill('10086'); // cannot be checked without the service
+  await expect(phone.sendResponse).toContainText('The service does not answer');
+  await phone.send.getByLabel('Phone number').fill('10086'); // the check needs the service
   await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'false');
   await phone.failure.selectOption('Limit by hour');
   await expect(phone.send.locator('#failing')).toHaveText('The service does not answer. Is it still running?');
   await expect(phone.failure).toHaveValue('none');
   await phone.page.route('**/inbox/events', route => route.fulfill({ status: 502, contentType: 'text/html', body: 'a proxy' }), { times: 1 });
   await service.start();
-  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' }); // gets the id of the old message
+  await service.call('SendSMS', { phone_number: '18600000000', signature: 'Shop' }); // with the id of the old message
   await expect(phone.page.getByText('Connected')).toBeAttached();
   await expect(phone.messages).toContainText('【Shop】');
   await expect(phone.messages).toHaveCount(1);
@@ -452,7 +452,7 @@ test('it comes back by itself after the service was away', async ({ phone, servi
   await phone.sendCode();
 });
 
-test('the keyboard alone is enough', async ({ phone }) => {
+test('keyboard: it is enough for the whole flow', async ({ phone }) => {
   await phone.open();
   const { keyboard } = phone.page;
   const focused = () => phone.page.evaluate(() => document.activeElement.id || document.activeElement.className || document.activeElement.textContent);
@@ -471,7 +471,7 @@ test('the keyboard alone is enough', async ({ phone }) => {
   expect(order).toContain('code');
   await keyboard.press('Enter'); // accepts the suggestion
   await keyboard.press('Enter'); // verifies
-  await expect(phone.validAnswer).toContainText('{"valid":true}');
+  await expect(phone.validResponse).toContainText('{"valid":true}');
   for (const id of ['send-number', 'numbers', 'clear']) {
     await phone.page.locator('#' + id).focus();
     await keyboard.press('Shift+Tab');
@@ -482,7 +482,7 @@ test('the keyboard alone is enough', async ({ phone }) => {
 
 test.describe('in Chinese', () => {
   test.use({ locale: 'zh-CN' });
-  test('all that the page says is Chinese', async ({ page, service }) => {
+  test('language: all texts are Chinese', async ({ page, service }) => {
     await page.goto(service.url);
     await expect(page.getByText('已连接')).toBeAttached();
     await page.getByRole('button', { name: '发送验证码' }).click();
@@ -499,7 +499,7 @@ test.describe('in Chinese', () => {
     await expect(page.locator('#send-answer .verdict')).toHaveText('已达到阿里云对此签名和号码的发送上限，未发送。');
     await page.getByLabel('手机号码').first().fill('1');
     await expect(page.locator('#send-number-is')).toHaveText('须为一个手机号码，例如 +8618612345678。');
-    // The only English words are names of the API, and the snippets.
+    // The only English left is names of the API, and the code examples.
     const words = await page.evaluate(() => {
       for (const e of document.querySelectorAll('pre, code, h1, .tabs, .status, .detail, #version, summary')) e.remove();
       return document.body.innerText.match(/[A-Za-z]{3,}/g);
@@ -508,9 +508,9 @@ test.describe('in Chinese', () => {
   });
 });
 
-test.describe('another language', () => {
+test.describe('in another language', () => {
   test.use({ locale: 'de-DE' });
-  test('falls back to English', async ({ phone }) => {
+  test('language: falls back to English', async ({ phone }) => {
     await phone.open();
     await phone.sendCode();
   });
@@ -523,25 +523,25 @@ for (const colorScheme of ['light', 'dark']) {
     for (const locale of ['en-US', 'zh-CN']) {
       test.describe(`${colorScheme}, ${width} wide, ${locale}`, () => {
         test.use({ colorScheme, locale, viewport: { width, height } });
-        test('everybody can read and use it', async ({ page, service }) => {
+        test('accessibility: axe finds no violation', async ({ page, service }) => {
           await page.goto(service.url);
           await expect(page.locator('#signal')).toHaveAttribute('data-on', 'true');
-          const answers = async () => {
+          const sendAndWait = async () => {
             await page.locator('#send .primary').click();
             await expect(page.locator('#send-answer')).not.toBeEmpty();
           };
-          await answers();
+          await sendAndWait();
           await page.locator('#code').fill('1');
           await page.locator('#valid .primary').click();
           await expect(page.locator('#valid-answer')).not.toBeEmpty();
-          await answers();
+          await sendAndWait();
           await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
           await page.locator('#numbers').selectOption('+8618600000000');
           await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
           await expect(page.locator('#other')).toBeVisible();
           await page.locator('#failure').selectOption('limit_hour');
           await expect(page.locator('#failing')).not.toBeEmpty();
-          await answers();
+          await sendAndWait();
           await expect(page.locator('#send-answer')).toContainText('429');
           await page.locator('#send-number').fill('1');
           await expect(page.locator('#send-number')).toHaveAttribute('aria-invalid', 'true');
@@ -553,7 +553,7 @@ for (const colorScheme of ['light', 'dark']) {
           }));
           expect(violations.map(v => `${v.id}: ${v.nodes.map(n => n.html + n.failureSummary).join('\n')}`)).toEqual([]);
           expect(passes.map(p => p.id)).toEqual(expect.arrayContaining(['color-contrast', 'label', 'button-name', 'select-name']));
-          // Nothing is cut off, and the page does not scroll sideways.
+          // The page does not scroll sideways.
           expect(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)).toBe(0);
           const dark = await page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor.match(/\d+/g).every(c => c < 64));
           expect(dark).toBe(colorScheme === 'dark');

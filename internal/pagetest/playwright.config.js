@@ -1,6 +1,6 @@
 import { defineConfig } from '@playwright/test';
 
-// Runs Debian's chromium, with options that root in a container needs, and without its requests
+// Debian's chromium. The arguments let it run as root in a container, and turn off its own requests
 // to the internet.
 export default defineConfig({
   testDir: '.',

@@ -1,6 +1,6 @@
-// Tests DNS rebinding: the name of a page resolves to the address of serve, so that the browser
-// sees page and service as one origin. The page is served from loopback too: this chromium does
-// not let a page from the internet reach loopback, but other browsers do.
+// DNS rebinding: the attacker points the name of a page at the address of serve. For the browser,
+// page and service then have the same origin. The test serves the page from loopback too, because
+// this chromium blocks loopback for pages of the internet; other browsers do not.
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -16,21 +16,21 @@ test.use({ launchOptions: { ...launchOptions, args: [...launchOptions.args, '--h
 const path = '/phonenumberservice.PhoneNumberService/SendSMS';
 const message = JSON.stringify({ phone_number: '18600000000', signature: 'Acme', template_code: 'SMS_1' });
 
-// gateway is a fake of Aliyun's gateway that accepts every SMS.
+// gateway starts a fake of Aliyun that accepts every SMS and counts them.
 async function gateway() {
-  const server = createServer((_, answer) => {
+  const server = createServer((_, response) => {
     server.sent++;
-    answer.end(JSON.stringify({ Code: 'OK', BizId: '1', RequestId: '2' }));
+    response.end(JSON.stringify({ Code: 'OK', BizId: '1', RequestId: '2' }));
   }).listen(0, '127.0.0.1');
   server.sent = 0;
   await once(server, 'listening');
   return server;
 }
 
-// Each attack sends a request from the page, and returns the response's status if a page can read it.
+// Each attack sends from the page in another way. It returns the status that the page can see.
 const attacks = {
   'a call in JSON': ([path, message]) => fetch(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: message }).then(r => r.status),
-  'a call of no type': ([path, message]) => fetch(path, { method: 'POST', body: new Blob([message]) }).then(r => r.status),
+  'a call without a type': ([path, message]) => fetch(path, { method: 'POST', body: new Blob([message]) }).then(r => r.status),
   'a call as text': ([path, message]) => fetch(path, { method: 'POST', mode: 'no-cors', body: message }).then(r => r.status),
   'a call without a referrer': ([path, message]) => fetch(path, { method: 'POST', referrerPolicy: 'no-referrer', headers: { 'Content-Type': 'application/json' }, body: message }).then(r => r.status),
   'a form': ([path, message]) => new Promise(resolve => {
@@ -44,10 +44,10 @@ const attacks = {
 };
 
 for (const [listed, status] of [[false, 403], [true, 200]]) {
-  test(`a page whose name is pointed at serve ${listed ? 'calls if its origin is listed' : 'sends nothing'}`, async ({ page }) => {
+  test(`DNS rebinding: a page ${listed ? 'with a listed origin can call serve' : 'cannot send through serve'}`, async ({ page }) => {
     const [port, directory, aliyun] = [await freePort(), await mkdtemp(join(tmpdir(), 'serve')), await gateway()];
     const origin = `http://evil.example:${port}`;
-    const attacker = createServer((_, answer) => answer.setHeader('Content-Type', 'text/html').end('<title>evil</title><body>')).listen(port, '127.0.0.1');
+    const attacker = createServer((_, response) => response.setHeader('Content-Type', 'text/html').end('<title>evil</title><body>')).listen(port, '127.0.0.1');
     await page.goto(origin);
     attacker.closeAllConnections();
     attacker.close();

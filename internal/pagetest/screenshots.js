@@ -1,8 +1,8 @@
-// Draws the images of docs/images (make screenshots).
+// Makes the images in docs/images/: make screenshots.
 import { root } from './build.js';
 import { expect, test } from './service.js';
 
-const of = (name, locale, colorScheme, width, height, scene) => test.describe(name, () => {
+const screenshot = (name, locale, colorScheme, width, height, scene) => test.describe(name, () => {
   test.use({ locale, colorScheme, viewport: { width, height }, deviceScaleFactor: 1.5, port: 50511 });
   test('screenshot', async ({ page, service }) => {
     await page.goto(service.url);
@@ -20,9 +20,9 @@ const of = (name, locale, colorScheme, width, height, scene) => test.describe(na
   });
 });
 
-of('page', 'en-US', 'light', 1360, 850, () => {});
+screenshot('page', 'en-US', 'light', 1360, 850, () => {});
 
-of('page-dark-chinese', 'zh-CN', 'dark', 1360, 1010, async page => {
+screenshot('page-dark-chinese', 'zh-CN', 'dark', 1360, 1010, async page => {
   await page.locator('#code').fill('000000');
   await page.locator('#valid .primary').click();
   await expect(page.locator('#valid-answer')).toContainText('false');
@@ -32,4 +32,4 @@ of('page-dark-chinese', 'zh-CN', 'dark', 1360, 1010, async page => {
   await expect(page.locator('#send-answer')).toContainText('429');
 });
 
-of('page-narrow', 'en-US', 'light', 390, 844, page => page.locator('#phone').scrollIntoViewIfNeeded());
+screenshot('page-narrow', 'en-US', 'light', 390, 844, page => page.locator('#phone').scrollIntoViewIfNeeded());

@@ -1,5 +1,5 @@
-// Fixtures: the built program in development, one process for each test, and a browser that
-// fails a test after an error, a policy violation or a request to another host.
+// Runs the built program as dev, one process per test, and a browser page that fails the test on
+// errors and on requests to other hosts.
 import { spawn } from 'node:child_process';
 import { createServer } from 'node:net';
 import { once } from 'node:events';
@@ -38,7 +38,7 @@ export class Service {
   }
 
   async stop() {
-    this.wasAway = true;
+    this.wasStopped = true;
     this.process.kill('SIGKILL');
     if (this.process.exitCode === null && this.process.signalCode === null) await once(this.process, 'exit');
   }
@@ -51,7 +51,7 @@ export class Service {
 
   // fill sends count messages to one number.
   async fill(count) {
-    for (let i = 0; i < count; i += 5) { // more concurrent sends would be rejected
+    for (let i = 0; i < count; i += 5) { // with more in parallel, some are rejected
       await Promise.all(Array.from({ length: 5 }, () => this.call('SendSMS', { phone_number: '18600000000', signature: 'Acme' })));
     }
   }
@@ -76,31 +76,31 @@ export const test = base.extend({
     await service.stop();
   },
 
-  // page records errors, policy violations and requests to other hosts. There must be none.
+  // Each page fails its test on an error, a violation of the security policy, or another host.
   page: async ({ page, service }, use) => {
-    const wrong = [];
-    let refused = 0; // rejected calls, which Chromium logs as errors
-    page.on('response', r => { if (r.status() >= 400 && r.url().startsWith(service.url + calls)) refused++; });
+    const problems = [];
+    let rejected = 0; // calls with an error status, which Chromium also logs as errors
+    page.on('response', r => { if (r.status() >= 400 && r.url().startsWith(service.url + calls)) rejected++; });
     page.on('console', m => {
       if (m.type() !== 'error' && m.type() !== 'warning') return;
-      if (m.text().startsWith('Failed to load resource') && m.location().url.startsWith(service.url + calls) && refused-- > 0) return;
-      if (service.wasAway && /net::ERR_|status of 502/.test(m.text())) return; // the test stopped the service
-      wrong.push(`console: ${m.text()} ${m.location().url}`);
+      if (m.text().startsWith('Failed to load resource') && m.location().url.startsWith(service.url + calls) && rejected-- > 0) return;
+      if (service.wasStopped && /net::ERR_|status of 502/.test(m.text())) return; // the test stopped the service
+      problems.push(`console: ${m.text()} ${m.location().url}`);
     });
-    page.on('pageerror', e => wrong.push(`error: ${e.message}`));
+    page.on('pageerror', e => problems.push(`error: ${e.message}`));
     page.on('request', r => {
       const url = new URL(r.url());
-      if (url.protocol !== 'data:' && url.host !== service.host) wrong.push(`request to ${url}`);
+      if (url.protocol !== 'data:' && url.host !== service.host) problems.push(`request to ${url}`);
     });
     await page.addInitScript(() => addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`)));
     await use(page);
-    expect(wrong).toEqual([]);
+    expect(problems).toEqual([]);
   },
 
   phone: async ({ page, service }, use) => use(new Phone(page, service)),
 });
 
-// Phone drives the page in English, like a person.
+// A Phone is the English page, as a user sees it.
 export class Phone {
   constructor(page, service) {
     this.page = page;
@@ -108,8 +108,8 @@ export class Phone {
     this.messages = page.getByRole('region', { name: 'Messages' }).getByRole('listitem');
     this.send = page.locator('#send');
     this.valid = page.locator('#valid');
-    this.sendAnswer = page.locator('#send-answer');
-    this.validAnswer = page.locator('#valid-answer');
+    this.sendResponse = page.locator('#send-answer');
+    this.validResponse = page.locator('#valid-answer');
     this.failure = page.getByLabel("Aliyun's answer");
   }
 
