@@ -63,14 +63,14 @@ func (p process) check(t *testing.T, n int) {
 	calling.Wait()
 }
 
-// mustStop sends SIGTERM. It wants exit code 0 within the time that docs/install.md names.
+// mustStop sends SIGTERM. It requires exit code 0 within the time that docs/install.md names.
 func (p process) mustStop(t *testing.T) {
 	t.Helper()
 	p.Signal(syscall.SIGTERM)
 	p.mustEnd(t)
 }
 
-// mustEnd wants exit code 0 within 30 s.
+// mustEnd requires exit code 0 within 30 s.
 func (p process) mustEnd(t *testing.T) {
 	t.Helper()
 	ended := make(chan error, 1)

@@ -77,7 +77,7 @@ func startApp(t *testing.T) string {
 	return app.URL
 }
 
-// post sends a form, wants a status code, and returns the body.
+// post sends a form, checks the status code, and returns the body.
 func post(t *testing.T, path string, form url.Values, want int) string {
 	t.Helper()
 	res, err := http.PostForm(path, form)

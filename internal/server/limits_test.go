@@ -101,7 +101,7 @@ func (p *rawPeer) wholeCall(id uint32, path string) error {
 	return p.WriteData(id, true, make([]byte, 5))
 }
 
-// mustClose wants the service to close the connection in time.
+// mustClose fails the test if the service does not close the connection in time.
 func (p *rawPeer) mustClose(t *testing.T, within time.Duration, cause string) {
 	t.Helper()
 	select {
