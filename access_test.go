@@ -70,7 +70,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	eventually(t, "healthcheck succeeds over TLS", func() bool {
 		return command([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
 	})
-	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers.yaml") {
+	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers=file") {
 		t.Errorf("the start-up line lacks TLS or the callers file:\n%s", out)
 	}
 	connect := func(ca *catest.CA) *grpc.ClientConn {
@@ -117,37 +117,37 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		t.Error("the metrics lack the expiry of the certificate")
 	}
 
-	reloaded := p.logged("took over callers that changed")
+	reloaded := p.logged("reloaded callers")
 	callersFile(both)
 	eventually(t, "the new callers are in use", reloaded)
 	if err := call(old, second); err != nil {
 		t.Errorf("a call with the second token: got %v; want OK", err)
 	}
-	rejected := p.logged("callers changed and cannot be used; the old ones stay")
+	rejected := p.logged("failed to reload callers; keeping the previous version")
 	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
 	eventually(t, "a plaintext token is rejected", rejected)
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") || strings.Contains(out, second) {
 		t.Errorf("the log: want the file and the line, and no token:\n%s", out)
 	}
-	if got := gauge(`phonenumber_files_unusable{files="callers"}`); !strings.HasSuffix(got, " 1") {
+	if got := gauge(`phonenumber_config_last_reload_successful{files="callers"}`); !strings.HasSuffix(got, " 0") {
 		t.Errorf("gauge of rejected files: got %q; want 1", got)
 	}
 	callersFile(both)
-	eventually(t, "the gauge is 0 again", func() bool { return strings.HasSuffix(gauge(`phonenumber_files_unusable{files="callers"}`), " 0") })
+	eventually(t, "the gauge is 1 again", func() bool { return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1") })
 
-	rejected = p.logged("certificates changed and cannot be used; the old ones stay")
+	rejected = p.logged("failed to reload certificates; keeping the previous version")
 	_, otherKey := ca.Issue("127.0.0.1")
 	put(t, dir, "tls.key", otherKey)
 	eventually(t, "a key of another certificate is rejected", rejected)
 	if err := call(connect(ca), first); err != nil {
 		t.Errorf("a new connection while the key file is invalid: got %v; want OK", err)
 	}
-	if got := gauge(`phonenumber_files_unusable{files="certificates"}`); !strings.HasSuffix(got, " 1") {
+	if got := gauge(`phonenumber_config_last_reload_successful{files="certificates"}`); !strings.HasSuffix(got, " 0") {
 		t.Errorf("gauge of rejected files: got %q; want 1", got)
 	}
 	next := catest.New(t)
 	certificate, key = next.Issue("127.0.0.1")
-	reloaded = p.logged("took over certificates that changed")
+	reloaded = p.logged("reloaded certificates")
 	put(t, dir, "tls.crt", certificate)
 	put(t, dir, "tls.key", key)
 	eventually(t, "the new certificates are in use", reloaded)
@@ -166,13 +166,16 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	}
 }
 
-func TestServe_OpenPortIsOneWarning(t *testing.T) {
+func TestServe_OpenPortIsTwoWarnings(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
-	if out := p.Output.String(); strings.Count(out, "level=WARN msg=listening") != 1 || !strings.Contains(out, `tls="off`) || !strings.Contains(out, `callers="anyone who reaches the port`) {
-		t.Errorf("the log: want one warning that the port is open:\n%s", out)
+	out := p.Output.String()
+	for _, want := range []string{"tls=off callers=unauthenticated\n", `level=WARN msg="TLS is off: `, `level=WARN msg="callers are not authenticated: `} {
+		if got := strings.Count(out, want); got != 1 {
+			t.Errorf("the log of serve: got %q %d times; want once:\n%s", want, got, out)
+		}
 	}
-	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "level=WARN msg=listening") {
+	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "TLS is off") || strings.Contains(out, "not authenticated") {
 		t.Errorf("dev: got a warning about its open port; want none:\n%s", out)
 	}
 }

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	callersRejected = "callers changed and cannot be used; the old ones stay"
-	secretsRejected = "secrets changed and cannot be used; the old ones stay"
+	callersRejected = "failed to reload callers; keeping the previous version"
+	secretsRejected = "failed to reload secrets; keeping the previous version"
 )
 
 // logged returns a condition that is true if the program has written text since the call
@@ -48,7 +48,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", complete))).serving(t)
 	gaugeIsSet := func() bool {
-		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_files_unusable{files="callers"} 1`)
+		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
 	}
 	for name, cut := range map[string]string{"after a caller": caller + limits, "inside a caller": caller, "at the start": ""} {
 		rejected := p.logged(callersRejected)
@@ -63,7 +63,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 		put(t, dir, "callers.yaml", complete)
 		eventually(t, "the gauge is 0 again", func() bool { return !gaugeIsSet() })
 	}
-	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") || strings.Contains(out, "took over callers") {
+	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") || strings.Contains(out, "reloaded callers") {
 		t.Errorf("the log: want the cause, and no reload:\n%s", out)
 	}
 }
@@ -84,10 +84,10 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 	if by := p.validBy(t, batch); by != codes.OK || !counted("batch") {
 		t.Fatalf("batch: got %v, in the metrics: %v; want OK, true", by, counted("batch"))
 	}
-	reloaded := p.logged("took over callers that changed")
+	reloaded := p.logged("reloaded callers")
 	put(t, dir, "callers.yaml", "callers:\n"+entry("shop", shopHash)+entry("login", batchHash))
 	eventually(t, "the new callers are in use", reloaded)
-	const want = `level=WARN msg="changed what callers may do" removed=batch added=login may_do_more="shop countries"`
+	const want = `level=WARN msg="reloaded callers with other permissions" removed=batch added=login may_do_more="shop countries"`
 	if out := p.Output.String(); !strings.Contains(out, want) || strings.Contains(out, shopHash) || strings.Contains(out, batchHash) {
 		t.Errorf("the log: want a line with %s, and no hash:\n%s", want, out)
 	}
@@ -116,7 +116,7 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 	}
 	p.send(t, "18612345678")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
-	reloaded := p.logged("took over secrets that changed")
+	reloaded := p.logged("reloaded secrets")
 	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
 	eventually(t, "a complete key is in use", reloaded)
 	p.send(t, "18612345679")
@@ -132,10 +132,10 @@ func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key),
 		"PHONENUMBER_TLS_CLIENT_CA="+put(t, dir, "ca.crt", ca.PEM+another.PEM)))
 	eventually(t, "serving", func() bool { return strings.Contains(p.Output.String(), "msg=serving") })
-	reloaded := p.logged("took over certificates that changed")
+	reloaded := p.logged("reloaded certificates")
 	put(t, dir, "ca.crt", ca.PEM)
 	eventually(t, "the new list is in use", reloaded)
-	want := `level=WARN msg="took over a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
+	want := `level=WARN msg="reloaded a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
 	if !strings.Contains(p.Output.String(), want) {
 		t.Errorf("the log lacks %s", want)
 	}

@@ -129,7 +129,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		}
 	}
 	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
-	eventually(t, "the log reports the invalid callers file", func() bool { return strings.Contains(p.Output.String(), "callers changed and cannot be used") })
+	eventually(t, "the log reports the invalid callers file", func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
 	responses.WriteString(inspect(t, dsn, number))
 	scrapes := get(t, metrics, "/metrics", 200)
 	number = next()

@@ -66,16 +66,16 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 		}
 	}
 	const ago, soon = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ \(\d+s ago\)`, `\(in (10m0s|9m\d\ds)\)`
-	mustPrint("never sent", `^number     \+86186\*\*\*\*5678\nlast send  none: nothing was ever sent`)
+	mustPrint("never sent", `^number     \+86186\*\*\*\*5678\nlast send  none: nothing was sent`)
 
 	p.send(t, "18612345678")
 	sent := fake.Accepted()[0]
 	accepted := "Aliyun     accepted " + ago + ", BizId " + regexp.QuoteMeta(sent.BizID)
-	mustPrint("sent", "last send  "+ago+`, ticket \d+`, accepted+"\n", "code       alive until .*"+soon+", 0 of 3 attempts spent, accepted by Aliyun\n")
+	mustPrint("sent", "last send  "+ago+`, send ID \d+`, accepted+"\n", "code       live until .*"+soon+", 0 of 3 attempts used, accepted by Aliyun\n")
 	p.valid(t, "18612345678", "x")
-	mustPrint("a wrong code", "1 of 3 attempts spent")
+	mustPrint("a wrong code", "1 of 3 attempts used")
 	p.valid(t, "18612345678", sent.Code)
-	mustPrint("verified", accepted+"\n", "code       none is alive", "verified   "+ago+" with attempt 2\n")
+	mustPrint("verified", accepted+"\n", "code       no live code", "verified   "+ago+" with attempt 2\n")
 
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	requestID := fake.RequestIDs()[1]
@@ -84,11 +84,11 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 	fake.Next(dysmsapitest.CloseAfterReading().ButAccepted())
 	fake.Limits(false)
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
-	mustPrint("a lost response", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts spent, not confirmed by Aliyun\n")
+	mustPrint("a lost response", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts used, not confirmed by Aliyun\n")
 	for range 3 {
 		p.valid(t, "18612345678", "x")
 	}
-	mustPrint("exhausted", "none is alive", "exhausted  "+ago+" by 3 wrong attempts\n")
+	mustPrint("exhausted", "no live code", "exhausted  "+ago+" by 3 wrong attempts\n")
 
 	file := filepath.Join(t.TempDir(), "none.db")
 	out, err := command([]string{"DATA_SOURCE_NAME=sqlite:" + file}, "inspect", "18612345678").CombinedOutput()
@@ -113,7 +113,7 @@ func TestInspect_PrintsThatACodeExpired(t *testing.T) {
 	var out []byte
 	eventually(t, "inspect prints that the code expired", func() bool {
 		out, _ = command([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
-		return regexp.MustCompile(`code       none is alive\nexpired    .* ago\)\n`).Match(out)
+		return regexp.MustCompile(`code       no live code\nexpired    .* ago\)\n`).Match(out)
 	})
 }
 
@@ -122,7 +122,7 @@ func TestInspect_ReadsASQLiteFileInUse(t *testing.T) {
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	p.send(t, "18612345678")
-	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts spent") {
+	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts used") {
 		t.Errorf("inspect: want a live code:\n%s", out)
 	}
 	if !p.valid(t, "18612345678", lastCode(fake)) {
@@ -166,7 +166,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	p.send(t, "18612345678")
 	before := lastCode(fake)
 
-	reloaded := p.logged(`took over secrets that changed" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
+	reloaded := p.logged(`reloaded secrets" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
@@ -191,7 +191,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		t.Error("the code at a replica started after the change: got invalid; want valid")
 	}
 
-	reloaded = p.logged("took over secrets that changed")
+	reloaded = p.logged("reloaded secrets")
 	p.send(t, "18612345672")
 	before = lastCode(fake)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tThirdKey", "ThirdSecret0123456789"
@@ -221,7 +221,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	}
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mariadbtest.Database)})
 	eventually(t, "a password that the database does not have yet is rejected", p.logged(secretsRejected))
-	reloaded = p.logged("took over secrets that changed")
+	reloaded = p.logged("reloaded secrets")
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'later'")
 	eventually(t, "the password is in use when the database has it", reloaded)
 	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || strings.Contains(out, "later@") {
@@ -277,7 +277,7 @@ func TestCodeKey_RotationByReloadRejectsNoCode(t *testing.T) {
 	mustVerify("before")
 	for _, keys := range []string{old + "," + fresh, fresh + "," + old, fresh} { // the steps of docs/install.md
 		for i, p := range replicas { // in turn, with calls in between
-			reloaded := p.logged("took over")
+			reloaded := p.logged("reloaded ")
 			write(t, dirs[i], map[string]string{"PHONENUMBER_CODE_KEY": keys})
 			eventually(t, "the new keys are in use", reloaded)
 			mustVerify(keys)

@@ -92,7 +92,7 @@ func TestReload_WrongPasswordIsDialledLessAndLess(t *testing.T) {
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": strings.Replace(bad, "wr0ng", "wr0ng again", 1)})
 	eventually(t, "a further change is attempted", func() bool { return rejected() > before })
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": dsn + "?timeout=1s"})
-	eventually(t, "the correct password is in use", func() bool { return strings.Contains(p.Output.String(), "took over secrets that changed") })
+	eventually(t, "the correct password is in use", func() bool { return strings.Contains(p.Output.String(), "reloaded secrets") })
 	if out := p.Output.String(); strings.Contains(out, "wr0ng") {
 		t.Errorf("the log contains a password:\n%s", out)
 	}

@@ -209,7 +209,8 @@ func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 
 func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 	program := findProgram(t, "prometheus")
-	p := startPrometheus(t, program, startServices(t)...)
+	targets := startServices(t)
+	p := startPrometheus(t, program, targets...)
 	t.Run("dashboard", func(t *testing.T) {
 		d := readDashboard(t)
 		queries := 0
@@ -268,7 +269,7 @@ func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer res.Body.Close()
-		check := exec.Command(debian(t, "promtool"), "check", "metrics")
+		check := exec.Command(findProgram(t, "promtool"), "check", "metrics")
 		check.Stdin = res.Body
 		if out, err := check.CombinedOutput(); err != nil {
 			t.Errorf("promtool check metrics: got %v and\n%s\nwant no finding", err, out)

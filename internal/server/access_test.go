@@ -492,7 +492,7 @@ func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_refused_total{reason="calls"}`) {
+	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_rejected_total{reason="calls"}`) {
 		t.Error("the metrics lack the rejected calls")
 	}
 	release()
