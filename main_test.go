@@ -419,7 +419,7 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	}
 }
 
-func TestCodeKey_RotationByRestartRejectsNoCode(t *testing.T) {
+func TestKeys_RotationKeepsTheCodesOfListedKeys(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	dir := t.TempDir()
 	env := servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db"))

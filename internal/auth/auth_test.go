@@ -28,7 +28,7 @@ func parse(t *testing.T, text string) *Registry {
 	return s
 }
 
-func TestACallerIsKnownByTokenOrCertificate(t *testing.T) {
+func TestAuthenticate_KnowsTokensAndCertificates(t *testing.T) {
 	s := parse(t, `
 callers:
   - name: login
@@ -74,7 +74,7 @@ callers:
 	}
 }
 
-func TestACallerMayDoWhatItsListsSayAndAllWhereThereIsNone(t *testing.T) {
+func TestAuthorize_AllowsListedValuesOrAllWithoutAList(t *testing.T) {
 	s := parse(t, `
 callers:
   - {name: all, token_sha256: `+hashOf("all")+`}
@@ -113,7 +113,7 @@ callers:
 	}
 }
 
-func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
+func TestAllowSend_BucketOutlivesAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const file = "callers: [{name: a, token_sha256: HASH, sends_per_minute: 60, burst: 3}]"
 		text := strings.Replace(file, "HASH", hashOf("a"), 1)
@@ -161,7 +161,7 @@ func TestARateIsABucketThatOutlivesAReload(t *testing.T) {
 	})
 }
 
-func TestARateHoldsUnderConcurrency(t *testing.T) {
+func TestAllowSend_RateHoldsUnderConcurrency(t *testing.T) {
 	c := parse(t, "callers: [{name: a, token_sha256: "+hashOf("a")+", sends_per_minute: 600, burst: 1}]")
 	caller, err := c.Authenticate([]string{"Bearer a"}, nil)
 	if err != nil {
@@ -186,7 +186,7 @@ func TestARateHoldsUnderConcurrency(t *testing.T) {
 }
 
 // The metrics give these labels a meaning of their own.
-func TestCertified_takesNoReservedName(t *testing.T) {
+func TestAnyCertificate_TakesNoReservedName(t *testing.T) {
 	for _, name := range []string{"", Unknown, Other} {
 		for kind, c := range map[string]*x509.Certificate{
 			"common name": {Subject: pkix.Name{CommonName: name}},
@@ -207,7 +207,7 @@ func TestCertified_takesNoReservedName(t *testing.T) {
 	}
 }
 
-func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
+func TestParse_ErrorsHaveLinesAndNoValues(t *testing.T) {
 	good := hashOf("x")
 	for name, c := range map[string]struct {
 		text  string
@@ -270,7 +270,7 @@ func TestAFilesFaultsAreToldWithTheirLinesAndWithoutTheirValues(t *testing.T) {
 	}
 }
 
-func TestTokensAreLongAndNeverAlike(t *testing.T) {
+func TestNewToken_IsLongAndUnique(t *testing.T) {
 	one, hash := NewToken()
 	other, _ := NewToken()
 	if one == other || len(one) != 43 || hash != hashOf(one) {
@@ -278,7 +278,7 @@ func TestTokensAreLongAndNeverAlike(t *testing.T) {
 	}
 }
 
-func FuzzCallersFile(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add("callers:\n  - name: a\n    token_sha256: " + hashOf("x") + "\n    calls: [Valid]\n    sends_per_minute: 3\n    burst: 2\n")
 	f.Add("callers: [{name: a, spiffe_id: spiffe://a/b, dns_san: [a.b], sign_names: 阿里云, countries: CN}]")
 	f.Add("callers: &a [*a, *a]\n---\n{}")

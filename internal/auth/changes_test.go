@@ -8,7 +8,7 @@ import (
 
 // A file that was cut off is often a good file with fewer restrictions. Only the mark at
 // its end tells it apart.
-func TestWhole_noCutOffFileSaysSo(t *testing.T) {
+func TestWhole_IsFalseForEveryTruncatedFile(t *testing.T) {
 	text := `callers:
   - name: login
     token_sha256: [` + hashOf("a") + `]
@@ -43,7 +43,7 @@ func TestWhole_noCutOffFileSaysSo(t *testing.T) {
 	}
 }
 
-func TestWhole_needsTheMarkOnTheLastLine(t *testing.T) {
+func TestWhole_NeedsTheMarkOnTheLastLine(t *testing.T) {
 	for text, want := range map[string]bool{
 		"callers: []\n...":          true,
 		"callers: []\n...\n":        true,
@@ -61,7 +61,7 @@ func TestWhole_needsTheMarkOnTheLastLine(t *testing.T) {
 	}
 }
 
-func TestReplace_namesWhoIsGoneOrNewOrMayDoMore(t *testing.T) {
+func TestReplace_ReturnsAddedRemovedAndWidenedCallers(t *testing.T) {
 	const before = "name: a, token_sha256: TOKEN, calls: [Valid], sign_names: [x, y], template_codes: [SMS_12], countries: [CN], sends_per_minute: 60, burst: 5"
 	for name, c := range map[string]struct {
 		old, now string // what stands in place of what

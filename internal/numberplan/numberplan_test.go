@@ -15,7 +15,7 @@ import (
 
 var _ verify.NumberingPlan = numberplan.Mobile
 
-func TestMobileReturnsTheE164FormOfAMobileNumber(t *testing.T) {
+func TestMobile_ReturnsTheE164Form(t *testing.T) {
 	for _, c := range []struct{ name, number, region, want string }{
 		{"international, from another region", "+447400123456", "CN", "+447400123456"},
 		{"as dialled at home, with the trunk zero", "07400123456", "GB", "+447400123456"},
@@ -42,7 +42,7 @@ func TestMobileReturnsTheE164FormOfAMobileNumber(t *testing.T) {
 	}
 }
 
-func TestMobileRefusesWhatIsNoMobileNumber(t *testing.T) {
+func TestMobile_RejectsOtherNumbers(t *testing.T) {
 	for _, c := range []struct{ name, number, region string }{
 		{"nothing", "", "CN"},
 		{"a plus alone", "+", "CN"},
@@ -69,7 +69,7 @@ func TestMobileRefusesWhatIsNoMobileNumber(t *testing.T) {
 
 // The domain keeps one state a number under its E.164 form, so that form has to be
 // the same when it is typed itself, from anywhere.
-func TestTheE164FormOfEveryRegionIsItsOwnE164Form(t *testing.T) {
+func TestMobile_E164FormOfEveryRegionIsUnchanged(t *testing.T) {
 	for region := range phonenumbers.GetSupportedRegions() {
 		example := phonenumbers.GetExampleNumberForType(region, phonenumbers.MOBILE)
 		if example == nil {
@@ -167,7 +167,7 @@ func draw(r *rand.Rand, shape *syntax.Regexp) (text string) {
 	panic(shape.Op)
 }
 
-func TestKnownRegionTakesUpperCaseTwoLetterCodesOnly(t *testing.T) {
+func TestKnownRegion_AcceptsUpperCaseTwoLetterCodesOnly(t *testing.T) {
 	for region, want := range map[string]bool{
 		"CN": true, "HK": true, "US": true, "GB": true,
 		"": false, "cn": false, "CHN": false, "XX": false, "UK": false, "001": false, "86": false,
@@ -178,7 +178,7 @@ func TestKnownRegionTakesUpperCaseTwoLetterCodesOnly(t *testing.T) {
 	}
 }
 
-func TestCountryIsThatOfTheCountryCode(t *testing.T) {
+func TestCountry_IsThatOfTheCountryCode(t *testing.T) {
 	for number, want := range map[verify.Number]string{
 		"+8618612345678": "CN", "+12025550123": "US", "+16135550123": "US", "+447400123456": "GB", "+85251234567": "HK",
 		"+6591234567": "SG", "+79161234567": "RU", "+88212345678": "001", "+2101234567": "ZZ", "+8": "ZZ",

@@ -95,7 +95,7 @@ func (l *lossy) row(t *testing.T, q interface {
 	return state
 }
 
-func TestASwapWhoseAnswerWasLostTakesEffectOnce(t *testing.T) { prove(t, lostAnswers) }
+func TestSwap_LostReplyTakesEffectOnce(t *testing.T) { prove(t, lostAnswers) }
 
 func lostAnswers(t *testing.T, binary string) (violations []string) {
 	l := startLossy(t, binary)
@@ -149,7 +149,7 @@ func lostAnswers(t *testing.T, binary string) (violations []string) {
 	return violations
 }
 
-func TestABeginThatIsBegunAnewDrawsAFreshCode(t *testing.T) { prove(t, freshCodes) }
+func TestSendSMS_RepeatedBeginUsesAFreshCode(t *testing.T) { prove(t, freshCodes) }
 
 // A code that was begun, whose begin's answer was lost, and whose looks were spent
 // meanwhile must not get looks again.
@@ -197,7 +197,7 @@ func newestMAC(t *testing.T, state []byte) []byte {
 	return state[header+(codes-1)*perCode+ticket:][:mac]
 }
 
-func TestAReplicaThatSawANumberDeadAcceptsWhatAnotherSent(t *testing.T) { prove(t, noMemory) }
+func TestValid_AcceptsACodeSentByAnotherReplica(t *testing.T) { prove(t, noMemory) }
 
 func noMemory(t *testing.T, binary string) (violations []string) {
 	p := startPair(t, binary, mariadbtest.DSN(t))
@@ -211,7 +211,7 @@ func noMemory(t *testing.T, binary string) (violations []string) {
 	return violations
 }
 
-func TestTheUsualRetryKillsNoSMS(t *testing.T) { prove(t, usualRetry) }
+func TestSendSMS_UsualRetryKillsNoSMS(t *testing.T) { prove(t, usualRetry) }
 
 // The first send arrives, though its caller was told that nobody knows; the
 // user's second try meets the limit of one a minute; the code that arrived works.

@@ -25,7 +25,7 @@ import (
 const longestStall = 8 * time.Second
 
 // Three replicas, each on a Galera node of its own.
-func TestCluster(t *testing.T) {
+func TestCluster_KeepsTheGuarantees(t *testing.T) {
 	c := startCluster(t)
 	t.Run("calls are linearizable", func(t *testing.T) {
 		r := c.replicas(t, program())

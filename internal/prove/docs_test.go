@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-func TestEveryTestThatTheDocumentsNameExists(t *testing.T) {
+func TestDocs_NameExistingTests(t *testing.T) {
 	var source strings.Builder
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, "_test.go") {

@@ -14,7 +14,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 )
 
-func TestNothingAcknowledgedIsLostToFiveKills(t *testing.T) {
+func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 	const kills, between = 5, 100 // entries
 	t.Run("of MariaDB", func(t *testing.T) {
 		database := mariadbtest.Start(t)
@@ -85,7 +85,7 @@ func startAlone(t *testing.T, binary, dir string) *alone {
 
 const entriesBeforeThePowerFails = 1000
 
-func TestNothingAcknowledgedIsLostToAPowerFailureOfMariaDB(t *testing.T) {
+func TestDurability_PowerLossOfMariaDBLosesNothing(t *testing.T) {
 	const warning = "innodb_flush_log_at_trx_commit is"
 	lost, output := mariadbLosesPower(t, "1")
 	fail(t, lost)
@@ -123,7 +123,7 @@ func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string
 	return l.lost(t, p.Addr), output
 }
 
-func TestNothingAcknowledgedIsLostToAPowerFailureOfSQLite(t *testing.T) {
+func TestDurability_PowerLossOfSQLiteLosesNothing(t *testing.T) {
 	prove(t, sqliteLosesPower)
 }
 

@@ -12,7 +12,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-func TestParallelGuessesHaveTheOddsOfThreeLooks(t *testing.T) { prove(t, parallelGuesses) }
+func TestValid_ParallelGuessesGetThreeAttempts(t *testing.T) { prove(t, parallelGuesses) }
 
 // Whoever guesses in parallel gets no more looks than one who guesses in turn. A
 // service that compares first and counts later is linearizable all the same: that

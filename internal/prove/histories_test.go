@@ -40,7 +40,7 @@ func (p *pair) load() load {
 	return load{fake: p.fake, replicas: []string{p.replicas[0].Addr, p.replicas[1].Addr}}
 }
 
-func TestCallsAreLinearizable(t *testing.T) { prove(t, undisturbed) }
+func TestLinearizable_Undisturbed(t *testing.T) { prove(t, undisturbed) }
 
 func undisturbed(t *testing.T, binary string) []string {
 	h := startPair(t, binary, mariadbtest.DSN(t)).load().run(t)
@@ -68,7 +68,7 @@ func troubled(r *rand.Rand) aliyunFault {
 
 const shortSMSTimeout = "PHONENUMBER_SMS_TIMEOUT=200ms" // so that an Aliyun that hangs costs the load little
 
-func TestCallsAreLinearizableWhileAliyunFails(t *testing.T) { prove(t, aliyunFails) }
+func TestLinearizable_WhileAliyunFails(t *testing.T) { prove(t, aliyunFails) }
 
 func aliyunFails(t *testing.T, binary string) []string {
 	l := startPair(t, binary, mariadbtest.DSN(t), shortSMSTimeout).load()
@@ -76,7 +76,7 @@ func aliyunFails(t *testing.T, binary string) []string {
 	return l.run(t).violations(t)
 }
 
-func TestCallsAreLinearizableWhileReplicasAreKilled(t *testing.T) {
+func TestLinearizable_WhileReplicasAreKilled(t *testing.T) {
 	p := startPair(t, program(), mariadbtest.DSN(t), shortSMSTimeout)
 	l := p.load()
 	l.aliyun = troubled
@@ -90,7 +90,7 @@ func TestCallsAreLinearizableWhileReplicasAreKilled(t *testing.T) {
 	report(t, l.run(t))
 }
 
-func TestCallsAreLinearizableWhileTheDatabaseIsKilled(t *testing.T) {
+func TestLinearizable_WhileTheDatabaseIsKilled(t *testing.T) {
 	database := mariadbtest.Start(t)
 	l := startPair(t, program(), database.DSN(mariadbtest.Database), shortSMSTimeout).load()
 	l.aliyun = troubled
@@ -104,7 +104,7 @@ func TestCallsAreLinearizableWhileTheDatabaseIsKilled(t *testing.T) {
 	report(t, l.run(t))
 }
 
-func TestCallsAreLinearizableOverABadNetworkToTheDatabase(t *testing.T) {
+func TestLinearizable_OverABadNetworkToTheDatabase(t *testing.T) {
 	for _, fault := range []struct {
 		name, toxic string
 		cuts        bool
@@ -183,7 +183,7 @@ func proxied(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
 	return proxy, config.FormatDSN()
 }
 
-func TestNoCallFailsWhileReplicasAreRestartedInTurn(t *testing.T) {
+func TestRollingRestart_FailsNoCall(t *testing.T) {
 	// Longer than a gRPC client waits before it looks at an address again.
 	p := startPair(t, program(), mariadbtest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
 	l := p.load()

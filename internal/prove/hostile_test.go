@@ -46,7 +46,7 @@ const (
 
 const validPath = "/phonenumberservice.PhoneNumberService/Valid"
 
-func TestAHostilePeerCostsAGoodClientNothing(t *testing.T) {
+func TestHostilePeer_CostsAGoodClientNothing(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	metrics := servicetest.FreeAddress(t)
 	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mariadbtest.DSN(t)),

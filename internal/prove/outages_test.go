@@ -22,7 +22,7 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-func TestWhileTheDatabaseIsDownNothingIsSentAndCallsAreAnswered(t *testing.T) {
+func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 	const (
 		outage   = 10 * time.Second
 		deadline = 5 * time.Second // the callers'
@@ -108,7 +108,7 @@ func TestWhileTheDatabaseIsDownNothingIsSentAndCallsAreAnswered(t *testing.T) {
 	}
 }
 
-func TestAFullDiskIsToldAndOverWhenThereIsRoomAgain(t *testing.T) {
+func TestFullDisk_FailsCallsUntilThereIsRoom(t *testing.T) {
 	t.Run("MariaDB", func(t *testing.T) {
 		asRoot(t)
 		disk := mounted(t, "-t", "tmpfs", "-o", "size=160M", "tmpfs")
@@ -177,7 +177,7 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-func TestAServerThatTurnedReadOnlyIsLeft(t *testing.T) { prove(t, failover) }
+func TestFailover_DropsConnectionsToAReadOnlyServer(t *testing.T) { prove(t, failover) }
 
 // failover has a replica take over from its primary as an operator's tools do:
 // connections to the old one stay, and lead to a server that is read-only.

@@ -36,13 +36,13 @@ var plantedBugs = []plantedBug{
 			{"internal/store/store.go", `string(n), old[:])`, `string(n))`},
 			{"internal/store/store.go", `"", []byte{})`, `"")`},
 		},
-		proof: undisturbed, caught: "TestCallsAreLinearizable",
+		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
 		as: "is Illegal",
 	},
 	{
 		name:  "swaps of many without their versions",
 		edits: []edit{{"internal/store/batch.go", " WHEN phone_number = ? AND version = ? THEN ?", " WHEN phone_number = ? AND (version = ? OR 1) THEN ?"}},
-		proof: undisturbed, caught: "TestCallsAreLinearizable",
+		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
 		as: "is Illegal",
 	},
 	{
@@ -51,25 +51,25 @@ var plantedBugs = []plantedBug{
 			{verifier, `unconfirmed, lastErr = next, err //`, `lastErr = err //`},
 			{verifier, "\t\tlastWritten = next.Version\n", ""},
 		},
-		proof: lostAnswers, caught: "TestASwapWhoseAnswerWasLostTakesEffectOnce",
+		proof: lostAnswers, caught: "TestSwap_LostReplyTakesEffectOnce",
 		as: "was counted twice",
 	},
 	{
 		name:  "a lost connection taken for a swap that was not done",
 		edits: []edit{{"internal/store/mysql.go", "\t\treturn transient\n", "\t\treturn notApplied | transient\n"}},
-		proof: lostAnswers, caught: "TestASwapWhoseAnswerWasLostTakesEffectOnce",
+		proof: lostAnswers, caught: "TestSwap_LostReplyTakesEffectOnce",
 		as: "was counted again, after another one",
 	},
 	{
 		name:  "begin repeated with the same code",
 		edits: []edit{{verifier, `if code, err = newCode(v.Random); err != nil {`, "if code != \"\" {\n} else if code, err = newCode(v.Random); err != nil {"}},
-		proof: freshCodes, caught: "TestABeginThatIsBegunAnewDrawsAFreshCode",
+		proof: freshCodes, caught: "TestSendSMS_RepeatedBeginUsesAFreshCode",
 		as: "a code whose looks were spent was begun again",
 	},
 	{
 		name:  "code accepted twice",
 		edits: []edit{{state, `codes = codes[match+1:]`, `codes = codes[match:]`}},
-		proof: undisturbed, caught: "TestCallsAreLinearizable",
+		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
 		as: "is Illegal",
 	},
 	{
@@ -78,7 +78,7 @@ var plantedBugs = []plantedBug{
 			{state, "> now || int(c.Attempts) >= r.AttemptLimit", "> now || int(c.Attempts) > r.AttemptLimit"},
 			{state, "{ return int(c.Attempts) >= r.AttemptLimit })", "{ return int(c.Attempts) > r.AttemptLimit })"},
 		},
-		proof: undisturbed, caught: "TestCallsAreLinearizable",
+		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
 		as: "is Illegal",
 	},
 	{
@@ -106,7 +106,7 @@ var plantedBugs = []plantedBug{
 			// Spent codes stay in the list, as in a table with a column of looks.
 			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit })\n", ""},
 		},
-		proof: parallelGuesses, caught: "TestParallelGuessesHaveTheOddsOfThreeLooks",
+		proof: parallelGuesses, caught: "TestValid_ParallelGuessesGetThreeAttempts",
 		as: "rounds were won",
 	},
 	{
@@ -124,25 +124,25 @@ var plantedBugs = []plantedBug{
 			{verifier, "\t\tif lastWritten != (Version{}) && current.Version == lastWritten {", "\t\tv.remembered.Store(n, current.State)\n\t\tif lastWritten != (Version{}) && current.Version == lastWritten {"},
 			{verifier, "\t\tcase done:\n", "\t\tcase done:\n\t\t\tv.remembered.Store(n, next.State)\n"},
 		},
-		proof: noMemory, caught: "TestAReplicaThatSawANumberDeadAcceptsWhatAnotherSent",
+		proof: noMemory, caught: "TestValid_AcceptsACodeSentByAnotherReplica",
 		as: "a code is not accepted once",
 	},
 	{
 		name:  "withdraw on unknown outcome",
 		edits: []edit{{verifier, `if sendErr.Kind.NotSent() {`, `if sendErr != nil {`}},
-		proof: usualRetry, caught: "TestTheUsualRetryKillsNoSMS",
+		proof: usualRetry, caught: "TestSendSMS_UsualRetryKillsNoSMS",
 		as: "a dead SMS",
 	},
 	{
 		name:  "an SQLite file that is not flushed",
 		edits: []edit{{"internal/store/sqlite.go", "_synchronous=FULL", "_synchronous=OFF"}},
-		proof: sqliteLosesPower, caught: "TestNothingAcknowledgedIsLostToAPowerFailureOfSQLite",
+		proof: sqliteLosesPower, caught: "TestDurability_PowerLossOfSQLiteLosesNothing",
 		as: "lost",
 	},
 	{
 		name:  "connections to a read-only server are kept",
 		edits: []edit{{"internal/store/mysql.go", "cfg.RejectReadOnly = true ", "cfg.RejectReadOnly = false "}},
-		proof: failover, caught: "TestAServerThatTurnedReadOnlyIsLeft",
+		proof: failover, caught: "TestFailover_DropsConnectionsToAReadOnlyServer",
 		as: "were kept",
 	},
 	{
@@ -151,14 +151,14 @@ var plantedBugs = []plantedBug{
 			verifier, "\tif err == nil {\n\t\tif !v.recordOutcome(",
 			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.recordOutcome(",
 		}},
-		proof: aliyunFails, caught: "TestCallsAreLinearizableWhileAliyunFails",
+		proof: aliyunFails, caught: "TestLinearizable_WhileAliyunFails",
 		as: "2 SMS for one call",
 	},
 }
 
 // The service as it is passes every proof (they are the tests that are named); a
 // proof that also passes with its bug proves nothing.
-func TestEveryPlantedBugIsCaught(t *testing.T) {
+func TestPlantedBugs_EachIsCaught(t *testing.T) {
 	t.Setenv(failuresIn, t.TempDir()) // what is found here was expected
 	for _, bug := range plantedBugs {
 		t.Run(bug.name, func(t *testing.T) {

@@ -184,7 +184,7 @@ func TestSendSMS_CodeOfParallelSendsIsValid(t *testing.T) {
 	})
 }
 
-func TestSendSMS_RejectedSendsKeepTheLiveCode(t *testing.T) {
+func TestSend_ManyRejectedSendsKeepTheLiveCode(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
 		f.fake.Limits(true)

@@ -15,7 +15,7 @@ import (
 var quietLog = log.New(io.Discard, "", 0)
 
 // Every code that docs and practice know, with the HTTP statuses it comes with.
-func TestEveryCodeOfAliyunHasItsKind(t *testing.T) {
+func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 	const ok, bad, forbidden, missing, broken = http.StatusOK, http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable
 	fake := dysmsapitest.New(t)
 	a := sender(t, fake, "")
@@ -89,7 +89,7 @@ func TestEveryCodeOfAliyunHasItsKind(t *testing.T) {
 	}
 }
 
-func TestALimitTellsHowLongToWait(t *testing.T) {
+func TestSend_LimitHasARetryDelay(t *testing.T) {
 	for _, c := range []struct {
 		code, message string
 		want          time.Duration

@@ -86,7 +86,7 @@ func wentOut(t *testing.T, fake *dysmsapitest.Server, messages, requests int) {
 	}
 }
 
-func TestAnAcceptedMessageArrivesAsItWasGiven(t *testing.T) {
+func TestSend_AcceptedMessageArrivesUnchanged(t *testing.T) {
 	for _, name := range []string{"测试签名", "two words", `*~+%/&=?#"\`, "a"} {
 		fake := dysmsapitest.New(t)
 		m := message
@@ -107,7 +107,7 @@ func TestAnAcceptedMessageArrivesAsItWasGiven(t *testing.T) {
 	}
 }
 
-func TestNoNumberIsMistakenForOneOfMainlandChina(t *testing.T) {
+func TestSend_ForeignNumberNeverBecomesAMainlandNumber(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	a := sender(t, fake, "")
 	for _, c := range []struct {
@@ -141,7 +141,7 @@ func TestNoNumberIsMistakenForOneOfMainlandChina(t *testing.T) {
 
 // What breaks below HTTP, and replies that are not Aliyun's. Each case runs twice:
 // the message may have gone out or not, and the sender cannot know.
-func TestATroubledConversationIsUnknown(t *testing.T) {
+func TestSend_BrokenConnectionOrReplyIsUnknown(t *testing.T) {
 	const biz = `"BizId":"900619746936498440^0"`
 	js := func(status int, body string) dysmsapitest.Fault {
 		return dysmsapitest.Body(status, "application/json", body)
@@ -202,7 +202,7 @@ func TestATroubledConversationIsUnknown(t *testing.T) {
 	}
 }
 
-func TestAnIDThatCouldHideTextIsDropped(t *testing.T) {
+func TestSend_DropsAnIDThatCouldHideText(t *testing.T) {
 	for field, id := range map[string]string{
 		"a sentence":      "your code is below",
 		"a number":        "ID-18612345678",
@@ -226,7 +226,7 @@ func TestAnIDThatCouldHideTextIsDropped(t *testing.T) {
 }
 
 // What the gateway refuses by its own rules, not because a test told it to.
-func TestTheGatewaysRefusalsAreNotQuoted(t *testing.T) {
+func TestSend_RejectionHidesTheGatewaysText(t *testing.T) {
 	minute := verify.SendError{Kind: verify.SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RetryAfter: time.Minute}
 	for _, c := range []struct {
 		name     string
@@ -269,7 +269,7 @@ func TestTheGatewaysRefusalsAreNotQuoted(t *testing.T) {
 	}
 }
 
-func TestARedirectIsNotFollowed(t *testing.T) {
+func TestSend_FollowsNoRedirect(t *testing.T) {
 	elsewhere := dysmsapitest.New(t)
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		fake := dysmsapitest.New(t)
@@ -282,7 +282,7 @@ func TestARedirectIsNotFollowed(t *testing.T) {
 	}
 }
 
-func TestAHugeReplyIsNotReadInFull(t *testing.T) {
+func TestSend_ReadsAtMost64KiBOfAReply(t *testing.T) {
 	const size = 64 << 20
 	fake := dysmsapitest.New(t)
 	fake.Next(dysmsapitest.Huge(size), dysmsapitest.Huge(maxReplyBytes+1))
@@ -302,7 +302,7 @@ func TestAHugeReplyIsNotReadInFull(t *testing.T) {
 	}
 }
 
-func TestAHangEndsAtTheDeadline(t *testing.T) {
+func TestSend_HangEndsAtTheDeadline(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Next(dysmsapitest.Hang().ButAccepted())
 	const patience = 150 * time.Millisecond
@@ -314,7 +314,7 @@ func TestAHangEndsAtTheDeadline(t *testing.T) {
 	wentOut(t, fake, 1, 1)
 }
 
-func TestAReplyThatStallsHalfwayEndsAtTheDeadline(t *testing.T) {
+func TestSend_StalledReplyEndsAtTheDeadline(t *testing.T) {
 	stalls := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, `{"Code":"OK",`)
 		http.NewResponseController(w).Flush()
@@ -325,7 +325,7 @@ func TestAReplyThatStallsHalfwayEndsAtTheDeadline(t *testing.T) {
 	matches(t, failure(deadline(t, 150*time.Millisecond), t, a), verify.SendError{Kind: verify.SendTimedOut, HTTPStatus: 200})
 }
 
-func TestACancelledCallTellsWhetherItWasWritten(t *testing.T) {
+func TestSend_CancelBeforeTheRequestIsNotAttempted(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	a := sender(t, fake, "")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -351,7 +351,7 @@ func unresolved(_ context.Context, _, address string) (net.Conn, error) {
 }
 
 // If the connection fails before the request, nothing was sent.
-func TestWithoutAConnectionNothingIsAsked(t *testing.T) {
+func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -407,7 +407,7 @@ func TestWithoutAConnectionNothingIsAsked(t *testing.T) {
 	}
 }
 
-func TestHTTPSIsSpokenAsHTTP1AndTheCertificatesEndIsCounted(t *testing.T) {
+func TestSend_UsesHTTP1AndExportsTheCertificatesEnd(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	var protocol atomic.Value
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -436,7 +436,7 @@ func TestHTTPSIsSpokenAsHTTP1AndTheCertificatesEndIsCounted(t *testing.T) {
 }
 
 // net/http repeats some requests by itself when a kept connection turns out dead.
-func TestADeadKeptConnectionIsNotReplayed(t *testing.T) {
+func TestSend_IsNotReplayedOnADeadConnection(t *testing.T) {
 	for name, fault := range map[string]dysmsapitest.Fault{
 		"ended":            dysmsapitest.CloseAfterReading(),
 		"ended, delivered": dysmsapitest.CloseAfterReading().ButAccepted(),
@@ -465,7 +465,7 @@ func TestADeadKeptConnectionIsNotReplayed(t *testing.T) {
 	}
 }
 
-func TestABurstKeepsItsConnectionsForTheNext(t *testing.T) {
+func TestSend_BurstKeepsItsConnections(t *testing.T) {
 	const burst, rounds = 200, 3
 	fake := dysmsapitest.New(t)
 	fake.Always(dysmsapitest.Delay(20 * time.Millisecond)) // so that a round's sends overlap
@@ -488,7 +488,7 @@ func TestABurstKeepsItsConnectionsForTheNext(t *testing.T) {
 }
 
 // The example that Aliyun's documentation of signature version 3 works out.
-func TestTheSignatureIsThatOfAliyunsPublishedExample(t *testing.T) {
+func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 	r, err := http.NewRequest("POST", "https://ecs.cn-shanghai.aliyuncs.com/?ImageId=win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd&RegionId=cn-shanghai", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -511,7 +511,7 @@ func TestTheSignatureIsThatOfAliyunsPublishedExample(t *testing.T) {
 	}
 }
 
-func TestNoTwoSendsShareANonce(t *testing.T) {
+func TestSend_NoncesAreUnique(t *testing.T) {
 	fake := dysmsapitest.New(t) // refuses a nonce that it saw before
 	a := sender(t, fake, "")
 	for range 50 {
@@ -521,7 +521,7 @@ func TestNoTwoSendsShareANonce(t *testing.T) {
 	}
 }
 
-func TestTheEndpointIsHTTPSUnlessItIsLoopback(t *testing.T) {
+func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 	for in, want := range map[string]string{
 		DefaultAliyunEndpoint:                  "https://dysmsapi.aliyuncs.com/",
 		"https://dysmsapi.aliyuncs.com/":       "https://dysmsapi.aliyuncs.com/",
@@ -557,7 +557,7 @@ func TestTheEndpointIsHTTPSUnlessItIsLoopback(t *testing.T) {
 	}
 }
 
-func TestEveryFaultOfTheConfigurationIsNamedAtOnce(t *testing.T) {
+func TestNewAliyun_ReportsAllConfigErrors(t *testing.T) {
 	_, err := NewAliyun(AliyunConfig{"", "secret\n", "http://example.com"})
 	if err == nil {
 		t.Fatal("got no error; want three")
@@ -576,7 +576,7 @@ func TestEveryFaultOfTheConfigurationIsNamedAtOnce(t *testing.T) {
 	}
 }
 
-func FuzzReply(f *testing.F) {
+func FuzzReadReply(f *testing.F) {
 	for _, seed := range []string{
 		`{"Code":"OK","BizId":"900619746936498440^0","RequestId":"AA-1","Message":"OK"}`,
 		`{"Code":"isv.BUSINESS_LIMIT_CONTROL","Message":"触发小时级流控Permits:5"}`,

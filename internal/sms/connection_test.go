@@ -19,7 +19,7 @@ import (
 
 // Whatever the gateway writes, and however long it takes, a send ends with its time, its
 // outcome is unknown, and its connection is closed.
-func TestSend_EndsAtTheDeadlineWhateverIsAnswered(t *testing.T) {
+func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 	const upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
 	const patience = 500 * time.Millisecond
 	type conversation struct{ name, text, drip string }
@@ -115,7 +115,7 @@ func httpAnswer(body string) string {
 
 // The next send takes the connection over before net/http has seen that more than the
 // first reply is on it.
-func TestSend_ReplyFromBeforeTheRequestIsNoAnswer(t *testing.T) {
+func TestSend_ReplyBeforeTheRequestIsUnknown(t *testing.T) {
 	for _, secured := range []bool{false, true} {
 		t.Run(map[bool]string{false: "plain", true: "TLS"}[secured], func(t *testing.T) {
 			accepted := httpAnswer(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`)
@@ -146,7 +146,7 @@ func TestSend_ReplyFromBeforeTheRequestIsNoAnswer(t *testing.T) {
 	}
 }
 
-func TestSend_RefusalWithASeenRequestIDIsNoAnswer(t *testing.T) {
+func TestSend_RejectionWithASeenRequestIDIsUnknown(t *testing.T) {
 	const limited = `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-1"}`
 	a := gateway(t, false, func(request int) string {
 		return httpAnswer([]string{"", limited, limited, `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-3"}`}[request])

@@ -23,7 +23,7 @@ func arrive(t *testing.T, b *Inbox, n verify.Number, ticket int64, code string) 
 	}
 }
 
-func TestWhoWaitsForANumberIsWokenByItsMessageAlone(t *testing.T) {
+func TestAwaitMessages_WakesForItsNumberOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newInbox()
 		got := make(chan []Message, 1)
@@ -48,7 +48,7 @@ func TestWhoWaitsForANumberIsWokenByItsMessageAlone(t *testing.T) {
 	})
 }
 
-func TestTheLastThousandMessagesAreKept(t *testing.T) {
+func TestInbox_KeepsTheLastThousandMessages(t *testing.T) {
 	b := newInbox()
 	for i := range int64(inboxSize + 5) {
 		arrive(t, b, "+8618600000001", i, fmt.Sprintf("%06d", i))
@@ -59,7 +59,7 @@ func TestTheLastThousandMessagesAreKept(t *testing.T) {
 	}
 }
 
-func TestAnUpdateHoldsWhatChangedSince(t *testing.T) {
+func TestSince_ReturnsTheChanges(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000002", 1, "222222")
@@ -106,7 +106,7 @@ func TestAnUpdateHoldsWhatChangedSince(t *testing.T) {
 	}
 }
 
-func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
+func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 	const number = "+8618600000001"
 	expires := time.Now().Add(time.Minute)
 	live := func(ticket int64, left int) verify.CodeStatus {
@@ -154,7 +154,7 @@ func TestWhatBecomesOfACodeIsToldByItsNumbersState(t *testing.T) {
 	}
 }
 
-func TestAMessageIsLiveFromItsArrivalAndUntilMoreIsKnown(t *testing.T) {
+func TestInbox_MessageIsLiveUntilMoreIsKnown(t *testing.T) {
 	const number = "+8618600000001"
 	b := newInbox()
 	arrive(t, b, number, 7, "111111")
@@ -180,7 +180,7 @@ func TestAMessageIsLiveFromItsArrivalAndUntilMoreIsKnown(t *testing.T) {
 	}
 }
 
-func TestOfTwoEqualCodesTheNewestIsUsed(t *testing.T) {
+func TestUpdateStates_MarkTheNewestOfEqualCodesUsed(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000001", 2, "111111")
@@ -190,7 +190,7 @@ func TestOfTwoEqualCodesTheNewestIsUsed(t *testing.T) {
 	}
 }
 
-func TestAUsedCodeIsToldEvenWhenItsEndWasSeenBefore(t *testing.T) {
+func TestUpdateStates_UsedReplacesAnEarlierState(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	b.UpdateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call looked between the swap and its answer
@@ -200,7 +200,7 @@ func TestAUsedCodeIsToldEvenWhenItsEndWasSeenBefore(t *testing.T) {
 	}
 }
 
-func TestAFailureIsReadAsKindAndTimes(t *testing.T) {
+func TestParseFailure_ReadsKindAndTimes(t *testing.T) {
 	for text, want := range map[string]Failure{
 		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {Kind: "no_balance", Times: 1000}, "none": {Kind: "none"},
 	} {

@@ -21,7 +21,7 @@ func setProxy(t *testing.T, values map[string]string) {
 	}
 }
 
-func TestProxy_UnreadableValueIsRefusedByName(t *testing.T) {
+func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
 	endpoint, err := ParseAliyunEndpoint(DefaultAliyunEndpoint)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func TestProxy_ReadableValueIsUsed(t *testing.T) {
 }
 
 // A variable that does not count for the endpoint is no fault.
-func TestProxy_ValueThatDoesNotCountIsNotRead(t *testing.T) {
+func TestProxy_IgnoresVariablesOfOtherEndpoints(t *testing.T) {
 	const unreadable = "http://u:p#ss@10.0.0.1:3128"
 	for _, c := range []struct {
 		endpoint string

@@ -27,7 +27,7 @@ func mustBeStored(t *testing.T, db *DB, n verify.Number, want verify.Record) {
 	}
 }
 
-func TestLoadsThatAreServedTogetherGetEachItsOwn(t *testing.T) {
+func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	db.loads.close() // to serve by hand
 	for i := range byte(3) {
@@ -76,7 +76,7 @@ func randomRecord(begunAt int64) verify.Record {
 	return r
 }
 
-func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
+func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 	nothing := func() {}
 	for name, c := range map[string]struct {
 		rows                 int
@@ -188,7 +188,7 @@ func TestUpdatesThatAreServedTogetherAreDoneAllOrNone(t *testing.T) {
 	}
 }
 
-func TestAPanicIsTheErrorOfThoseWhoAreServed(t *testing.T) {
+func TestBatcher_PanicFailsItsOwnBatchOnly(t *testing.T) {
 	c := newBatcher(1, 8, func(all []*swapRequest) {
 		if all[0].number == "+1" {
 			panic("a statement with +8618612345678")
@@ -208,7 +208,7 @@ func TestAPanicIsTheErrorOfThoseWhoAreServed(t *testing.T) {
 }
 
 // A request in a batch reports only its own conflict.
-func TestOfRacesInACrowdEachHasOneWinner(t *testing.T) {
+func TestSwap_BatchedRacesHaveOneWinnerEach(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	const numbers, racers, rounds = 40, 3, 5
 	var group sync.WaitGroup
@@ -246,7 +246,7 @@ func TestOfRacesInACrowdEachHasOneWinner(t *testing.T) {
 }
 
 // A call that gave up before the transaction began got a final "not applied".
-func TestASwapIsNotDoneOnceItsCallerGaveUp(t *testing.T) {
+func TestSwap_IsNotAppliedAfterItsCallGaveUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db, other := openFile(t, path), openFile(t, path)
 	exec(t, other, "BEGIN IMMEDIATE")
@@ -264,7 +264,7 @@ func TestASwapIsNotDoneOnceItsCallerGaveUp(t *testing.T) {
 
 // Swaps that wait for one lock are done together: what fails among them fails for
 // all, and nothing of it is stored.
-func TestATransactionOfManyIsDoneAsAWholeOrNotAtAll(t *testing.T) {
+func TestFlushSwapsTx_AppliesAllOrNone(t *testing.T) {
 	for name, c := range map[string]struct {
 		before string // makes the transaction fail at its fifth swap
 		after  string
@@ -311,7 +311,7 @@ func TestATransactionOfManyIsDoneAsAWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
-func TestCloseTellsWhoWaits(t *testing.T) {
+func TestClose_FailsWaitingRequests(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db, other := openFile(t, path), openFile(t, path)
 	exec(t, other, "BEGIN IMMEDIATE")

@@ -81,9 +81,9 @@ func mustLoad(t testing.TB, db *store.DB, n verify.Number, want verify.Record) {
 	}
 }
 
-// TestStore holds every engine to the contract of verify.Store, a fresh database
+// TestStore_KeepsTheContract holds every engine to the contract of verify.Store, a fresh database
 // a case.
-func TestStore(t *testing.T) {
+func TestStore_KeepsTheContract(t *testing.T) {
 	cases := []struct {
 		name   string
 		shared bool // needs an engine that is
@@ -248,7 +248,7 @@ func TestStore(t *testing.T) {
 	}
 }
 
-func TestAnyNumberOfReplicasPrepareAtOnce(t *testing.T) {
+func TestPrepare_IsSafeForConcurrentReplicas(t *testing.T) {
 	for _, engine := range engines {
 		if !engine.shared {
 			continue

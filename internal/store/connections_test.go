@@ -36,9 +36,9 @@ func gauge(t *testing.T, db *store.DB, name string) float64 {
 	return 0
 }
 
-// TestPool_waitsForItsOwnConnectionsAtALimit has callers by the hundred over two
+// TestPool_WaitsForItsOwnConnectionsAtALimit has callers by the hundred over two
 // replicas whose user may have five connections.
-func TestPool_waitsForItsOwnConnectionsAtALimit(t *testing.T) {
+func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
@@ -92,7 +92,7 @@ func TestPool_waitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	})
 }
 
-func TestPool_failsCallsIfOthersHaveAllConnections(t *testing.T) {
+func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
@@ -132,9 +132,9 @@ func TestPool_failsCallsIfOthersHaveAllConnections(t *testing.T) {
 	eventually(t, func() error { return db.Ready(t.Context()) })
 }
 
-// TestRotate_worksForAUserWithoutAFreeConnection changes a password while the pool has
+// TestReplaceDSN_WorksWithoutAFreeConnection changes a password while the pool has
 // every connection that its user may have.
-func TestRotate_worksForAUserWithoutAFreeConnection(t *testing.T) {
+func TestReplaceDSN_WorksWithoutAFreeConnection(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")

@@ -108,7 +108,7 @@ func (p *proxy) serve(client, server net.Conn) {
 	}
 }
 
-func TestSwapWhoseAnswerWasLostIsUnknown(t *testing.T) {
+func TestSwap_LostReplyIsUnknown(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	direct, proxy := open(t, dsn), newProxy(t, dsn)
 	db := open(t, proxy.dsn)
@@ -171,9 +171,9 @@ func newVerifier(s verify.Store, send sender) *verify.Verifier {
 	}
 }
 
-// TestLostAnswersAreResolved puts the whole domain on a proxy that loses
+// TestVerifier_ResolvesLostReplies puts the whole domain on a proxy that loses
 // answers: what a caller is told must be what happened, and happened once.
-func TestLostAnswersAreResolved(t *testing.T) {
+func TestVerifier_ResolvesLostReplies(t *testing.T) {
 	for name, lose := range map[string]fault{"after the statement": {}, "before the statement": {drop: true}} {
 		t.Run(name, func(t *testing.T) {
 			dsn := mariadbtest.DSN(t)

@@ -72,7 +72,7 @@ func setLease(t *testing.T, db *DB, due time.Time) {
 	}
 }
 
-func TestPurgeTakesWhatIsOlderThanTheRetentionAndNothingElse(t *testing.T) {
+func TestPurge_DeletesOnlyRowsOlderThanTheRetention(t *testing.T) {
 	onShared(t, func(t *testing.T, dsn string) {
 		db := openHere(t, dsn)
 		old, young := numbered("1", 2*purgeRows+7), numbered("2", 30)
@@ -95,7 +95,7 @@ func TestPurgeTakesWhatIsOlderThanTheRetentionAndNothingElse(t *testing.T) {
 	})
 }
 
-func TestOneReplicaPurgesAnHour(t *testing.T) {
+func TestPurge_OneReplicaPurgesOncePerHour(t *testing.T) {
 	onShared(t, func(t *testing.T, dsn string) {
 		db, other := openHere(t, dsn), openHere(t, dsn)
 		begunAgo(t, db, 2*testRetention, numbered("1", 10)...)
@@ -117,7 +117,7 @@ func TestOneReplicaPurgesAnHour(t *testing.T) {
 	})
 }
 
-func TestOfManyWhoWouldPurgeOneDoes(t *testing.T) {
+func TestPurge_OneOfManyConcurrentReplicasPurges(t *testing.T) {
 	onShared(t, func(t *testing.T, dsn string) {
 		handles := []*DB{openHere(t, dsn), openHere(t, dsn), openHere(t, dsn)}
 		begunAgo(t, handles[0], 2*testRetention, numbered("1", 3*purgeRows)...)
@@ -144,7 +144,7 @@ func TestOfManyWhoWouldPurgeOneDoes(t *testing.T) {
 	})
 }
 
-func TestANumberThatIsSentToWhileThePurgeRunsIsKept(t *testing.T) {
+func TestPurge_KeepsANumberWithANewSend(t *testing.T) {
 	onShared(t, func(t *testing.T, dsn string) {
 		db, other := openHere(t, dsn), openHere(t, dsn)
 		numbers := numbered("1", 20*purgeRows)
@@ -187,7 +187,7 @@ func TestANumberThatIsSentToWhileThePurgeRunsIsKept(t *testing.T) {
 	})
 }
 
-func TestThePurgeBelievesTheEarlierOfTwoClocks(t *testing.T) {
+func TestPurge_UsesTheEarlierOfTwoClocks(t *testing.T) {
 	past := time.Now().Add(-48 * time.Hour).Unix()
 	db := openHere(t, mariadbtest.DSN(t)+fmt.Sprintf("?timestamp=%d", past)) // what its sessions take for now
 	begunAgo(t, db, 47*time.Hour, "+1")
@@ -198,7 +198,7 @@ func TestThePurgeBelievesTheEarlierOfTwoClocks(t *testing.T) {
 	}
 }
 
-func TestThePurgeFindsOldRowsByAnIndex(t *testing.T) {
+func TestPurge_FindsOldRowsByIndex(t *testing.T) {
 	const oldest = "EXPLAIN %s SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= 0 AND begun_at < 5 ORDER BY begun_at LIMIT 100"
 	for name, c := range map[string]struct{ dsn, explain, want string }{
 		"MariaDB": {mariadbtest.DSN(t), fmt.Sprintf(oldest, ""), "begun_at"},
@@ -236,7 +236,7 @@ func TestThePurgeFindsOldRowsByAnIndex(t *testing.T) {
 	}
 }
 
-func TestARowThatIsLockedStallsThePurgeOfItselfAloneAndNotForAnHour(t *testing.T) {
+func TestPurge_LockedRowDelaysItsOwnDeleteOnly(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	old, young := numbered("1", 3*purgeRows), numbered("2", 40) // few: an engine could rather read them all
 	begunAgo(t, db, 2*testRetention, old...)
@@ -270,7 +270,7 @@ func TestARowThatIsLockedStallsThePurgeOfItselfAloneAndNotForAnHour(t *testing.T
 	}
 }
 
-func TestAnInterruptedPurgeIsTakenUpAgain(t *testing.T) {
+func TestPurge_ContinuesAfterAnInterruption(t *testing.T) {
 	onShared(t, func(t *testing.T, dsn string) {
 		db := openHere(t, dsn)
 		begunAgo(t, db, 2*testRetention, numbered("1", 5*purgeRows)...)
@@ -283,7 +283,7 @@ func TestAnInterruptedPurgeIsTakenUpAgain(t *testing.T) {
 	})
 }
 
-func TestHousekeepingCountsRowsAndSaysWhatItMayNot(t *testing.T) {
+func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	begunAgo(t, db, 2*testRetention, numbered("1", 50)...)
 	exec(t, db, "ANALYZE TABLE phone_numbers")
@@ -342,7 +342,7 @@ func counted(t *testing.T, m interface{ Write(*dto.Metric) error }) float64 {
 	return d.GetCounter().GetValue() + d.GetGauge().GetValue()
 }
 
-func TestErrorsOfStatementsAreCountedByNumber(t *testing.T) {
+func TestMetrics_CountStatementErrorsByNumber(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	exec(t, db, "CREATE TRIGGER breaks BEFORE INSERT ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1205")
 	if _, err := db.Swap(t.Context(), "+1", verify.Version{}, randomRecord(1)); err == nil {

@@ -103,8 +103,8 @@ func mustKeepRecords(t *testing.T, db *store.DB) {
 	}
 }
 
-// TestMySQLTable_RefusedUntilAltered runs the ALTER TABLE that each refusal names.
-func TestMySQLTable_RefusedUntilAltered(t *testing.T) {
+// TestMySQLTable_RejectedUntilAltered runs the ALTER TABLE that each refusal names.
+func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 	const key = "PRIMARY KEY (phone_number)"
 	noKey := "no unique key is on phone_number alone"
 	for _, c := range []struct {
@@ -161,7 +161,7 @@ func TestMySQLTable_RefusedUntilAltered(t *testing.T) {
 	}
 }
 
-func TestMySQLTable_AcceptedIfItServes(t *testing.T) {
+func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 	const key = "PRIMARY KEY (phone_number)"
 	for name, create := range map[string]string{
 		"as shipped":                  created(),
@@ -193,9 +193,9 @@ func TestMySQLTable_AcceptedIfItServes(t *testing.T) {
 	}
 }
 
-// TestMySQLTable_RowsThatHinderItsALTER has two rows of one number, as a table without
+// TestMySQLTable_DuplicateRowsFailItsAlter has two rows of one number, as a table without
 // a key gets them.
-func TestMySQLTable_RowsThatHinderItsALTER(t *testing.T) {
+func TestMySQLTable_DuplicateRowsFailItsAlter(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+")", "INSERT INTO phone_numbers VALUES ('+1', 'a', 1, ''), ('+1', 'b', 2, '')")
 	text, alter := refusal(t, dsn)
@@ -207,9 +207,9 @@ func TestMySQLTable_RowsThatHinderItsALTER(t *testing.T) {
 	mustKeepRecords(t, open(t, dsn))
 }
 
-// TestMySQLTable_AlteredLaterRefusesWithoutEffect is about a table that becomes unfit
+// TestMySQLTable_AlteredLaterFailsWithoutEffect is about a table that becomes unfit
 // while the service runs: nothing is written, and the caller may be told so.
-func TestMySQLTable_AlteredLaterRefusesWithoutEffect(t *testing.T) {
+func TestMySQLTable_AlteredLaterFailsWithoutEffect(t *testing.T) {
 	for code, alter := range map[string]string{
 		"1264": "MODIFY begun_at INT NOT NULL",
 		"1364": "ADD tenant INT NOT NULL",
@@ -227,7 +227,7 @@ func TestMySQLTable_AlteredLaterRefusesWithoutEffect(t *testing.T) {
 	}
 }
 
-func TestMySQLTable_WithoutThePurgesIndexWarns(t *testing.T) {
+func TestMySQLTable_WarnsIfThePurgeIndexIsMissing(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	mustRun(t, "mysql", dsn, created(", KEY begun_at (begun_at)", ""))
 	got := strings.Join(open(t, dsn).Warnings(t.Context()), "\n")
@@ -241,9 +241,9 @@ func TestMySQLTable_WithoutThePurgesIndexWarns(t *testing.T) {
 	}
 }
 
-// TestMySQLTable_AViewIsWarnedOf is about a table of which information_schema tells too
+// TestMySQLTable_WarnsOfAView is about a table of which information_schema tells too
 // little.
-func TestMySQLTable_AViewIsWarnedOf(t *testing.T) {
+func TestMySQLTable_WarnsOfAView(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	mustRun(t, "mysql", dsn, created("phone_numbers (", "numbers ("), "CREATE VIEW phone_numbers AS SELECT * FROM numbers")
 	db := open(t, dsn)
@@ -253,9 +253,9 @@ func TestMySQLTable_AViewIsWarnedOf(t *testing.T) {
 	}
 }
 
-// TestMySQLTable_CheckedWithRightsOnItAlone is about a user who needs no more rights than
+// TestMySQLTable_CheckNeedsRightsOnItAlone is about a user who needs no more rights than
 // before: neither to see the faults, nor to inspect such a table.
-func TestMySQLTable_CheckedWithRightsOnItAlone(t *testing.T) {
+func TestMySQLTable_CheckNeedsRightsOnItAlone(t *testing.T) {
 	server := mariadbtest.Start(t)
 	dsn := server.DSN(mariadbtest.Database)
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+", tenant INT NOT NULL)",
@@ -274,8 +274,8 @@ func TestMySQLTable_CheckedWithRightsOnItAlone(t *testing.T) {
 	mustKeepRecords(t, open(t, mariadbtest.As(dsn, "writer:w")))
 }
 
-// TestMySQLCollations_TellNumbersApart is why any collation of phone_number does.
-func TestMySQLCollations_TellNumbersApart(t *testing.T) {
+// TestMySQLCollations_DistinguishNumbers is why any collation of phone_number does.
+func TestMySQLCollations_DistinguishNumbers(t *testing.T) {
 	db, err := sql.Open("mysql", mariadbtest.DSN(t))
 	if err != nil {
 		t.Fatal(err)
@@ -313,8 +313,8 @@ func TestMySQLCollations_TellNumbersApart(t *testing.T) {
 	}
 }
 
-// TestSQLiteTable_RefusedUntilRenamed runs the statements that each refusal names.
-func TestSQLiteTable_RefusedUntilRenamed(t *testing.T) {
+// TestSQLiteTable_RejectedUntilRenamed runs the statements that each refusal names.
+func TestSQLiteTable_RejectedUntilRenamed(t *testing.T) {
 	sqliteTable := func(columns string) string { return "CREATE TABLE phone_numbers (" + columns + ")" }
 	for name, create := range map[string]string{
 		"no key":                       sqliteTable("phone_number TEXT NOT NULL, version BLOB NOT NULL, begun_at INTEGER NOT NULL, state BLOB NOT NULL"),
@@ -360,7 +360,7 @@ func indexes(t *testing.T, path string) (count int) {
 	return count
 }
 
-func TestSQLiteTable_AcceptedIfItServes(t *testing.T) {
+func TestSQLiteTable_AcceptedIfUsable(t *testing.T) {
 	for name, create := range map[string]string{
 		"as shipped":              schema,
 		"an id beside a key":      "CREATE TABLE phone_numbers (id INTEGER PRIMARY KEY AUTOINCREMENT, phone_number TEXT NOT NULL UNIQUE, version BLOB NOT NULL, begun_at INTEGER NOT NULL, state BLOB NOT NULL)",
@@ -378,8 +378,8 @@ func TestSQLiteTable_AcceptedIfItServes(t *testing.T) {
 	}
 }
 
-// TestSQLiteTable_CheckLeavesNothing is about the rows that the check tries it with.
-func TestSQLiteTable_CheckLeavesNothing(t *testing.T) {
+// TestSQLiteTable_CheckLeavesNoRows is about the rows that the check tries it with.
+func TestSQLiteTable_CheckLeavesNoRows(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "codes.db")
 	open(t, "sqlite:"+path)
 	db, err := sql.Open("sqlite", path)

@@ -28,7 +28,7 @@ func eventually(t *testing.T, condition func() error) {
 	t.Fatalf("still after 30 s: %v", err)
 }
 
-func TestAnsweredSwapsAreThereAfterTheServerDied(t *testing.T) {
+func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 	server := mariadbtest.Start(t)
 	db := open(t, server.DSN(mariadbtest.Database))
 	for name, end := range map[string]func(){"killed": server.Kill, "stopped": server.Stop} {
@@ -131,9 +131,9 @@ func admin(t *testing.T, dsn string) (run func(statements ...string), connection
 	return run, connections
 }
 
-// TestMariaDB is about users, settings and roles of a server, which a test can
+// TestMariaDB_UsersSettingsAndRoles is about users, settings and roles of a server, which a test can
 // only change on one of its own.
-func TestMariaDB(t *testing.T) {
+func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	as := func(user, database string) string {

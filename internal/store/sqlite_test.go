@@ -20,7 +20,7 @@ type resultCode int
 func (c resultCode) Error() string { return fmt.Sprintf("SQLite result code %d", int(c)) }
 func (c resultCode) Code() int     { return int(c) }
 
-func TestSQLiteErrorsMeanWhatTheyMean(t *testing.T) {
+func TestSQLiteErrors_HaveTheirClass(t *testing.T) {
 	cases := []errorCase{
 		{resultCode(1), tableMissing, "ERROR"},
 		{resultCode(5), notApplied | transient, "BUSY"},
@@ -81,7 +81,7 @@ func exec(t testing.TB, db *DB, statement string) {
 	}
 }
 
-func TestSQLiteFileIsTheOwnersAndDurable(t *testing.T) {
+func TestSQLiteFile_IsPrivateAndDurable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db := openFile(t, path)
 	if done, err := db.Swap(t.Context(), "+1", verify.Version{}, verify.Record{Version: verify.Version{1}}); !done || err != nil {
@@ -106,7 +106,7 @@ func TestSQLiteFileIsTheOwnersAndDurable(t *testing.T) {
 
 // A process loses its locks on a file when it closes any descriptor of it, and
 // another process could then take the database for unused.
-func TestSQLitePrepareKeepsTheLocksOfTheProcess(t *testing.T) {
+func TestSQLitePrepare_KeepsTheLocksOfTheProcess(t *testing.T) {
 	if _, err := os.Stat("/proc/locks"); err != nil {
 		t.Skip("this system does not show its locks in /proc/locks")
 	}
@@ -133,7 +133,7 @@ func TestSQLitePrepareKeepsTheLocksOfTheProcess(t *testing.T) {
 	}
 }
 
-func TestSQLitePathsMayHoldAnyCharacter(t *testing.T) {
+func TestSQLitePath_MayHaveAnyCharacter(t *testing.T) {
 	for _, name := range []string{"a b.db", "what?.db", "#1.db", "100%41.db", "a&mode=memory.db", "a:b.db", "中文.db", "quote'\".db"} {
 		path := filepath.Join(t.TempDir(), name)
 		openFile(t, path)
@@ -149,7 +149,7 @@ func TestSQLitePathsMayHoldAnyCharacter(t *testing.T) {
 	}
 }
 
-func TestSQLitePrepareSaysWhatIsWrongWithTheFile(t *testing.T) {
+func TestSQLitePrepare_ErrorDescribesTheFile(t *testing.T) {
 	directory := t.TempDir()
 	text := filepath.Join(directory, "text")
 	os.WriteFile(text, []byte(strings.Repeat("no database", 100)), 0o600)
@@ -169,7 +169,7 @@ func TestSQLitePrepareSaysWhatIsWrongWithTheFile(t *testing.T) {
 	}
 }
 
-func TestSQLiteSwapThatCannotWriteSurelyHasNoEffect(t *testing.T) {
+func TestSQLiteSwap_FailedWriteIsNotApplied(t *testing.T) {
 	wantNotApplied := func(t *testing.T, db *DB, ctx context.Context) {
 		t.Helper()
 		next := verify.Record{Version: verify.Version{1}, State: make([]byte, verify.MaxStateBytes)}

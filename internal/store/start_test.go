@@ -14,9 +14,9 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/store"
 )
 
-// TestPrepare_waitsBehindARouterWithoutAServer has a router refuse as MySQL Router,
+// TestPrepare_WaitsBehindARouterWithoutAServer has a router refuse as MySQL Router,
 // ProxySQL, MaxScale and a server that starts or stops do.
-func TestPrepare_waitsBehindARouterWithoutAServer(t *testing.T) {
+func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
 	router := mariadbtest.NewRouter(t, mariadbtest.DSN(t))
 	for name, c := range map[string]struct {
 		refuse  func(uint16)
@@ -47,9 +47,9 @@ func TestPrepare_waitsBehindARouterWithoutAServer(t *testing.T) {
 	}
 }
 
-// TestPrepare_endsWhereWaitingIsNoCure has a real server refuse for reasons of the
+// TestPrepare_EndsIfWaitingDoesNotHelp has a real server refuse for reasons of the
 // configuration.
-func TestPrepare_endsWhereWaitingIsNoCure(t *testing.T) {
+func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, _ := admin(t, server.DSN(""))
 	own := server.DSN(mariadbtest.Database)
@@ -78,9 +78,9 @@ func TestPrepare_endsWhereWaitingIsNoCure(t *testing.T) {
 	}
 }
 
-// TestPrepare_advisesWhatWorksWhenPasted runs the statements of an error on the server
+// TestPrepare_AdvisesStatementsThatWork runs the statements of an error on the server
 // that caused it.
-func TestPrepare_advisesWhatWorksWhenPasted(t *testing.T) {
+func TestPrepare_AdvisesStatementsThatWork(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, _ := admin(t, server.DSN(""))
 	statement := regexp.MustCompile("(CREATE|GRANT) ([^`;]|`[^`]*`)*;")

@@ -33,7 +33,7 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 			t.Errorf("%v (%s): got class %04b, want %04b", c.err, c.about, got, c.want)
 		}
 		got, want := db.classify(&notAppliedError{c.err}), c.want|notApplied
-		if _, ok := db.dialect.(mysqlDialect); ok { // TestMySQLErrors_beforeALoginAreWaitedFor has the rest
+		if _, ok := db.dialect.(mysqlDialect); ok { // TestMySQLErrors_BeforeALoginAreTransient has the rest
 			got, want = got&^transient, want&^transient
 		}
 		if got != want {
@@ -44,7 +44,7 @@ func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
 
 func number(n uint16) error { return &mysql.MySQLError{Number: n} }
 
-func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
+func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 	const unknown = errorClass(0)
 	db := &DB{dialect: mysqlDialect{}}
 	cases := []errorCase{
@@ -113,9 +113,9 @@ func TestMySQLErrorsMeanWhatTheyMean(t *testing.T) {
 	}
 }
 
-// TestMySQLErrors_beforeALoginAreWaitedFor is about errors that kept a connection from
+// TestMySQLErrors_BeforeALoginAreTransient is about errors that kept a connection from
 // being opened: containers, routers and their servers start in any order.
-func TestMySQLErrors_beforeALoginAreWaitedFor(t *testing.T) {
+func TestMySQLErrors_BeforeALoginAreTransient(t *testing.T) {
 	for _, c := range []struct {
 		want bool
 		errs []error
@@ -138,7 +138,7 @@ func TestMySQLErrors_beforeALoginAreWaitedFor(t *testing.T) {
 	}
 }
 
-func TestMySQLDSNIsHardened(t *testing.T) {
+func TestMySQLDSN_IsHardened(t *testing.T) {
 	cfg, err := mysqlConfig("u:p@tcp(db)/PhoneNumberService?clientFoundRows=false&loc=Asia%2FShanghai&interpolateParams=true&rejectReadOnly=false" +
 		"&Time_Zone=%27%2B08%3A00%27&SQL_MODE=%27%27&autocommit=0&wsrep_sync_wait=15&tls=skip-verify")
 	if err != nil {
@@ -169,7 +169,7 @@ func TestMySQLDSNIsHardened(t *testing.T) {
 	}
 }
 
-func TestOpenTakesEveryFormOfTheContract(t *testing.T) {
+func TestOpen_AcceptsEveryDocumentedForm(t *testing.T) {
 	for _, dsn := range []string{
 		"root:password@tcp([192.168.1.100]:3306)/PhoneNumberService",
 		"root:password@tcp(db:3306)/PhoneNumberService?wsrep_sync_wait=15",
@@ -186,7 +186,7 @@ func TestOpenTakesEveryFormOfTheContract(t *testing.T) {
 	}
 }
 
-func TestOpenRefusesWithWhatWouldBeRightAndNothingOfTheDSN(t *testing.T) {
+func TestOpen_ErrorShowsTheFormAndHidesTheDSN(t *testing.T) {
 	for _, dsn := range []string{
 		"", "sqlite:", "hunter2", "root:hunter2@tcp(db:3306)", "root:hunter2@tcp(db:3306)/", "root:hunter2@tcp(db:3306)/?tls=true",
 		"root:hun/ter2@tcp(db:3306)", "root:hunter2@db:3306/PhoneNumberService", "mysql://root:hunter2@db/PhoneNumberService",
@@ -208,7 +208,7 @@ func TestOpenRefusesWithWhatWouldBeRightAndNothingOfTheDSN(t *testing.T) {
 	}
 }
 
-func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
+func TestRedact_RemovesTheServersText(t *testing.T) {
 	duplicate := &mysql.MySQLError{Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'}, Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'"}
 	for err, want := range map[error]string{
 		duplicate: "MySQL error 1062 (23000): the row is there already",
@@ -224,7 +224,7 @@ func TestLoggableErrorsHoldNoTextOfTheServer(t *testing.T) {
 	}
 }
 
-func TestWarningsNameTheSettingAndTheCure(t *testing.T) {
+func TestMySQLWarnings_NameTheSettingAndTheFix(t *testing.T) {
 	for _, c := range []struct{ flush, bin, sync, wsrep, wait, user, want string }{
 		{flush: "1", bin: "OFF", sync: "0", wsrep: "OFF", wait: "0"},
 		{flush: "1", bin: "ON", sync: "1", wsrep: "ON", wait: "1"},

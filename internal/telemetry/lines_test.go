@@ -134,7 +134,7 @@ func (f *blockedFile) Write(p []byte) (int, error) {
 	return f.Output.Write(p)
 }
 
-func TestLines_keepTheOrderOfEachWriter(t *testing.T) {
+func TestLines_KeepTheOrderOfEachWriter(t *testing.T) {
 	const writers, each = 8, 2000
 	var file servicetest.Output
 	l, dropped := newLines(&file)
@@ -167,7 +167,7 @@ func TestLines_keepTheOrderOfEachWriter(t *testing.T) {
 }
 
 // The line about a loss is where the lost ones would be.
-func TestLines_dropAndCountWhatDoesNotFit(t *testing.T) {
+func TestLines_DropAndCountLinesThatDoNotFit(t *testing.T) {
 	file := newBlockedFile()
 	l, dropped := newLines(file)
 	l.OnLoss(func(lost int) { fmt.Fprintf(l, "lost %d\n", lost) })
@@ -190,7 +190,7 @@ func TestLines_dropAndCountWhatDoesNotFit(t *testing.T) {
 	}
 }
 
-func TestLines_dropAndCountWhatFails(t *testing.T) {
+func TestLines_DropAndCountFailedLines(t *testing.T) {
 	file := &scriptedFile{}
 	file.answer(scriptedAnswer{0, syscall.EPIPE}, scriptedAnswer{0, syscall.EPIPE})
 	l, dropped := newLines(file)
@@ -207,7 +207,7 @@ func TestLines_dropAndCountWhatFails(t *testing.T) {
 	}
 }
 
-func TestLines_beginANewLineAfterATornOne(t *testing.T) {
+func TestLines_BeginANewLineAfterATornOne(t *testing.T) {
 	file := &scriptedFile{}
 	file.answer(scriptedAnswer{5, syscall.ENOSPC})
 	l, dropped := newLines(file)
@@ -223,7 +223,7 @@ func TestLines_beginANewLineAfterATornOne(t *testing.T) {
 	}
 }
 
-func TestLines_waitForANonBlockingPipe(t *testing.T) {
+func TestLines_WaitForANonBlockingPipe(t *testing.T) {
 	file := &scriptedFile{}
 	again := &os.PathError{Op: "write", Path: "/dev/stderr", Err: syscall.EAGAIN}
 	file.answer(scriptedAnswer{0, again}, scriptedAnswer{2, again})
@@ -236,7 +236,7 @@ func TestLines_waitForANonBlockingPipe(t *testing.T) {
 }
 
 // Other processes can write to the same pipe.
-func TestLines_writeToAPipeAtomically(t *testing.T) {
+func TestLines_WriteToAPipeAtomically(t *testing.T) {
 	file := newBlockedFile()
 	l, _ := newLines(file)
 	var want bytes.Buffer
@@ -262,7 +262,7 @@ func TestLines_writeToAPipeAtomically(t *testing.T) {
 	}
 }
 
-func TestLines_flushForABoundedTime(t *testing.T) {
+func TestLines_FlushForABoundedTime(t *testing.T) {
 	file := newBlockedFile()
 	defer close(file.open)
 	l, _ := newLines(file)

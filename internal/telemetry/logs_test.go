@@ -13,7 +13,7 @@ import (
 
 func count(out *servicetest.Output, what string) int { return strings.Count(out.String(), what) }
 
-func TestABurstOfEqualErrorsIsSampledCountedAndSaidSo(t *testing.T) {
+func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out servicetest.Output
 		log := slog.New(NewSampled(slog.NewTextHandler(&out, nil)))
@@ -56,7 +56,7 @@ func TestABurstOfEqualErrorsIsSampledCountedAndSaidSo(t *testing.T) {
 	})
 }
 
-func TestWhatWasLeftOutIsToldWhenTheProcessEnds(t *testing.T) {
+func TestSampled_FlushLogsTheSuppressedCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out servicetest.Output
 		sampled := NewSampled(slog.NewTextHandler(&out, nil))
@@ -75,7 +75,7 @@ func TestWhatWasLeftOutIsToldWhenTheProcessEnds(t *testing.T) {
 	})
 }
 
-func TestABurstOfUnequalErrorsTakesBoundedMemory(t *testing.T) {
+func TestSampled_UnequalErrorsTakeBoundedMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out servicetest.Output
 		sampled := NewSampled(slog.NewTextHandler(&out, nil))

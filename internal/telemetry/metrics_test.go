@@ -44,7 +44,7 @@ func (s sender) Send(context.Context, verify.Message) (verify.Receipt, error) {
 	return s.receipt, s.err
 }
 
-func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
+func TestMetrics_CountSendsByResultCodeAndCountry(t *testing.T) {
 	m := NewMetrics("test")
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, c := range []struct {
@@ -76,7 +76,7 @@ func TestSendsAreCountedByResultCodeAndCountry(t *testing.T) {
 	}
 }
 
-func TestCodesOfAliyunAreBounded(t *testing.T) {
+func TestMetrics_BoundTheAliyunCodes(t *testing.T) {
 	m := NewMetrics("test")
 	maxAliyunCodes := m.aliyunCodes.max
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
@@ -90,7 +90,7 @@ func TestCodesOfAliyunAreBounded(t *testing.T) {
 	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",result="rejected"} %d`, 9*maxAliyunCodes))
 }
 
-func TestVerificationsAreCountedByOutcome(t *testing.T) {
+func TestMetrics_CountVerificationsByOutcome(t *testing.T) {
 	m := NewMetrics("test")
 	for _, found := range []verify.Verification{{}, {Outcome: verify.Mismatch}, {Outcome: verify.Expired}, {Outcome: verify.Exhausted}, {Outcome: verify.Match, After: 7 * time.Second}} {
 		m.ObserveCheck(t.Context(), "+8618600000000", found)
@@ -115,7 +115,7 @@ func (s storeOf) Swap(context.Context, verify.Number, verify.Version, verify.Rec
 	return s.done, s.err
 }
 
-func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
+func TestMetrics_CountDatabaseStepsByResult(t *testing.T) {
 	m := NewMetrics("test")
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, s := range []storeOf{{done: true}, {}, {err: errors.New("1205")}, {err: fmt.Errorf("lost: %w", verify.ErrOutcomeUnknown)}} {
@@ -137,7 +137,7 @@ func TestStepsAtTheDatabaseAreCountedByResult(t *testing.T) {
 	)
 }
 
-func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
+func TestMetrics_DropRemovedCallers(t *testing.T) {
 	m := NewMetrics("test")
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, name := range []string{"login", "shop", auth.Unknown} {
@@ -161,7 +161,7 @@ func TestMetrics_forgetCallersThatAreNotKept(t *testing.T) {
 
 // Callers that come and go never fill the set: each has a name of its own as long as
 // fewer than the most are in use.
-func TestMetrics_giveThePlaceOfARemovedCallerToANewOne(t *testing.T) {
+func TestMetrics_GiveARemovedCallersPlaceToANewOne(t *testing.T) {
 	m := NewMetrics("test")
 	for i := range 3 * m.callers.max {
 		name := fmt.Sprint("caller-", i)
@@ -172,7 +172,7 @@ func TestMetrics_giveThePlaceOfARemovedCallerToANewOne(t *testing.T) {
 	}
 }
 
-func TestMetrics_countUnknownApartThoughTheSetIsFull(t *testing.T) {
+func TestMetrics_CountUnknownApartIfTheSetIsFull(t *testing.T) {
 	m := NewMetrics("test")
 	for i := range 2 * m.callers.max {
 		m.caller(WithCaller(t.Context(), fmt.Sprint("caller-", i)))

@@ -11,7 +11,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 )
 
-func TestWrongVariablesOfTracesAreRefusedAndNotQuoted(t *testing.T) {
+func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {
 	for _, c := range []struct {
 		name, value string
 		want        string // "" where it is right
@@ -37,7 +37,7 @@ func TestWrongVariablesOfTracesAreRefusedAndNotQuoted(t *testing.T) {
 	}
 }
 
-func TestTracesCanBeSwitchedOff(t *testing.T) {
+func TestTracing_CanBeDisabled(t *testing.T) {
 	for name, value := range map[string]string{"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": ""} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
@@ -49,7 +49,7 @@ func TestTracesCanBeSwitchedOff(t *testing.T) {
 	}
 }
 
-func TestACollectorsPageIsNotLogged(t *testing.T) {
+func TestTracing_LogOmitsTheCollectorsPage(t *testing.T) {
 	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		w.Write(bytes.Repeat([]byte("page "), 100_000))

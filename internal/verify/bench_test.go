@@ -21,7 +21,7 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
-func BenchmarkDrawCode(b *testing.B) {
+func BenchmarkNewCode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := newCode(rand.Reader); err != nil {

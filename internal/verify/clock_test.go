@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestASteadyClockIsTheLaterOfTheWallAndTheTimeThatReallyPassed(t *testing.T) {
+func TestSteadyClock_IsTheLaterOfWallAndElapsedTime(t *testing.T) {
 	start := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
 		name               string
@@ -28,7 +28,7 @@ func TestASteadyClockIsTheLaterOfTheWallAndTheTimeThatReallyPassed(t *testing.T)
 	}
 }
 
-func TestASteadyClockRunsOnWhileTheWallClockIsSetBack(t *testing.T) {
+func TestSteadyClock_RunsOnIfTheWallClockIsSetBack(t *testing.T) {
 	start := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
 	passed, wall := time.Duration(0), start
 	now := steadyClock(start, func() time.Time { return wall }, func() time.Duration { return passed })
@@ -43,7 +43,7 @@ func TestASteadyClockRunsOnWhileTheWallClockIsSetBack(t *testing.T) {
 	}
 }
 
-func TestTheProcessClockGoesAsTimeDoes(t *testing.T) {
+func TestSteadyClock_FollowsElapsedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := SteadyClock()
 		first := now()
@@ -54,7 +54,7 @@ func TestTheProcessClockGoesAsTimeDoes(t *testing.T) {
 	})
 }
 
-func TestAWallClockThatIsSetLengthensNoLifeAndFreshCodesWork(t *testing.T) {
+func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"an hour back": -time.Hour, "an hour forward": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

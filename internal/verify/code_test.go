@@ -17,7 +17,7 @@ import (
 // A code is the number that 20 random bits spell, and is drawn again if that
 // is a million or more: so each of the million codes comes of exactly one pattern.
 // Tried are all patterns near an edge, and every seventh between.
-func TestACodeIsTheNumberOfItsRandomBitsSoThatEachIsAsLikely(t *testing.T) {
+func TestNewCode_EveryCodeIsEquallyLikely(t *testing.T) {
 	const codes, patterns = 1_000_000, 1 << 20
 	random := new(bytes.Reader)
 	for pattern := 0; pattern < patterns; pattern++ {
@@ -35,7 +35,7 @@ func TestACodeIsTheNumberOfItsRandomBitsSoThatEachIsAsLikely(t *testing.T) {
 	}
 }
 
-func TestEveryDigitOfACodeIsUniform(t *testing.T) {
+func TestNewCode_EveryDigitIsUniform(t *testing.T) {
 	const (
 		draws          = 100_000
 		oneInAThousand = 27.88 // chi-square with nine degrees of freedom
@@ -62,7 +62,7 @@ func TestEveryDigitOfACodeIsUniform(t *testing.T) {
 	}
 }
 
-func TestACodeKeepsItsLeadingZeros(t *testing.T) {
+func TestNewCode_KeepsLeadingZeros(t *testing.T) {
 	for pattern, want := range map[string]string{"\x00\x00\x00": "000000", "\x00\x00\x07": "000007", "\xff\x00\x2a": "983082", "\xf0\x00\x2a": "000042"} {
 		if got, err := newCode(strings.NewReader(pattern)); err != nil || got != want {
 			t.Errorf("%x: got %q, %v, want %s", pattern, got, err, want)
@@ -70,7 +70,7 @@ func TestACodeKeepsItsLeadingZeros(t *testing.T) {
 	}
 }
 
-func TestWithoutRandomnessThereIsNoCode(t *testing.T) {
+func TestNewCode_FailsWithoutRandomness(t *testing.T) {
 	broken := errors.New("no entropy")
 	for name, random := range map[string]io.Reader{"a failing source": iotest.ErrReader(broken), "a source cut short": strings.NewReader("\x00")} {
 		if got, err := newCode(random); err == nil || got != "" {
@@ -86,7 +86,7 @@ func base64Key(fill byte, length int) string {
 	return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{fill}, length))
 }
 
-func TestKeysAreReadAsAListOfBase64(t *testing.T) {
+func TestParseKeys_ReadsAListOfBase64(t *testing.T) {
 	for name, c := range map[string]struct {
 		list string
 		want []int // the length of each key
@@ -108,7 +108,7 @@ func TestKeysAreReadAsAListOfBase64(t *testing.T) {
 	}
 }
 
-func TestAKeyThatCannotBeTakenIsNamedByItsPlaceAndNeverShown(t *testing.T) {
+func TestParseKeys_ErrorNamesThePositionAndHidesTheKey(t *testing.T) {
 	good := base64Key(1, 32)
 	for _, c := range []struct{ name, list, bad, place string }{
 		{"none", "", "", "key 1 "},
@@ -132,7 +132,7 @@ func TestAKeyThatCannotBeTakenIsNamedByItsPlaceAndNeverShown(t *testing.T) {
 	}
 }
 
-func TestDerivedKeysAreTheSameOnEveryReplicaAndOthersForAnotherSecret(t *testing.T) {
+func TestDeriveKeys_DependOnTheSecretAlone(t *testing.T) {
 	// Fixed permanently: if it changed, every code of a running service would be
 	// refused once by an upgrade.
 	const want = "4f4a0e4bdd1b1717716513ad1f830c7a9f5c4632510523d8463cd9de4a75957a"
@@ -148,14 +148,14 @@ func TestDerivedKeysAreTheSameOnEveryReplicaAndOthersForAnotherSecret(t *testing
 	}
 }
 
-func TestRandomKeysDiffer(t *testing.T) {
+func TestRandomKeys_Differ(t *testing.T) {
 	a, b := RandomKeys(), RandomKeys()
 	if len(a) != 1 || len(a[0]) < minKeyBytes || bytes.Equal(a[0], b[0]) {
 		t.Errorf("got %d keys of %d bytes, equal: %v, want one of %d, and another each time", len(a), len(a[0]), bytes.Equal(a[0], b[0]), minKeyBytes)
 	}
 }
 
-func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
+func TestKeys_RotationKeepsTheCodesOfListedKeys(t *testing.T) {
 	const n, code = Number("+8618612345678"), "012345"
 	before, _ := ParseKeys(base64Key(1, 32))
 	during, _ := ParseKeys(base64Key(2, 32) + "," + base64Key(1, 32))
@@ -182,14 +182,14 @@ func TestAKeyIsRotatedWithoutARefusedCode(t *testing.T) {
 	}
 }
 
-func TestNumberAndCodeCannotRunIntoEachOther(t *testing.T) {
+func TestSign_SeparatesNumberAndCode(t *testing.T) {
 	k := RandomKeys()
 	if k.sign("+861234567", "890123") == k.sign("+8612345678", "90123") {
 		t.Error("got one MAC for two pairs of number and code, want two")
 	}
 }
 
-func TestWhatCannotBeACodeIsComparedWithNothing(t *testing.T) {
+func TestMACs_InvalidCodeHasNone(t *testing.T) {
 	for _, code := range []string{"", "12345", "1234567", "12345a", "12 456", " 123456", "123456 ", "+12345", "-12345", "1234５", "１２３４５６", "12345\x00", strings.Repeat("1", 2048)} {
 		if got := RandomKeys().macs("+8618612345678", code); got != nil {
 			t.Errorf("%.20q: got %d MACs, want none", code, len(got))

@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestCheckTellsWhatItFound(t *testing.T) {
+func TestCheck_ReturnsTheOutcome(t *testing.T) {
 	const right = "000001"
 	for _, c := range []struct {
 		name  string
@@ -80,7 +80,7 @@ func guess(v *Verifier, times int) {
 	}
 }
 
-func TestInspectTellsWhatTheProviderSaidAndHowTheCodeEnded(t *testing.T) {
+func TestInspect_ReturnsTheLastSendsAndTheCodesEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) { return Receipt{"biz-1", "request-1"}, nil })
@@ -118,7 +118,7 @@ func TestInspectTellsWhatTheProviderSaidAndHowTheCodeEnded(t *testing.T) {
 	})
 }
 
-func TestALateAnswerDoesNotHideTheAnswerToALaterSend(t *testing.T) {
+func TestHistory_LateResultKeepsThatOfALaterSend(t *testing.T) {
 	var history History
 	history.recordAccepted(2, 4, Receipt{BizID: "second"})
 	history.recordRejected(2, 4, &SendError{Code: "second"})
@@ -130,7 +130,7 @@ func TestALateAnswerDoesNotHideTheAnswerToALaterSend(t *testing.T) {
 	}
 }
 
-func TestATrailCostsNoOperationOfTheStore(t *testing.T) {
+func TestHistory_CostsNoStoreOperation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, accept)
@@ -165,7 +165,7 @@ func anyTrail() *rapid.Generator[History] {
 	})
 }
 
-func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
+func TestHistory_RoundTripsBesideTheState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, want := anyState().Draw(t, "state"), anyTrail().Draw(t, "history")
 		stored := want.append(s.encode())
@@ -188,7 +188,7 @@ func TestAnyTrailIsReadAsItWasWrittenAndHidesNoState(t *testing.T) {
 	})
 }
 
-func TestWhatIsTooLongForATrailIsCut(t *testing.T) {
+func TestHistory_TruncatesLongTexts(t *testing.T) {
 	long := strings.Repeat("x", 300)
 	stored := History{Accepted{1, 1, long}, Rejected{1, 1, SendLimited, long, long}, CodeEnd{1, 1, true, 1}}.append(State{Codes: make([]Code, maxCodes)}.encode())
 	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
@@ -196,8 +196,8 @@ func TestWhatIsTooLongForATrailIsCut(t *testing.T) {
 	}
 }
 
-func TestOutcomesHaveNames(t *testing.T) {
-	for o, want := range map[Outcome]string{NoCode: "no_code", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
+func TestOutcome_HasItsName(t *testing.T) {
+	for o, want := range map[Outcome]string{NoCode: "none", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
 		if got := o.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}

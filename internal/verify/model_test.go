@@ -469,7 +469,7 @@ func explore(w world, t transitions) (seen exploration) {
 	return seen
 }
 
-func TestNoInterleavingOfOverlappingSendsBreaksTheGuarantees(t *testing.T) {
+func TestModel_EveryInterleavingKeepsTheGuarantees(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		world world
@@ -501,7 +501,7 @@ func TestNoInterleavingOfOverlappingSendsBreaksTheGuarantees(t *testing.T) {
 // A match starts the count of the newer codes anew (rule 3 of docs/guarantees.md: theirs
 // are sends that succeed after it), so that over its whole life a code can be compared with
 // AttemptLimit calls for itself and for each older code that is used before it.
-func TestACodeIsComparedAtMostAttemptLimitTimesForItselfAndEachOlderCodeUsedBeforeIt(t *testing.T) {
+func TestModel_CodeIsComparedAtMostLimitTimesPerSend(t *testing.T) {
 	for limit := 1; limit <= 3; limit++ {
 		t.Run(fmt.Sprintf("%d looks", limit), func(t *testing.T) {
 			t.Parallel()

@@ -10,7 +10,7 @@ import (
 // one thing wrong each, among them every design that was tried and failed, and
 // has to find what is wrong with it.
 
-func TestTheExplorerFindsEveryMutant(t *testing.T) {
+func TestModel_FindsEveryMutant(t *testing.T) {
 	for _, m := range []struct {
 		name   string
 		mutate func(t *transitions, r Rules)

@@ -17,7 +17,7 @@ import (
 
 var china = verify.NumberParser{Region: "CN", Plan: numberplan.Mobile}
 
-func TestOnePersonHasOneNumberHoweverItIsWritten(t *testing.T) {
+func TestParse_EverySpellingIsOneNumber(t *testing.T) {
 	for _, raw := range []string{
 		"18612345678", "+86 186 1234 5678", "8618612345678", "008618612345678", "(186) 1234-5678", // docs/calling.md
 		"+8618612345678", "86 186 1234 5678", "0086 186-1234-5678", "00 86 18612345678", "(0086)18612345678",
@@ -34,7 +34,7 @@ func TestOnePersonHasOneNumberHoweverItIsWritten(t *testing.T) {
 	}
 }
 
-func TestEveryMainlandRangeFrom13To19IsAMobileNumber(t *testing.T) {
+func TestParse_MainlandRanges13To19AreMobile(t *testing.T) {
 	for second := '3'; second <= '9'; second++ {
 		for third := '0'; third <= '9'; third++ {
 			raw := "1" + string(second) + string(third) + "00000000"
@@ -45,7 +45,7 @@ func TestEveryMainlandRangeFrom13To19IsAMobileNumber(t *testing.T) {
 	}
 }
 
-func TestNumbersOfOtherCountriesGoByTheirOwnPlan(t *testing.T) {
+func TestParse_OtherCountriesFollowTheirPlan(t *testing.T) {
 	for _, c := range []struct{ region, raw, want string }{
 		{"CN", "+852 5123 4567", "+85251234567"},
 		{"CN", "00852 5123 4567", "+85251234567"},
@@ -73,7 +73,7 @@ func TestNumbersOfOtherCountriesGoByTheirOwnPlan(t *testing.T) {
 	}
 }
 
-func TestParse_DoubleZeroOfTwoMeaningsIsRefused(t *testing.T) {
+func TestParse_AmbiguousDoubleZeroIsRejected(t *testing.T) {
 	for _, c := range []struct{ region, raw string }{
 		{"HK", "0091 81234 56789"}, // 009, +1 812 345 6789
 		{"HK", "(00) 91-81234-56789"},
@@ -132,7 +132,7 @@ func draw(r *rand.Rand, shape string) string {
 	})
 }
 
-func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *testing.T) {
+func TestParse_ErrorNamesTheFieldAndHidesTheInput(t *testing.T) {
 	for name, raw := range map[string]string{
 		"empty":                                "",
 		"whitespace":                           "   ",
@@ -215,7 +215,7 @@ func TestWhatIsNoMobileNumberIsRefusedByTheNameOfItsFieldAndNeverRepeated(t *tes
 	}
 }
 
-func TestAPlanIsNeverAskedForWhatIsNoDialledNumber(t *testing.T) {
+func TestParse_PlanGetsOnlyDialledDigits(t *testing.T) {
 	dialled := regexp.MustCompile(`^\+?[0-9]*$`)
 	p := verify.NumberParser{Region: "US", Plan: func(number, _ string) (string, bool) {
 		if !dialled.MatchString(number) {
@@ -228,7 +228,7 @@ func TestAPlanIsNeverAskedForWhatIsNoDialledNumber(t *testing.T) {
 	}
 }
 
-func TestAPlanCannotSmuggleInWhatIsNoE164OrIsMainland(t *testing.T) {
+func TestParse_RejectsAnInvalidResultOfThePlan(t *testing.T) {
 	for _, answer := range []string{"", "+", "12015550123", "+0201555", "+1201555012345678", "+1201555a", "+1201555,0123", "+8610082325588", "+12015550123\n"} {
 		p := verify.NumberParser{Region: "US", Plan: func(string, string) (string, bool) { return answer, true }}
 		if got, err := p.Parse("2015550123"); err == nil {
@@ -237,7 +237,7 @@ func TestAPlanCannotSmuggleInWhatIsNoE164OrIsMainland(t *testing.T) {
 	}
 }
 
-func TestALogShowsANumberWithFourDigitsHidden(t *testing.T) {
+func TestMasked_HidesFourDigits(t *testing.T) {
 	for number, want := range map[verify.Number]string{
 		"+8618612345678":    "+86186****5678",
 		"+12015550123":      "+120****0123",
@@ -254,7 +254,7 @@ func TestALogShowsANumberWithFourDigitsHidden(t *testing.T) {
 	}
 }
 
-func TestMainlandNumbersAreThoseOfCountryCode86(t *testing.T) {
+func TestMainland_IsCountryCode86(t *testing.T) {
 	for number, want := range map[verify.Number]bool{"+8618612345678": true, "+85251234567": false, "+886912345678": false, "+85366123456": false} {
 		if got := number.Mainland(); got != want {
 			t.Errorf("%s: got %v, want %v", number, got, want)
@@ -263,7 +263,7 @@ func TestMainlandNumbersAreThoseOfCountryCode86(t *testing.T) {
 }
 
 // Every spelling of a mainland number that G6 allows is one number.
-func TestSpellingsOfOneMainlandNumberAgree(t *testing.T) {
+func TestParse_RandomSpellingsOfOneNumberAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		national := rapid.StringMatching(`1[3-9][0-9]{9}`).Draw(t, "number")
 		digits := rapid.SampledFrom([]string{"", "86", "0086", "+86"}).Draw(t, "prefix") + rapid.SampledFrom([]string{"", "0"}).Draw(t, "trunk") + national
@@ -278,7 +278,7 @@ func TestSpellingsOfOneMainlandNumberAgree(t *testing.T) {
 	})
 }
 
-func FuzzParseNumber(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	for _, raw := range []string{
 		"18612345678", "+86 186 1234 5678", "008618612345678", "(186) 1234-5678", "10086", "",
 		"+12015550123", "+5491123456789", "+5215512345678", "+390312345678", "+2250123456789", "+447400123456",

@@ -137,7 +137,7 @@ func (h *history) deadSMS() error {
 	return nil
 }
 
-func TestRandomHistoriesOfTenOverlappingSendsKeepTheGuarantees(t *testing.T) {
+func TestRules_RandomHistoriesKeepTheGuarantees(t *testing.T) {
 	for limit := 1; limit <= 4; limit++ {
 		t.Run(fmt.Sprintf("%d looks", limit), func(t *testing.T) {
 			rules := Rules{AttemptLimit: limit, CodeTTL: MaxCodeTTL}
@@ -218,7 +218,7 @@ func anyState() *rapid.Generator[State] {
 	})
 }
 
-func TestAnyStateIsReadAsItWasWritten(t *testing.T) {
+func TestState_RoundTrips(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := anyState().Draw(t, "state")
 		stored := want.encode()

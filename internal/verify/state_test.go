@@ -31,7 +31,7 @@ func accepts(s State, send int, now int64) bool {
 	return valid
 }
 
-func TestACodeLivesFromFiveSecondsBeforeItsBeginUntilItsLifeIsOver(t *testing.T) {
+func TestRules_CodeLivesFrom5sBeforeItsBeginToItsTTL(t *testing.T) {
 	s, _ := begun(t, 1)
 	life := testRules.CodeTTL
 	for _, c := range []struct {
@@ -54,7 +54,7 @@ func TestACodeLivesFromFiveSecondsBeforeItsBeginUntilItsLifeIsOver(t *testing.T)
 	}
 }
 
-func TestAReplicaWhoseClockIsBehindCountsNoLookOnACodeItCannotJudge(t *testing.T) {
+func TestRules_ClockBehindCountsNoAttempt(t *testing.T) {
 	s, _ := begun(t, 1)
 	next, valid, changed := testRules.Check(s, nil, testNow-6*time.Second.Microseconds())
 	if valid || changed || next.Codes[0].Attempts != 0 {
@@ -62,7 +62,7 @@ func TestAReplicaWhoseClockIsBehindCountsNoLookOnACodeItCannotJudge(t *testing.T
 	}
 }
 
-func TestAFullListGivesUpItsOldestUnsettledCodeAfterThirtySecondsAndNoOther(t *testing.T) {
+func TestRules_FullListDropsItsOldestUnknownAfter30s(t *testing.T) {
 	s, tickets := begun(t, maxCodes)
 	s = testRules.Confirm(s, tickets[0], testNow)
 	exactly := testNow + unknownOutcomeAfter.Microseconds()
@@ -75,7 +75,7 @@ func TestAFullListGivesUpItsOldestUnsettledCodeAfterThirtySecondsAndNoOther(t *t
 	}
 }
 
-func TestAFullListMakesRoomFromExpiredCodesFirst(t *testing.T) {
+func TestRules_FullListDropsExpiredCodesFirst(t *testing.T) {
 	s, tickets := begun(t, maxCodes)
 	s = testRules.Confirm(s, tickets[0], testNow)
 	later := testNow + testRules.CodeTTL.Microseconds()
@@ -87,7 +87,7 @@ func TestAFullListMakesRoomFromExpiredCodesFirst(t *testing.T) {
 
 // The precise bound of G2's "the newest seven count": eight places, of which the
 // send that begins takes one, and a confirmed code another.
-func TestOfSendsWhoseOutcomeStaysUnknownTheNewestSevenCountOrSixBesideAConfirmedCode(t *testing.T) {
+func TestRules_NewestSevenOfUnknownOutcomeCount(t *testing.T) {
 	const crashes = 12
 	for name, c := range map[string]struct {
 		confirmed bool
@@ -124,7 +124,7 @@ func TestOfSendsWhoseOutcomeStaysUnknownTheNewestSevenCountOrSixBesideAConfirmed
 
 // The exact worst case of G1: a match restarts the count of newer codes, and
 // at most seven older ones stand beside the newest.
-func TestTheNewestOfEightOverlappingSendsIsComparedAtMostEightTimesTheLimit(t *testing.T) {
+func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 	s, _ := begun(t, maxCodes)
 	newest := maxCodes - 1
 	compared := 0
@@ -148,7 +148,7 @@ func TestTheNewestOfEightOverlappingSendsIsComparedAtMostEightTimesTheLimit(t *t
 	}
 }
 
-func TestOfTwoSendsThatDrewTheSameDigitsOneCheckUsesUpBoth(t *testing.T) {
+func TestRules_OneCheckUsesUpTwoEqualCodes(t *testing.T) {
 	same := MAC{7}
 	s, _, _ := testRules.Begin(State{}, same, testNow)
 	s, _, _ = testRules.Begin(s, MAC{8}, testNow)
@@ -160,7 +160,7 @@ func TestOfTwoSendsThatDrewTheSameDigitsOneCheckUsesUpBoth(t *testing.T) {
 	}
 }
 
-func TestACheckWithoutALiveCodeStoresNothing(t *testing.T) {
+func TestRules_CheckWithoutALiveCodeChangesNothing(t *testing.T) {
 	s, tickets := begun(t, 1)
 	for name, state := range map[string]State{
 		"a number that was never seen": {},
@@ -176,7 +176,7 @@ func TestACheckWithoutALiveCodeStoresNothing(t *testing.T) {
 	}
 }
 
-func TestTicketsRiseWhateverTheClockDoes(t *testing.T) {
+func TestRules_SendIDsIncreaseWithAnyClock(t *testing.T) {
 	var s State
 	last := int64(0)
 	for _, now := range []int64{testNow, testNow, testNow - time.Hour.Microseconds(), testNow + 1, testNow + 1, 0} {
@@ -192,7 +192,7 @@ func TestTicketsRiseWhateverTheClockDoes(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoStateIsUnreadable(t *testing.T) {
+func TestDecodeState_InvalidBytesAreUnreadable(t *testing.T) {
 	s, _ := begun(t, 2)
 	good := s.encode()
 	other := slices.Clone(good)
@@ -218,7 +218,7 @@ func TestWhatIsNoStateIsUnreadable(t *testing.T) {
 	}
 }
 
-func TestTheLargestStateFitsItsColumn(t *testing.T) {
+func TestState_LargestFitsItsColumn(t *testing.T) {
 	s, _ := begun(t, maxCodes)
 	if got := len(s.encode()); got > MaxStateBytes {
 		t.Errorf("got %d bytes, want at most %d", got, MaxStateBytes)

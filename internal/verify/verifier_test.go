@@ -92,7 +92,7 @@ func lives(m *memory, code string) bool {
 	return valid
 }
 
-func TestSendStoresTheCodeBeforeItAsksAndConfirmsAfter(t *testing.T) {
+func TestSend_StoresTheCodeFirstAndConfirmsItAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		var asked Message
@@ -116,7 +116,7 @@ func TestSendStoresTheCodeBeforeItAsksAndConfirmsAfter(t *testing.T) {
 	})
 }
 
-func TestInspectTellsOfLiveCodesAndCountsNothing(t *testing.T) {
+func TestInspect_ReturnsLiveCodesAndWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, accept)
@@ -152,7 +152,7 @@ func TestInspectTellsOfLiveCodesAndCountsNothing(t *testing.T) {
 	})
 }
 
-func TestCheckAcceptsTheCodeThatWasSentOnceAndNoOther(t *testing.T) {
+func TestCheck_AcceptsOnlyTheSentCodeAndOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, accept)
@@ -175,7 +175,7 @@ func TestCheckAcceptsTheCodeThatWasSentOnceAndNoOther(t *testing.T) {
 	})
 }
 
-func TestACodeThatCannotBeRightCountsAsALook(t *testing.T) {
+func TestCheck_InvalidCodeCountsAsAnAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		sent(t, &m, "123456")
@@ -227,7 +227,7 @@ func isOnly(t *testing.T, err, want error) bool {
 	return want == nil && len(is) == 0 || errors.Is(err, want)
 }
 
-func TestSendKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
+func TestSend_KeepsItsContractUnderStoreFaults(t *testing.T) {
 	const old, theirs = "888888", "777777"
 	refused := &SendError{Kind: SendLimited}
 	for _, c := range []struct {
@@ -344,7 +344,7 @@ func ticketOf(s State, code string) int64 {
 	return 0
 }
 
-func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
+func TestCheck_KeepsItsContractUnderStoreFaults(t *testing.T) {
 	const right, newer = "888888", "777777"
 	for _, c := range []struct{ name, code string }{{"the right code", right}, {"a wrong code", wrongGuess}} {
 		t.Run(c.name, func(t *testing.T) {
@@ -405,7 +405,7 @@ func TestCheckKeepsItsPromisesWhateverTheStoreDoes(t *testing.T) {
 	}
 }
 
-func TestWithTheStoreDownNothingIsSentAndNothingAnswered(t *testing.T) {
+func TestVerifier_StoreDownFailsCallsAndSendsNothing(t *testing.T) {
 	down := func(context.Context) error { return errNoEffect }
 	hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	for _, c := range []struct {
@@ -453,7 +453,7 @@ func TestWithTheStoreDownNothingIsSentAndNothingAnswered(t *testing.T) {
 // A begin that was answered "nothing was sent" may be stored all the same. Left
 // there, eight of them would refuse every send for a while and then push out a
 // code that was delivered.
-func TestABeginOfUnknownOutcomeLeavesNoCodeBehind(t *testing.T) {
+func TestSend_UnknownBeginLeavesNoCode(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		late bool // the swap is done after the answer, if it still can be
@@ -510,7 +510,7 @@ func TestABeginOfUnknownOutcomeLeavesNoCodeBehind(t *testing.T) {
 	}
 }
 
-func TestACallerWhoLeavesWhileTheStoreWorksBreaksNothingOff(t *testing.T) {
+func TestVerifier_GoneCallerCancelsNoStatement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		sent(t, &store.memory, "888888")
@@ -537,7 +537,7 @@ func TestACallerWhoLeavesWhileTheStoreWorksBreaksNothingOff(t *testing.T) {
 	})
 }
 
-func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
+func TestSend_OutcomeDoesNotQueueBehindNewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		var crowded atomic.Bool
@@ -571,7 +571,7 @@ func TestOutcomesDoNotQueueBehindNewCalls(t *testing.T) {
 	})
 }
 
-func TestAPanicWhileAnOutcomeIsStoredEndsNoProcess(t *testing.T) {
+func TestSend_RecoversPanicWhileStoringTheOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		asked := false
@@ -591,7 +591,7 @@ func TestAPanicWhileAnOutcomeIsStoredEndsNoProcess(t *testing.T) {
 
 // The store may lose an answer first and its nerve afterwards: what was unknown
 // stays unknown, whatever is said later.
-func TestAnUnknownOutcomeIsNeverCalledUnavailable(t *testing.T) {
+func TestCheck_UnknownOutcomeIsNeverUnavailable(t *testing.T) {
 	for name, next := range map[string]error{"the store goes down": errNoEffect, "and says so in our words": ErrStoreUnavailable} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -610,7 +610,7 @@ func TestAnUnknownOutcomeIsNeverCalledUnavailable(t *testing.T) {
 	}
 }
 
-func TestAnUnknownOutcomeIsAskedForAsLongAsTheCallHasPatience(t *testing.T) {
+func TestCheck_ResolvesUnknownOutcomeUntilItsTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		sent(t, &store.memory, "888888")
@@ -628,7 +628,7 @@ func TestAnUnknownOutcomeIsAskedForAsLongAsTheCallHasPatience(t *testing.T) {
 	})
 }
 
-func TestReplicasThatRaceNeverTakeAnothersSwapForTheirOwn(t *testing.T) {
+func TestCheck_RacingReplicasWriteDistinctVersions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		sent(t, &m, "888888")
@@ -653,7 +653,7 @@ func (r repeating) Swap(ctx context.Context, n Number, old Version, next Record)
 	return r.memory.Swap(ctx, n, old, next)
 }
 
-func TestASwapThatAProxyRepeatsIsDoneOnce(t *testing.T) {
+func TestVerifier_SwapRepeatedByAProxyCountsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(repeating{&m}, accept)
@@ -669,7 +669,7 @@ func TestASwapThatAProxyRepeatsIsDoneOnce(t *testing.T) {
 	})
 }
 
-func TestACallerWhoIsGoneBeforeTheProviderIsAskedGetsNoSMS(t *testing.T) {
+func TestSend_CallerGoneBeforeTheProviderCallGetsNoSMS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		ctx, leave := context.WithCancel(t.Context())
@@ -689,7 +689,7 @@ func TestACallerWhoIsGoneBeforeTheProviderIsAskedGetsNoSMS(t *testing.T) {
 	})
 }
 
-func TestACallerWhoIsGoneFromTheStartCostsNothing(t *testing.T) {
+func TestVerifier_CallerGoneAtTheStartWritesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := brokenStore{load: func(ctx context.Context) error { return ctx.Err() }}
 		ctx, leave := context.WithCancel(t.Context())
@@ -710,7 +710,7 @@ func TestACallerWhoIsGoneFromTheStartCostsNothing(t *testing.T) {
 	})
 }
 
-func TestTheCallersDeadlineDoesNotCutTheProviderOffButTheSMSTimeoutDoes(t *testing.T) {
+func TestSend_OnlySMSTimeoutEndsTheProviderCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		type key struct{}
@@ -735,7 +735,7 @@ func TestTheCallersDeadlineDoesNotCutTheProviderOffButTheSMSTimeoutDoes(t *testi
 	})
 }
 
-func TestWhatTheProviderSaysDecidesWhatBecomesOfTheCode(t *testing.T) {
+func TestSend_ProviderResultDecidesIfTheCodeLives(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		says  error
@@ -775,7 +775,7 @@ func TestWhatTheProviderSaysDecidesWhatBecomesOfTheCode(t *testing.T) {
 	}
 }
 
-func TestAPanicInTheSenderLeavesTheCodeAliveAndGoesOn(t *testing.T) {
+func TestSend_SenderPanicKeepsTheCodeAndPropagates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) { panic("in the sender") })
@@ -793,7 +793,7 @@ func TestAPanicInTheSenderLeavesTheCodeAliveAndGoesOn(t *testing.T) {
 	})
 }
 
-func TestAnOutcomeIsStoredInTheBackgroundAfterTheCallerLeft(t *testing.T) {
+func TestSend_StoresTheOutcomeAfterTheCallerLeft(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		says  error
@@ -844,7 +844,7 @@ func TestAnOutcomeIsStoredInTheBackgroundAfterTheCallerLeft(t *testing.T) {
 	}
 }
 
-func TestAnOutcomeThatCannotBeStoredForAMinuteIsGivenUpAndLogged(t *testing.T) {
+func TestSend_LogsAnOutcomeNotStoredWithinAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		var log bytes.Buffer
@@ -870,7 +870,7 @@ func TestAnOutcomeThatCannotBeStoredForAMinuteIsGivenUpAndLogged(t *testing.T) {
 	})
 }
 
-func TestWaitLeavesWithItsContext(t *testing.T) {
+func TestWait_EndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
 		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
@@ -888,7 +888,7 @@ func TestWaitLeavesWithItsContext(t *testing.T) {
 	})
 }
 
-func TestWithoutRandomnessNothingIsStoredOrSent(t *testing.T) {
+func TestSend_WithoutRandomnessStoresAndSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) {
@@ -905,7 +905,7 @@ func TestWithoutRandomnessNothingIsStoredOrSent(t *testing.T) {
 	})
 }
 
-func TestAStateOfALaterVersionIsLeftAlone(t *testing.T) {
+func TestVerifier_KeepsTheStateOfALaterVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := memory{record: Record{Version: Version{1}, State: []byte{99, 1, 2, 3}}}
 		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) {
@@ -924,7 +924,7 @@ func TestAStateOfALaterVersionIsLeftAlone(t *testing.T) {
 	})
 }
 
-func TestAFullListRefusesTheSendBeforeTheProviderIsAsked(t *testing.T) {
+func TestSend_FullListIsRejectedBeforeTheProviderCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m memory
 		for i := range maxCodes {
@@ -942,7 +942,7 @@ func TestAFullListRefusesTheSendBeforeTheProviderIsAsked(t *testing.T) {
 
 // Real goroutines from here on, and as many as they like.
 
-func TestOfManyRightGuessesAtOnceExactlyOneWins(t *testing.T) {
+func TestCheck_OneOfManyConcurrentRightCodesWins(t *testing.T) {
 	for range 20 {
 		var m memory
 		sent(t, &m, "123456")
@@ -967,7 +967,7 @@ func TestOfManyRightGuessesAtOnceExactlyOneWins(t *testing.T) {
 	}
 }
 
-func TestOfManyWrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
+func TestCheck_ConcurrentWrongCodesCountUpToTheLimit(t *testing.T) {
 	var m memory
 	sent(t, &m, "123456")
 	before := len(m.history)
@@ -986,7 +986,7 @@ func TestOfManyWrongGuessesAtOnceExactlyTheLimitIsCounted(t *testing.T) {
 	}
 }
 
-func TestAStormOfRefusedSendsLeavesTheLiveCodeAlone(t *testing.T) {
+func TestSend_ManyRejectedSendsKeepTheLiveCode(t *testing.T) {
 	var m memory
 	sent(t, &m, "123456")
 	var asked atomic.Int32
@@ -1010,7 +1010,7 @@ func TestAStormOfRefusedSendsLeavesTheLiveCodeAlone(t *testing.T) {
 	}
 }
 
-func TestWaitMayBeCalledWhileSendsGoOn(t *testing.T) {
+func TestWait_IsSafeDuringSends(t *testing.T) {
 	var m memory
 	v := newVerifier(&m, answer(&SendError{Kind: SendLimited}))
 	var all sync.WaitGroup
@@ -1031,7 +1031,7 @@ func TestWaitMayBeCalledWhileSendsGoOn(t *testing.T) {
 
 // A replica that swapped a number's last record need not load it; what it remembers
 // is never an answer by itself.
-func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
+func TestRecordCache_SavesALoadAndDecidesNothing(t *testing.T) {
 	loadsOf := func(store *brokenStore, f func()) (loads int) {
 		store.load = func(context.Context) error { loads++; return nil }
 		f()
@@ -1117,7 +1117,7 @@ func TestWhatIsRememberedSavesALoadAndAnswersNothing(t *testing.T) {
 	}
 }
 
-func TestMemoryIsBoundedAndForgetsTheOldest(t *testing.T) {
+func TestRecordCache_DropsTheOldestAtItsBound(t *testing.T) {
 	var r recordCache
 	number := func(i int) Number { return Number(fmt.Sprint("+", i)) }
 	oneCode := State{Codes: make([]Code, 1)}.encode()

@@ -13,7 +13,7 @@ import (
 )
 
 // The example that Aliyun's documentation of signature version 3 works out.
-func TestTheSignatureIsThatOfAliyunsPublishedExample(t *testing.T) {
+func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 	params := url.Values{"RegionId": {"cn-shanghai"}, "ImageId": {"win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"}}
 	canonical := canonicalRequest("POST", params, map[string]string{
 		"host":                  "ecs.cn-shanghai.aliyuncs.com",
@@ -85,7 +85,7 @@ func (c *call) send(t *testing.T, s *Server) (int, answer) {
 	return response.StatusCode, a
 }
 
-func TestOnlyASoundRequestGetsThroughTheGateway(t *testing.T) {
+func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 	none := func(*call) {}
 	const mismatch, incomplete = "SignatureDoesNotMatch", "IncompleteSignature"
 	at := func(d time.Duration) func(*call) {
@@ -146,7 +146,7 @@ func TestOnlyASoundRequestGetsThroughTheGateway(t *testing.T) {
 	}
 }
 
-func TestANonceIsTakenOnce(t *testing.T) {
+func TestServer_AcceptsANonceOnce(t *testing.T) {
 	s := New(t)
 	c := soundCall(s)
 	c.sign(s)
@@ -156,7 +156,7 @@ func TestANonceIsTakenOnce(t *testing.T) {
 	}
 }
 
-func TestOnlyOneVerificationCodeToOneNumberIsAccepted(t *testing.T) {
+func TestServer_AcceptsOneCodeToOneNumber(t *testing.T) {
 	const number, name, template, param = "18612345678", "签名", "SMS_1", `{"code":"493817"}`
 	for _, x := range []struct {
 		rawQuery string
@@ -203,7 +203,7 @@ func TestOnlyOneVerificationCodeToOneNumberIsAccepted(t *testing.T) {
 	}
 }
 
-func TestTheLimitsRoll(t *testing.T) {
+func TestServer_LimitsUseRollingWindows(t *testing.T) {
 	s := New(t)
 	s.Limits(true)
 	now := time.Now()

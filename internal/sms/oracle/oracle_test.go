@@ -101,7 +101,7 @@ func sender(t *testing.T, address string) *sms.Aliyun {
 	return a
 }
 
-func TestTheSenderSpeaksAsTheSDKDoes(t *testing.T) {
+func TestSend_EqualsTheSDKsRequest(t *testing.T) {
 	for _, signName := range []string{
 		"Acme", "阿里云", "测试 签名", "two  words", " edges ", "*", "~", "+", "%", "/", "%20", "a+b c*d~e/f%g", "&=?#;:@!$'()[]",
 		`"quoted" \ <b>`, "-_.", "é", "𠮷野家", "👍",
@@ -176,7 +176,7 @@ func signedHeaders(c captured) string {
 }
 
 // The fake gateway that every other test trusts must take the real client.
-func TestTheFakeGatewayTakesTheSDK(t *testing.T) {
+func TestServer_AcceptsTheSDK(t *testing.T) {
 	for _, signName := range []string{"阿里云", "a+b c*d~e/f%g"} {
 		fake := dysmsapitest.New(t)
 		fake.AccessKeyID, fake.AccessKeySecret = keyID, keySecret
