@@ -16,7 +16,7 @@ func TestSteadyClock_IsTheLaterOfWallAndElapsedTime(t *testing.T) {
 		{"nothing happened", time.Minute, time.Minute, time.Minute},
 		{"the wall clock was set back", time.Minute, -time.Hour, time.Minute},
 		{"the wall clock was set forward", time.Minute, time.Hour, time.Hour},
-		{"set forward, and back before the clock is asked", 2 * time.Minute, 2 * time.Minute, 2 * time.Minute},
+		{"set forward, and back before the clock is read", 2 * time.Minute, 2 * time.Minute, 2 * time.Minute},
 		{"set forward, and back too far", 3 * time.Minute, -time.Hour, 3 * time.Minute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -54,11 +54,12 @@ func TestSteadyClock_FollowsElapsedTime(t *testing.T) {
 	})
 }
 
+// A wall clock that is set lengthens no life, and fresh codes are accepted.
 func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"an hour back": -time.Hour, "an hour forward": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var m memory
+				var m fakeStore
 				var code string
 				v := newVerifier(&m, func(_ context.Context, msg Message) (Receipt, error) {
 					code = msg.Code
@@ -68,14 +69,14 @@ func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 				v.Now = steadyClock(start, func() time.Time { return time.Now().Add(off) }, func() time.Duration { return time.Since(start) })
 				send := func() {
 					t.Helper()
-					if _, err := v.Send(t.Context(), someone, "", ""); err != nil {
+					if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
 						t.Fatal(err)
 					}
 				}
-				check := func(what string, want bool) {
+				check := func(name string, want bool) {
 					t.Helper()
-					if got, err := isValid(t.Context(), v, someone, code); err != nil || got != want {
-						t.Errorf("%s: got %v, %v; want %v", what, got, err, want)
+					if got, err := isValid(t.Context(), v, testNumber, code); err != nil || got != want {
+						t.Errorf("%s: got %v, %v; want %v", name, got, err, want)
 					}
 				}
 				life := v.Rules.CodeTTL

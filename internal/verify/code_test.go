@@ -14,9 +14,9 @@ import (
 	"testing/iotest"
 )
 
-// A code is the number that 20 random bits spell, and is drawn again if that
-// is a million or more: so each of the million codes comes of exactly one pattern.
-// Tried are all patterns near an edge, and every seventh between.
+// A code is the number in 20 random bits. If the number is a million or more, new bits are
+// drawn. So each of the million codes has exactly one pattern of bits, and all are equally
+// likely. The test tries all patterns near an edge, and every seventh between.
 func TestNewCode_EveryCodeIsEquallyLikely(t *testing.T) {
 	const codes, patterns = 1_000_000, 1 << 20
 	random := new(bytes.Reader)
@@ -26,7 +26,7 @@ func TestNewCode_EveryCodeIsEquallyLikely(t *testing.T) {
 		}
 		want, wantLeft := fmt.Sprintf("%06d", pattern), 3
 		if pattern >= codes {
-			want, wantLeft = "000007", 0 // what the next three bytes spell
+			want, wantLeft = "000007", 0 // the number in the next three bytes
 		}
 		random.Reset([]byte{byte(pattern >> 16), byte(pattern >> 8), byte(pattern), 0, 0, 7})
 		if code, err := newCode(random); err != nil || code != want || random.Len() != wantLeft {
@@ -72,7 +72,7 @@ func TestNewCode_KeepsLeadingZeros(t *testing.T) {
 
 func TestNewCode_FailsWithoutRandomness(t *testing.T) {
 	broken := errors.New("no entropy")
-	for name, random := range map[string]io.Reader{"a failing source": iotest.ErrReader(broken), "a source cut short": strings.NewReader("\x00")} {
+	for name, random := range map[string]io.Reader{"a failing source": iotest.ErrReader(broken), "a truncated source": strings.NewReader("\x00")} {
 		if got, err := newCode(random); err == nil || got != "" {
 			t.Errorf("%s: got %q, %v, want an error", name, got, err)
 		}
@@ -133,15 +133,15 @@ func TestParseKeys_ErrorNamesThePositionAndHidesTheKey(t *testing.T) {
 }
 
 func TestDeriveKeys_DependOnTheSecretAlone(t *testing.T) {
-	// Fixed permanently: if it changed, every code of a running service would be
-	// refused once by an upgrade.
+	// This value must never change: otherwise every code of a running service would be
+	// rejected after an upgrade.
 	const want = "4f4a0e4bdd1b1717716513ad1f830c7a9f5c4632510523d8463cd9de4a75957a"
 	keys, err := DeriveKeys("secret")
 	if err != nil || len(keys) != 1 || fmt.Sprintf("%x", keys[0]) != want {
 		t.Errorf("got %x, %v, want %s", keys, err, want)
 	}
 	if other, _ := DeriveKeys("secret2"); bytes.Equal(other[0], keys[0]) {
-		t.Error("got the same key for another secret, want another")
+		t.Error("another secret: got the same key, want another one")
 	}
 	if keys, err := DeriveKeys(""); err == nil || keys != nil {
 		t.Errorf("no secret: got %d keys, %v, want an error", len(keys), err)
@@ -151,7 +151,7 @@ func TestDeriveKeys_DependOnTheSecretAlone(t *testing.T) {
 func TestRandomKeys_Differ(t *testing.T) {
 	a, b := RandomKeys(), RandomKeys()
 	if len(a) != 1 || len(a[0]) < minKeyBytes || bytes.Equal(a[0], b[0]) {
-		t.Errorf("got %d keys of %d bytes, equal: %v, want one of %d, and another each time", len(a), len(a[0]), bytes.Equal(a[0], b[0]), minKeyBytes)
+		t.Errorf("got %d keys of %d bytes, equal: %v, want one of %d or more, and another one each time", len(a), len(a[0]), bytes.Equal(a[0], b[0]), minKeyBytes)
 	}
 }
 

@@ -14,46 +14,46 @@ func TestCheck_ReturnsTheOutcome(t *testing.T) {
 	const right = "000001"
 	for _, c := range []struct {
 		name  string
-		plan  func(v *Verifier, m *memory)
+		setUp func(v *Verifier, m *fakeStore)
 		typed string
 		want  Verification
 	}{
-		{"never sent", func(*Verifier, *memory) {}, right, Verification{}},
-		{"the right code", func(v *Verifier, _ *memory) { send(v); time.Sleep(7 * time.Second) }, right, Verification{Match, 7 * time.Second}},
-		{"another code", func(v *Verifier, _ *memory) { send(v) }, wrongGuess, Verification{Outcome: Mismatch}},
-		{"the code before", func(v *Verifier, _ *memory) { send(v); send(v) }, right, Verification{Outcome: Mismatch}},
-		{"the last look", func(v *Verifier, _ *memory) { send(v); guess(v, 2) }, wrongGuess, Verification{Outcome: Mismatch}},
-		{"used", func(v *Verifier, _ *memory) { send(v); v.Check(context.Background(), someone, right) }, right, Verification{}},
-		{"expired", func(v *Verifier, _ *memory) { send(v); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
-		{"spent", func(v *Verifier, _ *memory) { send(v); guess(v, 3) }, right, Verification{Outcome: Exhausted}},
-		{"spent, and its life would be over", func(v *Verifier, _ *memory) { send(v); guess(v, 3); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
-		{"spent by a limit that was lowered", func(v *Verifier, _ *memory) { send(v); guess(v, 2); v.Rules.AttemptLimit = 2 }, right, Verification{Outcome: Exhausted}},
-		{"spent, then a refused send", func(v *Verifier, _ *memory) {
+		{"never sent", func(*Verifier, *fakeStore) {}, right, Verification{}},
+		{"the right code", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(7 * time.Second) }, right, Verification{Match, 7 * time.Second}},
+		{"another code", func(v *Verifier, _ *fakeStore) { send(v) }, wrongGuess, Verification{Outcome: Mismatch}},
+		{"an older code", func(v *Verifier, _ *fakeStore) { send(v); send(v) }, right, Verification{Outcome: Mismatch}},
+		{"the last attempt", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2) }, wrongGuess, Verification{Outcome: Mismatch}},
+		{"used", func(v *Verifier, _ *fakeStore) { send(v); v.Check(context.Background(), testNumber, right) }, right, Verification{}},
+		{"expired", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
+		{"spent", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3) }, right, Verification{Outcome: Exhausted}},
+		{"spent, and its life is over", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
+		{"spent by a limit that was lowered", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2); v.Rules.AttemptLimit = 2 }, right, Verification{Outcome: Exhausted}},
+		{"spent, then a rejected send", func(v *Verifier, _ *fakeStore) {
 			send(v)
 			guess(v, 3)
-			v.Sender = answer(&SendError{Kind: SendLimited})
+			v.Sender = failWith(&SendError{Kind: SendLimited})
 			send(v)
 		}, right, Verification{Outcome: Exhausted}},
-		{"refused", func(v *Verifier, _ *memory) { v.Sender = answer(&SendError{Kind: SendLimited}); send(v) }, right, Verification{}},
-		{"expired, then a refused send", func(v *Verifier, _ *memory) {
+		{"rejected", func(v *Verifier, _ *fakeStore) { v.Sender = failWith(&SendError{Kind: SendLimited}); send(v) }, right, Verification{}},
+		{"expired, then a rejected send", func(v *Verifier, _ *fakeStore) {
 			send(v)
 			time.Sleep(testRules.CodeTTL)
-			v.Sender = answer(&SendError{Kind: SendLimited})
+			v.Sender = failWith(&SendError{Kind: SendLimited})
 			send(v)
 		}, right, Verification{Outcome: Expired}},
-		{"spent, and a newer one expired", func(v *Verifier, m *memory) {
+		{"spent, and a newer one expired", func(v *Verifier, m *fakeStore) {
 			send(v)
 			guess(v, 2)
 			began(t, m, "777777")
 			guess(v, 1)
 			time.Sleep(testRules.CodeTTL)
 		}, right, Verification{Outcome: Expired}},
-		{"begun by a replica whose clock is ahead", func(v *Verifier, _ *memory) {
+		{"begun by a replica whose clock is ahead", func(v *Verifier, _ *fakeStore) {
 			send(v)
 			v.Now = func() time.Time { return time.Now().Add(-4 * time.Second) }
 		}, right, Verification{Outcome: Match}},
-		{"an older one that is alive", func(v *Verifier, m *memory) { send(v); time.Sleep(time.Second); began(t, m, "777777") }, right, Verification{Match, time.Second}},
-		{"spent, and another version wrote since", func(v *Verifier, m *memory) {
+		{"an older live code", func(v *Verifier, m *fakeStore) { send(v); time.Sleep(time.Second); began(t, m, "777777") }, right, Verification{Match, time.Second}},
+		{"spent, and another version wrote since", func(v *Verifier, m *fakeStore) {
 			send(v)
 			guess(v, 3)
 			m.write(func(s State) State { return s })
@@ -61,10 +61,10 @@ func TestCheck_ReturnsTheOutcome(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var m memory
+				var m fakeStore
 				v := newVerifier(&m, accept)
-				c.plan(v, &m)
-				if got, err := v.Check(t.Context(), someone, c.typed); got != c.want || err != nil {
+				c.setUp(v, &m)
+				if got, err := v.Check(t.Context(), testNumber, c.typed); got != c.want || err != nil {
 					t.Errorf("got %v after %v, %v, want %v after %v", got.Outcome, got.After, err, c.want.Outcome, c.want.After)
 				}
 			})
@@ -72,22 +72,22 @@ func TestCheck_ReturnsTheOutcome(t *testing.T) {
 	}
 }
 
-func send(v *Verifier) { v.Send(context.Background(), someone, "", "") }
+func send(v *Verifier) { v.Send(context.Background(), testNumber, "", "") }
 
 func guess(v *Verifier, times int) {
 	for range times {
-		v.Check(context.Background(), someone, wrongGuess)
+		v.Check(context.Background(), testNumber, wrongGuess)
 	}
 }
 
 func TestInspect_ReturnsTheLastSendsAndTheCodesEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var m memory
+		var m fakeStore
 		v := newVerifier(&m, func(context.Context, Message) (Receipt, error) { return Receipt{"biz-1", "request-1"}, nil })
 		inspect := func(step string, want History) {
 			t.Helper()
 			v.Wait(t.Context())
-			got, err := v.Inspect(t.Context(), someone)
+			got, err := v.Inspect(t.Context(), testNumber)
 			if err != nil || got.History != want {
 				t.Errorf("%s: got %+v, %v, want %+v", step, got.History, err, want)
 			}
@@ -100,19 +100,19 @@ func TestInspect_ReturnsTheLastSendsAndTheCodesEnd(t *testing.T) {
 		first := Accepted{m.state().LastSendID, now(), "biz-1"}
 		inspect("accepted", History{Accepted: first})
 		guess(v, 1)
-		inspect("a wrong code, which is told by the attempts that are left", History{Accepted: first})
+		inspect("a wrong code, which only the attempts left show", History{Accepted: first})
 		time.Sleep(time.Second)
-		v.Check(t.Context(), someone, "000001")
+		v.Check(t.Context(), testNumber, "000001")
 		end := CodeEnd{SendID: first.SendID, At: now(), Used: true, Attempts: 2}
 		inspect("used", History{Accepted: first, End: end})
-		v.Sender = answer(&SendError{Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
+		v.Sender = failWith(&SendError{Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
 		send(v)
 		second := Rejected{m.state().LastSendID, now(), SendLimited, "isv.BUSINESS_LIMIT_CONTROL", "request-2"}
-		inspect("limited, which hides nothing of the send before", History{first, second, end})
-		v.Sender = answer(&SendError{Kind: SendTimedOut})
+		inspect("limited: the send before it stays", History{first, second, end})
+		v.Sender = failWith(&SendError{Kind: SendTimedOut})
 		time.Sleep(time.Second)
 		send(v)
-		inspect("an answer that was lost is no answer", History{first, second, end})
+		inspect("a lost reply changes nothing", History{first, second, end})
 		guess(v, 3)
 		inspect("spent", History{first, second, CodeEnd{SendID: m.state().LastSendID, At: now(), Attempts: 3}})
 	})
@@ -132,21 +132,21 @@ func TestHistory_LateResultKeepsThatOfALaterSend(t *testing.T) {
 
 func TestHistory_CostsNoStoreOperation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var m memory
+		var m fakeStore
 		v := newVerifier(&m, accept)
 		send(v)
-		v.Check(t.Context(), someone, "000001")
+		v.Check(t.Context(), testNumber, "000001")
 		if swaps := len(m.history); swaps != 3 {
-			t.Errorf("got %d swaps for a send and a check, want 3: begin, confirm, check", swaps)
+			t.Errorf("got %d swaps for a send and a check, want 3: begin, confirm and check", swaps)
 		}
-		v.Check(t.Context(), someone, "000001")
+		v.Check(t.Context(), testNumber, "000001")
 		if swaps := len(m.history); swaps != 3 {
-			t.Errorf("got %d swaps after a check that found no code, want 3 still", swaps)
+			t.Errorf("got %d swaps after a check that found no code, want 3 as before", swaps)
 		}
 	})
 }
 
-func anyTrail() *rapid.Generator[History] {
+func anyHistory() *rapid.Generator[History] {
 	return rapid.Custom(func(t *rapid.T) History {
 		text := rapid.StringMatching(`[A-Za-z0-9._-]{0,64}`)
 		integer := func(name string) int64 { return rapid.Int64().Draw(t, name) }
@@ -154,12 +154,12 @@ func anyTrail() *rapid.Generator[History] {
 		if rapid.Bool().Draw(t, "accepted") {
 			history.Accepted = Accepted{integer("sendID"), integer("at"), text.Draw(t, "biz id")}
 		}
-		if rapid.Bool().Draw(t, "refused") {
+		if rapid.Bool().Draw(t, "rejected") {
 			kind := SendKind(rapid.IntRange(int(SendUnknown), int(SendBadRequest)).Draw(t, "kind"))
 			history.Rejected = Rejected{integer("sendID"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
 		}
 		if rapid.Bool().Draw(t, "ended") {
-			history.End = CodeEnd{integer("sendID"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks"))}
+			history.End = CodeEnd{integer("sendID"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts"))}
 		}
 		return history
 	})
@@ -167,7 +167,7 @@ func anyTrail() *rapid.Generator[History] {
 
 func TestHistory_RoundTripsBesideTheState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s, want := anyState().Draw(t, "state"), anyTrail().Draw(t, "history")
+		s, want := anyState().Draw(t, "state"), anyHistory().Draw(t, "history")
 		stored := want.append(s.encode())
 		if len(stored) > MaxStateBytes {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
@@ -180,10 +180,10 @@ func TestHistory_RoundTripsBesideTheState(t *testing.T) {
 		}
 		cut := rapid.IntRange(len(s.encode()), len(stored)-1).Draw(t, "cut to")
 		if got := decodeHistory(stored[:cut]); got != (History{}) {
-			t.Fatalf("cut to %d of %d bytes: got %+v, want none", cut, len(stored), got)
+			t.Fatalf("truncated to %d of %d bytes: got %+v, want none", cut, len(stored), got)
 		}
 		if got, err := decodeState(stored[:cut]); err != nil || got.LastSendID != s.LastSendID {
-			t.Fatalf("the state before it: got %v, %v", got, err)
+			t.Fatalf("the state before it: got %v, %v, want %v", got, err, s)
 		}
 	})
 }
@@ -192,7 +192,7 @@ func TestHistory_TruncatesLongTexts(t *testing.T) {
 	long := strings.Repeat("x", 300)
 	stored := History{Accepted{1, 1, long}, Rejected{1, 1, SendLimited, long, long}, CodeEnd{1, 1, true, 1}}.append(State{Codes: make([]Code, maxCodes)}.encode())
 	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
-		t.Errorf("got %d bytes with %q, want the first %d of each text", len(stored), got.Accepted.BizID, maxTokenLength)
+		t.Errorf("got %d bytes with %q, want %d bytes at most, with the first %d of each text", len(stored), got.Accepted.BizID, MaxStateBytes, maxTokenLength)
 	}
 }
 

@@ -10,41 +10,39 @@ import (
 	"time"
 )
 
-// This file checks the transitions of State exhaustively: it walks through every
-// interleaving of a few overlapping sends, checks and clock steps, and at every
-// state asks
+// This file checks the transitions of State exhaustively. It visits every interleaving of
+// a few overlapping sends, checks and clock steps, and checks three properties in every
+// state (docs/guarantees.md has G1, G2 and the rules):
 //
-//   - whether the answers so far are linearizable (the oracle of oracle_test.go);
-//   - G1 (docs/guarantees.md): that no code was compared with more than AttemptLimit calls since the
-//     last match;
-//   - G2: that every code that reached a phone is accepted, unless a later send
-//     succeeded or it was used, is too old, or has no attempts left.
+//   - the results so far are linearizable (the oracle of oracle_test.go);
+//   - G1: no code was compared with more than AttemptLimit calls since the last match;
+//   - G2: every code that reached a phone is accepted, unless a later send succeeded or
+//     the code is used, expired or out of attempts.
 //
-// A store that loads and compare-and-swaps makes every transition one atomic
-// step, so an interleaving of transitions is all that concurrent calls, replicas
-// and crashes can do to a number.
+// A store with load and compare-and-swap makes every transition one atomic step. So the
+// interleavings of transitions are all effects that concurrent calls, replicas and crashes
+// can have on a number.
 //
-// What a send does, and where it may stop permanently:
+// A send has these phases, and may stop permanently in each:
 //
 //	idle → inFlight → delivered → confirmed
 //	              ↘ withdrawn
 //
-// A crash, a lost answer and an outcome that stays unknown need no steps of
-// their own: they are a send that never leaves inFlight (its SMS never arrives)
-// or delivered (it has arrived, and nobody is told). A refusal whose withdraw is
-// late is one that still is inFlight. confirm and withdraw may come at any later
-// time and any number of times, as when a swap's answer was lost.
+// A crash, a lost reply and an unknown outcome need no steps: the send never leaves
+// inFlight (its SMS never arrives) or delivered (its SMS arrived, but the service does not
+// know it). A rejection with a late withdraw is a send that is still inFlight. confirm and
+// withdraw may come at any later time, any number of times, as after a lost reply of a swap.
 
 const (
 	modelSends = 3
-	// A tick is half a code's life: a code lives at the tick it was begun in and
-	// at the next one, and at the second its life ends to the microsecond.
+	// A tick is half a code's life. A code lives at the tick of its begin and at the next
+	// one. At the second its life ends, to the microsecond.
 	modelTTL  = 10 * time.Minute
 	modelTick = modelTTL / 2
 	modelZero = int64(1_000_000_000_000) // the time of tick 0
 
 	wrongCode = -1 // a code that was never sent
-	// A storm is seven sends by others that crash at once.
+	// A storm is seven sends of other callers that crash at once.
 	stormSends = maxCodes - 1
 )
 
@@ -53,12 +51,12 @@ type phase uint8
 const (
 	idle phase = iota
 	inFlight
-	delivered // the code is on the phone, and that is not stored
-	confirmed // and stored: the call returned OK
-	withdrawn // definitely not sent, and that is stored: the call returned the refusal
+	delivered // on the phone, not yet stored
+	confirmed // on the phone and stored: the call returned OK
+	withdrawn // definitely not sent, and stored: the call failed
 )
 
-// transitions are what the explorer explores: those of Rules, or a mutant.
+// transitions are the functions that explore tests: those of Rules, or a mutant.
 type transitions struct {
 	begin    func(s State, mac MAC, now int64) (State, int64, error)
 	confirm  func(s State, begun Code, now int64) State // begun is the code as begin added it
@@ -75,26 +73,26 @@ func transitionsOf(r Rules) transitions {
 	}
 }
 
-// A world is how far the explorer goes.
+// A world bounds the exploration.
 type world struct {
 	limit  int  // AttemptLimit
 	sends  int  // up to modelSends
 	ticks  int  // the last tick; 0: time stands still
 	storm  bool // a storm may fill the list, once
-	totals bool // tell apart states by how often each code was compared in all
+	totals bool // count all comparisons of each code
 }
 
 func (w world) rules() Rules { return Rules{AttemptLimit: w.limit, CodeTTL: modelTTL} }
 
-// A node is one state of the world: the number's row, what the sends have done,
-// what has been observed, and what the specification may think.
+// A node is one state of the world: the number's row, the sends with their results, and
+// the possible states of the specification.
 type node struct {
 	row     State
 	sends   [modelSends]modelSend // in the order of their begins
-	begun   int                   // how many have begun
+	begun   int                   // number of sends that began
 	tick    int
 	stormed bool
-	spec    [1 << modelSends]uint64 // memory of the oracle
+	spec    [1 << modelSends]uint64 // states of the oracle
 }
 
 type modelSend struct {
@@ -103,10 +101,10 @@ type modelSend struct {
 	tick     int  // of the begin
 	used     bool // accepted once
 	calls    int  // checks of the number since the begin, or since the last match
-	compared int  // those it was compared with: it would have been accepted
-	total    int  // the same, not reset by a match; 0 unless world.totals
+	compared int  // of these, the ones that could have accepted it
+	total    int  // as compared, not reset by a match; 0 unless world.totals
 	younger  int  // sends begun later
-	pushed   bool // may have been pushed out, as one of unknown outcome
+	pushed   bool // its unknown outcome may have been pushed out
 }
 
 func (n *node) now() int64 { return modelZero + int64(n.tick)*modelTick.Microseconds() }
@@ -119,7 +117,7 @@ func (n *node) superseded(i int) bool {
 	return slices.ContainsFunc(n.sends[i+1:n.begun], func(s modelSend) bool { return s.phase == confirmed || s.used })
 }
 
-// pending are the sends that may yet turn out to have succeeded, a bit each.
+// pending returns the sends that may still succeed, one bit each.
 func (n *node) pending() (bits int) {
 	for i := range n.begun {
 		if p := n.sends[i].phase; p == inFlight || p == delivered {
@@ -129,7 +127,7 @@ func (n *node) pending() (bits int) {
 	return bits
 }
 
-// key holds all of a node that matters for what can happen next.
+// key encodes the parts of a node that can affect later steps.
 func (n *node) key(b []byte, w world) string {
 	b = binary.AppendVarint(b[:0], n.row.LastSendID)
 	for _, c := range n.row.Codes {
@@ -158,7 +156,7 @@ func flag(b bool) int64 {
 	return 0
 }
 
-// Events. Those of a send carry its number.
+// Kinds of events. An event of a send has its number.
 type eventKind uint8
 
 const (
@@ -202,7 +200,7 @@ func (e event) String() string {
 	}
 }
 
-// events appends all that can happen at n.
+// events appends every event that is possible at n.
 func (n *node) events(to []event, w world) []event {
 	if n.begun < w.sends {
 		to = append(to, event{evBegin, int8(n.begun)})
@@ -223,8 +221,8 @@ func (n *node) events(to []event, w world) []event {
 	if n.tick < w.ticks {
 		to = append(to, event{kind: evTick})
 	}
-	// The contract's 24 hours, as a lower bound: no code of the row lives. (Which
-	// also leaves late confirms and withdraws of what the row has forgotten.)
+	// A row is kept for the retention. The model uses a lower bound: no code of the row
+	// lives. So confirms and withdraws may also come after their row was purged.
 	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) && n.tick >= n.lastBegin()+2 {
 		to = append(to, event{kind: evPurge})
 	}
@@ -242,7 +240,7 @@ func (n *node) lastBegin() int {
 	return last
 }
 
-// modelMAC is the MAC of a send's code.
+// modelMAC returns the MAC of a send's code.
 func modelMAC(send int) MAC { return MAC{byte(send + 2)} }
 
 var modelMACs = func() (macs [1 + modelSends][]MAC) { // wrongCode first
@@ -258,20 +256,20 @@ func (n *node) live(send int, t transitions) bool {
 	return valid
 }
 
-// step returns what becomes of n, and what is wrong with it.
+// step returns the node after e, and an error if it violates a property.
 func (n node) step(e event, t transitions, w world) (node, error) {
 	spec := oracle{n.spec[:], w.limit}
 	now := n.now()
 	i := int(e.send)
 	switch e.kind {
 	case evBegin:
-		row, ticket, err := t.begin(n.row, modelMAC(i), now)
+		row, sendID, err := t.begin(n.row, modelMAC(i), now)
 		if err != nil {
-			return n, nil // nothing was sent: the call may be made again later
+			return n, nil // nothing was sent; the call may come again later
 		}
 		n.beganOne()
 		n.row = row
-		n.sends[i] = modelSend{phase: inFlight, tick: n.tick, code: Code{SendID: ticket, MAC: modelMAC(i), BegunAt: now}}
+		n.sends[i] = modelSend{phase: inFlight, tick: n.tick, code: Code{SendID: sendID, MAC: modelMAC(i), BegunAt: now}}
 		n.begun++
 	case evStorm:
 		n.stormed = true
@@ -295,7 +293,7 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 		n.row = t.withdraw(n.row, n.sends[i].code, now)
 		if n.sends[i].phase == inFlight {
 			n.sends[i].phase = withdrawn
-			spec.returnedRefused(i, n.sends[i].used)
+			spec.returnedRejected(i, n.sends[i].used)
 		}
 	case evCheck:
 		if err := n.check(i, t, w, spec); err != nil {
@@ -317,14 +315,14 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 		spec.letStrangerSucceed()
 	}
 	if !spec.legal() {
-		return n, errors.New("not linearizable: no order of the calls explains the answers")
+		return n, errors.New("not linearizable: no order of the calls explains the results")
 	}
 	return n, n.deadSMS(t, w)
 }
 
-// forget drops counts that no longer matter, so that states that differ only in
-// them are one: a code that was used or withdrawn or is expired is illegal to
-// accept even once, and G2 asks nothing of it or of a superseded one.
+// forget drops counts that no longer matter, so that nodes that differ only in them are
+// equal. A code that is used, withdrawn or expired must not be accepted even once, and G2
+// does not apply to it or to a superseded code.
 func (n *node) forget() {
 	for i := range n.begun {
 		s := &n.sends[i]
@@ -338,9 +336,9 @@ func (n *node) forget() {
 	}
 }
 
-// beganOne counts a begin, against the sends before it. Of sends whose outcome
-// stayed unknown only the newest seven count (the limit that G2 states); the one
-// that begins is one of them, as long as nobody knows better.
+// beganOne counts a begin for each earlier send. Of sends of unknown outcome only the newest
+// seven count (docs/architecture.md, known limitations). The one that begins is one of them
+// until its outcome is known.
 func (n *node) beganOne() {
 	for i := range n.begun {
 		s := &n.sends[i]
@@ -364,7 +362,7 @@ func (n *node) check(send int, t transitions, w world, spec oracle) error {
 			s.total++
 		}
 		if s.compared > w.limit {
-			return fmt.Errorf("G1: code %c was compared with %d calls since the last match, of at most %d", 'A'+i, s.compared, w.limit)
+			return fmt.Errorf("G1: code %c was compared with %d calls since the last match, want %d at most", 'A'+i, s.compared, w.limit)
 		}
 	}
 	row, valid, _ := t.check(n.row, modelMACs[1+send], n.now())
@@ -380,48 +378,48 @@ func (n *node) check(send int, t transitions, w world, spec oracle) error {
 	}
 	spec.checked(send, send != wrongCode && !n.expired(send), valid, n.begun)
 	if !spec.legal() {
-		return fmt.Errorf("not linearizable: no order of the calls explains the last answer, %v", valid)
+		return fmt.Errorf("not linearizable: no order of the calls explains the last result, %v", valid)
 	}
 	return nil
 }
 
-// deadSMS is G2: it looks for a code that reached a phone and is refused for no
-// reason that the rules know.
+// deadSMS checks G2: it returns an error if a code reached a phone and is rejected without
+// a reason in the rules.
 func (n *node) deadSMS(t transitions, w world) error {
 	for i := range n.begun {
 		s := &n.sends[i]
 		reached := s.phase == delivered || s.phase == confirmed
 		if reached && !s.used && !s.pushed && s.calls < w.limit && !n.expired(i) && !n.superseded(i) && !n.live(i, t) {
-			return fmt.Errorf("G2: code %c is on the phone, is neither superseded nor used, expired or spent, and is refused", 'A'+i)
+			return fmt.Errorf("G2: code %c is on the phone and rejected, but is not superseded, used, expired or spent", 'A'+i)
 		}
 	}
 	return nil
 }
 
-// An exploration is what explore saw.
+// An exploration is the result of explore.
 type exploration struct {
 	states, steps int
-	mostCompared  int // with one code since the last match
-	mostInAll     int // with one code; 0 unless world.totals
+	mostCompared  int // calls that one code was compared with since a match
+	mostInAll     int // calls that one code was compared with; 0 unless world.totals
 	wrong         error
-	trace         []event // the shortest way to what is wrong
+	trace         []event // the shortest path to wrong
 }
 
 func (e exploration) String() string {
 	if e.wrong == nil {
 		return fmt.Sprintf("%d states, %d steps", e.states, e.steps)
 	}
-	var way []string
+	var steps []string
 	for _, ev := range e.trace {
-		way = append(way, ev.String())
+		steps = append(steps, ev.String())
 	}
-	return fmt.Sprintf("%v\n\tafter: %s\n\t(%d states seen)", e.wrong, strings.Join(way, "; "), e.states)
+	return fmt.Sprintf("%v\n\tafter: %s\n\t(%d states seen)", e.wrong, strings.Join(steps, "; "), e.states)
 }
 
-// explore walks through w breadth first, each state once, until all is seen or
-// something is wrong.
+// explore visits each state of w once, breadth first, until it has seen all states or found
+// a violation.
 func explore(w world, t transitions) (seen exploration) {
-	type arrival struct { // how a state was first reached
+	type step struct { // the first step to a state
 		from int32
 		by   event
 	}
@@ -429,7 +427,7 @@ func explore(w world, t transitions) (seen exploration) {
 	newOracle(first.spec[:], w.limit)
 	var key []byte
 	visited := map[string]struct{}{first.key(key, w): {}}
-	arrivals := []arrival{{from: -1}}
+	steps := []step{{from: -1}}
 	frontier := []node{first}
 	var events []event
 	for base := 0; len(frontier) > 0; {
@@ -442,8 +440,8 @@ func explore(w world, t transitions) (seen exploration) {
 				m, err := n.step(e, t, w)
 				if err != nil {
 					seen.wrong, seen.trace = err, []event{e}
-					for at := base + f; arrivals[at].from >= 0; at = int(arrivals[at].from) {
-						seen.trace = append(seen.trace, arrivals[at].by)
+					for at := base + f; steps[at].from >= 0; at = int(steps[at].from) {
+						seen.trace = append(seen.trace, steps[at].by)
 					}
 					slices.Reverse(seen.trace)
 					seen.states = len(visited)
@@ -454,7 +452,7 @@ func explore(w world, t transitions) (seen exploration) {
 					continue
 				}
 				visited[k] = struct{}{}
-				arrivals = append(arrivals, arrival{int32(base + f), e})
+				steps = append(steps, step{int32(base + f), e})
 				next = append(next, m)
 				for _, s := range m.sends {
 					seen.mostCompared = max(seen.mostCompared, s.compared)
@@ -473,13 +471,13 @@ func TestModel_EveryInterleavingKeepsTheGuarantees(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		world world
-		floor int // states; fewer means that the explorer no longer goes everywhere
+		floor int // states; fewer means that explore misses some
 	}{
-		{"one look, three sends, codes expire, rows are purged", world{limit: 1, sends: 3, ticks: 3}, 45_000},
-		{"two looks, three sends, codes expire, rows are purged", world{limit: 2, sends: 3, ticks: 2}, 70_000},
-		{"three looks, three sends, codes expire, rows are purged", world{limit: 3, sends: 3, ticks: 2}, 200_000},
-		{"one look, three sends, and the list is full", world{limit: 1, sends: 3, ticks: 1, storm: true}, 75_000},
-		{"three looks, two sends, and the list is full", world{limit: 3, sends: 2, ticks: 2, storm: true}, 70_000},
+		{"one attempt, three sends, codes expire, rows are purged", world{limit: 1, sends: 3, ticks: 3}, 45_000},
+		{"two attempts, three sends, codes expire, rows are purged", world{limit: 2, sends: 3, ticks: 2}, 70_000},
+		{"three attempts, three sends, codes expire, rows are purged", world{limit: 3, sends: 3, ticks: 2}, 200_000},
+		{"one attempt, three sends, and the list is full", world{limit: 1, sends: 3, ticks: 1, storm: true}, 75_000},
+		{"three attempts, two sends, and the list is full", world{limit: 3, sends: 2, ticks: 2, storm: true}, 70_000},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -487,28 +485,28 @@ func TestModel_EveryInterleavingKeepsTheGuarantees(t *testing.T) {
 			if seen.wrong != nil {
 				t.Fatalf("got %v", seen)
 			}
-			t.Logf("all is well in %v", seen)
+			t.Logf("no violation in %v", seen)
 			if seen.states < c.floor {
 				t.Errorf("got %d states, want at least %d", seen.states, c.floor)
 			}
 			if seen.mostCompared != c.world.limit {
-				t.Errorf("most calls that one code was compared with between two matches: got %d, want %d", seen.mostCompared, c.world.limit)
+				t.Errorf("calls that one code was compared with between two matches: got %d at most, want %d", seen.mostCompared, c.world.limit)
 			}
 		})
 	}
 }
 
-// A match starts the count of the newer codes anew (rule 3 of docs/guarantees.md: theirs
-// are sends that succeed after it), so that over its whole life a code can be compared with
-// AttemptLimit calls for itself and for each older code that is used before it.
+// A match sets the attempts of newer codes to zero (rule 3 of docs/guarantees.md: their
+// sends succeed after it). So a code can be compared with AttemptLimit calls for itself, and
+// with as many for each older code that is used before it.
 func TestModel_CodeIsComparedAtMostLimitTimesPerSend(t *testing.T) {
 	for limit := 1; limit <= 3; limit++ {
-		t.Run(fmt.Sprintf("%d looks", limit), func(t *testing.T) {
+		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
 			t.Parallel()
 			w := world{limit: limit, sends: 3, totals: true}
 			seen := explore(w, transitionsOf(w.rules()))
 			if want := limit * 3; seen.wrong != nil || seen.mostInAll != want {
-				t.Errorf("three sends: got %d comparisons with one code at worst, want %d (%v)", seen.mostInAll, want, seen)
+				t.Errorf("three sends: got %d comparisons with one code at most, want %d (%v)", seen.mostInAll, want, seen)
 			}
 		})
 	}

@@ -6,15 +6,13 @@ import (
 	"time"
 )
 
-// An explorer that finds nothing may be blind. Here it is given transitions with
-// one thing wrong each, among them every design that was tried and failed, and
-// has to find what is wrong with it.
-
+// A mutant has transitions with one error. explore must find every one; otherwise it could
+// also miss a real error. Some mutants are designs that were tried and failed.
 func TestModel_FindsEveryMutant(t *testing.T) {
 	for _, m := range []struct {
 		name   string
 		mutate func(t *transitions, r Rules)
-		storm  bool // shows only if the list is full
+		storm  bool // found only with a full list
 	}{
 		{name: "confirm adds a used code again", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
@@ -26,13 +24,13 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 				return s
 			}
 		}},
-		{name: "looks are counted per number and start anew at confirm", mutate: func(t *transitions, r Rules) {
+		{name: "attempts are counted per number and reset by confirm", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				s, ticket, err := r.Begin(s, mac, now)
+				s, sendID, err := r.Begin(s, mac, now)
 				if n := len(s.Codes); err == nil && n > 1 {
 					s.Codes[n-1].Attempts = s.Codes[n-2].Attempts
 				}
-				return s, ticket, err
+				return s, sendID, err
 			}
 			t.confirm = func(s State, begun Code, now int64) State {
 				s = r.Confirm(s, begun.SendID, now)
@@ -42,7 +40,7 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 				return s
 			}
 		}},
-		{name: "a match does not start the count of newer codes anew", mutate: func(t *transitions, r Rules) {
+		{name: "a match does not reset the attempts of newer codes", mutate: func(t *transitions, r Rules) {
 			t.check = func(s State, macs []MAC, now int64) (State, bool, bool) {
 				next, valid, changed := r.Check(s, macs, now)
 				for i := range next.Codes {
@@ -83,11 +81,11 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 				return next, valid, changed
 			}
 		}},
-		{name: "a code bears one look too many", mutate: func(t *transitions, r Rules) {
+		{name: "a code has one attempt too many", mutate: func(t *transitions, r Rules) {
 			r.AttemptLimit++
 			t.check = r.Check
 		}},
-		{name: "a code bears one look too few", mutate: func(t *transitions, r Rules) {
+		{name: "a code has one attempt too few", mutate: func(t *transitions, r Rules) {
 			r.AttemptLimit--
 			t.check = r.Check
 		}},
@@ -122,16 +120,16 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 				return r.Begin(State{LastSendID: s.LastSendID}, mac, now)
 			}
 		}},
-		{name: "begin starts the count of older codes anew", mutate: func(t *transitions, r Rules) {
+		{name: "begin resets the attempts of older codes", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				s, ticket, err := r.Begin(s, mac, now)
+				s, sendID, err := r.Begin(s, mac, now)
 				for i := range s.Codes {
 					s.Codes[i].Attempts = 0
 				}
-				return s, ticket, err
+				return s, sendID, err
 			}
 		}},
-		{name: "confirm starts the count of its code anew", mutate: func(t *transitions, r Rules) {
+		{name: "confirm resets the attempts of its code", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
 				s = r.Confirm(s, begun.SendID, now)
 				if s.contains(begun.SendID, begun.MAC) {
@@ -170,27 +168,27 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 		{name: "withdraw drops nothing", mutate: func(t *transitions, _ Rules) {
 			t.withdraw = func(s State, _ Code, _ int64) State { return s }
 		}},
-		{name: "tickets start anew when the row was purged", mutate: func(t *transitions, r Rules) {
+		{name: "send IDs start again after a purge", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
 				last := s.LastSendID
 				s, _, err := r.Begin(s, mac, now)
 				return renumbered(s, last+1), last + 1, err
 			}
 		}},
-		{name: "tickets repeat within a microsecond", mutate: func(t *transitions, r Rules) {
+		{name: "send IDs repeat within a microsecond", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
 				s, _, err := r.Begin(s, mac, now)
 				return renumbered(s, now), now, err
 			}
 		}},
-		{name: "tickets fall", mutate: func(t *transitions, r Rules) {
+		{name: "send IDs decrease", mutate: func(t *transitions, r Rules) {
 			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				ticket := -(s.LastSendID + 1)
+				sendID := -(s.LastSendID + 1)
 				if s.LastSendID < 0 {
-					ticket = s.LastSendID - 1
+					sendID = s.LastSendID - 1
 				}
 				s, _, err := r.Begin(s, mac, now)
-				return renumbered(s, ticket), ticket, err
+				return renumbered(s, sendID), sendID, err
 			}
 		}},
 		{name: "a full list pushes out its oldest code, confirmed or not", storm: true, mutate: func(t *transitions, r Rules) {
@@ -218,7 +216,7 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 				return r.Begin(s, mac, now)
 			}
 		}},
-		{name: "confirm leaves no mark, so that a full list pushes out a confirmed code", storm: true, mutate: func(t *transitions, r Rules) {
+		{name: "confirm does not mark its code, so that a full list pushes it out", storm: true, mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
 				s = r.Confirm(s, begun.SendID, now)
 				for i := range s.Codes {
@@ -235,19 +233,19 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 			m.mutate(&mutant, w.rules())
 			seen := explore(w, mutant)
 			if seen.wrong == nil {
-				t.Fatalf("got nothing wrong in %v, want the mutant found", seen)
+				t.Fatalf("got no violation in %v, want the mutant found", seen)
 			}
 			t.Logf("found: %v", seen)
 		})
 	}
 }
 
-// renumbered gives the newest code another send ID.
-func renumbered(s State, ticket int64) State {
+// renumbered returns s with another send ID for the newest code.
+func renumbered(s State, sendID int64) State {
 	if n := len(s.Codes); n > 0 && s.Codes[n-1].SendID == s.LastSendID {
 		s.Codes = slices.Clone(s.Codes)
-		s.Codes[n-1].SendID = ticket
+		s.Codes[n-1].SendID = sendID
 	}
-	s.LastSendID = ticket
+	s.LastSendID = sendID
 	return s
 }

@@ -23,7 +23,7 @@ func TestParse_EverySpellingIsOneNumber(t *testing.T) {
 		"+8618612345678", "86 186 1234 5678", "0086 186-1234-5678", "00 86 18612345678", "(0086)18612345678",
 		"(+86) 186 1234 5678", "+86-186-1234-5678", " 18612345678 ", "1-8-6-1-2-3-4-5-6-7-8", "+ 86 18612345678",
 		"018612345678", "+86 (0)186 1234 5678", "+86018612345678", "86018612345678", "0086 0186-1234-5678", "(0186) 1234 5678", // a trunk zero
-		"\u202a+86 186 1234 5678\u202c", "\u202d18612345678\u202c", "\u206618612345678\u2069", "\ufeff18612345678", // as contact apps copy them
+		"\u202a+86 186 1234 5678\u202c", "\u202d18612345678\u202c", "\u206618612345678\u2069", "\ufeff18612345678", // as contact apps copy it
 		"186\u200b1234\u200c56\u200d78\u200e\u200f", "\u2068+86\u00a0186\u202f1234\u20605678\u2069",
 	} {
 		t.Run(raw, func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestParse_OtherCountriesFollowTheirPlan(t *testing.T) {
 	for _, c := range []struct{ region, raw, want string }{
 		{"CN", "+852 5123 4567", "+85251234567"},
 		{"CN", "00852 5123 4567", "+85251234567"},
-		{"CN", "+886 912 345 678", "+886912345678"}, // Taiwan begins like +86 only at a glance
+		{"CN", "+886 912 345 678", "+886912345678"}, // Taiwan, not +86
 		{"CN", "+1 (201) 555-0123", "+12015550123"},
 		{"CN", "+44 7400 123456", "+447400123456"},
 		{"HK", "5123 4567", "+85251234567"},
@@ -59,7 +59,7 @@ func TestParse_OtherCountriesFollowTheirPlan(t *testing.T) {
 		{"HK", "001 86 186 1234 5678", "+8618612345678"},
 		{"US", "011 86 186 1234 5678", "+8618612345678"},
 		{"SG", "+86 199 0000 0000", "+8619900000000"},
-		// A prefix that begins with 00 is not 00: this would reach a stranger in +1.
+		// A longer prefix is not 00. If it were read as 00, the SMS would reach another person in +1.
 		{"AU", "0011 65 9234 5678", "+6592345678"},
 		{"HK", "001 44 7400 123456", "+447400123456"},
 		{"AU", "0011 1 201 555 0123", "+12015550123"},
@@ -82,18 +82,18 @@ func TestParse_AmbiguousDoubleZeroIsRejected(t *testing.T) {
 	} {
 		p := verify.NumberParser{Region: c.region, Plan: numberplan.Mobile}
 		if got, err := p.Parse(c.raw); err == nil || !strings.Contains(err.Error(), "write + and the country code") {
-			t.Errorf("%s %s: got %q, %v; want it refused, with what to write", c.region, c.raw, got, err)
+			t.Errorf("%s %s: got %q, %v; want an error with the valid form", c.region, c.raw, got, err)
 		}
 	}
 }
 
-// People write 00 for + in every region. Such a number never reaches another person.
+// People write 00 for + in every region. Such a number must never reach another person.
 func TestParse_DoubleZeroNeverReachesAnotherNumber(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	shapes := []string{ // of mobile numbers: CN, IN, JP, GB, SG, US, TW
 		"861[3-9]xxxxxxxxx", "91[6-9]xxxxxxxxx", "81[7-9]0[1-9]xxxxxxx", "447[4-9]xxxxxxxx", "65[89]xxxxxxx", "1[2-9][0-8]x[2-9]xxxxxx", "8869xxxxxxxx",
 	}
-	tried, refused := 0, 0
+	tried, rejected := 0, 0
 	for region := range phonenumbers.GetSupportedRegions() {
 		p := verify.NumberParser{Region: region, Plan: numberplan.Mobile}
 		for _, shape := range shapes {
@@ -106,19 +106,19 @@ func TestParse_DoubleZeroNeverReachesAnotherNumber(t *testing.T) {
 				tried++
 				got, err := p.Parse("00" + digits)
 				if err != nil {
-					refused++
+					rejected++
 				} else if got != want {
 					t.Errorf("%s: 00%s reaches %s; want %s, or an error", region, digits, got, want)
 				}
 			}
 		}
 	}
-	if tried < 2500 || refused == 0 || refused == tried {
-		t.Errorf("%d numbers, %d of them refused; want 2,500 or more, and some refused", tried, refused)
+	if tried < 2500 || rejected == 0 || rejected == tried {
+		t.Errorf("got %d numbers, %d of them rejected; want 2,500 or more, and some rejected", tried, rejected)
 	}
 }
 
-// draw returns a random text of shape, in which x is a digit and [2-9] one of these.
+// draw returns a random text of shape: x stands for a digit, [2-9] for one of these.
 func draw(r *rand.Rand, shape string) string {
 	return regexp.MustCompile(`x|\[[0-9]+(-[0-9])?\]`).ReplaceAllStringFunc(shape, func(class string) string {
 		switch {
@@ -215,11 +215,12 @@ func TestParse_ErrorNamesTheFieldAndHidesTheInput(t *testing.T) {
 	}
 }
 
+// The plan is called only with ASCII digits, perhaps after a plus.
 func TestParse_PlanGetsOnlyDialledDigits(t *testing.T) {
 	dialled := regexp.MustCompile(`^\+?[0-9]*$`)
 	p := verify.NumberParser{Region: "US", Plan: func(number, _ string) (string, bool) {
 		if !dialled.MatchString(number) {
-			t.Errorf("the plan was asked for %q, want ASCII digits, after a plus at most", number)
+			t.Errorf("got %q for the plan, want ASCII digits, perhaps after a plus", number)
 		}
 		return "+12015550123", true
 	}}
@@ -228,11 +229,12 @@ func TestParse_PlanGetsOnlyDialledDigits(t *testing.T) {
 	}
 }
 
+// A plan cannot return a number that is not E.164, or a mainland number.
 func TestParse_RejectsAnInvalidResultOfThePlan(t *testing.T) {
-	for _, answer := range []string{"", "+", "12015550123", "+0201555", "+1201555012345678", "+1201555a", "+1201555,0123", "+8610082325588", "+12015550123\n"} {
-		p := verify.NumberParser{Region: "US", Plan: func(string, string) (string, bool) { return answer, true }}
+	for _, result := range []string{"", "+", "12015550123", "+0201555", "+1201555012345678", "+1201555a", "+1201555,0123", "+8610082325588", "+12015550123\n"} {
+		p := verify.NumberParser{Region: "US", Plan: func(string, string) (string, bool) { return result, true }}
 		if got, err := p.Parse("2015550123"); err == nil {
-			t.Errorf("a plan that answers %q: got %q, want a FieldError", answer, got)
+			t.Errorf("a plan that returns %q: got %q, want a FieldError", result, got)
 		}
 	}
 }
@@ -243,7 +245,7 @@ func TestMasked_HidesFourDigits(t *testing.T) {
 		"+12015550123":      "+120****0123",
 		"+85251234567":      "+852****4567",
 		"+123456789":        "+1****6789",
-		"+12345678":         "+****", // nothing would be left to hide
+		"+12345678":         "+****", // too short to show digits
 		"+1234567":          "+****",
 		"":                  "+****",
 		"+1234567890123456": "+12345678****3456",
@@ -262,7 +264,7 @@ func TestMainland_IsCountryCode86(t *testing.T) {
 	}
 }
 
-// Every spelling of a mainland number that G6 allows is one number.
+// Every spelling of a mainland number that G6 (docs/guarantees.md) allows is one number.
 func TestParse_RandomSpellingsOfOneNumberAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		national := rapid.StringMatching(`1[3-9][0-9]{9}`).Draw(t, "number")
@@ -310,7 +312,7 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, spelling := range spellings {
 			if again, err := p.Parse(spelling); err != nil || again != n {
-				t.Fatalf("%q is %s, but %q: got %q, %v", raw, n, spelling, again, err)
+				t.Fatalf("%q is %s; its spelling %q: got %q, %v; want the same number", raw, n, spelling, again, err)
 			}
 		}
 		if masked := n.Masked(); strings.Count(masked, "*") != 4 {

@@ -1,56 +1,54 @@
 package verify
 
-// This file says what the service promises, without a word of how it does it.
+// This file has the sequential specification of the service, and an oracle that decides if
+// a concurrent history fits it. It does not depend on the implementation.
 //
-// The sequential specification (rules 2 to 4 of docs/guarantees.md) knows one thing
-// of a number: which code is current, if any, and how many calls it has left.
+// The state of the specification (rules 2 to 4 of docs/guarantees.md) is the current code of
+// the number, if there is one, and the number of calls that it has left:
 //
-//	a send succeeds        its code is current, with AttemptLimit calls left
-//	a send fails           nothing changes
-//	a check of any code    true when that code is current and within its life,
-//	                       and then none is current; otherwise false, and the
-//	                       current code has one call less
+//	a send succeeds        its code becomes current, with AttemptLimit calls left
+//	a send fails           no change
+//	a check of any code    true if that code is current and within its life; then no
+//	                       code is current. Otherwise false, and the current code has
+//	                       one call less.
 //
-// Linearizability asks whether the answers of overlapping calls can be explained
-// by running them one after the other, each at one instant between its begin and
-// its return. A check is one transition, so its instant is known. A send's is not:
-// it may have succeeded at any instant from its begin on. The oracle therefore
-// keeps *every* state that the specification may be in, as one does to run a
-// nondeterministic automaton: each step adds what may have happened and strikes
-// what contradicts the answer. Where nothing is left, no explanation exists and
-// the history is illegal.
+// A history is linearizable if the results of overlapping calls can be explained by running
+// them one after the other, each at one instant between its begin and its return. A check is
+// one transition, so its instant is known. The instant of a send is not known: it may have
+// succeeded at any time since its begin. So the oracle keeps *every* state that the
+// specification may be in, as in the simulation of a nondeterministic automaton. Each step
+// adds the states that are possible now, and removes those that contradict the result. If no
+// state is left, the history is illegal.
 //
-//	begin      from here on the send may succeed at any instant, once
-//	returned OK            states in which it has not succeeded are struck
-//	returned a refusal     states in which it has succeeded are struck, unless
-//	                       its code was accepted meanwhile (a limit that
-//	                       docs/architecture.md states: a lucky guess)
-//	crashed, or unknown    never returns: may succeed at any instant, or never
+//	begin                  the send may succeed at any later instant, once
+//	returned OK            removes the states in which it has not succeeded
+//	returned a rejection   removes the states in which it has succeeded, unless its
+//	                       code was accepted before (a lucky guess: see the known
+//	                       limitations in docs/architecture.md)
+//	crashed, or unknown    never returns: may succeed at any later instant, or never
 
-// none stands for no current code.
+// none is the bit of "no code is current".
 const none = 0
 
-// An oracle is the set of states that the specification may be in: for every set
-// of sends that have succeeded (the index, one bit a send) the possible pairs of
-// current code and calls left (a bit each). A slice, so that the explorer of
-// model_test.go can keep three sends in an array and the random histories of
-// property_test.go ten.
+// An oracle is the set of states that the specification may be in. possible has one word
+// for each set of sends that have succeeded (the index, one bit a send). A word has one bit
+// for each possible pair of current code and calls left. It is a slice, since model_test.go
+// keeps three sends in an array, and property_test.go ten.
 type oracle struct {
 	possible []uint64
 	limit    int // AttemptLimit
 }
 
-// newOracle returns the oracle of a number that was never sent to. possible is
-// its memory, 1<<sends words.
+// newOracle returns the oracle of a number without a send. possible is its storage, with
+// 1<<sends words.
 func newOracle(possible []uint64, limit int) oracle {
 	clear(possible)
 	possible[0] = 1 << none
 	return oracle{possible, limit}
 }
 
-// bit stands for "the code of send is current and has left calls left", send
-// counted from 0. Bit 0 stands for "none is current": a code without calls left
-// is none.
+// bit returns the bit of "the code of send is current and has left calls left". Sends are
+// counted from 0. A code without calls left is not current: its bit is that of none.
 func (o oracle) bit(send, left int) uint64 {
 	if left == 0 {
 		return 1 << none
@@ -68,8 +66,8 @@ func (o oracle) legal() bool {
 	return false
 }
 
-// letSucceed adds every state that is reached when any of the pending sends (one
-// bit each) succeed in any order, now.
+// letSucceed adds every state that is reached if any of the pending sends (one bit each)
+// succeed now, in any order.
 func (o oracle) letSucceed(pending int) {
 	for succeeded, states := range o.possible { // a set comes after its subsets
 		if states == 0 {
@@ -83,8 +81,8 @@ func (o oracle) letSucceed(pending int) {
 	}
 }
 
-// letStrangerSucceed adds, to every state, that a send whose code nobody will
-// ever type has succeeded: no known code is current then.
+// letStrangerSucceed adds to every state that a send succeeded whose code no caller types:
+// then no known code is current.
 func (o oracle) letStrangerSucceed() {
 	for succeeded, states := range o.possible {
 		if states != 0 {
@@ -93,7 +91,7 @@ func (o oracle) letStrangerSucceed() {
 	}
 }
 
-// expire expires the code of send: if it is current, none is.
+// expire ends the life of the code of send: if it is current, no code is current now.
 func (o oracle) expire(send int) {
 	for succeeded, states := range o.possible {
 		for left := 1; left <= o.limit; left++ {
@@ -104,9 +102,9 @@ func (o oracle) expire(send int) {
 	}
 }
 
-// checked strikes the states that contradict the answer valid to a check of the
-// code of send (-1: of no send), and steps the others. alive says whether that
-// code was within its life.
+// checked removes the states that contradict the result valid of a check of the code of send
+// (-1: of no send), and advances the others. alive reports whether the code was within its
+// life.
 func (o oracle) checked(send int, alive, valid bool, sends int) {
 	for succeeded, states := range o.possible {
 		var next uint64
@@ -130,7 +128,7 @@ func (o oracle) checked(send int, alive, valid bool, sends int) {
 	}
 }
 
-// returnedOK strikes the states in which send has not succeeded.
+// returnedOK removes the states in which send has not succeeded.
 func (o oracle) returnedOK(send int) {
 	for succeeded := range o.possible {
 		if succeeded>>send&1 == 0 {
@@ -139,9 +137,9 @@ func (o oracle) returnedOK(send int) {
 	}
 }
 
-// returnedRefused strikes the states in which send has succeeded, unless its
-// code was accepted.
-func (o oracle) returnedRefused(send int, accepted bool) {
+// returnedRejected removes the states in which send has succeeded, unless its code was
+// accepted.
+func (o oracle) returnedRejected(send int, accepted bool) {
 	for succeeded := range o.possible {
 		if succeeded>>send&1 == 1 && !accepted {
 			o.possible[succeeded] = 0

@@ -10,14 +10,15 @@ import (
 	"pgregory.net/rapid"
 )
 
-// What model_test.go proves for three overlapping sends and coarse time, random
-// histories try for ten and times of every size. More of them:
+// The random histories here test the properties of model_test.go with ten overlapping sends
+// and times of every size. model_test.go explores three sends with coarse time exhaustively.
+// To run more histories:
 //
 //	go test ./internal/verify -run Random -rapid.checks=100000
 
 const historySends = 10
 
-// A history is one number's life so far.
+// A history is the history of one number: its row, its sends and their results.
 type history struct {
 	rules Rules
 	row   State
@@ -27,13 +28,13 @@ type history struct {
 }
 
 type historySend struct {
-	ticket   int64
+	sendID   int64
 	mac      MAC
 	begunAt  int64
 	phase    phase
 	used     bool
 	calls    int // checks since the begin, or since the last match
-	compared int // those that could have accepted its code
+	compared int // of these, the ones that could have accepted its code
 	younger  int // sends begun later
 	pushed   bool
 }
@@ -47,9 +48,9 @@ func (h *history) expired(i int) bool {
 	return h.now >= h.sends[i].begunAt+h.rules.CodeTTL.Microseconds()
 }
 
-// settle lets every send that has not returned succeed where it likes, as the
+// letPendingSucceed lets every send that has not returned succeed at any instant, as the
 // specification allows.
-func (h *history) settle() {
+func (h *history) letPendingSucceed() {
 	pending := 0
 	for i, s := range h.sends {
 		if s.phase == inFlight || s.phase == delivered {
@@ -61,7 +62,7 @@ func (h *history) settle() {
 
 func (h *history) begin() {
 	mac := MAC{byte(len(h.sends) + 1)}
-	row, ticket, err := h.rules.Begin(h.row, mac, h.now)
+	row, sendID, err := h.rules.Begin(h.row, mac, h.now)
 	if err != nil {
 		return
 	}
@@ -71,11 +72,11 @@ func (h *history) begin() {
 		s.pushed = s.pushed || s.phase != confirmed && h.now-s.begunAt > unknownOutcomeAfter.Microseconds() && s.younger >= maxCodes-1
 	}
 	h.row = row
-	h.sends = append(h.sends, historySend{ticket: ticket, mac: mac, begunAt: h.now, phase: inFlight})
+	h.sends = append(h.sends, historySend{sendID: sendID, mac: mac, begunAt: h.now, phase: inFlight})
 }
 
 func (h *history) confirm(i int) {
-	h.row = h.rules.Confirm(h.row, h.sends[i].ticket, h.now)
+	h.row = h.rules.Confirm(h.row, h.sends[i].sendID, h.now)
 	if h.sends[i].phase == delivered {
 		h.sends[i].phase = confirmed
 		h.spec.returnedOK(i)
@@ -83,10 +84,10 @@ func (h *history) confirm(i int) {
 }
 
 func (h *history) withdraw(i int) {
-	h.row = h.rules.Withdraw(h.row, h.sends[i].ticket, h.now)
+	h.row = h.rules.Withdraw(h.row, h.sends[i].sendID, h.now)
 	if h.sends[i].phase == inFlight {
 		h.sends[i].phase = withdrawn
-		h.spec.returnedRefused(i, h.sends[i].used)
+		h.spec.returnedRejected(i, h.sends[i].used)
 	}
 }
 
@@ -99,7 +100,7 @@ func (h *history) check(i int) error {
 			s.compared++
 		}
 		if s.compared > h.rules.AttemptLimit {
-			return fmt.Errorf("G1: code %d was compared with %d calls since the last match", k, s.compared)
+			return fmt.Errorf("G1: code %d was compared with %d calls since the last match, want the limit at most", k, s.compared)
 		}
 	}
 	mac := MAC{0xff}
@@ -119,7 +120,7 @@ func (h *history) check(i int) error {
 	}
 	h.spec.checked(i, i >= 0 && !h.expired(i), valid, len(h.sends))
 	if !h.spec.legal() {
-		return fmt.Errorf("not linearizable: no order of the calls explains that code %d was answered %v", i, valid)
+		return fmt.Errorf("not linearizable: no order of the calls explains the result %[2]v for code %[1]d", i, valid)
 	}
 	return nil
 }
@@ -130,7 +131,7 @@ func (h *history) deadSMS() error {
 		s := h.sends[i]
 		reached := s.phase == delivered || s.phase == confirmed
 		if reached && !superseded && !s.used && !s.pushed && s.calls < h.rules.AttemptLimit && !h.expired(i) && !h.live(i) {
-			return fmt.Errorf("G2: code %d is on the phone, is neither superseded nor used, expired or spent, and is refused", i)
+			return fmt.Errorf("G2: code %d is on the phone and rejected, but is not superseded, used, expired or spent", i)
 		}
 		superseded = superseded || s.used || s.phase == confirmed
 	}
@@ -139,7 +140,7 @@ func (h *history) deadSMS() error {
 
 func TestRules_RandomHistoriesKeepTheGuarantees(t *testing.T) {
 	for limit := 1; limit <= 4; limit++ {
-		t.Run(fmt.Sprintf("%d looks", limit), func(t *testing.T) {
+		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
 			rules := Rules{AttemptLimit: limit, CodeTTL: MaxCodeTTL}
 			possible := make([]uint64, 1<<historySends)
 			rapid.Check(t, func(t *rapid.T) {
@@ -150,10 +151,10 @@ func TestRules_RandomHistoriesKeepTheGuarantees(t *testing.T) {
 						t.Fatal(err)
 					}
 					if !slices.Equal(before.Codes, copied.Codes) || before.LastSendID != copied.LastSendID {
-						t.Fatalf("the step changed the state that it was given: got %v, want %v", before, copied)
+						t.Fatalf("the step changed its argument: got %v, want %v", before, copied)
 					}
 					if len(h.row.Codes) > maxCodes || !slices.IsSortedFunc(h.row.Codes, func(a, b Code) int { return cmp.Compare(a.SendID, b.SendID) }) {
-						t.Fatalf("got codes %v, want at most %d in the order of their tickets", h.row.Codes, maxCodes)
+						t.Fatalf("got codes %v, want at most %d in the order of their send IDs", h.row.Codes, maxCodes)
 					}
 				}
 			})
@@ -161,42 +162,42 @@ func TestRules_RandomHistoriesKeepTheGuarantees(t *testing.T) {
 	}
 }
 
-// step does something at random, where it can be done now.
+// step runs one random step, if it is possible now.
 func (h *history) step(t *rapid.T) (err error) {
 	pauses := []time.Duration{time.Microsecond, time.Second, 31 * time.Second, time.Minute, MaxCodeTTL - time.Microsecond, MaxCodeTTL}
-	// What is there more than once happens more often.
-	what := rapid.SampledFrom([]string{
+	// A step that is in the list more than once is more frequent.
+	kind := rapid.SampledFrom([]string{
 		"begin", "begin", "begin", "deliver", "deliver", "confirm", "confirm", "withdraw",
 		"check", "check", "check", "guess", "wait",
 	}).Draw(t, "step")
 	switch {
-	case what == "begin":
+	case kind == "begin":
 		if len(h.sends) < historySends {
 			h.begin()
 		}
-	case what == "guess":
+	case kind == "guess":
 		err = h.check(wrongCode)
-	case what == "wait":
+	case kind == "wait":
 		h.now += rapid.SampledFrom(pauses).Draw(t, "pause").Microseconds()
 	case len(h.sends) > 0:
 		i := rapid.IntRange(0, len(h.sends)-1).Draw(t, "send")
 		switch phase := h.sends[i].phase; {
-		case what == "deliver" && phase == inFlight:
+		case kind == "deliver" && phase == inFlight:
 			h.sends[i].phase = delivered
-		case what == "confirm" && (phase == delivered || phase == confirmed):
+		case kind == "confirm" && (phase == delivered || phase == confirmed):
 			h.confirm(i)
-		case what == "withdraw" && (phase == inFlight || phase == withdrawn):
+		case kind == "withdraw" && (phase == inFlight || phase == withdrawn):
 			h.withdraw(i)
-		case what == "check":
+		case kind == "check":
 			err = h.check(i)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	h.settle()
+	h.letPendingSucceed()
 	if !h.spec.legal() {
-		return fmt.Errorf("not linearizable after %s", what)
+		return fmt.Errorf("not linearizable after %s", kind)
 	}
 	return h.deadSMS()
 }
@@ -206,9 +207,9 @@ func anyState() *rapid.Generator[State] {
 		s := State{LastSendID: rapid.Int64().Draw(t, "last"), Codes: []Code{}}
 		for range rapid.IntRange(0, maxCodes).Draw(t, "codes") {
 			c := Code{
-				SendID:    rapid.Int64().Draw(t, "ticket"),
+				SendID:    rapid.Int64().Draw(t, "send ID"),
 				BegunAt:   rapid.Int64().Draw(t, "begun at"),
-				Attempts:  uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "looks")),
+				Attempts:  uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts")),
 				Confirmed: rapid.Bool().Draw(t, "confirmed"),
 			}
 			copy(c.MAC[:], rapid.SliceOfN(rapid.Byte(), len(c.MAC), len(c.MAC)).Draw(t, "mac"))
@@ -225,7 +226,7 @@ func TestState_RoundTrips(t *testing.T) {
 		if len(stored) > MaxStateBytes {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
 		}
-		later := rapid.SliceOf(rapid.Byte()).Draw(t, "what a later version adds")
+		later := rapid.SliceOf(rapid.Byte()).Draw(t, "bytes of a later version")
 		got, err := decodeState(append(stored, later...))
 		if err != nil || got.LastSendID != want.LastSendID || !slices.Equal(got.Codes, want.Codes) {
 			t.Fatalf("got %v, %v, want %v", got, err, want)

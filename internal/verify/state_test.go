@@ -12,18 +12,18 @@ var (
 	testNow   = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMicro()
 )
 
-// begun is the state after so many sends, all at testNow.
-func begun(t *testing.T, sends int) (s State, tickets []int64) {
+// begun returns the state after a number of begins, all at testNow.
+func begun(t *testing.T, sends int) (s State, sendIDs []int64) {
 	t.Helper()
 	for i := range sends {
-		var ticket int64
+		var sendID int64
 		var err error
-		if s, ticket, err = testRules.Begin(s, modelMAC(i), testNow); err != nil {
-			t.Fatalf("begin %d: got %v, want it done", i, err)
+		if s, sendID, err = testRules.Begin(s, modelMAC(i), testNow); err != nil {
+			t.Fatalf("begin %d: got %v, want nil", i, err)
 		}
-		tickets = append(tickets, ticket)
+		sendIDs = append(sendIDs, sendID)
 	}
-	return s, tickets
+	return s, sendIDs
 }
 
 func accepts(s State, send int, now int64) bool {
@@ -39,7 +39,7 @@ func TestRules_CodeLivesFrom5sBeforeItsBeginToItsTTL(t *testing.T) {
 		after time.Duration
 		want  bool
 	}{
-		{"a clock that is more behind", -5*time.Second - time.Microsecond, false},
+		{"a clock further behind", -5*time.Second - time.Microsecond, false},
 		{"a clock five seconds behind", -5 * time.Second, true},
 		{"at once", 0, true},
 		{"the last microsecond of its life", life - time.Microsecond, true},
@@ -54,39 +54,41 @@ func TestRules_CodeLivesFrom5sBeforeItsBeginToItsTTL(t *testing.T) {
 	}
 }
 
+// A replica whose clock is too far behind counts no attempt on a code that it cannot compare.
 func TestRules_ClockBehindCountsNoAttempt(t *testing.T) {
 	s, _ := begun(t, 1)
 	next, valid, changed := testRules.Check(s, nil, testNow-6*time.Second.Microseconds())
 	if valid || changed || next.Codes[0].Attempts != 0 {
-		t.Errorf("got valid %v, changed %v, looks %d, want false, false, 0", valid, changed, next.Codes[0].Attempts)
+		t.Errorf("got valid %v, changed %v, attempts %d, want false, false, 0", valid, changed, next.Codes[0].Attempts)
 	}
 }
 
+// A full list drops its oldest code of unknown outcome, once that is 30 s old, and no other code.
 func TestRules_FullListDropsItsOldestUnknownAfter30s(t *testing.T) {
-	s, tickets := begun(t, maxCodes)
-	s = testRules.Confirm(s, tickets[0], testNow)
+	s, sendIDs := begun(t, maxCodes)
+	s = testRules.Confirm(s, sendIDs[0], testNow)
 	exactly := testNow + unknownOutcomeAfter.Microseconds()
-	if got, ticket, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || ticket != 0 || !slices.Equal(got.Codes, s.Codes) {
-		t.Errorf("30 s after: got ticket %d, %v, want 0, %v and the state as it was", ticket, err, ErrSendInProgress)
+	if got, sendID, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || sendID != 0 || !slices.Equal(got.Codes, s.Codes) {
+		t.Errorf("30 s after: got send ID %d, %v, want 0, %v and the state unchanged", sendID, err, ErrSendInProgress)
 	}
 	got, _, err := testRules.Begin(s, MAC{99}, exactly+1)
-	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].SendID != tickets[0] || got.Codes[1].SendID != tickets[2] {
+	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].SendID != sendIDs[0] || got.Codes[1].SendID != sendIDs[2] {
 		t.Errorf("30 s and 1 µs after: got %v, %v, want the confirmed code kept and the oldest other one gone", got.Codes, err)
 	}
 }
 
 func TestRules_FullListDropsExpiredCodesFirst(t *testing.T) {
-	s, tickets := begun(t, maxCodes)
-	s = testRules.Confirm(s, tickets[0], testNow)
+	s, sendIDs := begun(t, maxCodes)
+	s = testRules.Confirm(s, sendIDs[0], testNow)
 	later := testNow + testRules.CodeTTL.Microseconds()
-	got, ticket, err := testRules.Begin(s, MAC{99}, later)
-	if err != nil || len(got.Codes) != 1 || ticket != later {
-		t.Errorf("got %d codes, ticket %d, %v, want 1, %d, nil", len(got.Codes), ticket, err, later)
+	got, sendID, err := testRules.Begin(s, MAC{99}, later)
+	if err != nil || len(got.Codes) != 1 || sendID != later {
+		t.Errorf("got %d codes, send ID %d, %v, want 1, %d, nil", len(got.Codes), sendID, err, later)
 	}
 }
 
-// The precise bound of G2's "the newest seven count": eight places, of which the
-// send that begins takes one, and a confirmed code another.
+// Of sends whose outcome stays unknown the newest seven count, or six beside a confirmed
+// code: the list has eight places, and the send that begins takes one of them.
 func TestRules_NewestSevenOfUnknownOutcomeCount(t *testing.T) {
 	const crashes = 12
 	for name, c := range map[string]struct {
@@ -97,18 +99,18 @@ func TestRules_NewestSevenOfUnknownOutcomeCount(t *testing.T) {
 		"the oldest is":     {true, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, tickets := begun(t, 1)
+			s, sendIDs := begun(t, 1)
 			if c.confirmed {
-				s = testRules.Confirm(s, tickets[0], testNow)
+				s = testRules.Confirm(s, sendIDs[0], testNow)
 			}
 			now := testNow
-			for i := range crashes { // one a half-minute, each of them a crash
+			for i := range crashes { // one each half minute, each crashes
 				now += unknownOutcomeAfter.Microseconds() + 1
 				s, _, _ = testRules.Begin(s, modelMAC(1+i), now)
 			}
-			// One more send is tried, and definitely rejected.
-			s, ticket, err := testRules.Begin(s, MAC{99}, now)
-			s = testRules.Withdraw(s, ticket, now)
+			// One more send begins, and is definitely rejected.
+			s, sendID, err := testRules.Begin(s, MAC{99}, now)
+			s = testRules.Withdraw(s, sendID, now)
 			unknown := 0
 			for i := range crashes {
 				if accepts(s, 1+i, now) {
@@ -116,14 +118,14 @@ func TestRules_NewestSevenOfUnknownOutcomeCount(t *testing.T) {
 				}
 			}
 			if err != nil || unknown != c.want || accepts(s, 0, now) != c.confirmed {
-				t.Errorf("got %d unknown codes alive, the first %v (%v), want %d, %v", unknown, accepts(s, 0, now), err, c.want, c.confirmed)
+				t.Errorf("got %d unknown codes live, the first %v (%v), want %d, %v", unknown, accepts(s, 0, now), err, c.want, c.confirmed)
 			}
 		})
 	}
 }
 
-// The exact worst case of G1: a match restarts the count of newer codes, and
-// at most seven older ones stand beside the newest.
+// This is the exact worst case of G1: a match sets the attempts of newer codes to zero, and
+// at most seven older codes are in the list beside the newest.
 func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 	s, _ := begun(t, maxCodes)
 	newest := maxCodes - 1
@@ -140,7 +142,7 @@ func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 			check(nil)
 		}
 		if !check([]MAC{modelMAC(send)}) {
-			t.Fatalf("the last look at code %d: got false, want true", send)
+			t.Fatalf("the last attempt at code %d: got false, want true", send)
 		}
 	}
 	if want := maxCodes * testRules.AttemptLimit; compared != want || len(s.Codes) != 0 {
@@ -148,6 +150,7 @@ func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 	}
 }
 
+// If two sends have the same digits, one check uses up both.
 func TestRules_OneCheckUsesUpTwoEqualCodes(t *testing.T) {
 	same := MAC{7}
 	s, _, _ := testRules.Begin(State{}, same, testNow)
@@ -161,10 +164,10 @@ func TestRules_OneCheckUsesUpTwoEqualCodes(t *testing.T) {
 }
 
 func TestRules_CheckWithoutALiveCodeChangesNothing(t *testing.T) {
-	s, tickets := begun(t, 1)
+	s, sendIDs := begun(t, 1)
 	for name, state := range map[string]State{
 		"a number that was never seen": {},
-		"withdrawn":                    testRules.Withdraw(s, tickets[0], testNow),
+		"withdrawn":                    testRules.Withdraw(s, sendIDs[0], testNow),
 		"expired":                      {LastSendID: s.LastSendID, Codes: []Code{{SendID: 1, MAC: modelMAC(0), BegunAt: testNow - testRules.CodeTTL.Microseconds()}}},
 		"spent under a lower limit":    {LastSendID: s.LastSendID, Codes: []Code{{SendID: 1, MAC: modelMAC(0), BegunAt: testNow, Attempts: 3}}},
 	} {
@@ -180,15 +183,15 @@ func TestRules_SendIDsIncreaseWithAnyClock(t *testing.T) {
 	var s State
 	last := int64(0)
 	for _, now := range []int64{testNow, testNow, testNow - time.Hour.Microseconds(), testNow + 1, testNow + 1, 0} {
-		var ticket int64
+		var sendID int64
 		var err error
-		if s, ticket, err = testRules.Begin(s, MAC{}, now); err != nil || ticket <= last || s.LastSendID != ticket {
-			t.Errorf("begin at %d: got ticket %d (last %d, %v), want more than %d", now, ticket, s.LastSendID, err, last)
+		if s, sendID, err = testRules.Begin(s, MAC{}, now); err != nil || sendID <= last || s.LastSendID != sendID {
+			t.Errorf("begin at %d: got send ID %d (last %d, %v), want more than %d", now, sendID, s.LastSendID, err, last)
 		}
-		last = ticket
+		last = sendID
 	}
-	if _, ticket, _ := testRules.Begin(State{}, MAC{}, testNow+24*time.Hour.Microseconds()); ticket <= last {
-		t.Errorf("a begin after the purge: got ticket %d, want more than %d", ticket, last)
+	if _, sendID, _ := testRules.Begin(State{}, MAC{}, testNow+24*time.Hour.Microseconds()); sendID <= last {
+		t.Errorf("a begin after the purge: got send ID %d, want more than %d", sendID, last)
 	}
 }
 
@@ -197,14 +200,14 @@ func TestDecodeState_InvalidBytesAreUnreadable(t *testing.T) {
 	good := s.encode()
 	other := slices.Clone(good)
 	other[0]++
-	crowded := slices.Clone(good)
-	crowded[9] = maxCodes + 1
+	tooMany := slices.Clone(good)
+	tooMany[9] = maxCodes + 1
 	for name, stored := range map[string][]byte{
 		"a format of a later version": other,
-		"a header cut short":          good[:headerBytes-1],
-		"a code cut short":            good[:len(good)-1],
-		"codes announced, none there": good[:headerBytes],
-		"more codes than fit":         append(crowded, make([]byte, 10*codeBytes)...),
+		"a truncated header":          good[:headerBytes-1],
+		"a truncated code":            good[:len(good)-1],
+		"a count without codes":       good[:headerBytes],
+		"more codes than fit":         append(tooMany, make([]byte, 10*codeBytes)...),
 		"a zero byte":                 {0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -241,7 +244,7 @@ func FuzzDecodeState(f *testing.F) {
 			return
 		}
 		if again := s.encode(); len(stored) > 0 && (len(again) > len(stored) || !slices.Equal(again, stored[:len(again)])) {
-			t.Fatalf("written again: got %x, want the beginning of %x", again, stored)
+			t.Fatalf("encoded again: got %x, want the beginning of %x", again, stored)
 		}
 	})
 }

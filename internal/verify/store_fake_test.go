@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// A memory is a Store that keeps one number and never fails.
-type memory struct {
+// A fakeStore is a Store in memory that keeps the record of one number and never fails.
+type fakeStore struct {
 	mu      sync.Mutex
 	record  Record
-	history []Record // every record that was ever swapped in
+	history []Record // every record that was written
 }
 
-func (m *memory) Load(context.Context, Number) (Record, error) {
+func (m *fakeStore) Load(context.Context, Number) (Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.record, nil
 }
 
-func (m *memory) Swap(_ context.Context, _ Number, old Version, next Record) (bool, error) {
+func (m *fakeStore) Swap(_ context.Context, _ Number, old Version, next Record) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.record.Version != old {
@@ -33,14 +33,14 @@ func (m *memory) Swap(_ context.Context, _ Number, old Version, next Record) (bo
 	return true, nil
 }
 
-func (m *memory) state() State {
+func (m *fakeStore) state() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return mustDecode(m.record)
 }
 
-// write is another replica's transition: at once, and whole.
-func (m *memory) write(change func(State) State) {
+// write applies change as another replica would: load and swap in one step.
+func (m *fakeStore) write(change func(State) State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := change(mustDecode(m.record))
@@ -58,19 +58,19 @@ func mustDecode(r Record) State {
 }
 
 var (
-	errNoEffect = errors.New("dial refused")
+	errNoEffect = errors.New("connection refused")
 	errUnknown  = fmt.Errorf("connection lost: %w", ErrOutcomeUnknown)
 )
 
-// A script is one way through a tree of choices. Run again and again, with next
-// in between, it goes every way there is.
-type script struct {
+// A schedule is one path through a tree of choices. A test that runs again after each
+// next takes every path.
+type schedule struct {
 	taken, of []int
 	at        int
 }
 
-// choose takes one of n ways.
-func (s *script) choose(n int) int {
+// choose returns one of 0 to n-1.
+func (s *schedule) choose(n int) int {
 	if s.at == len(s.taken) {
 		s.taken, s.of = append(s.taken, 0), append(s.of, n)
 	}
@@ -78,8 +78,8 @@ func (s *script) choose(n int) int {
 	return s.taken[s.at-1]
 }
 
-// next prepares the way after this one; false says that there is none.
-func (s *script) next() bool {
+// next prepares the next path, and returns false if there is none.
+func (s *schedule) next() bool {
 	s.at = 0
 	for last := len(s.taken) - 1; last >= 0; last-- {
 		if s.taken[last]++; s.taken[last] < s.of[last] {
@@ -90,67 +90,67 @@ func (s *script) next() bool {
 	return false
 }
 
-// What may become of an operation of a scripted store.
+// Results of one operation of a scriptedStore.
 const (
 	fine = iota
 	noEffect
 	slow
-	loadFaults // how many a Load knows
+	loadFaults // number of results of a Load
 
-	unknownDone     = iota - 1 // done, and the answer is lost
-	unknownNotDone             // not done, and nobody knows
-	unknownSoon                // a stalled copy, done before the next operation
-	unknownLater               // a stalled copy, done after the next operation
-	unknownVeryLate            // a stalled copy, done when all is over
+	unknownDone     = iota - 1 // applied, the reply is lost
+	unknownNotDone             // not applied, the reply is lost
+	unknownSoon                // delayed: applied before the next operation
+	unknownLater               // delayed: applied after the next operation
+	unknownVeryLate            // delayed: applied after the call
 	swapFaults
 )
 
-// A scripted store lets its first operations fail in every way, and lets one
-// other writer in before one of them. Afterwards it is well.
-type scripted struct {
-	memory
-	script    *script
-	left      int             // operations still scripted
-	intruders []func()        // what another writer might do, once
-	intruded  int             // which of them did, from 1; 0: none
-	own       map[Version]int // swaps of the Verifier that were done
-	unknown   bool            // an outcome was unknown
-	soon      []func()        // stalled copies
-	later     []func()
-	veryLate  []func()
+// A scriptedStore gives its first operations the results that its schedule chooses, and
+// lets one other writer write before one of them. Later operations succeed.
+type scriptedStore struct {
+	fakeStore
+	schedule     *schedule
+	left         int             // operations whose result schedule chooses
+	otherWriters []func()        // possible writes of another writer
+	otherWriter  int             // the one that happened, from 1; 0: none
+	ownSwaps     map[Version]int // applied swaps of the Verifier
+	unknown      bool            // an outcome was unknown
+	soon         []func()        // delayed copies of swaps
+	later        []func()
+	veryLate     []func()
 }
 
-func (s *scripted) fault(of int) int {
-	// Copies that were stalled at the last operation wake up now or after this one.
+func (s *scriptedStore) fault(of int) int {
+	// Copies that were delayed at the last operation are applied now or after this one.
 	run(&s.soon)
 	s.soon, s.later = s.later, nil
 	if s.left == 0 {
 		return fine
 	}
 	s.left--
-	if s.intruded == 0 {
-		if s.intruded = s.script.choose(1 + len(s.intruders)); s.intruded > 0 {
-			s.intruders[s.intruded-1]()
+	if s.otherWriter == 0 {
+		if s.otherWriter = s.schedule.choose(1 + len(s.otherWriters)); s.otherWriter > 0 {
+			s.otherWriters[s.otherWriter-1]()
 		}
 	}
-	return s.script.choose(of)
+	return s.schedule.choose(of)
 }
 
-func run(stalled *[]func()) {
-	for _, wake := range *stalled {
-		wake()
+func run(delayed *[]func()) {
+	for _, apply := range *delayed {
+		apply()
 	}
-	*stalled = nil
+	*delayed = nil
 }
 
-// wakeAll lets every stalled copy wake up.
-func (s *scripted) wakeAll() {
+// applyDelayed applies every delayed copy.
+func (s *scriptedStore) applyDelayed() {
 	run(&s.soon)
 	run(&s.later)
 	run(&s.veryLate)
 }
 
-func (s *scripted) Load(ctx context.Context, n Number) (Record, error) {
+func (s *scriptedStore) Load(ctx context.Context, n Number) (Record, error) {
 	switch s.fault(loadFaults) {
 	case noEffect:
 		return Record{}, errNoEffect
@@ -159,14 +159,14 @@ func (s *scripted) Load(ctx context.Context, n Number) (Record, error) {
 			return Record{}, err
 		}
 	}
-	return s.memory.Load(ctx, n)
+	return s.fakeStore.Load(ctx, n)
 }
 
-func (s *scripted) Swap(ctx context.Context, n Number, old Version, next Record) (bool, error) {
+func (s *scriptedStore) Swap(ctx context.Context, n Number, old Version, next Record) (bool, error) {
 	swap := func() bool {
-		done, _ := s.memory.Swap(ctx, n, old, next)
+		done, _ := s.fakeStore.Swap(ctx, n, old, next)
 		if done {
-			s.own[next.Version]++
+			s.ownSwaps[next.Version]++
 		}
 		return done
 	}
@@ -194,8 +194,7 @@ func (s *scripted) Swap(ctx context.Context, n Number, old Version, next Record)
 	return swap(), nil
 }
 
-// sleep is how long a slow operation takes: two of them in one call are more than
-// its patience.
+// sleep takes as long as a slow operation. Two of them in one call exceed storeTimeout.
 func sleep(ctx context.Context) error {
 	select {
 	case <-time.After(2 * time.Second):
@@ -205,15 +204,15 @@ func sleep(ctx context.Context) error {
 	}
 }
 
-// A brokenStore fails where load or swap say so before it does what it is asked,
-// or done after it did a swap.
+// A brokenStore is a fakeStore that calls load and swap before each operation, and done
+// after each applied swap, and returns their errors.
 type brokenStore struct {
-	memory
+	fakeStore
 	load, swap func(ctx context.Context) error
 	done       func() error
 }
 
-// fail has all that is asked from now on fail where f says so.
+// fail makes f decide which of the following operations fail.
 func (b *brokenStore) fail(f func(ctx context.Context) error) { b.load, b.swap = f, f }
 
 func (b *brokenStore) Load(ctx context.Context, n Number) (Record, error) {
@@ -222,7 +221,7 @@ func (b *brokenStore) Load(ctx context.Context, n Number) (Record, error) {
 			return Record{}, err
 		}
 	}
-	return b.memory.Load(ctx, n)
+	return b.fakeStore.Load(ctx, n)
 }
 
 func (b *brokenStore) Swap(ctx context.Context, n Number, old Version, next Record) (bool, error) {
@@ -231,7 +230,7 @@ func (b *brokenStore) Swap(ctx context.Context, n Number, old Version, next Reco
 			return false, err
 		}
 	}
-	swapped, err := b.memory.Swap(ctx, n, old, next)
+	swapped, err := b.fakeStore.Swap(ctx, n, old, next)
 	if swapped && b.done != nil {
 		if err := b.done(); err != nil {
 			return false, err
@@ -240,12 +239,12 @@ func (b *brokenStore) Swap(ctx context.Context, n Number, old Version, next Reco
 	return swapped, err
 }
 
-// A senderFunc is a Sender.
+// A senderFunc is a Sender that calls itself.
 type senderFunc func(ctx context.Context, m Message) (Receipt, error)
 
 func (f senderFunc) Send(ctx context.Context, m Message) (Receipt, error) { return f(ctx, m) }
 
-// A counter is a source of "random" bytes that makes the codes 000001, 000002, …
+// A counter is a source of bytes that gives the codes 000001, 000002, …
 type counter struct {
 	mu sync.Mutex
 	n  uint32
