@@ -29,19 +29,19 @@ func mustBeStored(t *testing.T, db *DB, n verify.Number, want verify.Record) {
 
 func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
-	db.loads.close() // to serve by hand
+	db.loads.close() // the test flushes
 	for i := range byte(3) {
 		if done, err := db.Swap(t.Context(), verify.Number(fmt.Sprint("+", i)), verify.Version{}, newRecord(i)); !done || err != nil {
-			t.Fatalf("Swap = %v, %v", done, err)
+			t.Fatalf("Swap = %v, %v; want true", done, err)
 		}
 	}
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	ask := func(ctx context.Context, n verify.Number) loadRequest {
+	request := func(ctx context.Context, n verify.Number) loadRequest {
 		return loadRequest{ctx, n, make(chan loadResult, 1)}
 	}
 	all := []loadRequest{
-		ask(t.Context(), "+2"), ask(t.Context(), "+missing"), ask(gone, "+1"), ask(t.Context(), "+0"), ask(t.Context(), "+2"),
+		request(t.Context(), "+2"), request(t.Context(), "+missing"), request(gone, "+1"), request(t.Context(), "+0"), request(t.Context(), "+2"),
 	}
 	want := []verify.Record{newRecord(2), {}, {}, newRecord(0), newRecord(2)}
 	db.flushLoads(append([]loadRequest{}, all...))
@@ -56,19 +56,19 @@ func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 			t.Errorf("%s: got %v, %v; want %v", l.number, a.record, a.err, want[i])
 		}
 	}
-	db.flushLoads([]loadRequest{ask(gone, "+1")})
+	db.flushLoads([]loadRequest{request(gone, "+1")})
 
 	db.pool.Close()
-	all = []loadRequest{ask(t.Context(), "+0"), ask(t.Context(), "+1")}
+	all = []loadRequest{request(t.Context(), "+0"), request(t.Context(), "+1")}
 	db.flushLoads(append([]loadRequest{}, all...))
 	for _, l := range all {
 		if a := <-l.result; a.err == nil {
-			t.Errorf("%s: got no error from a database that is closed", l.number)
+			t.Errorf("%s on a closed database: got nil; want an error", l.number)
 		}
 	}
 }
 
-// Whatever a version or a state is made of: bytes that are no text, among them.
+// randomRecord returns a record with random bytes as version and state.
 func randomRecord(begunAt int64) verify.Record {
 	r := verify.Record{BegunAt: begunAt, State: make([]byte, 59)}
 	rand.Read(r.Version[:])
@@ -77,28 +77,28 @@ func randomRecord(begunAt int64) verify.Record {
 }
 
 func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
-	nothing := func() {}
+	noUndo := func() {}
 	for name, c := range map[string]struct {
 		rows                 int
-		trouble              func(t *testing.T, db *DB, all []*swapRequest) (undo func())
+		disturb              func(t *testing.T, db *DB, all []*swapRequest) (undo func())
 		done, direct, pauses bool  // neither done nor direct: unknown
-		unchanged            bool  // though unknown
-		losers               []int // run directly, with a few others
+		unchanged            bool  // of unknown outcome, but not applied
+		losers               []int // in conflict: run directly, with a few others
 	}{
-		"two":                {rows: 2, done: true},
-		"as many as are few": {rows: smallBatch, done: true},
-		"one more":           {rows: smallBatch + 1, done: true},
-		"as many as can be":  {rows: largeBatch, done: true},
-		"two lost their race": {rows: 21, losers: []int{7, 20}, trouble: func(_ *testing.T, _ *DB, all []*swapRequest) func() {
+		"two":                         {rows: 2, done: true},
+		"a small batch":               {rows: smallBatch, done: true},
+		"one more than a small batch": {rows: smallBatch + 1, done: true},
+		"a large batch":               {rows: largeBatch, done: true},
+		"two conflicts": {rows: 21, losers: []int{7, 20}, disturb: func(_ *testing.T, _ *DB, all []*swapRequest) func() {
 			all[7].old[0]++
 			all[20].old = verify.Version{1}
-			return nothing
+			return noUndo
 		}},
-		"a version of another number": {rows: 2, losers: []int{0, 1}, trouble: func(_ *testing.T, _ *DB, all []*swapRequest) func() {
+		"versions of other numbers": {rows: 2, losers: []int{0, 1}, disturb: func(_ *testing.T, _ *DB, all []*swapRequest) func() {
 			all[0].old, all[1].old = all[1].old, all[0].old
-			return nothing
+			return noUndo
 		}},
-		"somebody locked a row": {rows: 3, direct: true, pauses: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
+		"a row is locked": {rows: 3, direct: true, pauses: true, disturb: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			tx, err := db.pool.Begin()
 			if err == nil {
 				_, err = tx.Exec("SELECT state FROM phone_numbers WHERE phone_number = ? FOR UPDATE", string(all[1].number))
@@ -108,25 +108,25 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 			}
 			return func() { tx.Rollback() }
 		}},
-		"the table is away": {rows: 3, direct: true, pauses: true, trouble: func(t *testing.T, db *DB, _ []*swapRequest) func() {
+		"the table is missing": {rows: 3, direct: true, pauses: true, disturb: func(t *testing.T, db *DB, _ []*swapRequest) func() {
 			exec(t, db, "RENAME TABLE phone_numbers TO hidden")
 			return func() { exec(t, db, "RENAME TABLE hidden TO phone_numbers") }
 		}},
-		"a session that a proxy made lax": {rows: 20, pauses: true, unchanged: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
+		"a proxy made the session not strict": {rows: 20, pauses: true, unchanged: true, disturb: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			all[7].old[0]++
 			db.pool.SetMaxOpenConns(1)
 			exec(t, db, "SET sql_mode = ''")
-			return nothing
+			return noUndo
 		}},
-		"a row is gone": {rows: 3, pauses: true, trouble: func(t *testing.T, db *DB, all []*swapRequest) func() {
+		"a row was deleted": {rows: 3, pauses: true, disturb: func(t *testing.T, db *DB, all []*swapRequest) func() {
 			exec(t, db, "DELETE FROM phone_numbers WHERE phone_number = '"+string(all[1].number)+"'")
-			return nothing
+			return noUndo
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openHere(t, mariadbtest.DSN(t))
-			db.swaps.close() // to serve by hand
-			asked := func(n verify.Number, old verify.Version) *swapRequest {
+			db.swaps.close() // the test flushes
+			request := func(n verify.Number, old verify.Version) *swapRequest {
 				return &swapRequest{number: n, old: old, next: randomRecord(int64(len(n))), result: make(chan error, 1)}
 			}
 			var all []*swapRequest
@@ -135,15 +135,15 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 				n := verify.Number(fmt.Sprint("+86186", i))
 				before[n] = randomRecord(int64(i))
 				if done, err := swap(t.Context(), db.insert, db.update, n, verify.Version{}, before[n]); !done || err != nil {
-					t.Fatalf("swap = %v, %v", done, err)
+					t.Fatalf("swap = %v, %v; want true", done, err)
 				}
-				all = append(all, asked(n, before[n].Version))
+				all = append(all, request(n, before[n].Version))
 			}
-			undo := nothing
-			if c.trouble != nil {
-				undo = c.trouble(t, db, all)
+			undo := noUndo
+			if c.disturb != nil {
+				undo = c.disturb(t, db, all)
 			}
-			again, gone := asked(all[0].number, all[0].old), asked(all[1].number, all[1].old)
+			again, gone := request(all[0].number, all[0].old), request(all[1].number, all[1].old)
 			gone.claimed.Store(true)
 			db.flushUpdates(append(append([]*swapRequest{gone}, all...), again))
 			undo()
@@ -157,7 +157,7 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 					done = !runsDirect
 				}
 				if s.done != done || (err == nil) != done || errors.Is(err, errRunDirect) != runsDirect {
-					t.Errorf("%s: got %v, %v", s.number, s.done, err)
+					t.Errorf("%s: got done %v, %v; want done %v, to run directly %v", s.number, s.done, err, done, runsDirect)
 				}
 				switch {
 				case done:
@@ -173,7 +173,7 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 				}
 			}
 			if c.losers != nil && direct > len(c.losers)*smallBatch/2 {
-				t.Errorf("%d run directly for %d with a conflict", direct, len(c.losers))
+				t.Errorf("%d requests run directly for %d conflicts; want %d at most", direct, len(c.losers), len(c.losers)*smallBatch/2)
 			}
 			if err := <-again.result; !errors.Is(err, errRunDirect) {
 				t.Errorf("the same number again: got %v, want errRunDirect", err)
@@ -196,13 +196,13 @@ func TestBatcher_PanicFailsItsOwnBatchOnly(t *testing.T) {
 		all[0].result <- nil
 	})
 	defer c.close()
-	for _, n := range []verify.Number{"+1", "+2"} { // later requests are served
+	for _, n := range []verify.Number{"+1", "+2"} { // a later batch succeeds
 		s := &swapRequest{number: n, result: make(chan error, 1)}
 		if err := c.submit(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-s.result; (err != nil) != (n == "+1") || err != nil && err.Error() != "panic with a string" {
-			t.Errorf("%s: got %v", n, err)
+			t.Errorf("%s: got %v; want \"panic with a string\" for +1 alone", n, err)
 		}
 	}
 }
@@ -245,7 +245,8 @@ func TestSwap_BatchedRacesHaveOneWinnerEach(t *testing.T) {
 	group.Wait()
 }
 
-// A call that gave up before the transaction began got a final "not applied".
+// A call that gave up before the transaction began returned "not applied", so its swap must
+// not be applied later.
 func TestSwap_IsNotAppliedAfterItsCallGaveUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db, other := openFile(t, path), openFile(t, path)
@@ -262,8 +263,8 @@ func TestSwap_IsNotAppliedAfterItsCallGaveUp(t *testing.T) {
 	mustBeStored(t, db, "+1", verify.Record{})
 }
 
-// Swaps that wait for one lock are done together: what fails among them fails for
-// all, and nothing of it is stored.
+// Swaps that wait for one lock are one transaction. If one statement fails, all swaps fail
+// and none is applied.
 func TestFlushSwapsTx_AppliesAllOrNone(t *testing.T) {
 	for name, c := range map[string]struct {
 		before string // makes the transaction fail at its fifth swap
@@ -275,7 +276,7 @@ func TestFlushSwapsTx_AppliesAllOrNone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openFile(t, filepath.Join(t.TempDir(), "store.db"))
-			db.swaps.close() // to serve by hand
+			db.swaps.close() // the test flushes
 			exec(t, db, c.before)
 			var all []*swapRequest
 			for i := range byte(8) {
@@ -293,12 +294,12 @@ func TestFlushSwapsTx_AppliesAllOrNone(t *testing.T) {
 					want = verify.Record{}
 				}
 				if (err != nil) != c.fails || c.fails && db.classify(err)&notApplied == 0 || !c.fails && !s.done {
-					t.Errorf("%s: got %v, %v", s.number, s.done, err)
+					t.Errorf("%s: got done %v, %v; want failed %v", s.number, s.done, err, c.fails)
 				}
 				mustBeStored(t, db, s.number, want)
 			}
 			if err := <-loser.result; loser.done && err == nil {
-				t.Error("two swaps of one version were done")
+				t.Error("got two swaps of one version applied; want one")
 			}
 			if len(gone.result) != 0 {
 				t.Error("a request whose call gave up got a result; want none")
@@ -315,23 +316,23 @@ func TestClose_FailsWaitingRequests(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	db, other := openFile(t, path), openFile(t, path)
 	exec(t, other, "BEGIN IMMEDIATE")
-	const callers = 2 * maxTxSwaps
+	const requests = 2 * maxTxSwaps
 	var group sync.WaitGroup
-	told := make(chan error, callers)
-	for i := range callers {
+	results := make(chan error, requests)
+	for i := range requests {
 		group.Go(func() {
 			_, err := db.Swap(t.Context(), verify.Number(fmt.Sprint("+", i)), verify.Version{}, newRecord(byte(i)))
-			told <- err
+			results <- err
 		})
 	}
-	for len(db.swaps.queue) == 0 { // the worker waits for the lock, and others for it
+	for len(db.swaps.queue) == 0 { // the worker waits for the lock, requests for the worker
 		time.Sleep(time.Millisecond)
 	}
 	db.Close()
 	group.Wait()
-	for range callers {
-		if err := <-told; err == nil || errors.Is(err, verify.ErrOutcomeUnknown) {
-			t.Errorf("got %v; want an error without effect", err)
+	for range requests {
+		if err := <-results; err == nil || errors.Is(err, verify.ErrOutcomeUnknown) {
+			t.Errorf("got %v; want an error that is not unknown", err)
 		}
 	}
 	exec(t, other, "ROLLBACK")

@@ -15,8 +15,8 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// BenchmarkSQLiteSwap tells how many swaps a file takes, beside writes of a page
-// that are flushed one after the other.
+// BenchmarkSQLiteSwap measures swaps a second on a file, as a ratio of writes of a page that
+// are flushed one after the other.
 func BenchmarkSQLiteSwap(b *testing.B) {
 	const rounds, span = 5, time.Second
 	for _, callers := range []int{1, 16, 64} {
@@ -32,7 +32,7 @@ func BenchmarkSQLiteSwap(b *testing.B) {
 				}
 				slices.Sort(ratios)
 				slices.Sort(p99)
-				b.ReportMetric(ratios[rounds/2], "of-the-disk") // what it flushes in turn
+				b.ReportMetric(ratios[rounds/2], "of-the-disk") // ratio to sequential flushes
 				b.ReportMetric(p99[rounds/2], "p99-ms")
 			}
 		})
@@ -46,7 +46,7 @@ func flushes(b *testing.B, span time.Duration) (perSecond float64) {
 		b.Fatal(err)
 	}
 	defer file.Close()
-	const pages = 1000 // as SQLite's log, which is rewritten from time to time
+	const pages = 1000 // as SQLite's log, which it rewrites
 	page := make([]byte, 4096)
 	file.Write(make([]byte, pages*len(page)))
 	n := 0
@@ -87,8 +87,8 @@ func swaps(b *testing.B, db *DB, callers int, span time.Duration) (perSecond flo
 		})
 	}
 	group.Wait()
-	if why := failed.Load(); why != nil {
-		b.Fatal(why)
+	if failure := failed.Load(); failure != nil {
+		b.Fatal(failure)
 	}
 	all := slices.Concat(took...)
 	slices.Sort(all)

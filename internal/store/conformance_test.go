@@ -31,18 +31,18 @@ var schema = func() string {
 	return string(text)
 }()
 
-// engines make a fresh database and return its data source name.
+// engines lists the databases. fresh makes an empty one and returns its data source name.
 var engines = []struct {
 	name   string
 	fresh  func(t testing.TB) string
-	shared bool // two handles can be open on one database, and it outlives them
+	shared bool // several handles can open one database, which outlives them
 }{
 	{"SQLite file", func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "store.db") }, true},
 	{"SQLite memory", func(testing.TB) string { return "sqlite::memory:" }, false},
 	{"MariaDB", mariadbtest.DSN, true},
 }
 
-// open returns a handle that is ready and closes with the test.
+// open returns a handle that is ready. The end of the test closes it.
 func open(t testing.TB, dsn string) *store.DB {
 	t.Helper()
 	db, err := store.Open(dsn)
@@ -81,30 +81,30 @@ func mustLoad(t testing.TB, db *store.DB, n verify.Number, want verify.Record) {
 	}
 }
 
-// TestStore_KeepsTheContract holds every engine to the contract of verify.Store, a fresh database
-// a case.
+// TestStore_KeepsTheContract tests every engine against the contract of verify.Store, with a
+// fresh database for each case.
 func TestStore_KeepsTheContract(t *testing.T) {
 	cases := []struct {
 		name   string
-		shared bool // needs an engine that is
+		shared bool // needs a shared engine
 		run    func(t *testing.T, dsn string, db *store.DB)
 	}{
 		{"a number without a row loads the zero record", false, func(t *testing.T, _ string, db *store.DB) {
 			mustLoad(t, db, number, verify.Record{})
 		}},
-		{"the zero version swaps where there is no row", false, func(t *testing.T, _ string, db *store.DB) {
+		{"the zero version swaps if there is no row", false, func(t *testing.T, _ string, db *store.DB) {
 			first := record("first", 1)
 			mustSwap(t, db, number, none, first, true)
 			mustLoad(t, db, number, first)
 			mustLoad(t, db, number+"9", verify.Record{})
 		}},
-		{"the zero version swaps nothing where there is a row", false, func(t *testing.T, _ string, db *store.DB) {
+		{"the zero version swaps nothing if there is a row", false, func(t *testing.T, _ string, db *store.DB) {
 			first := record("first", 1)
 			mustSwap(t, db, number, none, first, true)
 			mustSwap(t, db, number, none, record("second", 2), false)
 			mustLoad(t, db, number, first)
 		}},
-		{"the present version swaps, and only its own number", false, func(t *testing.T, _ string, db *store.DB) {
+		{"the present version swaps, and only its number", false, func(t *testing.T, _ string, db *store.DB) {
 			first, other, second := record("first", 1), record("other", 2), record("second", 3)
 			other.Version = first.Version
 			mustSwap(t, db, number, none, first, true)
@@ -120,7 +120,7 @@ func TestStore_KeepsTheContract(t *testing.T) {
 			mustSwap(t, db, number, first.Version, record("third", 3), false)
 			mustLoad(t, db, number, second)
 		}},
-		{"a version swaps nothing where there is no row", false, func(t *testing.T, _ string, db *store.DB) {
+		{"a version swaps nothing if there is no row", false, func(t *testing.T, _ string, db *store.DB) {
 			mustSwap(t, db, number, record("", 0).Version, record("first", 1), false)
 			mustLoad(t, db, number, verify.Record{})
 		}},
@@ -132,11 +132,11 @@ func TestStore_KeepsTheContract(t *testing.T) {
 			mustSwap(t, db, number, first.Version, second, false)
 			mustLoad(t, db, number, second)
 		}},
-		{"of many swaps of one version one is done", false, func(t *testing.T, _ string, db *store.DB) { contend(t, db) }},
-		{"of many swaps of one version by two handles one is done", true, func(t *testing.T, dsn string, db *store.DB) {
+		{"one of many swaps of one version is applied", false, func(t *testing.T, _ string, db *store.DB) { contend(t, db) }},
+		{"one of many swaps of one version by two handles is applied", true, func(t *testing.T, dsn string, db *store.DB) {
 			contend(t, db, open(t, dsn))
 		}},
-		{"a load sees every swap that was answered to another handle", true, func(t *testing.T, dsn string, db *store.DB) {
+		{"a load sees every swap that returned to another handle", true, func(t *testing.T, dsn string, db *store.DB) {
 			other, old := open(t, dsn), none
 			for i := range 50 {
 				next := record(fmt.Sprint(i), int64(i))
@@ -160,7 +160,7 @@ func TestStore_KeepsTheContract(t *testing.T) {
 				old = next.Version
 			}
 		}},
-		{"a version that ends in zeros or spaces is its own", false, func(t *testing.T, _ string, db *store.DB) {
+		{"versions that end in zeros or spaces are distinct", false, func(t *testing.T, _ string, db *store.DB) {
 			zeros, spaces := record("zeros", 1), record("spaces", 2)
 			zeros.Version = verify.Version{1}
 			copy(spaces.Version[:], "\x01               ")
@@ -179,7 +179,7 @@ func TestStore_KeepsTheContract(t *testing.T) {
 			mustSwap(t, db, number, nothing.Version, nuls, true)
 			mustLoad(t, db, number, nuls)
 		}},
-		{"a state that is too large is refused without effect", false, func(t *testing.T, _ string, db *store.DB) {
+		{"a state that is too large is rejected without effect", false, func(t *testing.T, _ string, db *store.DB) {
 			big := record(string(make([]byte, verify.MaxStateBytes+1)), 1)
 			if done, err := db.Swap(t.Context(), number, none, big); done || err == nil || isUnknown(err) {
 				t.Errorf("Swap = %v, %v; want an error that is not unknown", done, err)
@@ -198,7 +198,7 @@ func TestStore_KeepsTheContract(t *testing.T) {
 				mustLoad(t, db, n, next)
 			}
 		}},
-		{"a context that has ended does nothing, and the store lives on", false, func(t *testing.T, _ string, db *store.DB) {
+		{"an ended context applies nothing, and the store still works", false, func(t *testing.T, _ string, db *store.DB) {
 			first := record("first", 1)
 			mustSwap(t, db, number, none, first, true)
 			ended, cancel := context.WithCancel(t.Context())
@@ -211,14 +211,14 @@ func TestStore_KeepsTheContract(t *testing.T) {
 			}
 			mustLoad(t, db, number, first)
 		}},
-		{"a context that ends at any moment leaves the old record or the new", false, interrupt},
-		{"answered swaps are there after the database was opened again", true, func(t *testing.T, dsn string, db *store.DB) {
+		{"a context that ends at any moment leaves the old or the new record", false, interrupt},
+		{"applied swaps are there after the database is opened again", true, func(t *testing.T, dsn string, db *store.DB) {
 			first := record("first", 1)
 			mustSwap(t, db, number, none, first, true)
 			db.Close()
 			mustLoad(t, open(t, dsn), number, first)
 		}},
-		{"a database that is ready says so and warns of nothing", false, func(t *testing.T, _ string, db *store.DB) {
+		{"a database that is ready has no warnings", false, func(t *testing.T, _ string, db *store.DB) {
 			if err := db.Ready(t.Context()); err != nil {
 				t.Errorf("Ready = %v; want nil", err)
 			}
@@ -264,7 +264,7 @@ func TestPrepare_IsSafeForConcurrentReplicas(t *testing.T) {
 						return
 					}
 					defer db.Close()
-					// SQLite lets one at a time turn a new file's WAL on.
+					// SQLite lets only one handle at a time turn on a new file's WAL.
 					for err = store.ErrUnavailable; errors.Is(err, store.ErrUnavailable) && t.Context().Err() == nil; {
 						err = db.Prepare(t.Context(), schema)
 					}
@@ -278,8 +278,8 @@ func TestPrepare_IsSafeForConcurrentReplicas(t *testing.T) {
 	}
 }
 
-// contend has many goroutines swap the same old version over all handles, round
-// after round: from no row, then from each winner.
+// contend runs rounds in which many goroutines swap the same old version over all handles:
+// first without a row, then with the record of the last winner.
 func contend(t *testing.T, handles ...*store.DB) {
 	old := none
 	for round := range 20 {
@@ -297,14 +297,14 @@ func contend(t *testing.T, handles ...*store.DB) {
 				}
 				if done {
 					winners.Add(1)
-					winner = next // the race detector sees a second winner, too
+					winner = next // the race detector finds a second winner
 				}
 			})
 		}
 		close(start)
 		group.Wait()
 		if got := winners.Load(); got != 1 {
-			t.Fatalf("round %d: %d swaps of one version were done; want 1", round, got)
+			t.Fatalf("round %d: got %d swaps of one version applied; want 1", round, got)
 		}
 		for _, db := range handles {
 			mustLoad(t, db, number, winner)
@@ -313,8 +313,8 @@ func contend(t *testing.T, handles ...*store.DB) {
 	}
 }
 
-// interrupt ends contexts while swaps run: true must hold, false must not have
-// happened, and only an unknown outcome may be either.
+// interrupt ends contexts while swaps run. true means that the swap was applied, false that
+// it was not; only an unknown outcome may be either.
 func interrupt(t *testing.T, _ string, db *store.DB) {
 	present := record("0", 0)
 	mustSwap(t, db, number, none, present, true)
@@ -322,7 +322,7 @@ func interrupt(t *testing.T, _ string, db *store.DB) {
 		ctx, cancel := context.WithCancel(t.Context())
 		next := record(fmt.Sprint(i), int64(i))
 		go func() {
-			for range i * 20 { // from at once to well after the end
+			for range i * 20 { // ends the context at once up to long after the swap
 				_ = ctx.Err()
 			}
 			cancel()
@@ -336,14 +336,15 @@ func interrupt(t *testing.T, _ string, db *store.DB) {
 		switch got.Version {
 		case next.Version:
 			if !done && !isUnknown(err) {
-				t.Fatalf("Swap = %v, %v; but it was done", done, err)
+				t.Fatalf("Swap = %v, %v for an applied swap; want true or unknown", done, err)
 			}
 			present = next
 		case present.Version:
 			if done {
-				t.Fatal("Swap = true; but it was not done")
+				t.Fatal("Swap = true for a swap that was not applied; want false or an error")
 			}
-			// It may yet be, where it is unknown: swap what it would swap.
+			// A swap of unknown outcome may be applied later. Another swap of its old version
+			// ends that.
 			fence := record("fence", 0)
 			if done, err := db.Swap(t.Context(), number, present.Version, fence); err != nil {
 				t.Fatal(err)

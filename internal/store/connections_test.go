@@ -18,7 +18,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// gauge reads the metric of a pool.
+// gauge returns the value of a metric of db.
 func gauge(t *testing.T, db *store.DB, name string) float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
@@ -36,8 +36,8 @@ func gauge(t *testing.T, db *store.DB, name string) float64 {
 	return 0
 }
 
-// TestPool_WaitsForItsOwnConnectionsAtALimit has callers by the hundred over two
-// replicas whose user may have five connections.
+// TestPool_WaitsForItsOwnConnectionsAtALimit sends hundreds of requests
+// over two replicas whose user may have five connections.
 func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
@@ -45,7 +45,7 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	dsn := mariadbtest.As(server.DSN(mariadbtest.Database), "few:p")
 	replicas := []*store.DB{open(t, dsn), open(t, dsn)}
 	numbers := 0
-	storm := func() {
+	burst := func() {
 		t.Helper()
 		var group sync.WaitGroup
 		for i := range 300 {
@@ -59,7 +59,7 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 					t.Errorf("Swap = %v, %v; want true", done, err)
 				}
 				if got, err := db.Load(ctx, n); err != nil || got.Version != first.Version {
-					t.Errorf("Load = %v; want what was stored", err)
+					t.Errorf("Load = %v; want the stored record", err)
 				}
 				if done, err := db.Swap(ctx, n, first.Version, record("second", 2)); !done || err != nil {
 					t.Errorf("Swap = %v, %v; want true", done, err)
@@ -68,8 +68,8 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 		}
 		group.Wait()
 	}
-	for began := time.Now(); time.Since(began) < 5*time.Second; { // while the pools try to grow, too
-		storm()
+	for began := time.Now(); time.Since(began) < 5*time.Second; { // long enough for the pools to try to grow
+		burst()
 		for _, db := range replicas {
 			if err := db.Ready(t.Context()); err != nil {
 				t.Errorf("Ready = %v; want nil", err)
@@ -78,13 +78,13 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	}
 	for _, db := range replicas {
 		if got := gauge(t, db, "go_sql_max_open_connections"); got > 10 {
-			t.Errorf("got a pool of %v connections; want about as many as the server grants", got)
+			t.Errorf("got a pool of %v connections; want 10 at most, about as many as the server grants", got)
 		}
 	}
 
 	run("ALTER USER few@'%' WITH MAX_USER_CONNECTIONS 0", "FLUSH USER_RESOURCES")
 	eventually(t, func() error {
-		storm()
+		burst()
 		if n := len(connections("few")); n <= 10 {
 			return errors.New("there are " + strconv.Itoa(n) + " connections")
 		}
@@ -132,8 +132,8 @@ func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 	eventually(t, func() error { return db.Ready(t.Context()) })
 }
 
-// TestReplaceDSN_WorksWithoutAFreeConnection changes a password while the pool has
-// every connection that its user may have.
+// TestReplaceDSN_WorksWithoutAFreeConnection changes a password while the pool has all
+// connections that its user may have.
 func TestReplaceDSN_WorksWithoutAFreeConnection(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
@@ -145,9 +145,9 @@ func TestReplaceDSN_WorksWithoutAFreeConnection(t *testing.T) {
 	}
 	run("ALTER USER few@'%' IDENTIFIED BY 'q'")
 	if err := db.ReplaceDSN(t.Context(), mariadbtest.As(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
-		t.Errorf("Rotate to a wrong password = %v; want 1045", err)
+		t.Errorf("ReplaceDSN with a wrong password = %v; want 1045", err)
 	}
 	if err := db.ReplaceDSN(t.Context(), mariadbtest.As(dsn, "few:q")); err != nil {
-		t.Errorf("Rotate = %v; want nil", err)
+		t.Errorf("ReplaceDSN = %v; want nil", err)
 	}
 }

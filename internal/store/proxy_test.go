@@ -14,16 +14,16 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// A fault is what a proxy does to one swap. In every case the client loses its
-// connection and with it the answer.
+// A fault describes how a proxy disturbs one swap. In every case the client loses its
+// connection, and so the reply.
 type fault struct {
 	drop  bool          // the server never gets the statement
-	stall chan struct{} // the server gets it when this is closed, long after the client has gone
-	then  func()        // runs when the server has answered, or at once where it never does
+	stall chan struct{} // the server gets it when this is closed
+	then  func()        // runs after the server's reply, or after the drop
 }
 
-// A proxy stands between the driver and MariaDB. Each fault that is put into its
-// channel meets the next swap.
+// A proxy relays between the driver and MariaDB. It applies each fault from its channel to
+// the next swap.
 type proxy struct {
 	dsn    string
 	faults chan fault
@@ -62,14 +62,14 @@ func newProxy(t *testing.T, dsn string) *proxy {
 func (p *proxy) serve(client, server net.Conn) {
 	defer client.Close()
 	defer server.Close()
-	met := make(chan fault, 1)
-	go func() { // answers
+	active := make(chan fault, 1)
+	go func() { // replies
 		defer client.Close()
 		defer server.Close()
 		for buffer := make([]byte, 1<<16); ; {
 			n, err := server.Read(buffer)
 			select {
-			case f := <-met:
+			case f := <-active:
 				f.then()
 				return
 			default:
@@ -96,7 +96,7 @@ func (p *proxy) serve(client, server net.Conn) {
 					f.then()
 					return
 				}
-				met <- f
+				active <- f
 				if f.stall != nil {
 					client.Close()
 					<-f.stall
@@ -119,10 +119,10 @@ func TestSwap_LostReplyIsUnknown(t *testing.T) {
 			t.Fatalf("Swap = %v, %v; want %v", done, err, verify.ErrOutcomeUnknown)
 		}
 		if len(proxy.faults) != 0 {
-			t.Fatal("the fault did not meet the swap")
+			t.Fatal("the fault was not applied to the swap")
 		}
 	}
-	t.Run("it was done", func(t *testing.T) {
+	t.Run("it was applied", func(t *testing.T) {
 		first, second := record("first", 1), record("second", 2)
 		unknown(t, "+1", none, first, fault{})
 		mustLoad(t, db, "+1", first)
@@ -131,7 +131,7 @@ func TestSwap_LostReplyIsUnknown(t *testing.T) {
 		mustLoad(t, db, "+1", second)
 		mustSwap(t, db, "+1", first.Version, second, false)
 	})
-	t.Run("it was not done", func(t *testing.T) {
+	t.Run("it was not applied", func(t *testing.T) {
 		first, second := record("first", 1), record("second", 2)
 		unknown(t, "+2", none, first, fault{drop: true})
 		mustLoad(t, db, "+2", verify.Record{})
@@ -144,13 +144,13 @@ func TestSwap_LostReplyIsUnknown(t *testing.T) {
 		old, oldVersion := verify.Record{}, none
 		for range 2 { // an insert, then an update
 			next, third := record("next", 1), record("third", 2)
-			stall, answered := make(chan struct{}), make(chan struct{})
-			unknown(t, "+3", oldVersion, next, fault{stall: stall, then: func() { close(answered) }})
+			stall, replied := make(chan struct{}), make(chan struct{})
+			unknown(t, "+3", oldVersion, next, fault{stall: stall, then: func() { close(replied) }})
 			mustLoad(t, direct, "+3", old)
 			mustSwap(t, direct, "+3", oldVersion, next, true)
 			mustSwap(t, direct, "+3", next.Version, third, true)
 			close(stall)
-			<-answered
+			<-replied
 			mustLoad(t, direct, "+3", third)
 			old, oldVersion = third, third.Version
 		}
@@ -171,8 +171,8 @@ func newVerifier(s verify.Store, send sender) *verify.Verifier {
 	}
 }
 
-// TestVerifier_ResolvesLostReplies puts the whole domain on a proxy that loses
-// answers: what a caller is told must be what happened, and happened once.
+// TestVerifier_ResolvesLostReplies runs the whole domain on a proxy that loses replies. The
+// result of each call must be correct, and each call takes effect once.
 func TestVerifier_ResolvesLostReplies(t *testing.T) {
 	for name, lose := range map[string]fault{"after the statement": {}, "before the statement": {drop: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -193,7 +193,7 @@ func TestVerifier_ResolvesLostReplies(t *testing.T) {
 					t.Fatalf("Check = %v, %v; want %v", got, err, want)
 				}
 				if len(proxy.faults) != 0 {
-					t.Fatal("the fault met no swap")
+					t.Fatal("the fault was applied to no swap")
 				}
 			}
 			send := func(codes byte) {
@@ -210,20 +210,20 @@ func TestVerifier_ResolvesLostReplies(t *testing.T) {
 					t.Fatalf("got %d codes stored, %v; want %d", r.State[countAt], err, codes)
 				}
 				if len(proxy.faults) != 0 {
-					t.Fatal("the fault met no swap")
+					t.Fatal("the fault was applied to no swap")
 				}
 			}
-			proxy.faults <- lose // the begin's, an insert
+			proxy.faults <- lose // the begin, an insert
 			send(1)
 			proxy.faults <- lose
 			check("no code", false)
 			proxy.faults <- lose
 			check(sent[0], true)
 			check(sent[0], false)
-			proxy.faults <- lose // the begin's, an update
-			confirmLost = true   // and the confirm's
+			proxy.faults <- lose // the begin, an update
+			confirmLost = true   // and the confirm
 			send(1)
-			// Two looks were counted where the calls were repeated blindly.
+			// If the calls were repeated blindly, each would count two attempts.
 			proxy.faults <- lose
 			check("no code", false)
 			check("no code", false)
@@ -231,7 +231,7 @@ func TestVerifier_ResolvesLostReplies(t *testing.T) {
 			check(sent[1], false)
 		})
 	}
-	t.Run("a check that somebody moved on from is unknown", func(t *testing.T) {
+	t.Run("a check is unknown if another writer wrote after its swap", func(t *testing.T) {
 		dsn := mariadbtest.DSN(t)
 		direct, proxy := open(t, dsn), newProxy(t, dsn)
 		var code string
@@ -243,14 +243,14 @@ func TestVerifier_ResolvesLostReplies(t *testing.T) {
 		}
 		proxy.faults <- fault{then: func() {
 			if got, err := isValid(context.Background(), other, number, "no code"); got || err != nil {
-				t.Errorf("the other's Check = %v, %v; want false", got, err)
+				t.Errorf("Check by the other replica = %v, %v; want false", got, err)
 			}
 		}}
 		if got, err := isValid(t.Context(), v, number, "no code either"); got || !errors.Is(err, verify.ErrOutcomeUnknown) {
 			t.Errorf("Check = %v, %v; want %v", got, err, verify.ErrOutcomeUnknown)
 		}
 		if got, err := isValid(t.Context(), v, number, code); !got || err != nil {
-			t.Errorf("Check with the right code at the third look = %v, %v; want true", got, err)
+			t.Errorf("Check with the right code at the third attempt = %v, %v; want true", got, err)
 		}
 	})
 }

@@ -21,13 +21,13 @@ import (
 
 const testRetention = 24 * time.Hour
 
-// onShared runs a test on every engine that two handles can be open on.
+// onShared runs a test on every engine that two handles can share.
 func onShared(t *testing.T, test func(t *testing.T, dsn string)) {
 	t.Run("MariaDB", func(t *testing.T) { test(t, mariadbtest.DSN(t)) })
 	t.Run("SQLite", func(t *testing.T) { test(t, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")) })
 }
 
-// begunAgo stores numbers that were last sent to so long ago.
+// begunAgo stores numbers whose last send was that long ago.
 func begunAgo(t testing.TB, db *DB, ago time.Duration, numbers ...verify.Number) {
 	t.Helper()
 	for _, n := range numbers {
@@ -60,7 +60,7 @@ func isThere(t *testing.T, db *DB, n verify.Number) bool {
 	return r.Version != verify.Version{}
 }
 
-// setLease makes the next purge due then.
+// setLease makes the next purge due at that time.
 func setLease(t *testing.T, db *DB, due time.Time) {
 	t.Helper()
 	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
@@ -68,7 +68,7 @@ func setLease(t *testing.T, db *DB, due time.Time) {
 		t.Fatal(err)
 	}
 	if held, err := db.renewLease(t.Context(), &lease, time.Until(due)); !held || err != nil {
-		t.Fatalf("the lease was not taken: %v", err)
+		t.Fatalf("renewLease = %v, %v; want true", held, err)
 	}
 }
 
@@ -81,16 +81,16 @@ func TestPurge_DeletesOnlyRowsOlderThanTheRetention(t *testing.T) {
 		mustPurge(t, db, int64(len(old)))
 		for _, n := range old {
 			if isThere(t, db, n) {
-				t.Fatalf("%s is there; want it purged", n)
+				t.Fatalf("%s: got a row; want it purged", n)
 			}
 		}
 		for _, n := range young {
 			if !isThere(t, db, n) {
-				t.Fatalf("%s is gone; want it kept", n)
+				t.Fatalf("%s: got no row; want it kept", n)
 			}
 		}
 		if got := counted(t, db.counters.purged); got != float64(len(old)) {
-			t.Errorf("the metric counts %v rows, want %d", got, len(old))
+			t.Errorf("the metric: got %v rows; want %d", got, len(old))
 		}
 	})
 }
@@ -103,12 +103,12 @@ func TestPurge_OneReplicaPurgesOncePerHour(t *testing.T) {
 		begunAgo(t, db, 2*testRetention, numbered("2", 10)...)
 		mustPurge(t, other, 0)
 		mustPurge(t, db, 0)
-		setLease(t, db, time.Now().Add(purgeLeaseTTL/2)) // somebody is at it
+		setLease(t, db, time.Now().Add(purgeLeaseTTL/2)) // another replica is purging
 		mustPurge(t, other, 0)
-		setLease(t, db, time.Now().Add(-time.Second)) // somebody was, and was killed
+		setLease(t, db, time.Now().Add(-time.Second)) // another replica was killed while purging
 		mustPurge(t, other, 10)
 		begunAgo(t, db, 2*testRetention, numbered("3", 10)...)
-		setLease(t, db, time.Now().Add(24*time.Hour)) // by a clock that was ahead
+		setLease(t, db, time.Now().Add(24*time.Hour)) // written by a clock that was ahead
 		mustPurge(t, db, 10)
 		lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
 		if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next > purgeInterval || next < purgeInterval-time.Minute {
@@ -132,14 +132,14 @@ func TestPurge_OneOfManyConcurrentReplicasPurges(t *testing.T) {
 			})
 		}
 		purging.Wait()
-		busy := 0
+		purgers := 0
 		for _, n := range purged {
 			if n > 0 {
-				busy++
+				purgers++
 			}
 		}
-		if busy != 1 {
-			t.Errorf("purged %v; want one to have done it", purged)
+		if purgers != 1 {
+			t.Errorf("rows purged by each handle: got %v; want some by one handle only", purged)
 		}
 	})
 }
@@ -176,25 +176,25 @@ func TestPurge_KeepsANumberWithANewSend(t *testing.T) {
 			if sent[i] {
 				kept++
 				if !isThere(t, db, n) {
-					t.Fatalf("%s is gone, though it was sent to", n)
+					t.Fatalf("%s: got no row; want it kept after its send", n)
 				}
 			}
 		}
-		t.Logf("%d were sent to, %d purged", kept, purged)
+		t.Logf("%d numbers with a send, %d purged", kept, purged)
 		if kept == 0 || purged == 0 || int64(kept)+purged < int64(len(numbers)) {
-			t.Errorf("%d sent to, %d purged, of %d; want some of each, and all", kept, purged, len(numbers))
+			t.Errorf("got %d numbers with a send and %d purged, of %d; want some of each, and all in one of them", kept, purged, len(numbers))
 		}
 	})
 }
 
 func TestPurge_UsesTheEarlierOfTwoClocks(t *testing.T) {
 	past := time.Now().Add(-48 * time.Hour).Unix()
-	db := openHere(t, mariadbtest.DSN(t)+fmt.Sprintf("?timestamp=%d", past)) // what its sessions take for now
+	db := openHere(t, mariadbtest.DSN(t)+fmt.Sprintf("?timestamp=%d", past)) // the current time of its sessions
 	begunAgo(t, db, 47*time.Hour, "+1")
 	begunAgo(t, db, 73*time.Hour, "+2")
 	mustPurge(t, db, 1)
 	if !isThere(t, db, "+1") {
-		t.Error("by the database's clock the number was sent to in the future, and it is gone")
+		t.Error("a send in the future of the database's clock: got no row; want it kept")
 	}
 }
 
@@ -230,15 +230,17 @@ func TestPurge_FindsOldRowsByIndex(t *testing.T) {
 				}
 			}
 			if got := strings.Join(plan, " "); !strings.Contains(got, c.want) || rows.Err() != nil {
-				t.Errorf("the plan is %q, %v; want it to say %q", got, rows.Err(), c.want)
+				t.Errorf("got the plan %q, %v; want %q in it", got, rows.Err(), c.want)
 			}
 		})
 	}
 }
 
+// A locked row stops the purge only when the purge deletes that row, and the next purge is
+// due within minutes, not after an hour.
 func TestPurge_LockedRowDelaysItsOwnDeleteOnly(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
-	old, young := numbered("1", 3*purgeRows), numbered("2", 40) // few: an engine could rather read them all
+	old, young := numbered("1", 3*purgeRows), numbered("2", 40) // few: an engine could read the whole table
 	begunAgo(t, db, 2*testRetention, old...)
 	begunAgo(t, db, 0, young...)
 	lock := func(n verify.Number) (unlock func() error) {
@@ -277,7 +279,7 @@ func TestPurge_ContinuesAfterAnInterruption(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if purged, err := db.Purge(ctx, testRetention); purged != 0 || !errors.Is(err, context.Canceled) {
-			t.Errorf("Purge = %d, %v; want it cut off", purged, err)
+			t.Errorf("Purge = %d, %v; want 0 and %v", purged, err, context.Canceled)
 		}
 		mustPurge(t, db, 5*purgeRows)
 	})
@@ -304,12 +306,12 @@ func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
 		t.Errorf("got %v rows, want about 51", got)
 	}
 	if !isThere(t, db, numbered("1", 1)[0]) {
-		t.Error("a row is gone that could not be deleted")
+		t.Error("got no row; want it kept, since it cannot be deleted")
 	}
 }
 
-// TestPurge_WithoutTheRightWaitsAnHour has a user who may do all but delete: to try
-// again each minute would be of no use.
+// TestPurge_WithoutTheRightWaitsAnHour purges as a user without the right to delete. A retry
+// each minute would not help.
 func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	admin := openHere(t, dsn)
@@ -317,7 +319,7 @@ func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.User, cfg.Passwd = cfg.DBName[:20], "w" // one of this test's own
+	cfg.User, cfg.Passwd = cfg.DBName[:20], "w" // a user of this test only
 	account := "'" + cfg.User + "'@'%'"
 	exec(t, admin, "CREATE USER "+account+" IDENTIFIED BY 'w'")
 	t.Cleanup(func() { admin.pool.Exec("DROP USER " + account) })
@@ -325,7 +327,7 @@ func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
 	db := openHere(t, cfg.FormatDSN())
 	begunAgo(t, db, 2*testRetention, numbered("1", 1)...)
 	if _, err := db.Purge(t.Context(), testRetention); err == nil || !strings.Contains(err.Error(), "needs SELECT, INSERT, UPDATE and DELETE") {
-		t.Errorf("Purge = %v; want the rights that it needs", err)
+		t.Errorf("Purge = %v; want an error that names the rights", err)
 	}
 	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
 	if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next < purgeInterval-time.Minute {
@@ -346,16 +348,16 @@ func TestMetrics_CountStatementErrorsByNumber(t *testing.T) {
 	db := openHere(t, mariadbtest.DSN(t))
 	exec(t, db, "CREATE TRIGGER breaks BEFORE INSERT ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1205")
 	if _, err := db.Swap(t.Context(), "+1", verify.Version{}, randomRecord(1)); err == nil {
-		t.Fatal("the swap was done; want it refused")
+		t.Fatal("Swap = nil; want an error")
 	}
 	if got := counted(t, db.counters.errors.WithLabelValues("1205")); got != 1 {
-		t.Errorf("1205 was counted %v times, want once", got)
+		t.Errorf("errors 1205: got a count of %v; want 1", got)
 	}
 	db.pool.Close()
 	if _, err := db.loadDirect(t.Context(), "+1"); err == nil {
-		t.Fatal("a closed pool was read")
+		t.Fatal("loadDirect on a closed pool = nil; want an error")
 	}
 	if got := counted(t, db.counters.errors.WithLabelValues("other")); got != 1 {
-		t.Errorf("other was counted %v times, want once", got)
+		t.Errorf("other errors: got a count of %v; want 1", got)
 	}
 }

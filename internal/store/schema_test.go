@@ -17,17 +17,17 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// The columns as they are shipped, without a key.
+// shippedColumns are the columns of phonenumberservice.sql, without a key.
 const shippedColumns = "phone_number VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL, version BINARY(16) NOT NULL, begun_at BIGINT NOT NULL, state VARBINARY(1024) NOT NULL"
 
-// created is a CREATE TABLE of what is shipped, with each old text replaced by the new
-// one after it.
+// created returns the shipped CREATE TABLE, with each old text replaced by the new text after
+// it.
 func created(replacements ...string) string {
 	shipped := "CREATE TABLE phone_numbers (" + shippedColumns + ", PRIMARY KEY (phone_number), KEY begun_at (begun_at)) ENGINE=InnoDB"
 	return strings.NewReplacer(replacements...).Replace(shipped)
 }
 
-// run runs statements beside the store.
+// run runs statements on a separate connection, not through the store.
 func run(t *testing.T, driver, dsn string, statements ...string) error {
 	t.Helper()
 	db, err := sql.Open(driver, dsn)
@@ -61,9 +61,9 @@ func prepare(t *testing.T, dsn string) error {
 	return db.Prepare(t.Context(), schema)
 }
 
-// refusal returns the final error of Prepare, which says all of wants, and the ALTER
-// TABLE in it.
-func refusal(t *testing.T, dsn string, wants ...string) (text, alter string) {
+// prepareError returns the final error of Prepare, which must contain all of wants, and the
+// ALTER TABLE in it.
+func prepareError(t *testing.T, dsn string, wants ...string) (text, alter string) {
 	t.Helper()
 	err := prepare(t, dsn)
 	if err == nil || errors.Is(err, store.ErrUnavailable) {
@@ -71,7 +71,7 @@ func refusal(t *testing.T, dsn string, wants ...string) (text, alter string) {
 	}
 	for _, want := range wants {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("Prepare = %q; want it to say %q", err, want)
+			t.Errorf("Prepare = %q; want %q in it", err, want)
 		}
 	}
 	alter = regexp.MustCompile(`ALTER TABLE [^;]+`).FindString(err.Error())
@@ -81,7 +81,7 @@ func refusal(t *testing.T, dsn string, wants ...string) (text, alter string) {
 	return err.Error(), alter
 }
 
-// mustKeepRecords checks what every table must do.
+// mustKeepRecords checks that the table stores, compares and returns records exactly.
 func mustKeepRecords(t *testing.T, db *store.DB) {
 	t.Helper()
 	contend(t, db)
@@ -103,7 +103,7 @@ func mustKeepRecords(t *testing.T, db *store.DB) {
 	}
 }
 
-// TestMySQLTable_RejectedUntilAltered runs the ALTER TABLE that each refusal names.
+// TestMySQLTable_RejectedUntilAltered runs the ALTER TABLE that each error has.
 func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 	const key = "PRIMARY KEY (phone_number)"
 	noKey := "no unique key is on phone_number alone"
@@ -125,7 +125,7 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		{"Aria", created("InnoDB", "MyISAM /*M! ENGINE=Aria */"), []string{" has no transactions"}},
 		{"a number too short", created("VARCHAR(16)", "VARCHAR(15)"), []string{"phone_number is varchar(15)"}},
 		{"a number with padding", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "BINARY(16)"), []string{"phone_number is binary(16)"}},
-		{"a number that is one", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "BIGINT"), []string{"phone_number is bigint"}},
+		{"a number in a BIGINT", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "BIGINT"), []string{"phone_number is bigint"}},
 		{"a number in a TEXT", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "TEXT", "(phone_number)", "(phone_number(16))"), []string{"phone_number is text", noKey}},
 		{"a version too short", created("BINARY(16)", "BINARY(15)"), []string{"version is binary(15)"}},
 		{"a version with padding", created("BINARY(16)", "BINARY(17)"), []string{"version is binary(17)"}},
@@ -150,7 +150,7 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dsn := mariadbtest.DSN(t)
 			mustRun(t, "mysql", dsn, c.create)
-			_, alter := refusal(t, dsn, c.wants...)
+			_, alter := prepareError(t, dsn, c.wants...)
 			mustRun(t, "mysql", dsn, alter)
 			db := open(t, dsn)
 			if got := db.Warnings(t.Context()); len(got) != 0 {
@@ -164,22 +164,22 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 	const key = "PRIMARY KEY (phone_number)"
 	for name, create := range map[string]string{
-		"as shipped":                  created(),
-		"an id beside a unique key":   created(key, "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, UNIQUE KEY (phone_number)"),
-		"audit columns":               created(key, key+", created TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, changed DATETIME(6) NULL ON UPDATE CURRENT_TIMESTAMP(6), who VARCHAR(32) NOT NULL DEFAULT '', note TEXT"),
-		"generated columns":           created(key, key+", seconds BIGINT AS (begun_at DIV 1000000) VIRTUAL, minutes BIGINT AS (begun_at DIV 60000000) STORED"),
-		"an enumeration":              created(key, key+", kind ENUM('a', 'b') NOT NULL"), // which defaults to its first value
-		"a hidden column":             created(key, key+", hidden INT NOT NULL DEFAULT 1 INVISIBLE"),
-		"unique keys that hinder not": created(key, key+", id CHAR(36) NOT NULL DEFAULT (UUID()) UNIQUE, absent INT UNIQUE, UNIQUE both_ (begun_at, phone_number), UNIQUE (version)"),
-		"wider columns":               created("VARCHAR(16)", "VARCHAR(64)", "BINARY(16)", "VARBINARY(64)", "BIGINT", "BIGINT UNSIGNED", "VARBINARY(1024)", "VARBINARY(4096)"),
-		"BLOBs":                       created("BINARY(16)", "TINYBLOB", "VARBINARY(1024)", "MEDIUMBLOB"),
-		"columns that may be NULL":    created("BIGINT NOT NULL", "BIGINT", "VARBINARY(1024) NOT NULL", "BLOB", key, "UNIQUE (phone_number)", "COLLATE ascii_bin NOT NULL", "COLLATE ascii_bin"),
-		"a number of bytes":           created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "VARBINARY(16)"),
-		"a number of a fixed length":  created("VARCHAR(16)", "CHAR(20)"),
-		"a collation without case":    created("CHARACTER SET ascii COLLATE ascii_bin", "CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"),
-		"another order":               "CREATE TABLE phone_numbers (STATE VARBINARY(1024) NOT NULL, Begun_At BIGINT NOT NULL, version BINARY(16) NOT NULL, PHONE_NUMBER VARCHAR(16) NOT NULL UNIQUE, KEY (begun_at))",
-		"partitions by number":        created() + " PARTITION BY KEY (phone_number) PARTITIONS 4",
-		"kept versions":               created() + " /*M! WITH SYSTEM VERSIONING */",
+		"as shipped":                 created(),
+		"an id beside a unique key":  created(key, "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, UNIQUE KEY (phone_number)"),
+		"audit columns":              created(key, key+", created TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, changed DATETIME(6) NULL ON UPDATE CURRENT_TIMESTAMP(6), who VARCHAR(32) NOT NULL DEFAULT '', note TEXT"),
+		"generated columns":          created(key, key+", seconds BIGINT AS (begun_at DIV 1000000) VIRTUAL, minutes BIGINT AS (begun_at DIV 60000000) STORED"),
+		"an enumeration":             created(key, key+", kind ENUM('a', 'b') NOT NULL"), // which defaults to its first value
+		"a hidden column":            created(key, key+", hidden INT NOT NULL DEFAULT 1 INVISIBLE"),
+		"harmless unique keys":       created(key, key+", id CHAR(36) NOT NULL DEFAULT (UUID()) UNIQUE, absent INT UNIQUE, UNIQUE both_ (begun_at, phone_number), UNIQUE (version)"),
+		"wider columns":              created("VARCHAR(16)", "VARCHAR(64)", "BINARY(16)", "VARBINARY(64)", "BIGINT", "BIGINT UNSIGNED", "VARBINARY(1024)", "VARBINARY(4096)"),
+		"BLOBs":                      created("BINARY(16)", "TINYBLOB", "VARBINARY(1024)", "MEDIUMBLOB"),
+		"nullable columns":           created("BIGINT NOT NULL", "BIGINT", "VARBINARY(1024) NOT NULL", "BLOB", key, "UNIQUE (phone_number)", "COLLATE ascii_bin NOT NULL", "COLLATE ascii_bin"),
+		"a number of bytes":          created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "VARBINARY(16)"),
+		"a number of a fixed length": created("VARCHAR(16)", "CHAR(20)"),
+		"a collation without case":   created("CHARACTER SET ascii COLLATE ascii_bin", "CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"),
+		"another order":              "CREATE TABLE phone_numbers (STATE VARBINARY(1024) NOT NULL, Begun_At BIGINT NOT NULL, version BINARY(16) NOT NULL, PHONE_NUMBER VARCHAR(16) NOT NULL UNIQUE, KEY (begun_at))",
+		"partitions by number":       created() + " PARTITION BY KEY (phone_number) PARTITIONS 4",
+		"kept versions":              created() + " /*M! WITH SYSTEM VERSIONING */",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dsn := mariadbtest.DSN(t)
@@ -193,12 +193,12 @@ func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 	}
 }
 
-// TestMySQLTable_DuplicateRowsFailItsAlter has two rows of one number, as a table without
-// a key gets them.
+// TestMySQLTable_DuplicateRowsFailItsAlter has two rows of one number, which are possible in a
+// table without a key. The error also has a TRUNCATE TABLE for them.
 func TestMySQLTable_DuplicateRowsFailItsAlter(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+")", "INSERT INTO phone_numbers VALUES ('+1', 'a', 1, ''), ('+1', 'b', 2, '')")
-	text, alter := refusal(t, dsn)
+	text, alter := prepareError(t, dsn)
 	var duplicate *mysql.MySQLError
 	if err := run(t, "mysql", dsn, alter); !errors.As(err, &duplicate) || duplicate.Number != 1062 {
 		t.Fatalf("the ALTER TABLE = %v; want error 1062", err)
@@ -207,8 +207,8 @@ func TestMySQLTable_DuplicateRowsFailItsAlter(t *testing.T) {
 	mustKeepRecords(t, open(t, dsn))
 }
 
-// TestMySQLTable_AlteredLaterFailsWithoutEffect is about a table that becomes unfit
-// while the service runs: nothing is written, and the caller may be told so.
+// TestMySQLTable_AlteredLaterFailsWithoutEffect alters the table so that it is no longer usable
+// while the service runs. A swap fails and returns an error that means "not applied".
 func TestMySQLTable_AlteredLaterFailsWithoutEffect(t *testing.T) {
 	for code, alter := range map[string]string{
 		"1264": "MODIFY begun_at INT NOT NULL",
@@ -241,8 +241,8 @@ func TestMySQLTable_WarnsIfThePurgeIndexIsMissing(t *testing.T) {
 	}
 }
 
-// TestMySQLTable_WarnsOfAView is about a table of which information_schema tells too
-// little.
+// TestMySQLTable_WarnsOfAView has a view: information_schema does not have enough data on it
+// to check it.
 func TestMySQLTable_WarnsOfAView(t *testing.T) {
 	dsn := mariadbtest.DSN(t)
 	mustRun(t, "mysql", dsn, created("phone_numbers (", "numbers ("), "CREATE VIEW phone_numbers AS SELECT * FROM numbers")
@@ -253,15 +253,15 @@ func TestMySQLTable_WarnsOfAView(t *testing.T) {
 	}
 }
 
-// TestMySQLTable_CheckNeedsRightsOnItAlone is about a user who needs no more rights than
-// before: neither to see the faults, nor to inspect such a table.
+// TestMySQLTable_CheckNeedsRightsOnItAlone has users with rights on the table only. These are
+// enough to find the errors of a table, and to read it.
 func TestMySQLTable_CheckNeedsRightsOnItAlone(t *testing.T) {
 	server := mariadbtest.Start(t)
 	dsn := server.DSN(mariadbtest.Database)
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+", tenant INT NOT NULL)",
 		"CREATE USER writer@'%' IDENTIFIED BY 'w'", "GRANT SELECT, INSERT, UPDATE, DELETE ON phone_numbers TO writer@'%'",
 		"CREATE USER reader@'%' IDENTIFIED BY 'r'", "GRANT SELECT ON phone_numbers TO reader@'%'")
-	_, alter := refusal(t, mariadbtest.As(dsn, "writer:w"), "no unique key is on phone_number alone", "tenant has no default")
+	_, alter := prepareError(t, mariadbtest.As(dsn, "writer:w"), "no unique key is on phone_number alone", "tenant has no default")
 	reader, err := store.Open(mariadbtest.As(dsn, "reader:r"))
 	if err != nil {
 		t.Fatal(err)
@@ -274,7 +274,7 @@ func TestMySQLTable_CheckNeedsRightsOnItAlone(t *testing.T) {
 	mustKeepRecords(t, open(t, mariadbtest.As(dsn, "writer:w")))
 }
 
-// TestMySQLCollations_DistinguishNumbers is why any collation of phone_number does.
+// TestMySQLCollations_DistinguishNumbers shows why any collation of phone_number is accepted.
 func TestMySQLCollations_DistinguishNumbers(t *testing.T) {
 	db, err := sql.Open("mysql", mariadbtest.DSN(t))
 	if err != nil {
@@ -298,7 +298,7 @@ func TestMySQLCollations_DistinguishNumbers(t *testing.T) {
 		all = append(all, [2]string{set, collation})
 	}
 	if rows.Err() != nil || len(all) < 100 {
-		t.Fatalf("got %d collations, %v; want all of the server", len(all), rows.Err())
+		t.Fatalf("got %d collations, %v; want 100 or more, all of the server", len(all), rows.Err())
 	}
 	texts := []string{"+", "+0", "0", "purge"}
 	for digit := range 10 {
@@ -308,20 +308,20 @@ func TestMySQLCollations_DistinguishNumbers(t *testing.T) {
 		var different int
 		query := fmt.Sprintf("SELECT COUNT(DISTINCT CONVERT(x USING %s) COLLATE %s) FROM (SELECT '' x UNION SELECT '%s') texts", c[0], c[1], strings.Join(texts, "' UNION SELECT '"))
 		if err := db.QueryRow(query).Scan(&different); err != nil || different != len(texts)+1 {
-			t.Errorf("%s tells %d texts apart, %v; want %d", c[1], different, err, len(texts)+1)
+			t.Errorf("%s: got %d distinct texts, %v; want %d", c[1], different, err, len(texts)+1)
 		}
 	}
 }
 
-// TestSQLiteTable_RejectedUntilRenamed runs the statements that each refusal names.
+// TestSQLiteTable_RejectedUntilRenamed runs the statements that each error has.
 func TestSQLiteTable_RejectedUntilRenamed(t *testing.T) {
 	sqliteTable := func(columns string) string { return "CREATE TABLE phone_numbers (" + columns + ")" }
 	for name, create := range map[string]string{
 		"no key":                       sqliteTable("phone_number TEXT NOT NULL, version BLOB NOT NULL, begun_at INTEGER NOT NULL, state BLOB NOT NULL"),
 		"a key over more columns":      sqliteTable("phone_number TEXT, version BLOB, begun_at INTEGER, state BLOB, PRIMARY KEY (phone_number, begun_at)"),
 		"a key over some rows":         sqliteTable("phone_number TEXT, version BLOB, begun_at INTEGER, state BLOB") + "; CREATE UNIQUE INDEX i ON phone_numbers (phone_number) WHERE begun_at > 5",
-		"a further unique key":         sqliteTable("phone_number TEXT PRIMARY KEY, version BLOB, begun_at INTEGER UNIQUE, state BLOB"),
-		"a number that is one":         sqliteTable("phone_number INTEGER PRIMARY KEY, version BLOB, begun_at INTEGER, state BLOB"),
+		"another unique key":           sqliteTable("phone_number TEXT PRIMARY KEY, version BLOB, begun_at INTEGER UNIQUE, state BLOB"),
+		"a number in an INTEGER":       sqliteTable("phone_number INTEGER PRIMARY KEY, version BLOB, begun_at INTEGER, state BLOB"),
 		"a number with NUMERIC's form": sqliteTable("phone_number DECIMAL UNIQUE, version BLOB, begun_at INTEGER, state BLOB"),
 		"a time of text":               sqliteTable("phone_number TEXT PRIMARY KEY, version BLOB, begun_at TEXT, state BLOB"),
 		"a time that is inexact":       sqliteTable("phone_number TEXT PRIMARY KEY, version BLOB, begun_at REAL, state BLOB"),
@@ -335,18 +335,18 @@ func TestSQLiteTable_RejectedUntilRenamed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "codes.db")
 			mustRun(t, "sqlite", path, create)
-			text, alter := refusal(t, "sqlite:"+path, "the table phone_numbers cannot be used")
+			text, alter := prepareError(t, "sqlite:"+path, "the table phone_numbers cannot be used")
 			_, rest, _ := strings.Cut(text, alter)
 			mustRun(t, "sqlite", path, alter+rest)
 			mustKeepRecords(t, open(t, "sqlite:"+path))
 			if got := indexes(t, path); got != 1 {
-				t.Errorf("got %d indexes for the purge; want one", got)
+				t.Errorf("got %d indexes for the purge; want 1", got)
 			}
 		})
 	}
 }
 
-// indexes counts those of the table's begun_at alone.
+// indexes counts the indexes for the purge.
 func indexes(t *testing.T, path string) (count int) {
 	t.Helper()
 	db, err := sql.Open("sqlite", path)
@@ -378,7 +378,7 @@ func TestSQLiteTable_AcceptedIfUsable(t *testing.T) {
 	}
 }
 
-// TestSQLiteTable_CheckLeavesNoRows is about the rows that the check tries it with.
+// TestSQLiteTable_CheckLeavesNoRows counts the rows that the check wrote.
 func TestSQLiteTable_CheckLeavesNoRows(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "codes.db")
 	open(t, "sqlite:"+path)
@@ -393,18 +393,18 @@ func TestSQLiteTable_CheckLeavesNoRows(t *testing.T) {
 	}
 }
 
-// TestSQLiteFile_GoneIsNotReady is about a file under an open database: what is stored
-// into one that has no name is lost when the process ends.
+// TestSQLiteFile_GoneIsNotReady removes or replaces a file of an open database. Writes to a
+// file without a name would be lost when the process ends.
 func TestSQLiteFile_GoneIsNotReady(t *testing.T) {
 	for _, suffix := range []string{"", "-wal"} {
-		for what, change := range map[string]func(path, aside string) error{
+		for name, change := range map[string]func(path, aside string) error{
 			"removed": os.Rename,
 			"replaced": func(path, aside string) error {
 				text, err := os.ReadFile(path)
 				return errors.Join(err, os.Rename(path, aside), os.WriteFile(path, text, 0o600))
 			},
 		} {
-			t.Run("codes.db"+suffix+" "+what, func(t *testing.T) {
+			t.Run("codes.db"+suffix+" "+name, func(t *testing.T) {
 				path := filepath.Join(t.TempDir(), "codes.db")
 				db := open(t, "sqlite:"+path)
 				mustSwap(t, db, number, none, record("first", 1), true)

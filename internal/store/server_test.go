@@ -16,7 +16,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// eventually waits for a condition, on a machine of any speed.
+// eventually waits until condition returns nil, for 30 s at most.
 func eventually(t *testing.T, condition func() error) {
 	t.Helper()
 	var err error
@@ -34,7 +34,7 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 	for name, end := range map[string]func(){"killed": server.Kill, "stopped": server.Stop} {
 		t.Run(name, func(t *testing.T) {
 			const writers = 8
-			type history struct{ answered, last verify.Record }
+			type history struct{ applied, last verify.Record }
 			var histories [writers]history
 			var group, running sync.WaitGroup
 			running.Add(writers)
@@ -43,17 +43,17 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 					n, h := verify.Number(fmt.Sprint(name, i)), &histories[i]
 					for round := 0; ; round++ {
 						h.last = record(fmt.Sprint(round), int64(round))
-						done, err := db.Swap(t.Context(), n, h.answered.Version, h.last)
+						done, err := db.Swap(t.Context(), n, h.applied.Version, h.last)
 						if err == nil && !done {
-							t.Error("Swap = false; want true: nobody else writes")
+							t.Error("Swap = false; want true: there is no other writer")
 						}
 						if err != nil && !isUnknown(err) {
-							h.last = h.answered // definitely not applied
+							h.last = h.applied // definitely not applied
 						}
 						if !done {
 							return
 						}
-						h.answered = h.last
+						h.applied = h.last
 						if round == 10 {
 							running.Done()
 						}
@@ -86,8 +86,8 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 				if err != nil {
 					t.Fatalf("Load on the handle from before = %v", err)
 				}
-				if got.Version != h.answered.Version && got.Version != h.last.Version {
-					t.Errorf("writer %d: got record %s; want %s, or %s whose outcome is unknown", i, got.State, h.answered.State, h.last.State)
+				if got.Version != h.applied.Version && got.Version != h.last.Version {
+					t.Errorf("writer %d: got record %s; want %s, or %s whose outcome is unknown", i, got.State, h.applied.State, h.last.State)
 				}
 			}
 			mustSwap(t, db, verify.Number("after"+name), none, record("back", 1), true)
@@ -95,7 +95,8 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 	}
 }
 
-// admin returns a function that runs statements as a user who may do anything.
+// admin returns functions that run statements and list a user's connections, as a user with
+// all rights.
 func admin(t *testing.T, dsn string) (run func(statements ...string), connections func(user string) []string) {
 	t.Helper()
 	db, err := sql.Open("mysql", dsn)
@@ -131,8 +132,8 @@ func admin(t *testing.T, dsn string) (run func(statements ...string), connection
 	return run, connections
 }
 
-// TestMariaDB_UsersSettingsAndRoles is about users, settings and roles of a server, which a test can
-// only change on one of its own.
+// TestMariaDB_UsersSettingsAndRoles has its own server, since it changes users, settings and
+// roles of the server.
 func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, connections := admin(t, server.DSN(""))
@@ -155,8 +156,8 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		}
 		return name
 	}
-	// refused checks that Prepare fails for good and says each of wants.
-	refused := func(t *testing.T, dsn string, wants ...string) {
+	// mustFail checks that Prepare returns a final error with each of wants in it.
+	mustFail := func(t *testing.T, dsn string, wants ...string) {
 		t.Helper()
 		db, err := store.Open(dsn)
 		if err != nil {
@@ -169,7 +170,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		}
 		for _, want := range wants {
 			if !strings.Contains(err.Error(), want) {
-				t.Errorf("Prepare = %q; want it to say %q", err, want)
+				t.Errorf("Prepare = %q; want %q in it", err, want)
 			}
 		}
 		if strings.Contains(err.Error(), password) {
@@ -177,7 +178,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		}
 	}
 
-	t.Run("a user who may not create the table starts where it is there", func(t *testing.T) {
+	t.Run("a user without the right to create starts if the table exists", func(t *testing.T) {
 		name := database(t, "there", true)
 		account("writer", "SELECT, INSERT, UPDATE ON "+name+".*")
 		db := open(t, as("writer", name))
@@ -185,32 +186,32 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		mustSwap(t, db, number, none, first, true)
 		mustSwap(t, db, number, first.Version, record("second", 2), true)
 	})
-	t.Run("a user who may not create the table is told what to run where it is not", func(t *testing.T) {
+	t.Run("a user without the right to create gets the command if the table is missing", func(t *testing.T) {
 		name := database(t, "missing", false)
 		account("creator", "SELECT, INSERT, UPDATE ON "+name+".*")
-		refused(t, as("creator", name), "run phonenumberservice.sql", "CREATE command denied")
+		mustFail(t, as("creator", name), "run phonenumberservice.sql", "CREATE command denied")
 	})
-	t.Run("a user who may only read is told which rights are needed", func(t *testing.T) {
+	t.Run("a user with the right to read gets the list of needed rights", func(t *testing.T) {
 		name := database(t, "reading", true)
 		account("reader", "SELECT ON "+name+".*")
-		refused(t, as("reader", name), "needs SELECT, INSERT, UPDATE and DELETE")
+		mustFail(t, as("reader", name), "needs SELECT, INSERT, UPDATE and DELETE")
 	})
-	t.Run("a user without rights is told how to set the database up", func(t *testing.T) {
+	t.Run("a user without rights gets the statements that set up the database", func(t *testing.T) {
 		account("nobody")
-		refused(t, as("nobody", mariadbtest.Database), "CREATE DATABASE IF NOT EXISTS `PhoneNumberService` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1044")
+		mustFail(t, as("nobody", mariadbtest.Database), "CREATE DATABASE IF NOT EXISTS `PhoneNumberService` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1044")
 	})
-	t.Run("a database that does not exist is named with its CREATE DATABASE", func(t *testing.T) {
-		refused(t, server.DSN("Elsewhere"), "CREATE DATABASE IF NOT EXISTS `Elsewhere` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1049")
+	t.Run("a missing database gives its CREATE DATABASE", func(t *testing.T) {
+		mustFail(t, server.DSN("Elsewhere"), "CREATE DATABASE IF NOT EXISTS `Elsewhere` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1049")
 	})
-	t.Run("a wrong password is said to be one", func(t *testing.T) {
-		refused(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1), "the password of the data source name is not right")
+	t.Run("a wrong password is named in the error", func(t *testing.T) {
+		mustFail(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1), "the password of the data source name is not right")
 	})
-	t.Run("a table of another shape is said to be one", func(t *testing.T) {
+	t.Run("a table of another shape gives its ALTER TABLE", func(t *testing.T) {
 		name := database(t, "shape", false)
 		run("CREATE TABLE " + name + ".phone_numbers (phone_number VARCHAR(16) NOT NULL PRIMARY KEY)")
-		refused(t, server.DSN(name), "the column version is missing", "ADD version BINARY(16) NOT NULL")
+		mustFail(t, server.DSN(name), "the column version is missing", "ADD version BINARY(16) NOT NULL")
 	})
-	t.Run("columns of a later version are no hindrance", func(t *testing.T) {
+	t.Run("columns of a later version are accepted", func(t *testing.T) {
 		name := database(t, "later", true)
 		run("ALTER TABLE " + name + ".phone_numbers ADD note INT NOT NULL DEFAULT 7 FIRST")
 		db := open(t, server.DSN(name))
@@ -218,7 +219,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		mustSwap(t, db, number, none, first, true)
 		mustLoad(t, db, number, first)
 	})
-	t.Run("a server with loose settings neither shortens a number nor forgets to commit", func(t *testing.T) {
+	t.Run("a server with loose settings does not truncate a number, and commits", func(t *testing.T) {
 		name := database(t, "loose", true)
 		run("SET GLOBAL sql_mode = ''", "SET GLOBAL autocommit = 0")
 		defer run("SET GLOBAL sql_mode = DEFAULT", "SET GLOBAL autocommit = 1")
@@ -232,7 +233,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		mustSwap(t, db, number, none, first, true)
 		mustLoad(t, open(t, server.DSN(name)), number, first)
 	})
-	t.Run("a flush that is not at every commit is warned of", func(t *testing.T) {
+	t.Run("a server that does not flush every commit gives a warning", func(t *testing.T) {
 		run("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
 		defer run("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
 		got := open(t, server.DSN(mariadbtest.Database)).Warnings(t.Context())
@@ -240,7 +241,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 			t.Errorf("Warnings = %q; want one about innodb_flush_log_at_trx_commit", got)
 		}
 	})
-	t.Run("an error of the server holds no number", func(t *testing.T) {
+	t.Run("an error of the server has no number", func(t *testing.T) {
 		name := database(t, "quoting", true)
 		db := open(t, server.DSN(name))
 		// A trigger fails as 1062 does, with the number in its text.
@@ -250,7 +251,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 			t.Errorf("Swap = %v; want MySQL error 1644 (45000) and no number", err)
 		}
 	})
-	t.Run("a table that goes away is an error without effect, and back again no trouble", func(t *testing.T) {
+	t.Run("a missing table is an error without effect, until it is back", func(t *testing.T) {
 		name := database(t, "gone", true)
 		db := open(t, server.DSN(name))
 		run("RENAME TABLE " + name + ".phone_numbers TO " + name + ".hidden")
@@ -290,16 +291,16 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 			t.Errorf("Swap past its deadline = %v, %v; want unknown", done, err)
 		}
 		tx.Rollback()
-		// The swap that was given up may still come first.
+		// The swap that passed its deadline may still be applied first.
 		eventually(t, func() error {
 			if got, err := db.Load(t.Context(), number); err != nil || got.Version != next.Version {
 				_, err = db.Swap(t.Context(), number, first.Version, next)
-				return errors.Join(err, errors.New("the swap is not done yet"))
+				return errors.Join(err, errors.New("the swap is not applied yet"))
 			}
 			return nil
 		})
 	})
-	t.Run("a server that became read-only is left, and used when it is writable again", func(t *testing.T) {
+	t.Run("connections to a read-only server are dropped, until it is writable again", func(t *testing.T) {
 		name := database(t, "failover", true)
 		account("plain", "SELECT, INSERT, UPDATE ON "+name+".*")
 		db := open(t, as("plain", name))
@@ -313,7 +314,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		defer run("SET GLOBAL read_only = 0")
 		done, err := db.Swap(t.Context(), number, first.Version, record("second", 2))
 		if done || err == nil || isUnknown(err) || !strings.Contains(err.Error(), "read-only") {
-			t.Errorf("Swap = %v, %v; want an error that says read-only and is not unknown", done, err)
+			t.Errorf("Swap = %v, %v; want an error with read-only that is not unknown", done, err)
 		}
 		if err := db.Ready(t.Context()); err == nil {
 			t.Error("Ready on a read-only server = nil; want an error")
@@ -330,7 +331,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		run("SET GLOBAL read_only = 0")
 		mustSwap(t, db, number, first.Version, record("second", 2), true)
 	})
-	t.Run("more connections than the server takes are worth waiting for", func(t *testing.T) {
+	t.Run("too many connections are a transient error", func(t *testing.T) {
 		account("many", "ALL ON "+mariadbtest.Database+".*")
 		run("SET GLOBAL max_connections = 10")
 		defer run("SET GLOBAL max_connections = 500")

@@ -14,7 +14,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// A resultCode is an error with a code as SQLite's have it, extended or primary.
+// A resultCode is an error with a result code of SQLite, extended or primary.
 type resultCode int
 
 func (c resultCode) Error() string { return fmt.Sprintf("SQLite result code %d", int(c)) }
@@ -39,19 +39,19 @@ func TestSQLiteErrors_HaveTheirClass(t *testing.T) {
 		{resultCode(21), 0, "MISUSE"},
 		{context.DeadlineExceeded, 0, "the statement may be running"},
 	}
-	checkVerdicts(t, &DB{dialect: sqliteDialect{}}, cases)
+	checkClasses(t, &DB{dialect: sqliteDialect{}}, cases)
 	for code := range sqliteErrors {
 		tested := false
 		for _, c := range cases {
 			tested = tested || errors.Is(c.err, resultCode(code))
 		}
 		if !tested {
-			t.Errorf("SQLite result code %d is in the table and has no case here", code)
+			t.Errorf("SQLite result code %d of sqliteErrors: got no case here; want one", code)
 		}
 	}
 }
 
-// openFile returns a handle on a SQLite file that is ready.
+// openFile returns a ready handle on an SQLite file.
 func openFile(t testing.TB, path string) *DB {
 	t.Helper()
 	return openHere(t, "sqlite:"+path)
@@ -104,8 +104,8 @@ func TestSQLiteFile_IsPrivateAndDurable(t *testing.T) {
 	}
 }
 
-// A process loses its locks on a file when it closes any descriptor of it, and
-// another process could then take the database for unused.
+// A process loses its locks on a file when it closes any descriptor of that file. Then another
+// process could treat the database as unused.
 func TestSQLitePrepare_KeepsTheLocksOfTheProcess(t *testing.T) {
 	if _, err := os.Stat("/proc/locks"); err != nil {
 		t.Skip("this system does not show its locks in /proc/locks")
@@ -138,12 +138,12 @@ func TestSQLitePath_MayHaveAnyCharacter(t *testing.T) {
 		path := filepath.Join(t.TempDir(), name)
 		openFile(t, path)
 		if _, err := os.Stat(path); err != nil {
-			t.Errorf("%q: %v; want a file of this name", name, err)
+			t.Errorf("%q: got %v; want a file with this name", name, err)
 		}
 		entries, _ := os.ReadDir(filepath.Dir(path))
 		for _, entry := range entries {
 			if !strings.HasPrefix(entry.Name(), name) {
-				t.Errorf("%q: got a file %q; want none but its own", name, entry.Name())
+				t.Errorf("%q: got a file %q; want only its own files", name, entry.Name())
 			}
 		}
 	}
@@ -164,7 +164,7 @@ func TestSQLitePrepare_ErrorDescribesTheFile(t *testing.T) {
 		}
 		defer db.Close()
 		if err := db.Prepare(t.Context(), ""); err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
-			t.Errorf("Prepare(%s) = %v; want a final error that says %q", path, err, want)
+			t.Errorf("Prepare(%s) = %v; want a final error with %q in it", path, err, want)
 		}
 	}
 }

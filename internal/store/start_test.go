@@ -14,8 +14,9 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/store"
 )
 
-// TestPrepare_WaitsBehindARouterWithoutAServer has a router refuse as MySQL Router,
-// ProxySQL, MaxScale and a server that starts or stops do.
+// TestPrepare_WaitsBehindARouterWithoutAServer lets a router reject
+// connections with the errors of MySQL Router, ProxySQL, MaxScale, and of a server that starts
+// or stops.
 func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
 	router := mariadbtest.NewRouter(t, mariadbtest.DSN(t))
 	for name, c := range map[string]struct {
@@ -23,11 +24,11 @@ func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
 		numbers []uint16
 		wait    bool
 	}{
-		"before the login":                 {router.RefuseGreetings, []uint16{1040, 1053, 1105, 1129, 2003, 2013, 3032, 4031, 9001}, true},
-		"before the login, for good":       {router.RefuseGreetings, []uint16{1044, 1045, 1049, 1130, 3159}, false},
-		"at the first command":             {router.RefuseCommands, []uint16{1047, 1927, 2003, 2006, 2013, 3032, 9001}, true},
-		"at the first statement":           {router.RefuseStatements, []uint16{1047, 1053, 1927, 2002, 2003, 2006, 2013, 3032, 9001}, true},
-		"at the first statement, for good": {router.RefuseStatements, []uint16{1045, 1049, 1105}, false},
+		"before the login":              {router.RefuseGreetings, []uint16{1040, 1053, 1105, 1129, 2003, 2013, 3032, 4031, 9001}, true},
+		"before the login, final":       {router.RefuseGreetings, []uint16{1044, 1045, 1049, 1130, 3159}, false},
+		"at the first command":          {router.RefuseCommands, []uint16{1047, 1927, 2003, 2006, 2013, 3032, 9001}, true},
+		"at the first statement":        {router.RefuseStatements, []uint16{1047, 1053, 1927, 2002, 2003, 2006, 2013, 3032, 9001}, true},
+		"at the first statement, final": {router.RefuseStatements, []uint16{1045, 1049, 1105}, false},
 	} {
 		for _, number := range c.numbers {
 			c.refuse(number)
@@ -37,18 +38,18 @@ func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
 				t.Fatalf("%s: Prepare = %v; want the router's %d", name, err, number)
 			}
 			if got := errors.Is(err, store.ErrUnavailable); got != c.wait {
-				t.Errorf("%s, %d: got worth waiting for %v; want %v", name, number, got, c.wait)
+				t.Errorf("%s, %d: got ErrUnavailable %v; want %v", name, number, got, c.wait)
 			}
 		}
 	}
 	router.Pass()
 	if err := prepare(t, router.DSN); err != nil {
-		t.Errorf("Prepare after all refusals = %v; want nil", err)
+		t.Errorf("Prepare after all rejections = %v; want nil", err)
 	}
 }
 
-// TestPrepare_EndsIfWaitingDoesNotHelp has a real server refuse for reasons of the
-// configuration.
+// TestPrepare_EndsIfWaitingDoesNotHelp lets a real server reject connections because
+// of the configuration.
 func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, _ := admin(t, server.DSN(""))
@@ -57,14 +58,14 @@ func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 	for name, c := range map[string]struct {
 		dsn, set, reset string
 	}{
-		"an account that is locked":               {dsn: mariadbtest.As(own, "locked:p")},
-		"a user of another host":                  {dsn: mariadbtest.As(own, "elsewhere:p")},
-		"a user without a password to give":       {dsn: mariadbtest.As(own, "plugged:p")},
-		"TLS that the server does not have":       {dsn: own + "?tls=skip-verify"},
-		"a parameter that the server lacks":       {dsn: own + "?no_such_variable=1"},
-		"a value that a parameter cannot have":    {dsn: own + "?tx_isolation=%27SOMETIMES%27"},
-		"a parameter that only the server can be": {dsn: own + "?max_connections=7"},
-		"TLS that the server asks for":            {own, "SET GLOBAL require_secure_transport = ON", "SET GLOBAL require_secure_transport = OFF"},
+		"an account that is locked":         {dsn: mariadbtest.As(own, "locked:p")},
+		"a user of another host":            {dsn: mariadbtest.As(own, "elsewhere:p")},
+		"a user without password login":     {dsn: mariadbtest.As(own, "plugged:p")},
+		"TLS that the server does not have": {dsn: own + "?tls=skip-verify"},
+		"a parameter that the server lacks": {dsn: own + "?no_such_variable=1"},
+		"an invalid value of a parameter":   {dsn: own + "?tx_isolation=%27SOMETIMES%27"},
+		"a global parameter":                {dsn: own + "?max_connections=7"},
+		"TLS that the server requires":      {own, "SET GLOBAL require_secure_transport = ON", "SET GLOBAL require_secure_transport = OFF"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.set != "" {
@@ -78,8 +79,8 @@ func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 	}
 }
 
-// TestPrepare_AdvisesStatementsThatWork runs the statements of an error on the server
-// that caused it.
+// TestPrepare_AdvisesStatementsThatWork runs the statements in an error on the server that
+// caused it.
 func TestPrepare_AdvisesStatementsThatWork(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, _ := admin(t, server.DSN(""))
@@ -92,7 +93,7 @@ func TestPrepare_AdvisesStatementsThatWork(t *testing.T) {
 		mine = strings.TrimSuffix(mine, "/") + database
 		t.Run(name, func(t *testing.T) {
 			if err := prepare(t, strings.TrimSuffix(server.DSN(""), "/")+database); err == nil || !strings.Contains(err.Error(), "1049") {
-				t.Fatalf("Prepare as a user who may = %v; want 1049", err)
+				t.Fatalf("Prepare as a user with all rights = %v; want 1049", err)
 			}
 			err := prepare(t, mine)
 			if err == nil || !strings.Contains(err.Error(), "1044") {
@@ -102,7 +103,7 @@ func TestPrepare_AdvisesStatementsThatWork(t *testing.T) {
 				run(s)
 			}
 			if err := prepare(t, mine); err != nil {
-				t.Errorf("Prepare after what it advised = %v; want nil", err)
+				t.Errorf("Prepare after the advised statements = %v; want nil", err)
 			}
 			quoted := "`" + strings.ReplaceAll(name, "`", "``") + "`.*"
 			run("REVOKE INSERT ON " + quoted + " FROM '" + strings.ReplaceAll(user, "'", "''") + "'@'%'")
@@ -111,7 +112,7 @@ func TestPrepare_AdvisesStatementsThatWork(t *testing.T) {
 			}
 			run(statement.FindString(err.Error()))
 			if err := prepare(t, mine); err != nil {
-				t.Errorf("Prepare after what it advised = %v; want nil", err)
+				t.Errorf("Prepare after the advised statements = %v; want nil", err)
 			}
 		})
 	}

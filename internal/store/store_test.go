@@ -17,18 +17,18 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// An errorCase says what an error means to a Swap that met it and to a Prepare.
+// An errorCase is an error with the class that it must have.
 type errorCase struct {
 	err   error
 	want  errorClass
 	about string
 }
 
-func checkVerdicts(t *testing.T, db *DB, cases []errorCase) {
+func checkClasses(t *testing.T, db *DB, cases []errorCase) {
 	t.Helper()
 	for _, c := range cases {
-		// As an error arrives, and as it does where it ended the opening of a
-		// connection: then no statement can have left.
+		// First as the error of a statement, then as the error of opening a connection:
+		// then no statement can have been sent.
 		if got := db.classify(fmt.Errorf("wrapped: %w", c.err)); got != c.want {
 			t.Errorf("%v (%s): got class %04b, want %04b", c.err, c.about, got, c.want)
 		}
@@ -53,7 +53,7 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 		{number(1044), notApplied, "no access to the database"},
 		{number(1045), notApplied, "user or password"},
 		{number(1047), notApplied | transient, "Galera node is not primary"},
-		{number(1048), conflict, "a version has changed, among updates that are done together"},
+		{number(1048), conflict, "a version changed in a batch of updates"},
 		{number(1049), notApplied, "unknown database"},
 		{number(1053), transient, "shutdown in progress"},
 		{number(1054), notApplied, "unknown column"},
@@ -86,18 +86,18 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 		{number(3032), transient, "offline mode"},
 		{number(3101), conflict, "group replication rolled back"},
 		{number(9001), transient, "a proxy without a server"},
-		{number(1105), unknown, "a number that nobody listed"},
+		{number(1105), unknown, "a number that is not listed"},
 		{driver.ErrBadConn, notApplied | transient, "nothing was sent"},
-		{mysql.ErrInvalidConn, transient, "connection lost after the statement left"},
-		{&net.OpError{Op: "write", Err: syscall.EPIPE}, transient, "half a statement left"},
-		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, transient, "noEffect by its withoutEffect"},
-		{&net.DNSError{Name: "db", IsNotFound: true}, transient, "the name is not known yet"},
+		{mysql.ErrInvalidConn, transient, "connection lost after the statement was sent"},
+		{&net.OpError{Op: "write", Err: syscall.EPIPE}, transient, "half a statement was sent"},
+		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, transient, "notApplied by notAppliedError"},
+		{&net.DNSError{Name: "db", IsNotFound: true}, transient, "the name does not exist yet"},
 		{context.DeadlineExceeded, transient, "the statement may be running"},
 		{context.Canceled, unknown, "the statement may be running"},
-		{x509.UnknownAuthorityError{}, unknown, "no wait cures a certificate"},
+		{x509.UnknownAuthorityError{}, unknown, "waiting does not help"},
 		{io.ErrUnexpectedEOF, unknown, "anything else"},
 	}
-	checkVerdicts(t, db, cases)
+	checkClasses(t, db, cases)
 	for n := range mysqlErrors {
 		tested := false
 		for _, c := range cases {
@@ -105,7 +105,7 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 			tested = tested || errors.As(c.err, &server) && server.Number == n
 		}
 		if !tested {
-			t.Errorf("MySQL error %d is in the table and has no case here", n)
+			t.Errorf("MySQL error %d of mysqlErrors: got no case here; want one", n)
 		}
 	}
 	if got := db.classify(nil); got != 0 {
@@ -113,8 +113,8 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 	}
 }
 
-// TestMySQLErrors_BeforeALoginAreTransient is about errors that kept a connection from
-// being opened: containers, routers and their servers start in any order.
+// TestMySQLErrors_BeforeALoginAreTransient tests errors of opening a connection. They are
+// transient, since containers, routers and their servers start in any order.
 func TestMySQLErrors_BeforeALoginAreTransient(t *testing.T) {
 	for _, c := range []struct {
 		want bool
@@ -132,7 +132,7 @@ func TestMySQLErrors_BeforeALoginAreTransient(t *testing.T) {
 	} {
 		for _, err := range c.errs {
 			if got := (mysqlDialect{}).classify(&notAppliedError{err})&transient != 0; got != c.want {
-				t.Errorf("%v: got worth waiting for %v; want %v", err, got, c.want)
+				t.Errorf("%v: got transient %v; want %v", err, got, c.want)
 			}
 		}
 	}
@@ -200,7 +200,7 @@ func TestOpen_ErrorShowsTheFormAndHidesTheDSN(t *testing.T) {
 			continue
 		}
 		if text := err.Error(); strings.Contains(text, "ter2") || !strings.Contains(text, "sqlite:/path/to/file.db") {
-			t.Errorf("Open(%q) = %q; want the right form and nothing of the name", dsn, text)
+			t.Errorf("Open(%q) = %q; want the valid form and no part of the name", dsn, text)
 		}
 		if strings.Contains(dsn, "Asia") && !strings.Contains(err.Error(), "loc=Asia%2FShanghai") {
 			t.Errorf("Open(%q) = %q; want loc=Asia%%2FShanghai", dsn, err)
@@ -219,7 +219,7 @@ func TestRedact_RemovesTheServersText(t *testing.T) {
 		io.ErrUnexpectedEOF: "unexpected EOF",
 	} {
 		if got := (mysqlDialect{}).redact(err).Error(); got != want {
-			t.Errorf("loggable(%v) = %q; want %q", err, got, want)
+			t.Errorf("redact(%v) = %q; want %q", err, got, want)
 		}
 	}
 }
@@ -243,10 +243,10 @@ func TestMySQLWarnings_NameTheSettingAndTheFix(t *testing.T) {
 			"sync_binlog": c.sync, "wsrep_on": c.wsrep, "wsrep_sync_wait": c.wait, "max_user_connections": c.user,
 		}, 64)
 		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
-			t.Errorf("%+v: got %q; want one that says %q, none for the empty one", c, got, c.want)
+			t.Errorf("%+v: got %q; want one warning with %q, or none for the empty text", c, got, c.want)
 		}
 	}
 	if got := mysqlWarnings(nil, 64); len(got) != 0 {
-		t.Errorf("an engine that knows none of the settings: got %q; want none", got)
+		t.Errorf("an engine without these settings: got %q; want none", got)
 	}
 }
