@@ -14,7 +14,7 @@ import (
 
 var quietLog = log.New(io.Discard, "", 0)
 
-// Every code that docs and practice know, with the HTTP statuses it comes with.
+// The codes are those of Aliyun's documents and of practice, each with its HTTP statuses.
 func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 	const ok, bad, forbidden, missing, broken = http.StatusOK, http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable
 	fake := dysmsapitest.New(t)
@@ -74,12 +74,12 @@ func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 		for _, code := range c.codes {
 			for _, status := range c.statuses {
 				t.Run(fmt.Sprint(code, " ", status), func(t *testing.T) {
-					// The text is of the kind that must not be passed on.
+					// The text has a number and a code, so it must not be passed on.
 					fake.Next(dysmsapitest.Reply(status, code, "18612345678 493817 触发天级流控"))
 					got := failure(t.Context(), t, a)
 					matches(t, got, verify.SendError{Kind: c.kind, Code: code, HTTPStatus: status})
 					requests++
-					wentOut(t, fake, 0, requests)
+					checkSent(t, fake, 0, requests)
 					if want := fake.RequestIDs()[requests-1]; got.RequestID != want {
 						t.Errorf("got request id %q; want %q", got.RequestID, want)
 					}
@@ -116,6 +116,6 @@ func TestSend_LimitHasARetryDelay(t *testing.T) {
 		fake.Next(dysmsapitest.Reply(200, c.code, c.message))
 		matches(t, failure(t.Context(), t, sender(t, fake, "")),
 			verify.SendError{Kind: verify.SendLimited, Code: c.code, HTTPStatus: 200, RetryAfter: c.want})
-		wentOut(t, fake, 0, 1)
+		checkSent(t, fake, 0, 1)
 	}
 }

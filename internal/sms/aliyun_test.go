@@ -24,7 +24,7 @@ import (
 
 var message = verify.Message{Number: "+8618612345678", SignName: "测试 签名", TemplateCode: "SMS_1", Code: "493817"}
 
-// sender returns a sender to fake, by way of endpoint where that is not empty.
+// sender returns a sender to fake. If endpoint is not empty, it sends there instead.
 func sender(t *testing.T, fake *dysmsapitest.Server, endpoint string) *Aliyun {
 	t.Helper()
 	if endpoint == "" {
@@ -44,8 +44,7 @@ func deadline(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// failure sends message, requires a *SendError that gives nothing away, and
-// returns it.
+// failure sends message, and returns the *SendError, which must contain no secret.
 func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 	t.Helper()
 	receipt, err := a.Send(ctx, message)
@@ -58,13 +57,13 @@ func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 	}
 	for _, secret := range []string{"18612345678", message.Code, message.SignName, a.key.Load().id, a.key.Load().secret, "x-acs", a.endpoint.Host} {
 		if text := fmt.Sprintf("%s %+v", err, *e); strings.Contains(text, secret) {
-			t.Errorf("the error gives %q away: %s", secret, text)
+			t.Errorf("got %q in the error %s; want no secret", secret, text)
 		}
 	}
 	return e
 }
 
-// matches compares what tests say of an error: all but the request id and Detail.
+// matches compares all fields of two errors but RequestID and Detail. Detail must not be empty.
 func matches(t *testing.T, got *verify.SendError, want verify.SendError) {
 	t.Helper()
 	if got.Kind != want.Kind || got.Code != want.Code || got.RetryAfter != want.RetryAfter || got.HTTPStatus != want.HTTPStatus {
@@ -72,14 +71,15 @@ func matches(t *testing.T, got *verify.SendError, want verify.SendError) {
 			got.Kind, got.Code, got.RetryAfter, got.HTTPStatus, got.Detail, want.Kind, want.Code, want.RetryAfter, want.HTTPStatus)
 	}
 	if got.Detail == "" {
-		t.Error("got no detail for the log")
+		t.Error("got an empty Detail; want one for the log")
 	}
 }
 
-func wentOut(t *testing.T, fake *dysmsapitest.Server, messages, requests int) {
+// checkSent compares the numbers of sent messages and of requests.
+func checkSent(t *testing.T, fake *dysmsapitest.Server, messages, requests int) {
 	t.Helper()
 	if got := len(fake.Accepted()); got != messages {
-		t.Errorf("got %d messages that went out; want %d", got, messages)
+		t.Errorf("got %d sent messages; want %d", got, messages)
 	}
 	if got := fake.Requests(); got != requests {
 		t.Errorf("got %d requests; want %d", got, requests)
@@ -95,7 +95,7 @@ func TestSend_AcceptedMessageArrivesUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatalf("sign name %q: %v", name, err)
 		}
-		wentOut(t, fake, 1, 1)
+		checkSent(t, fake, 1, 1)
 		got := fake.Accepted()[0]
 		want := dysmsapitest.Accepted{PhoneNumber: "18612345678", SignName: name, TemplateCode: "SMS_1", Code: "493817", BizID: got.BizID, At: got.At}
 		if got != want {
@@ -119,12 +119,12 @@ func TestSend_ForeignNumberNeverBecomesAMainlandNumber(t *testing.T) {
 		{"+85261234567", "85261234567"},
 		{"+886912345678", "886912345678"},
 		{"+447400123456", "447400123456"},
-		{"+12025550123", "12025550123"},     // 12 begins no mainland mobile number
-		{"+13012345678", "0013012345678"},   // 13012345678 is somebody in Beijing
-		{"+19175550123", "0019175550123"},   // so is this
-		{"+139061234567", "139061234567"},   // a digit too many to be mistaken
-		{"+8613012345678", "13012345678"},   // and this is who was meant there
-		{"+66812345678", "66812345678"},     // eleven digits that begin otherwise
+		{"+12025550123", "12025550123"},     // no mainland mobile number begins with 12
+		{"+13012345678", "0013012345678"},   // 13012345678 is a number in Beijing
+		{"+19175550123", "0019175550123"},   // also a mainland number
+		{"+139061234567", "139061234567"},   // too long for a mainland number
+		{"+8613012345678", "13012345678"},   // the number in Beijing
+		{"+66812345678", "66812345678"},     // eleven digits, but no mainland number
 		{"+7910123456789", "7910123456789"}, // thirteen
 	} {
 		m := message
@@ -139,8 +139,8 @@ func TestSend_ForeignNumberNeverBecomesAMainlandNumber(t *testing.T) {
 	}
 }
 
-// What breaks below HTTP, and replies that are not Aliyun's. Each case runs twice:
-// the message may have gone out or not, and the sender cannot know.
+// The connection breaks below HTTP, or the reply is not Aliyun's. Each case runs twice: the
+// message was sent or not, and the sender cannot know which.
 func TestSend_BrokenConnectionOrReplyIsUnknown(t *testing.T) {
 	const biz = `"BizId":"900619746936498440^0"`
 	js := func(status int, body string) dysmsapitest.Fault {
@@ -153,22 +153,22 @@ func TestSend_BrokenConnectionOrReplyIsUnknown(t *testing.T) {
 		code   string
 	}{
 		{"closed after reading", dysmsapitest.CloseAfterReading(), 0, ""},
-		{"truncated", dysmsapitest.Truncated(), 0, ""}, // status by what it truncates
+		{"truncated", dysmsapitest.Truncated(), 0, ""}, // its status is set below
 		{"HTML 502", dysmsapitest.BadGateway(), 502, ""},
 		{"HTML 200", dysmsapitest.Body(200, "text/html", "<html>OK</html>"), 200, ""},
 		{"empty 200", js(200, ""), 200, ""},
 		{"empty 204", js(204, ""), 204, ""},
 		{"empty 500", js(500, ""), 500, ""},
-		{"302 without a place", js(302, ""), 302, ""},
+		{"302 without a Location", js(302, ""), 302, ""},
 		{"304", js(304, ""), 304, ""},
 		{"malformed", js(200, `{"Code":"OK",`+biz), 200, ""},
 		{"more than one value", js(200, `{"Code":"OK",`+biz+`}{}`), 200, ""},
 		{"null", js(200, `null`), 200, ""},
 		{"array", js(200, `[{"Code":"OK",`+biz+`}]`), 200, ""},
 		{"no code", js(200, `{`+biz+`}`), 200, ""},
-		{"code of the wrong case", js(200, `{"code":"OK",`+biz+`}`), 200, ""},
+		{"field name in lower case", js(200, `{"code":"OK",`+biz+`}`), 200, ""},
 		{"code that is no string", js(200, `{"Code":["OK"],`+biz+`}`), 200, ""},
-		{"code of another case", js(200, `{"Code":"ok",`+biz+`}`), 200, "ok"},
+		{"code in lower case", js(200, `{"Code":"ok",`+biz+`}`), 200, "ok"},
 		{"code that is a sentence", js(400, `{"Code":"isv.X means call 10086"}`), 400, ""},
 		{"code that is too long", js(400, `{"Code":"isv.`+strings.Repeat("X", 64)+`"}`), 400, ""},
 		{"code with a line break", js(400, `{"Code":"isv.X\n"}`), 400, ""},
@@ -196,7 +196,7 @@ func TestSend_BrokenConnectionOrReplyIsUnknown(t *testing.T) {
 					want.HTTPStatus = map[bool]int{false: 500, true: 200}[accepted]
 				}
 				matches(t, got, want)
-				wentOut(t, fake, messages, 1)
+				checkSent(t, fake, messages, 1)
 			})
 		}
 	}
@@ -225,12 +225,12 @@ func TestSend_DropsAnIDThatCouldHideText(t *testing.T) {
 	}
 }
 
-// What the gateway refuses by its own rules, not because a test told it to.
+// The fake gateway rejects these requests by its own rules, without a fault of the test.
 func TestSend_RejectionHidesTheGatewaysText(t *testing.T) {
 	minute := verify.SendError{Kind: verify.SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RetryAfter: time.Minute}
 	for _, c := range []struct {
 		name     string
-		breakIt  func(*dysmsapitest.Server, *Aliyun)
+		setUp    func(*dysmsapitest.Server, *Aliyun)
 		messages int
 		want     verify.SendError
 	}{
@@ -258,13 +258,13 @@ func TestSend_RejectionHidesTheGatewaysText(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			fake := dysmsapitest.New(t)
 			a := sender(t, fake, "")
-			c.breakIt(fake, a)
+			c.setUp(fake, a)
 			got := failure(t.Context(), t, a)
 			matches(t, got, c.want)
 			if ids := fake.RequestIDs(); got.RequestID != ids[len(ids)-1] {
 				t.Errorf("got request id %q; want %q", got.RequestID, ids[len(ids)-1])
 			}
-			wentOut(t, fake, c.messages, c.messages+1)
+			checkSent(t, fake, c.messages, c.messages+1)
 		})
 	}
 }
@@ -275,7 +275,7 @@ func TestSend_FollowsNoRedirect(t *testing.T) {
 		fake := dysmsapitest.New(t)
 		fake.Next(dysmsapitest.Redirect(status, elsewhere.URL+"/"))
 		matches(t, failure(t.Context(), t, sender(t, fake, "")), verify.SendError{Kind: verify.SendUnknown, HTTPStatus: status})
-		wentOut(t, fake, 0, 1)
+		checkSent(t, fake, 0, 1)
 	}
 	if got := elsewhere.Connections(); got != 0 {
 		t.Errorf("got %d connections to the redirect's target; want none", got)
@@ -289,7 +289,7 @@ func TestSend_ReadsAtMost64KiBOfAReply(t *testing.T) {
 	a := sender(t, fake, "")
 	matches(t, failure(t.Context(), t, a), verify.SendError{Kind: verify.SendUnknown, HTTPStatus: 200})
 	if got := fake.BytesSent(); got > size/2 {
-		t.Errorf("the server got rid of %d bytes; want far fewer than %d", got, size)
+		t.Errorf("got %d bytes sent by the server; want %d at most", got, size/2)
 	}
 	matches(t, failure(t.Context(), t, a), verify.SendError{Kind: verify.SendUnknown, HTTPStatus: 200})
 
@@ -298,20 +298,20 @@ func TestSend_ReadsAtMost64KiBOfAReply(t *testing.T) {
 
 	fake.Next(dysmsapitest.Huge(maxReplyBytes))
 	if _, err := a.Send(t.Context(), message); err != nil {
-		t.Errorf("a success of exactly 64 KiB: got %v; want it taken", err)
+		t.Errorf("a success of exactly 64 KiB: got %v; want nil", err)
 	}
 }
 
 func TestSend_HangEndsAtTheDeadline(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Next(dysmsapitest.Hang().ButAccepted())
-	const patience = 150 * time.Millisecond
+	const timeout = 150 * time.Millisecond
 	start := time.Now()
-	matches(t, failure(deadline(t, patience), t, sender(t, fake, "")), verify.SendError{Kind: verify.SendTimedOut})
-	if took := time.Since(start); took < patience || took > patience+3*time.Second {
-		t.Errorf("it took %v; want %v", took, patience)
+	matches(t, failure(deadline(t, timeout), t, sender(t, fake, "")), verify.SendError{Kind: verify.SendTimedOut})
+	if took := time.Since(start); took < timeout || took > timeout+3*time.Second {
+		t.Errorf("got the error after %v; want it after %v", took, timeout)
 	}
-	wentOut(t, fake, 1, 1)
+	checkSent(t, fake, 1, 1)
 }
 
 func TestSend_StalledReplyEndsAtTheDeadline(t *testing.T) {
@@ -325,13 +325,15 @@ func TestSend_StalledReplyEndsAtTheDeadline(t *testing.T) {
 	matches(t, failure(deadline(t, 150*time.Millisecond), t, a), verify.SendError{Kind: verify.SendTimedOut, HTTPStatus: 200})
 }
 
+// A canceled call reports if its request was written: SendNotAttempted if not, otherwise
+// SendTimedOut.
 func TestSend_CancelBeforeTheRequestIsNotAttempted(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	a := sender(t, fake, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	matches(t, failure(ctx, t, a), verify.SendError{Kind: verify.SendNotAttempted})
-	wentOut(t, fake, 0, 0)
+	checkSent(t, fake, 0, 0)
 
 	fake.Next(dysmsapitest.Hang())
 	ctx, cancel = context.WithCancel(t.Context())
@@ -342,10 +344,10 @@ func TestSend_CancelBeforeTheRequestIsNotAttempted(t *testing.T) {
 		cancel()
 	}()
 	matches(t, failure(ctx, t, a), verify.SendError{Kind: verify.SendTimedOut})
-	wentOut(t, fake, 0, 1)
+	checkSent(t, fake, 0, 1)
 }
 
-// unresolved dials without a name server.
+// unresolved fails to dial, as if no name server knew the host.
 func unresolved(_ context.Context, _, address string) (net.Conn, error) {
 	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: address, IsNotFound: true}}
 }
@@ -357,7 +359,7 @@ func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed.Close()
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections into its backlog, says nothing
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections, sends nothing
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,17 +393,17 @@ func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
 			if c.prepare != nil {
 				c.prepare(a)
 			}
-			patience := 10 * time.Second
+			timeout := 10 * time.Second
 			if strings.HasPrefix(c.name, "deadline") {
-				patience = 100 * time.Millisecond
+				timeout = 100 * time.Millisecond
 			}
-			got := failure(deadline(t, patience), t, a)
+			got := failure(deadline(t, timeout), t, a)
 			matches(t, got, verify.SendError{Kind: verify.SendNotAttempted})
 			if got.Detail != c.detail {
 				t.Errorf("got detail %q; want %q", got.Detail, c.detail)
 			}
 			if n := len(fake.Accepted()); n != 0 {
-				t.Errorf("got %d messages that went out; want none", n)
+				t.Errorf("got %d sent messages; want none", n)
 			}
 		})
 	}
@@ -430,12 +432,13 @@ func TestSend_UsesHTTP1AndExportsTheCertificatesEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := m.GetGauge().GetValue(), float64(server.Certificate().NotAfter.Unix()); got != want {
-		t.Errorf("the certificate ends at %v by the metric; want %v", got, want)
+		t.Errorf("the metric of the certificate's end: got %v; want %v", got, want)
 	}
-	wentOut(t, fake, 1, 1)
+	checkSent(t, fake, 1, 1)
 }
 
-// net/http repeats some requests by itself when a kept connection turns out dead.
+// net/http repeats some requests by itself if a kept connection is dead. It must not repeat a
+// send.
 func TestSend_IsNotReplayedOnADeadConnection(t *testing.T) {
 	for name, fault := range map[string]dysmsapitest.Fault{
 		"ended":            dysmsapitest.CloseAfterReading(),
@@ -451,15 +454,15 @@ func TestSend_IsNotReplayedOnADeadConnection(t *testing.T) {
 			fake.Next(fault)
 			matches(t, failure(t.Context(), t, a), verify.SendError{Kind: verify.SendUnknown})
 			if got := fake.Connections(); got != 1 {
-				t.Errorf("got %d connections; want the second send on the first one's", got)
+				t.Errorf("got %d connections; want 1, for both sends", got)
 			}
 			messages := 1
 			if strings.HasSuffix(name, "delivered") {
 				messages = 2
 			}
-			wentOut(t, fake, messages, 2)
+			checkSent(t, fake, messages, 2)
 			if _, err := a.Send(t.Context(), message); err != nil {
-				t.Errorf("the send after it: %v", err)
+				t.Errorf("the next send: got %v; want nil", err)
 			}
 		})
 	}
@@ -481,13 +484,13 @@ func TestSend_BurstKeepsItsConnections(t *testing.T) {
 		}
 		wg.Wait()
 	}
-	wentOut(t, fake, burst*rounds, burst*rounds)
+	checkSent(t, fake, burst*rounds, burst*rounds)
 	if got := fake.Connections(); got > burst*3/2 {
-		t.Errorf("got %d connections for %d rounds of %d sends; want hardly more than %d", got, rounds, burst, burst)
+		t.Errorf("got %d connections for %d rounds of %d sends; want %d at most", got, rounds, burst, burst*3/2)
 	}
 }
 
-// The example that Aliyun's documentation of signature version 3 works out.
+// The example is from Aliyun's documentation of signature version 3.
 func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 	r, err := http.NewRequest("POST", "https://ecs.cn-shanghai.aliyuncs.com/?ImageId=win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd&RegionId=cn-shanghai", nil)
 	if err != nil {
@@ -512,7 +515,7 @@ func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 }
 
 func TestSend_NoncesAreUnique(t *testing.T) {
-	fake := dysmsapitest.New(t) // refuses a nonce that it saw before
+	fake := dysmsapitest.New(t) // rejects a nonce that it saw before
 	a := sender(t, fake, "")
 	for range 50 {
 		if _, err := a.Send(t.Context(), message); err != nil {
@@ -548,11 +551,11 @@ func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 		u, err := ParseAliyunEndpoint(in)
 		switch {
 		case want == "" && err == nil:
-			t.Errorf("%q: got %v; want it refused", in, u)
+			t.Errorf("%q: got %v; want an error", in, u)
 		case want != "" && (err != nil || u.String() != want):
 			t.Errorf("%q: got %v, %v; want %s", in, u, err, want)
 		case err != nil && (!strings.Contains(err.Error(), DefaultAliyunEndpoint) || strings.Contains(err.Error(), "password") || strings.Contains(err.Error(), "secret")):
-			t.Errorf("%q: got %q; want what would be right and nothing of the input", in, err)
+			t.Errorf("%q: got %q; want the valid form and no part of the input", in, err)
 		}
 	}
 }
@@ -560,15 +563,15 @@ func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 func TestNewAliyun_ReportsAllConfigErrors(t *testing.T) {
 	_, err := NewAliyun(AliyunConfig{"", "secret\n", "http://example.com"})
 	if err == nil {
-		t.Fatal("got no error; want three")
+		t.Fatal("got nil; want three errors")
 	}
 	for _, want := range []string{"access key ID", "access key secret must", "endpoint"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("got %q; want the %s named", err, want)
+			t.Errorf("got %q; want an error about the %s", err, want)
 		}
 	}
 	if strings.Contains(err.Error(), "secret\n") {
-		t.Errorf("got %q; want nothing of the secret", err)
+		t.Errorf("got %q; want no part of the secret", err)
 	}
 	a, err := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"})
 	if err != nil || a.endpoint.String() != DefaultAliyunEndpoint+"/" {
@@ -592,15 +595,15 @@ func FuzzReadReply(f *testing.F) {
 		var code, bizID string
 		plain := json.Unmarshal(body, &reply) == nil && json.Unmarshal(reply["Code"], &code) == nil && json.Unmarshal(reply["BizId"], &bizID) == nil
 		if err == nil && (status != 200 || !plain || code != "OK" || bizID == "") {
-			t.Errorf("HTTP %d %q: got success; want that for OK with a business id only", status, body)
+			t.Errorf("HTTP %d %q: got nil; want nil only for OK with a business id", status, body)
 		}
 		var e *verify.SendError
 		if err != nil && (!errors.As(err, &e) || e.Code != "" && !tokenShape.MatchString(e.Code)) {
-			t.Errorf("HTTP %d %q: got %v; want a *verify.SendError with a clean code", status, body, err)
+			t.Errorf("HTTP %d %q: got %v; want a *verify.SendError with a valid code", status, body, err)
 		}
 		for _, text := range []string{receipt.BizID, receipt.RequestID, fmt.Sprint(err)} {
 			if strings.Contains(text, "18612345678") || strings.Contains(text, message.Code) || strings.ContainsAny(text, "\x1b\n/=") {
-				t.Errorf("HTTP %d %q: got %q; want nothing smuggled", status, body, text)
+				t.Errorf("HTTP %d %q: got %q; want no number, code or control character", status, body, text)
 			}
 		}
 	})

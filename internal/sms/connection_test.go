@@ -17,17 +17,17 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Whatever the gateway writes, and however long it takes, a send ends with its time, its
-// outcome is unknown, and its connection is closed.
+// If the gateway's reply never ends, the send ends at its deadline, its outcome is unknown, and
+// its connection is closed.
 func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 	const upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
-	const patience = 500 * time.Millisecond
-	type conversation struct{ name, text, drip string }
-	conversations := []conversation{
+	const timeout = 500 * time.Millisecond
+	type reply struct{ name, text, drip string }
+	replies := []reply{
 		{"101, then silence", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n", ""},
 		{"101, then bytes without end", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n", "x"},
-		{"101 with an answer behind it", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n" + `{"Code":"OK","BizId":"1"}`, ""},
-		{"101 that switches to nothing", "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 9\r\n\r\n", ""},
+		{"101, then a reply", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n" + `{"Code":"OK","BizId":"1"}`, ""},
+		{"101 without an upgrade", "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 9\r\n\r\n", ""},
 		{"100 without end", "", "HTTP/1.1 100 Continue\r\n\r\n"},
 		{"103 without end", "", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"},
 		{"a status line without end", "HTTP/1.1 200 ", "x"},
@@ -38,15 +38,15 @@ func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 		{"trailers without end", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n0\r\n", "A: x\r\n"},
 	}
 	for _, status := range []int{100, 102, 200, 202, 302, 407, 426, 500, 999} {
-		conversations = append(conversations, conversation{fmt.Sprint("a silent ", status), fmt.Sprintf("HTTP/1.1 %d X\r\n%sContent-Length: 99\r\n\r\n", status, upgrade), ""})
+		replies = append(replies, reply{fmt.Sprint("a silent ", status), fmt.Sprintf("HTTP/1.1 %d X\r\n%sContent-Length: 99\r\n\r\n", status, upgrade), ""})
 	}
-	for _, c := range conversations {
+	for _, c := range replies {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			fake, hungUp := dysmsapitest.New(t), make(chan struct{})
 			fake.Next(dysmsapitest.Raw(c.text, c.drip, sync.OnceFunc(func() { close(hungUp) })))
 			a := sender(t, fake, "")
-			ctx := deadline(t, patience)
+			ctx := deadline(t, timeout)
 			type result struct {
 				receipt verify.Receipt
 				err     error
@@ -56,7 +56,7 @@ func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 				receipt, err := a.Send(ctx, message)
 				ended <- result{receipt, err}
 			}()
-			const late = patience + 15*time.Second
+			const late = timeout + 15*time.Second
 			select {
 			case got := <-ended:
 				var e *verify.SendError
@@ -64,20 +64,20 @@ func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 					t.Errorf("got %+v, %v; want an unknown outcome", got.receipt, got.err)
 				}
 			case <-time.After(late):
-				t.Fatalf("the send goes on %v after its time", late-patience)
+				t.Fatalf("the send still runs %v after its deadline; want it ended", late-timeout)
 			}
 			select {
 			case <-hungUp:
 			case <-time.After(late):
-				t.Error("the connection is still open")
+				t.Error("the connection is still open; want it closed")
 			}
 		})
 	}
 }
 
-// gateway answers every request with what answer makes of its number, from 1 over all
-// connections. It returns a sender to it.
-func gateway(t *testing.T, secured bool, answer func(request int) string) *Aliyun {
+// gateway starts a server that replies to each request with reply of the request's number,
+// which counts from 1 over all connections. It returns a sender to that server.
+func gateway(t *testing.T, secured bool, reply func(request int) string) *Aliyun {
 	t.Helper()
 	var requests atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -88,7 +88,7 @@ func gateway(t *testing.T, secured bool, answer func(request int) string) *Aliyu
 		}
 		defer conn.Close()
 		for {
-			if _, err := io.WriteString(conn, answer(int(requests.Add(1)))); err != nil {
+			if _, err := io.WriteString(conn, reply(int(requests.Add(1)))); err != nil {
 				return
 			}
 			if _, err := http.ReadRequest(buffered.Reader); err != nil {
@@ -109,18 +109,18 @@ func gateway(t *testing.T, secured bool, answer func(request int) string) *Aliyu
 	return a
 }
 
-func httpAnswer(body string) string {
+func httpReply(body string) string {
 	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 }
 
-// The next send takes the connection over before net/http has seen that more than the
-// first reply is on it.
+// The gateway sends two replies to one request. The next send takes over the connection before
+// net/http notices the second one.
 func TestSend_ReplyBeforeTheRequestIsUnknown(t *testing.T) {
 	for _, secured := range []bool{false, true} {
 		t.Run(map[bool]string{false: "plain", true: "TLS"}[secured], func(t *testing.T) {
-			accepted := httpAnswer(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`)
-			refused := httpAnswer(`{"Code":"isv.SMS_TEMPLATE_ILLEGAL","RequestId":"A-2"}`)
-			a := gateway(t, secured, func(int) string { return accepted + refused })
+			accepted := httpReply(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`)
+			rejected := httpReply(`{"Code":"isv.SMS_TEMPLATE_ILLEGAL","RequestId":"A-2"}`)
+			a := gateway(t, secured, func(int) string { return accepted + rejected })
 
 			written, ended := make(chan struct{}), make(chan error, 1)
 			second := httptrace.WithClientTrace(deadline(t, 10*time.Second), &httptrace.ClientTrace{
@@ -149,7 +149,7 @@ func TestSend_ReplyBeforeTheRequestIsUnknown(t *testing.T) {
 func TestSend_RejectionWithASeenRequestIDIsUnknown(t *testing.T) {
 	const limited = `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-1"}`
 	a := gateway(t, false, func(request int) string {
-		return httpAnswer([]string{"", limited, limited, `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-3"}`}[request])
+		return httpReply([]string{"", limited, limited, `{"Code":"isv.BUSINESS_LIMIT_CONTROL","RequestId":"A-3"}`}[request])
 	})
 	var connections []net.Conn
 	ctx := httptrace.WithClientTrace(deadline(t, 10*time.Second), &httptrace.ClientTrace{
@@ -168,13 +168,13 @@ func TestSend_RejectionWithASeenRequestIDIsUnknown(t *testing.T) {
 	}
 	// net/http may try the closed connection first: it writes nothing to it.
 	if last := len(connections) - 1; last < 2 || connections[0] != connections[1] || connections[1] == connections[last] {
-		t.Errorf("got the connections %v; want one for the first two sends, and another one after the repeated refusal", connections)
+		t.Errorf("got the connections %v; want one for the first two sends, and another one after the repeated rejection", connections)
 	}
 }
 
-// A stand-in for the gateway may give every success one RequestId.
+// A mock of the gateway may give every success the same RequestId.
 func TestSend_SuccessesMayShareARequestID(t *testing.T) {
-	a := gateway(t, false, func(int) string { return httpAnswer(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`) })
+	a := gateway(t, false, func(int) string { return httpReply(`{"Code":"OK","BizId":"1^0","RequestId":"A-1"}`) })
 	for range 3 {
 		if _, err := a.Send(t.Context(), message); err != nil {
 			t.Error(err)
@@ -187,18 +187,18 @@ func TestRecentIDs_RememberTheLastAndStayBounded(t *testing.T) {
 	id := func(i int) string { return fmt.Sprint("A-", i) }
 	for i := range 10 * keptIDs {
 		if r.again(id(i)) {
-			t.Fatalf("%s was seen before; want it new", id(i))
+			t.Fatalf("%s: got seen before; want new", id(i))
 		}
 		if oldest := max(0, i-keptIDs+1); !r.again(id(oldest)) {
-			t.Fatalf("after %s: %s is forgotten; want the last %d remembered", id(i), id(oldest), keptIDs)
+			t.Fatalf("after %s: got %s new; want the last %d ids kept", id(i), id(oldest), keptIDs)
 		}
 		if n := len(r.now) + len(r.before); n > 2*keptIDs {
-			t.Fatalf("%d ids are kept; want at most %d", n, 2*keptIDs)
+			t.Fatalf("got %d kept ids; want %d at most", n, 2*keptIDs)
 		}
 	}
 	for range 2 {
 		if r.again("") {
-			t.Error("no id was seen before; want it never seen")
+			t.Error("an empty id: got seen before; want new")
 		}
 	}
 }

@@ -15,10 +15,10 @@ func newInbox() *Inbox {
 	return &Inbox{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}}
 }
 
-// arrive puts a message with ticket and code into the inbox.
-func arrive(t *testing.T, b *Inbox, n verify.Number, ticket int64, code string) {
+// arrive puts a message into the inbox.
+func arrive(t *testing.T, b *Inbox, n verify.Number, sendID int64, code string) {
 	t.Helper()
-	if _, err := b.Send(t.Context(), verify.Message{Number: n, Code: code, SendID: ticket}); err != nil {
+	if _, err := b.Send(t.Context(), verify.Message{Number: n, Code: code, SendID: sendID}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -33,17 +33,17 @@ func TestAwaitMessages_WakesForItsNumberOnly(t *testing.T) {
 		synctest.Wait()
 		select {
 		case m := <-got:
-			t.Fatalf("another number's message: got %v; want it to wait", m)
+			t.Fatalf("after another number's message: got %v; want AwaitMessages to wait", m)
 		default:
 		}
 		arrive(t, b, "+8618600000001", 1, "222222")
 		if m := <-got; len(m) != 1 || m[0].Code != "222222" {
-			t.Errorf("got %v; want the message", m)
+			t.Errorf("got %v; want one message with code 222222", m)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if m := b.AwaitMessages(ctx, "+8618600000003"); m == nil || len(m) != 0 {
-			t.Errorf("in vain: got %v; want an empty list", m)
+			t.Errorf("without a message: got %v; want an empty list", m)
 		}
 	})
 }
@@ -73,35 +73,35 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	if !at.Whole || !slices.Equal(ids(at), []int64{2, 1}) {
 		t.Fatalf("first: got %+v; want the whole inbox", at)
 	}
-	step := func(what string, change func(), whole bool, want ...int64) {
+	step := func(name string, change func(), whole bool, want ...int64) {
 		t.Helper()
 		_, changed := b.Since(at.Revision)
 		change()
 		select {
 		case <-changed:
 		default:
-			t.Errorf("%s: nobody is woken", what)
+			t.Errorf("%s: got no wake-up; want one", name)
 		}
 		at, _ = b.Since(at.Revision)
 		if at.Whole != whole || !slices.Equal(ids(at), want) {
-			t.Errorf("%s: got whole %v, %v; want %v, %v", what, at.Whole, ids(at), whole, want)
+			t.Errorf("%s: got whole %v, %v; want %v, %v", name, at.Whole, ids(at), whole, want)
 		}
 	}
 	seen := verify.Inspection{LastSendID: 1, Alive: []verify.CodeStatus{{SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}}
-	step("a look", func() { b.UpdateStates("+8618600000001", "", seen) }, false, 1)
+	step("a new state", func() { b.UpdateStates("+8618600000001", "", seen) }, false, 1)
 	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
 	step("a failure", func() { b.SetFailure(Failure{Kind: "timeout"}) }, false)
 	if !slices.Equal(at.Failures, []Failure{{Kind: "timeout"}}) {
-		t.Errorf("failures: got %v", at.Failures)
+		t.Errorf("failures: got %v; want one timeout", at.Failures)
 	}
-	step("its end", func() { b.ClearFailure("") }, false)
+	step("the end of the failure", func() { b.ClearFailure("") }, false)
 	step("a deletion", func() { b.Delete("+8618600000002") }, true, 3, 1)
-	step("a message after it", func() { arrive(t, b, "+8618600000004", 1, "444444") }, false, 4)
+	step("a message after the deletion", func() { arrive(t, b, "+8618600000004", 1, "444444") }, false, 4)
 	_, changed := b.Since(at.Revision)
 	b.UpdateStates("+8618600000001", "", seen)
 	select {
 	case <-changed:
-		t.Error("a look that changed nothing woke somebody")
+		t.Error("an unchanged state: got a wake-up; want none")
 	default:
 	}
 }
@@ -109,8 +109,8 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 	const number = "+8618600000001"
 	expires := time.Now().Add(time.Minute)
-	live := func(ticket int64, left int) verify.CodeStatus {
-		return verify.CodeStatus{SendID: ticket, Expires: expires, AttemptsLeft: left, Confirmed: true}
+	live := func(sendID int64, left int) verify.CodeStatus {
+		return verify.CodeStatus{SendID: sendID, Expires: expires, AttemptsLeft: left, Confirmed: true}
 	}
 	unconfirmed := verify.CodeStatus{SendID: 3, Expires: expires, AttemptsLeft: 1}
 	for _, c := range []struct {
@@ -120,17 +120,17 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 		want  []CodeState // of the three, oldest first
 	}{
 		{"all live", "", []verify.CodeStatus{live(1, 3), live(2, 3), live(3, 3)}, []CodeState{CodeLive, CodeLive, CodeLive}},
-		{"a newer one is confirmed", "", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeReplaced, CodeLive}},
-		{"one was used", "000002", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeUsed, CodeLive}},
-		{"the newest was used", "000003", nil, []CodeState{CodeReplaced, CodeReplaced, CodeUsed}},
-		{"none is left", "", nil, []CodeState{CodeSpent, CodeSpent, CodeSpent}},
-		{"older ones are spent beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []CodeState{CodeSpent, CodeSpent, CodeLive}},
+		{"a newer code is confirmed", "", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeReplaced, CodeLive}},
+		{"one code was used", "000002", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeUsed, CodeLive}},
+		{"the newest code was used", "000003", nil, []CodeState{CodeReplaced, CodeReplaced, CodeUsed}},
+		{"no code is left", "", nil, []CodeState{CodeSpent, CodeSpent, CodeSpent}},
+		{"older codes are spent beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []CodeState{CodeSpent, CodeSpent, CodeLive}},
 	} {
 		b := newInbox()
 		for i := range int64(3) {
 			arrive(t, b, number, i+1, fmt.Sprintf("%06d", i+1))
 		}
-		arrive(t, b, "+8618600000002", 1, "000002") // another number's never changes
+		arrive(t, b, "+8618600000002", 1, "000002") // another number: never changes
 		b.UpdateStates(number, c.used, verify.Inspection{LastSendID: 3, Alive: c.alive})
 		check := func(when string) {
 			t.Helper()
@@ -150,7 +150,7 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 				c.want[i] = CodeSpent
 			}
 		}
-		check("and what it was once it stays")
+		check("later, with the final states kept")
 	}
 }
 
@@ -158,25 +158,25 @@ func TestInbox_MessageIsLiveUntilMoreIsKnown(t *testing.T) {
 	const number = "+8618600000001"
 	b := newInbox()
 	arrive(t, b, number, 7, "111111")
-	watched := func() TrackedMessage {
+	tracked := func() TrackedMessage {
 		u, _ := b.Since(-1)
 		return u.Messages[0]
 	}
-	if m := watched(); m.State != CodeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
+	if m := tracked(); m.State != CodeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
 		t.Errorf("at arrival: got %+v; want live, 3 attempts, 10 minutes", m)
 	}
-	b.UpdateStates(number, "", verify.Inspection{LastSendID: 6}) // seen before this one had begun
-	if m := watched(); m.State != CodeLive || m.AttemptsLeft != 3 {
-		t.Errorf("what was seen before it: got %+v; want it live still", m)
+	b.UpdateStates(number, "", verify.Inspection{LastSendID: 6}) // read before this send began
+	if m := tracked(); m.State != CodeLive || m.AttemptsLeft != 3 {
+		t.Errorf("after a state from before the send: got %+v; want it live with 3 attempts", m)
 	}
 	expires := time.Now().Add(-time.Second)
 	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7, Alive: []verify.CodeStatus{{SendID: 7, Expires: expires, AttemptsLeft: 2}}})
-	if m := watched(); m.AttemptsLeft != 2 || !m.Expires.Equal(expires) {
-		t.Errorf("seen alive: got %+v; want what was seen", m)
+	if m := tracked(); m.AttemptsLeft != 2 || !m.Expires.Equal(expires) {
+		t.Errorf("after a live state: got %+v; want its attempts and expiry", m)
 	}
 	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7})
-	if m := watched(); m.State != CodeLive {
-		t.Errorf("gone after its life: got %v; want live, which with its expiry is expired", m.State)
+	if m := tracked(); m.State != CodeLive {
+		t.Errorf("gone after its expiry: got %v; want live, which the page shows as expired", m.State)
 	}
 }
 
@@ -193,7 +193,7 @@ func TestUpdateStates_MarkTheNewestOfEqualCodesUsed(t *testing.T) {
 func TestUpdateStates_UsedReplacesAnEarlierState(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
-	b.UpdateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call looked between the swap and its answer
+	b.UpdateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call read the state before Valid returned
 	b.UpdateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 1})
 	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed {
 		t.Errorf("got %v; want used", u.Messages[0].State)
@@ -222,6 +222,6 @@ func TestParseFailure_ReadsKindAndTimes(t *testing.T) {
 		}
 	}
 	if b.SetFailure(Failure{Kind: "timeout"}) == nil || len(b.Failures()) != inboxSize {
-		t.Error("the number of failures is not bounded")
+		t.Errorf("one failure more than %d: got %d failures; want an error", inboxSize, len(b.Failures()))
 	}
 }

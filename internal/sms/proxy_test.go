@@ -41,11 +41,11 @@ func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
 			setProxy(t, map[string]string{name: value})
 			err := CheckProxy(endpoint)
 			if err == nil {
-				t.Errorf("%s=%q: got no error; want it refused", name, value)
+				t.Errorf("%s=%q: got nil; want an error", name, value)
 				continue
 			}
 			if !strings.HasPrefix(err.Error(), name+" must be ") || strings.Contains(err.Error(), "hunter") || strings.Contains(err.Error(), "10.0.0.1") {
-				t.Errorf("%s=%q: got %q; want the variable's name and nothing of its value", name, value, err)
+				t.Errorf("%s=%q: got %q; want the variable's name and no part of its value", name, value, err)
 			}
 			if _, again := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"}); again == nil || again.Error() != err.Error() {
 				t.Errorf("%s=%q: NewAliyun: got %v; want %v", name, value, again, err)
@@ -73,7 +73,7 @@ func TestProxy_ReadableValueIsUsed(t *testing.T) {
 		setProxy(t, map[string]string{"HTTPS_PROXY": value, "https_proxy": "http://other"})
 		a, err := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"})
 		if err != nil {
-			t.Errorf("%s: %v", value, err)
+			t.Errorf("%s: got %v; want nil", value, err)
 			continue
 		}
 		if got, _ := a.transport.Proxy(nil); got.String() != want {
@@ -82,7 +82,7 @@ func TestProxy_ReadableValueIsUsed(t *testing.T) {
 	}
 }
 
-// A variable that does not count for the endpoint is no fault.
+// A variable that is not used for the endpoint may have an invalid value.
 func TestProxy_IgnoresVariablesOfOtherEndpoints(t *testing.T) {
 	const unreadable = "http://u:p#ss@10.0.0.1:3128"
 	for _, c := range []struct {
@@ -99,14 +99,15 @@ func TestProxy_IgnoresVariablesOfOtherEndpoints(t *testing.T) {
 		setProxy(t, c.env)
 		a, err := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret", Endpoint: c.endpoint})
 		if err != nil {
-			t.Errorf("%s, %v: %v", c.endpoint, c.env, err)
+			t.Errorf("%s, %v: got %v; want nil", c.endpoint, c.env, err)
 		} else if a.transport.Proxy != nil {
 			t.Errorf("%s, %v: got a proxy; want none", c.endpoint, c.env)
 		}
 	}
 }
 
-// What fails at the proxy is told as the proxy's, and what fails behind it as through it.
+// The detail begins with "proxy:" if the proxy failed. It ends with "through the proxy" if the
+// connection failed behind the proxy.
 func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -118,7 +119,7 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { silent.Close() })
-	answers := func(handler http.HandlerFunc, start func(*httptest.Server)) string {
+	listen := func(handler http.HandlerFunc, start func(*httptest.Server)) string {
 		s := httptest.NewUnstartedServer(handler)
 		s.Config.ErrorLog = quietLog
 		start(s)
@@ -128,7 +129,7 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 	status := func(code int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 	}
-	overTLS := answers(status(200), (*httptest.Server).StartTLS) // by an authority that nobody knows
+	overTLS := listen(status(200), (*httptest.Server).StartTLS) // from an unknown authority
 	tunnelsTo := func(address string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			upstream, err := net.Dial("tcp", address)
@@ -154,25 +155,25 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 	for _, c := range []struct{ name, proxy, detail string }{
 		{"refused connection", "http://" + closed.Addr().String(), "proxy: connection refused"},
 		{"unknown name", "http://proxy.invalid:3128", "proxy: host name not resolved"},
-		{"CONNECT refused", "http://" + answers(status(407), plain), "proxy: refused to connect to Aliyun, HTTP 407"},
-		{"CONNECT to a closed port", "http://" + answers(tunnelsTo(closed.Addr().String()), plain), "proxy: refused to connect to Aliyun, HTTP 502"},
+		{"CONNECT refused", "http://" + listen(status(407), plain), "proxy: refused to connect to Aliyun, HTTP 407"},
+		{"CONNECT to a closed port", "http://" + listen(tunnelsTo(closed.Addr().String()), plain), "proxy: refused to connect to Aliyun, HTTP 502"},
 		{"untrusted proxy", "https://" + overTLS, "proxy: server certificate not trusted"},
 		{"hangs up", "socks5://" + strings.TrimPrefix(hangsUp.URL, "http://"), "proxy: no connection"},
 		{"SOCKS refused connection", "socks5h://" + closed.Addr().String(), "proxy: connection refused"},
-		{"untrusted gateway", "http://" + answers(tunnelsTo(overTLS), plain), "server certificate not trusted, through the proxy"},
+		{"untrusted gateway", "http://" + listen(tunnelsTo(overTLS), plain), "server certificate not trusted, through the proxy"},
 		{"silent", "http://" + silent.Addr().String(), "time was up before the request was written, through the proxy"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			setProxy(t, map[string]string{"HTTPS_PROXY": c.proxy})
 			a := sender(t, dysmsapitest.New(t), "https://aliyun.invalid")
-			patience := 10 * time.Second
+			timeout := 10 * time.Second
 			switch c.name {
 			case "unknown name":
 				a.transport.DialContext = unresolved
 			case "silent":
-				patience = 100 * time.Millisecond
+				timeout = 100 * time.Millisecond
 			}
-			got := failure(deadline(t, patience), t, a)
+			got := failure(deadline(t, timeout), t, a)
 			matches(t, got, verify.SendError{Kind: verify.SendNotAttempted})
 			if got.Detail != c.detail {
 				t.Errorf("got detail %q; want %q", got.Detail, c.detail)

@@ -9,40 +9,40 @@ import (
 	"time"
 )
 
-// A Fault is a way in which one request goes wrong. The message does not go out,
-// unless the fault is made by ButAccepted.
+// A Fault is one way for a request to fail (fault injection). The message is not sent, unless
+// the fault is made by ButAccepted.
 type Fault struct {
 	accepts bool
 	unread  bool // the connection ends before the request is read
-	act     func(http.ResponseWriter, *http.Request, answer)
+	act     func(http.ResponseWriter, *http.Request, reply)
 }
 
 func healthy() Fault {
-	return Fault{accepts: true, act: func(w http.ResponseWriter, _ *http.Request, a answer) { a.write(w) }}
+	return Fault{accepts: true, act: func(w http.ResponseWriter, _ *http.Request, a reply) { a.write(w) }}
 }
 
-// ButAccepted is f after the message went out: only the answer is lost.
+// ButAccepted returns f for a message that was sent: only the reply is lost.
 func (f Fault) ButAccepted() Fault {
 	f.accepts = !f.unread
 	return f
 }
 
-// Hang never answers.
+// Hang never replies.
 func Hang() Fault {
-	return Fault{act: func(_ http.ResponseWriter, r *http.Request, _ answer) { <-r.Context().Done() }}
+	return Fault{act: func(_ http.ResponseWriter, r *http.Request, _ reply) { <-r.Context().Done() }}
 }
 
 // CloseBeforeReading resets the connection when the request's first bytes arrive.
 func CloseBeforeReading() Fault { return Fault{unread: true, act: hangUp} }
 
-// CloseAfterReading ends the connection without a byte of an answer.
+// CloseAfterReading closes the connection without a byte of a reply.
 func CloseAfterReading() Fault { return Fault{act: hangUp} }
 
-func hangUp(http.ResponseWriter, *http.Request, answer) { panic(http.ErrAbortHandler) }
+func hangUp(http.ResponseWriter, *http.Request, reply) { panic(http.ErrAbortHandler) }
 
-// Truncated ends the connection in the middle of the answer.
+// Truncated closes the connection in the middle of the reply.
 func Truncated() Fault {
-	return Fault{act: func(w http.ResponseWriter, _ *http.Request, a answer) {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, a reply) {
 		body := a.body()
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		w.WriteHeader(a.Status)
@@ -52,33 +52,33 @@ func Truncated() Fault {
 	}}
 }
 
-// Body answers with anything.
+// Body replies with the given status, type and body.
 func Body(status int, contentType, body string) Fault {
-	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ reply) {
 		w.Header().Set("Content-Type", contentType)
 		w.WriteHeader(status)
 		io.WriteString(w, body)
 	}}
 }
 
-// BadGateway answers as a proxy whose upstream is away.
+// BadGateway replies as a proxy does if its upstream is down.
 func BadGateway() Fault {
 	return Body(http.StatusBadGateway, "text/html", "<html><head><title>502 Bad Gateway</title></head><body>502</body></html>")
 }
 
-// Reply answers in Aliyun's form.
+// Reply replies in Aliyun's form.
 func Reply(status int, code, message string) Fault {
-	return Fault{act: func(w http.ResponseWriter, _ *http.Request, a answer) {
-		answer{Status: status, Code: code, Message: message, RequestID: a.RequestID}.write(w)
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, a reply) {
+		reply{Status: status, Code: code, Message: message, RequestID: a.RequestID}.write(w)
 	}}
 }
 
-// OKWithoutBizID answers as no success ever does.
+// OKWithoutBizID replies OK without a BizId. Aliyun never does so.
 func OKWithoutBizID() Fault { return Reply(http.StatusOK, "OK", "OK") }
 
-// Huge answers with a success followed by padding, size bytes in all.
+// Huge replies with a success that padding extends to size bytes.
 func Huge(size int) Fault {
-	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ reply) {
 		const start, chunk = `{"Code":"OK","BizId":"1^0","Message":"`, 1 << 16
 		io.WriteString(w, start)
 		padding := strings.Repeat("x", chunk)
@@ -91,9 +91,9 @@ func Huge(size int) Fault {
 	}}
 }
 
-// Redirect answers with a Location.
+// Redirect replies with a Location.
 func Redirect(status int, location string) Fault {
-	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ reply) {
 		w.Header().Set("Location", location)
 		w.WriteHeader(status)
 	}}
@@ -102,7 +102,7 @@ func Redirect(status int, location string) Fault {
 // Raw writes text to the bare connection, then drip again and again until the client
 // hangs up, and calls hungUp then.
 func Raw(text, drip string, hungUp func()) Fault {
-	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ answer) {
+	return Fault{act: func(w http.ResponseWriter, _ *http.Request, _ reply) {
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			panic(err)
@@ -126,10 +126,9 @@ func Raw(text, drip string, hungUp func()) Fault {
 	}}
 }
 
-// Delay is no fault but a slow success: the answer comes d after the message went
-// out.
+// Delay is a slow success: the reply comes d after the message was sent.
 func Delay(d time.Duration) Fault {
-	return Fault{accepts: true, act: func(w http.ResponseWriter, r *http.Request, a answer) {
+	return Fault{accepts: true, act: func(w http.ResponseWriter, r *http.Request, a reply) {
 		select {
 		case <-time.After(d):
 			a.write(w)
@@ -138,8 +137,7 @@ func Delay(d time.Duration) Fault {
 	}}
 }
 
-// countingListener counts connections and bytes, and is where a fault strikes
-// that comes before HTTP.
+// countingListener counts connections and bytes, and applies the faults that come before HTTP.
 type countingListener struct {
 	net.Listener
 	s *Server

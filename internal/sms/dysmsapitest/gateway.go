@@ -17,10 +17,10 @@ const maxClockSkew = 15 * time.Minute
 
 var authorizationShape = regexp.MustCompile(`^ACS3-HMAC-SHA256 Credential=([^,]+),SignedHeaders=([a-z0-9;-]+),Signature=([0-9a-f]{64})$`)
 
-// checkGateway is the gateway before the SMS service: it returns the query's
-// parameters, or a refusal whose Code is not empty. It shares no code with the
-// sender that it is there to judge.
-func (s *Server) checkGateway(r *http.Request, body []byte) (url.Values, answer) {
+// checkGateway checks a request as the gateway does before the SMS service. It returns the
+// query's parameters, or a rejection with a Code. It shares no code with the sender, so that an
+// error there is found.
+func (s *Server) checkGateway(r *http.Request, body []byte) (url.Values, reply) {
 	params, err := url.ParseQuery(r.URL.RawQuery)
 	signed := headersToSign(r)
 	hash := fmt.Sprintf("%x", sha256.Sum256(body))
@@ -30,29 +30,29 @@ func (s *Server) checkGateway(r *http.Request, body []byte) (url.Values, answer)
 	nonce := signed["x-acs-signature-nonce"]
 	switch {
 	case r.Method != http.MethodPost || r.URL.Path != "/":
-		return nil, answer{Status: 405, Code: "UnsupportedHTTPMethod", Message: "This http method is not supported."}
+		return nil, reply{Status: 405, Code: "UnsupportedHTTPMethod", Message: "This http method is not supported."}
 	case signed["x-acs-action"] != "SendSms":
-		return nil, answer{Status: 404, Code: "InvalidAction.NotFound", Message: "Specified api is not found, please check your url and method."}
+		return nil, reply{Status: 404, Code: "InvalidAction.NotFound", Message: "Specified api is not found, please check your url and method."}
 	case signed["x-acs-version"] != "2017-05-25":
-		return nil, answer{Status: 400, Code: "InvalidVersion", Message: "Specified parameter Version is not valid."}
+		return nil, reply{Status: 400, Code: "InvalidVersion", Message: "Specified parameter Version is not valid."}
 	case parts == nil || nonce == "" || parts[2] != strings.Join(slices.Sorted(maps.Keys(signed)), ";"):
-		return nil, answer{Status: 400, Code: "IncompleteSignature", Message: "The request signature does not conform to Aliyun standards."}
+		return nil, reply{Status: 400, Code: "IncompleteSignature", Message: "The request signature does not conform to Aliyun standards."}
 	case parts[1] != s.AccessKeyID:
-		return nil, answer{Status: 404, Code: "InvalidAccessKeyId.NotFound", Message: "Specified access key is not found."}
+		return nil, reply{Status: 404, Code: "InvalidAccessKeyId.NotFound", Message: "Specified access key is not found."}
 	case time.Since(date).Abs() > maxClockSkew:
-		return nil, answer{Status: 400, Code: "InvalidTimeStamp.Expired", Message: "Specified time stamp or date value is expired."}
+		return nil, reply{Status: 400, Code: "InvalidTimeStamp.Expired", Message: "Specified time stamp or date value is expired."}
 	case s.nonces[nonce]:
-		return nil, answer{Status: 400, Code: "SignatureNonceUsed", Message: "Specified signature nonce was used already."}
+		return nil, reply{Status: 400, Code: "SignatureNonceUsed", Message: "Specified signature nonce was used already."}
 	case err != nil || signed["x-acs-content-sha256"] != hash || !hmac.Equal([]byte(parts[3]), []byte(signature(s.AccessKeySecret, canonical))):
-		// The real one too quotes the whole request, number and code included.
-		return nil, answer{Status: 400, Code: "SignatureDoesNotMatch", Message: "Specified signature is not matched with our calculation. server string to sign is:" + canonical}
+		// Aliyun also quotes the whole request, with number and code.
+		return nil, reply{Status: 400, Code: "SignatureDoesNotMatch", Message: "Specified signature is not matched with our calculation. server string to sign is:" + canonical}
 	}
 	s.nonces[nonce] = true
-	return params, answer{}
+	return params, reply{}
 }
 
-// headersToSign returns, by lower-case name, what a signature has to cover. A
-// header that is there twice becomes a value that nobody signs.
+// headersToSign returns the headers that a signature must cover, by lower-case name. The values
+// of a repeated header are joined to one that no client signs.
 func headersToSign(r *http.Request) map[string]string {
 	signed := map[string]string{"host": r.Host}
 	for name, values := range r.Header {
@@ -63,8 +63,8 @@ func headersToSign(r *http.Request) map[string]string {
 	return signed
 }
 
-// canonicalRequest writes out what is signed: parameters sorted by name, all but
-// RFC 3986's unreserved bytes percent-encoded, then the headers.
+// canonicalRequest returns the text that is signed: the parameters sorted by name, with all
+// bytes percent-encoded but RFC 3986's unreserved ones, then the headers.
 func canonicalRequest(method string, params url.Values, signed map[string]string, hash string) string {
 	encode := func(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
 	var pairs []string

@@ -1,6 +1,6 @@
-// Package dysmsapitest is a stand-in for Aliyun's SMS gateway, for tests: it
-// checks every request as the real one does, keeps the real limits, fails in the
-// ways that real networks fail, and remembers exactly what it accepted.
+// Package dysmsapitest is a fake of Aliyun's SMS gateway for tests. It checks every request as
+// Aliyun does, has Aliyun's limits, fails as real networks fail, and records the messages that
+// it accepted.
 package dysmsapitest
 
 import (
@@ -21,7 +21,7 @@ import (
 	"unicode/utf8"
 )
 
-// Accepted is one SMS that went out.
+// Accepted is one SMS that was sent.
 type Accepted struct {
 	PhoneNumber  string // as on the wire
 	SignName     string
@@ -31,8 +31,8 @@ type Accepted struct {
 	At           time.Time
 }
 
-// A Server listens on a loopback address until its test ends; its client may be
-// another process. It is an http.Handler too, to be put behind another listener.
+// A Server listens on a loopback address until its test ends. Its client may be another process.
+// It is also an http.Handler, for another listener.
 type Server struct {
 	URL             string
 	AccessKeyID     string
@@ -78,10 +78,10 @@ func New(t testing.TB) *Server {
 	return s
 }
 
-// AllowSign refuses every other sign name from now on.
+// AllowSign makes the server reject every other sign name.
 func (s *Server) AllowSign(names ...string) { s.set(func() { s.signNames = names }) }
 
-// AllowTemplate refuses every other template code from now on.
+// AllowTemplate makes the server reject every other template code.
 func (s *Server) AllowTemplate(codes ...string) { s.set(func() { s.templates = codes }) }
 
 // Limits turns on the limits of mainland numbers: for each sign name and number
@@ -92,40 +92,39 @@ func (s *Server) Limits(on bool) { s.set(func() { s.limited = on }) }
 // is always compared with the real time.
 func (s *Server) SetClock(now func() time.Time) { s.set(func() { s.now = now }) }
 
-// Next gives the coming requests one fault each; after them Always counts again.
+// Next gives each of the next requests one fault. The requests after them get that of Always.
 func (s *Server) Next(faults ...Fault) { s.set(func() { s.next = append(s.next, faults...) }) }
 
 // Always gives every request this fault.
 func (s *Server) Always(f Fault) { s.set(func() { s.always = f }) }
 
-// For gives the next well-formed request with this sign name a fault, whatever
-// Next and Always say. A fault that strikes before the request is read cannot wait
-// for a name.
+// For gives the next well-formed request with this sign name a fault. It takes precedence over
+// Next and Always. A fault that applies before the request is read cannot depend on its name.
 func (s *Server) For(signName string, f Fault) { s.set(func() { s.signed[signName] = f }) }
 
-// OnAccepted calls f with every message that goes out, before the answer to it is
-// written: as a phone may ring before the sender hears of it.
+// OnAccepted calls f with every sent message, before the reply is written: an SMS may arrive
+// before the sender gets the reply.
 func (s *Server) OnAccepted(f func(Accepted)) { s.set(func() { s.arrived = f }) }
 
-// Accepted returns the messages that went out, oldest first.
+// Accepted returns the sent messages, oldest first.
 func (s *Server) Accepted() (all []Accepted) {
 	s.set(func() { all = slices.Clone(s.accepted) })
 	return all
 }
 
-// RequestIDs returns the ids of the answers that were made, oldest first.
+// RequestIDs returns the request ids of all replies, oldest first.
 func (s *Server) RequestIDs() (all []string) {
 	s.set(func() { all = slices.Clone(s.requestIDs) })
 	return all
 }
 
-// Requests counts the requests that arrived, whatever became of them.
+// Requests counts the requests that arrived, with all their outcomes.
 func (s *Server) Requests() (n int) { s.set(func() { n = s.requests }); return n }
 
-// Connections counts the connections that were opened.
+// Connections counts the accepted connections.
 func (s *Server) Connections() (n int) { s.set(func() { n = s.connections }); return n }
 
-// BytesSent counts what was written to all connections.
+// BytesSent counts the bytes written to all connections.
 func (s *Server) BytesSent() (n int64) { s.set(func() { n = s.sent }); return n }
 
 func (s *Server) set(f func()) {
@@ -134,7 +133,7 @@ func (s *Server) set(f func()) {
 	f()
 }
 
-// due is the fault of the request that comes next.
+// due returns the fault of the next request.
 func (s *Server) due() Fault {
 	if len(s.next) > 0 {
 		return s.next[0]
@@ -142,7 +141,7 @@ func (s *Server) due() Fault {
 	return s.always
 }
 
-// take counts a request and uses up the fault that is due.
+// take counts a request, and removes and returns its fault.
 func (s *Server) take() Fault {
 	fault := s.due()
 	s.next = s.next[min(1, len(s.next)):]
@@ -150,25 +149,25 @@ func (s *Server) take() Fault {
 	return fault
 }
 
-// ServeHTTP checks the request as the gateway does, whatever fault is due, so
-// that no test passes with a request that the real one would refuse.
+// ServeHTTP checks every request as the gateway does, with any fault, so that no test passes
+// with a request that Aliyun would reject.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // one cut short fails its hash
+	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // a truncated body fails the hash check
 	s.mu.Lock()
 	fault := s.take()
 	params, a := s.checkGateway(r, body)
-	refused := a.Code != ""
-	if f, ok := s.signed[params.Get("SignName")]; ok && !refused {
+	rejected := a.Code != ""
+	if f, ok := s.signed[params.Get("SignName")]; ok && !rejected {
 		fault = f
 		delete(s.signed, params.Get("SignName"))
 	}
 	accepted := len(s.accepted)
 	switch {
-	case refused:
+	case rejected:
 	case fault.accepts:
 		a = s.submit(params)
 	default:
-		a = answer{Status: 500, Code: "isp.SYSTEM_ERROR"}
+		a = reply{Status: 500, Code: "isp.SYSTEM_ERROR"}
 	}
 	a.RequestID = fmt.Sprintf("%08X-%04X-4%03X-8%03X-%012X", rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Uint64()>>16)
 	s.requestIDs = append(s.requestIDs, a.RequestID)
@@ -177,15 +176,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, m := range messages {
 		arrived(m)
 	}
-	if refused {
+	if rejected {
 		a.write(w)
 		return
 	}
 	fault.act(w, r, a)
 }
 
-// An answer is what the gateway (4xx, 5xx) or the SMS service (200) says.
-type answer struct {
+// A reply is the reply of the gateway (4xx, 5xx) or of the SMS service (200).
+type reply struct {
 	Status    int `json:"-"`
 	Code      string
 	Message   string
@@ -193,20 +192,20 @@ type answer struct {
 	BizID     string `json:"BizId,omitempty"`
 }
 
-func (a answer) write(w http.ResponseWriter) {
+func (a reply) write(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/json;charset=utf-8")
 	w.WriteHeader(a.Status)
 	w.Write(a.body())
 }
 
-func (a answer) body() []byte {
+func (a reply) body() []byte {
 	b, _ := json.Marshal(a)
 	return b
 }
 
-// isv is a refusal by the SMS service, which comes with HTTP 200.
-func isv(code, message string) answer {
-	return answer{Status: http.StatusOK, Code: "isv." + code, Message: message}
+// isv returns a rejection by the SMS service, which has HTTP status 200.
+func isv(code, message string) reply {
+	return reply{Status: http.StatusOK, Code: "isv." + code, Message: message}
 }
 
 var (
@@ -216,13 +215,13 @@ var (
 	verification = regexp.MustCompile(`^[0-9A-Za-z]{4,6}$`)
 )
 
-// submit is the SMS service behind the gateway. The real one takes up to 1,000
-// numbers with commas between them; a verification code never has two readers.
-func (s *Server) submit(params url.Values) answer {
+// submit is the SMS service behind the gateway. Aliyun accepts up to 1,000 numbers, separated by
+// commas. The fake accepts one: a verification code has one recipient.
+func (s *Server) submit(params url.Values) reply {
 	names := []string{"PhoneNumbers", "SignName", "TemplateCode", "TemplateParam"}
 	for _, name := range names {
 		if params.Get(name) == "" {
-			return answer{Status: 400, Code: "Missing" + name, Message: name + " is mandatory for this action."}
+			return reply{Status: 400, Code: "Missing" + name, Message: name + " is mandatory for this action."}
 		}
 	}
 	var variables map[string]any
@@ -256,19 +255,19 @@ func (s *Server) submit(params url.Values) answer {
 		}
 	}
 	s.accepted = append(s.accepted, m)
-	return answer{Status: http.StatusOK, Code: "OK", Message: "OK", BizID: m.BizID}
+	return reply{Status: http.StatusOK, Code: "OK", Message: "OK", BizID: m.BizID}
 }
 
-// overLimit returns the text of the first limit that m would go over.
+// overLimit returns the text of the first limit that m exceeds, or "".
 func (s *Server) overLimit(m Accepted) string {
 	number := mainland.FindStringSubmatch(m.PhoneNumber)
 	if number == nil {
-		return "" // abroad nothing limits
+		return "" // no limits abroad
 	}
 	for _, tier := range []struct {
 		window time.Duration
 		name   string
-		most   int
+		max    int
 	}{{time.Minute, "分钟级", 1}, {time.Hour, "小时级", 5}, {24 * time.Hour, "天级", 10}} {
 		count := 0
 		for _, earlier := range s.accepted {
@@ -277,8 +276,8 @@ func (s *Server) overLimit(m Accepted) string {
 				count++
 			}
 		}
-		if count >= tier.most {
-			return fmt.Sprintf("触发%s流控Permits:%d", tier.name, tier.most)
+		if count >= tier.max {
+			return fmt.Sprintf("触发%s流控Permits:%d", tier.name, tier.max)
 		}
 	}
 	return ""

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// The example that Aliyun's documentation of signature version 3 works out.
+// The example is from Aliyun's documentation of signature version 3.
 func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 	params := url.Values{"RegionId": {"cn-shanghai"}, "ImageId": {"win2019_1809_x64_dtc_zh-cn_40G_alibase_20230811.vhd"}}
 	canonical := canonicalRequest("POST", params, map[string]string{
@@ -31,14 +31,14 @@ func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 	}
 }
 
-// A call is one request to the fake: a sound one, unless a test changes it before
-// or after it is signed.
+// A call is one request to the fake. It is valid, unless a test changes it before or after it is
+// signed.
 type call struct {
 	method, path, rawQuery, body, keyID, secret string
 	header                                      http.Header
 }
 
-func soundCall(s *Server) *call {
+func validCall(s *Server) *call {
 	return &call{
 		method: "POST", path: "/", keyID: s.AccessKeyID, secret: s.AccessKeySecret,
 		rawQuery: query("18612345678", "测试 签名", "SMS_1", `{"code":"493817"}`),
@@ -65,7 +65,7 @@ func (c *call) sign(s *Server) {
 	c.header.Set("Authorization", fmt.Sprintf("ACS3-HMAC-SHA256 Credential=%s,SignedHeaders=%s,Signature=%s", c.keyID, names[len(names)-2], signature(c.secret, canonical)))
 }
 
-func (c *call) send(t *testing.T, s *Server) (int, answer) {
+func (c *call) send(t *testing.T, s *Server) (int, reply) {
 	t.Helper()
 	r, err := http.NewRequest(c.method, s.URL+c.path+"?"+c.rawQuery, strings.NewReader(c.body))
 	if err != nil {
@@ -78,7 +78,7 @@ func (c *call) send(t *testing.T, s *Server) (int, answer) {
 	}
 	defer response.Body.Close()
 	body, _ := io.ReadAll(response.Body)
-	var a answer
+	var a reply
 	if err := json.Unmarshal(body, &a); err != nil {
 		t.Fatalf("got %q: %v", body, err)
 	}
@@ -97,13 +97,13 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 		status        int
 		code          string
 	}{
-		{"sound", none, none, 200, "OK"},
+		{"valid", none, none, 200, "OK"},
 		{"signed content type", func(c *call) { c.header.Set("Content-Type", "text/plain") }, none, 200, "OK"},
 		{"a date 14 minutes old", at(-14 * time.Minute), none, 200, "OK"},
 		{"a date 16 minutes old", at(-16 * time.Minute), none, 400, "InvalidTimeStamp.Expired"},
 		{"a date 16 minutes ahead", at(16 * time.Minute), none, 400, "InvalidTimeStamp.Expired"},
 		{"no date", func(c *call) { c.header.Del("X-Acs-Date") }, none, 400, "InvalidTimeStamp.Expired"},
-		{"a date that is none", func(c *call) { c.header.Set("X-Acs-Date", "today") }, none, 400, "InvalidTimeStamp.Expired"},
+		{"an invalid date", func(c *call) { c.header.Set("X-Acs-Date", "today") }, none, 400, "InvalidTimeStamp.Expired"},
 		{"no nonce", func(c *call) { c.header.Del("X-Acs-Signature-Nonce") }, none, 400, incomplete},
 		{"GET", func(c *call) { c.method = "GET" }, none, 405, "UnsupportedHTTPMethod"},
 		{"a path", func(c *call) { c.path = "/sms" }, none, 405, "UnsupportedHTTPMethod"},
@@ -114,11 +114,11 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 		{"no authorization", none, func(c *call) { c.header.Del("Authorization") }, 400, incomplete},
 		{"an unsigned header", none, func(c *call) { c.header.Set("X-Acs-Extra", "1") }, 400, incomplete},
 		{"an unsigned content type", none, func(c *call) { c.header.Set("Content-Type", "text/plain") }, 400, incomplete},
-		{"a signed header less", none, func(c *call) { c.header.Del("X-Acs-Content-Sha256") }, 400, incomplete},
+		{"a missing signed header", none, func(c *call) { c.header.Del("X-Acs-Content-Sha256") }, 400, incomplete},
 		{"signed headers out of order", none, func(c *call) {
 			c.header.Set("Authorization", strings.Replace(c.header.Get("Authorization"), "host;x-acs-action", "x-acs-action;host", 1))
 		}, 400, incomplete},
-		{"a header twice", none, func(c *call) { c.header.Add("X-Acs-Action", "SendSms") }, 404, "InvalidAction.NotFound"},
+		{"a repeated header", none, func(c *call) { c.header.Add("X-Acs-Action", "SendSms") }, 404, "InvalidAction.NotFound"},
 		{"a changed nonce", none, func(c *call) { c.header.Set("X-Acs-Signature-Nonce", "another") }, 400, mismatch},
 		{"a changed number", none, func(c *call) { c.rawQuery = strings.Replace(c.rawQuery, "18612345678", "18612345679", 1) }, 400, mismatch},
 		{"an added parameter", none, func(c *call) { c.rawQuery += "&OutId=1" }, 400, mismatch},
@@ -128,7 +128,7 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			s := New(t)
-			c := soundCall(s)
+			c := validCall(s)
 			x.before(c)
 			c.sign(s)
 			x.after(c)
@@ -137,10 +137,10 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 				t.Errorf("got HTTP %d %s; want %d %s", status, a.Code, x.status, x.code)
 			}
 			if want := map[bool]int{true: 1}[x.code == "OK"]; len(s.Accepted()) != want {
-				t.Errorf("got %d messages that went out; want %d", len(s.Accepted()), want)
+				t.Errorf("got %d sent messages; want %d", len(s.Accepted()), want)
 			}
 			if quoted := strings.Contains(a.Message, "493817"); quoted != (x.code == mismatch) {
-				t.Errorf("got message %q; want the request quoted by %s, and by nothing else", a.Message, mismatch)
+				t.Errorf("got message %q; want the request quoted only for %s", a.Message, mismatch)
 			}
 		})
 	}
@@ -148,7 +148,7 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 
 func TestServer_AcceptsANonceOnce(t *testing.T) {
 	s := New(t)
-	c := soundCall(s)
+	c := validCall(s)
 	c.sign(s)
 	c.send(t, s)
 	if status, a := c.send(t, s); status != 400 || a.Code != "SignatureNonceUsed" || len(s.Accepted()) != 1 {
@@ -191,14 +191,14 @@ func TestServer_AcceptsOneCodeToOneNumber(t *testing.T) {
 		s := New(t)
 		s.AllowSign("签名", "\xff")
 		s.AllowTemplate("SMS_1", "SMS-1")
-		c := soundCall(s)
+		c := validCall(s)
 		c.rawQuery = x.rawQuery
 		c.sign(s)
 		if status, a := c.send(t, s); status != x.status || a.Code != x.code {
 			t.Errorf("%s: got HTTP %d %s; want %d %s", x.rawQuery, status, a.Code, x.status, x.code)
 		}
 		if want := map[bool]int{true: 1}[x.code == "OK"]; len(s.Accepted()) != want {
-			t.Errorf("%s: got %d messages that went out; want %d", x.rawQuery, len(s.Accepted()), want)
+			t.Errorf("%s: got %d sent messages; want %d", x.rawQuery, len(s.Accepted()), want)
 		}
 	}
 }
@@ -208,9 +208,9 @@ func TestServer_LimitsUseRollingWindows(t *testing.T) {
 	s.Limits(true)
 	now := time.Now()
 	s.SetClock(func() time.Time { return now })
-	try := func(number, name, want string) {
+	send := func(number, name, want string) {
 		t.Helper()
-		c := soundCall(s)
+		c := validCall(s)
 		c.rawQuery = query(number, name, "SMS_1", `{"code":"493817"}`)
 		c.sign(s)
 		if _, a := c.send(t, s); a.Message != want {
@@ -220,27 +220,27 @@ func TestServer_LimitsUseRollingWindows(t *testing.T) {
 	const number, minute, hour, day = "18612345678", "触发分钟级流控Permits:1", "触发小时级流控Permits:5", "触发天级流控Permits:10"
 	pass := func(d time.Duration) { now = now.Add(d) }
 
-	try(number, "A", "OK")
-	try(number, "A", minute)
-	try("+86"+number, "A", minute) // the same person, written otherwise
-	try(number, "B", "OK")         // each sign name has its own limits
-	try("13812345678", "A", "OK")
-	try("85261234567", "A", "OK") // abroad nothing limits
-	try("85261234567", "A", "OK")
+	send(number, "A", "OK")
+	send(number, "A", minute)
+	send("+86"+number, "A", minute) // the same person, other spelling
+	send(number, "B", "OK")         // each sign name has its own limits
+	send("13812345678", "A", "OK")
+	send("85261234567", "A", "OK") // numbers abroad have no limits
+	send("85261234567", "A", "OK")
 	pass(59 * time.Second)
-	try(number, "A", minute)
+	send(number, "A", minute)
 	pass(time.Second)
 	for range 4 {
-		try(number, "A", "OK") // the second to the fifth
+		send(number, "A", "OK") // the second to the fifth
 		pass(time.Minute)
 	}
-	try(number, "A", hour)
-	pass(55 * time.Minute) // an hour after the first: refusals did not count
+	send(number, "A", hour)
+	pass(55 * time.Minute) // an hour after the first: rejections do not count
 	for range 5 {
-		try(number, "A", "OK") // the sixth to the tenth
+		send(number, "A", "OK") // the sixth to the tenth
 		pass(time.Hour)
 	}
-	try(number, "A", day)
+	send(number, "A", day)
 	s.Limits(false)
-	try(number, "A", "OK")
+	send(number, "A", "OK")
 }

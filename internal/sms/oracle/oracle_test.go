@@ -1,5 +1,5 @@
-// Package oracle compares this repository's Aliyun sender with Aliyun's official
-// SDK, byte for byte. It is a module of its own, so that the service does not
+// Package oracle compares the requests of this repository's Aliyun sender with those of
+// Aliyun's official SDK, byte for byte. It is a separate module, so that the service does not
 // depend on the SDK.
 package oracle
 
@@ -28,15 +28,15 @@ import (
 
 const keyID, keySecret = "LTAI5tTestAccessKeyID", "TestAccessKeySecret0123456789"
 
-// captured is a request as a server saw it.
+// captured is a request as the server received it.
 type captured struct {
 	*http.Request
 	body        string
-	headerNames string // as they stand on the wire, in lower case, sorted
+	headerNames string // those on the wire, in lower case, sorted
 }
 
-// capture starts a server that answers everything with a success, and returns its
-// address and its requests.
+// capture starts a server that replies to every request with a success, and returns its address
+// and the requests.
 func capture(t *testing.T) (string, <-chan captured) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -74,7 +74,7 @@ func capture(t *testing.T) (string, <-chan captured) {
 	return listener.Addr().String(), seen
 }
 
-// sdkSend sends as the SDK's own typed client for SendSms would.
+// sdkSend sends an SMS with the SDK, as its typed client for SendSms does.
 func sdkSend(ctx context.Context, address, number, signName, template, code string) (map[string]any, error) {
 	client, err := openapi.NewClient(&openapiutil.Config{
 		AccessKeyId: dara.String(keyID), AccessKeySecret: dara.String(keySecret),
@@ -128,7 +128,7 @@ func TestSend_EqualsTheSDKsRequest(t *testing.T) {
 				ours := <-seen
 				same(t, ours, theirs, nil)
 
-				// And what Send really sends is that same request.
+				// Send sends the same request.
 				if _, err := a.Send(t.Context(), m); err != nil {
 					t.Fatal(err)
 				}
@@ -138,12 +138,12 @@ func TestSend_EqualsTheSDKsRequest(t *testing.T) {
 	}
 }
 
-// same compares two requests. Who is speaking may differ, and the values of what
-// differs by its nature.
+// same compares two requests. User-Agent may differ, and the values of the headers in
+// differs.
 func same(t *testing.T, ours, theirs captured, differs []string) {
 	t.Helper()
 	for _, c := range []struct {
-		what      string
+		name      string
 		got, want any
 	}{
 		{"method", ours.Method, theirs.Method},
@@ -156,7 +156,7 @@ func same(t *testing.T, ours, theirs captured, differs []string) {
 		{"signed headers", signedHeaders(ours), signedHeaders(theirs)},
 	} {
 		if c.got != c.want {
-			t.Errorf("%s: got %v; the SDK sends %v", c.what, c.got, c.want)
+			t.Errorf("%s: got %v; want %v as from the SDK", c.name, c.got, c.want)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(theirs.Header)) {
@@ -164,7 +164,7 @@ func same(t *testing.T, ours, theirs captured, differs []string) {
 			continue
 		}
 		if got, want := ours.Header.Get(name), theirs.Header.Get(name); got != want {
-			t.Errorf("header %s: got %q; the SDK sends %q", name, got, want)
+			t.Errorf("header %s: got %q; want %q as from the SDK", name, got, want)
 		}
 	}
 }
@@ -175,7 +175,7 @@ func signedHeaders(c captured) string {
 	return names
 }
 
-// The fake gateway that every other test trusts must take the real client.
+// The fake gateway, which all other tests use, must accept the real client.
 func TestServer_AcceptsTheSDK(t *testing.T) {
 	for _, signName := range []string{"阿里云", "a+b c*d~e/f%g"} {
 		fake := dysmsapitest.New(t)
