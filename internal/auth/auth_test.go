@@ -47,14 +47,14 @@ callers:
 	for _, c := range []struct {
 		authorization []string
 		certificate   *x509.Certificate
-		want          string // "" is unknown
+		want          string // the caller; "" for an unknown one
 	}{
 		{[]string{"Bearer first"}, nil, "login"},
 		{[]string{"bearer second"}, nil, "login"},
 		{nil, shop, "shop"},
 		{nil, batch, "batch"},
 		{[]string{"Bearer first"}, batch, "login"},
-		{[]string{"Bearer wrong"}, batch, ""}, // a wrong token is not made good
+		{[]string{"Bearer wrong"}, batch, ""}, // a certificate does not replace a wrong token
 		{[]string{"Bearer first", "Bearer first"}, nil, ""},
 		{[]string{"Bearer"}, nil, ""},
 		{[]string{"Bearer " + hashOf("first")}, nil, ""},
@@ -88,9 +88,9 @@ callers:
 	all, _ := s.Authenticate([]string{"Bearer all"}, nil)
 	few, _ := s.Authenticate([]string{"Bearer few"}, nil)
 	for _, c := range []struct {
-		name    string
-		err     error
-		refused string
+		name   string
+		err    error
+		denied string
 	}{
 		{"all, Valid", all.AuthorizeCall("Valid"), ""},
 		{"all, send", all.AuthorizeSend("x", "y", "US"), ""},
@@ -100,15 +100,15 @@ callers:
 		{"few, another sign name", few.AuthorizeSend("acme", "SMS_1", "CN"), "signature"},
 		{"few, another template", few.AuthorizeSend("Acme", "SMS_2", "CN"), "template_code"},
 		{"few, another country", few.AuthorizeSend("Acme", "SMS_1", "US"), "country"},
-		{"nobody asks", (*Caller)(nil).AuthorizeSend("x", "y", "US"), ""},
+		{"no caller", (*Caller)(nil).AuthorizeSend("x", "y", "US"), ""},
 	} {
 		var e *NotAllowedError
-		if c.refused == "" {
+		if c.denied == "" {
 			if c.err != nil {
-				t.Errorf("%s: got %v; want it allowed", c.name, c.err)
+				t.Errorf("%s: got %v; want nil", c.name, c.err)
 			}
-		} else if !errors.As(c.err, &e) || e.Denied != c.refused || e.Caller != "few" {
-			t.Errorf("%s: got %v; want the %s refused", c.name, c.err, c.refused)
+		} else if !errors.As(c.err, &e) || e.Denied != c.denied || e.Caller != "few" {
+			t.Errorf("%s: got %v; want the %s denied", c.name, c.err, c.denied)
 		}
 	}
 }
@@ -134,29 +134,29 @@ func TestAllowSend_BucketOutlivesAReload(t *testing.T) {
 		}
 		for i := range 3 {
 			if err := take(); err != nil {
-				t.Fatalf("send %d of the burst: %v", i, err)
+				t.Fatalf("send %d of the burst: got %v; want nil", i, err)
 			}
 		}
 		var e *RateError
-		for range 3 { // what is refused takes nothing
+		for range 3 { // a rejected send uses nothing
 			if err := take(); !errors.As(err, &e) || e.RetryAfter != time.Second {
-				t.Fatalf("after the burst: got %v; want to wait a second", err)
+				t.Fatalf("after the burst: got %v; want a RateError with a retry after one second", err)
 			}
 		}
 		reload(text + " # touched")
 		if take() == nil {
-			t.Error("a reload gave the burst anew")
+			t.Error("a send after a reload: got nil; want an error, since the burst is used up")
 		}
 		time.Sleep(time.Second)
 		if err := take(); err != nil {
-			t.Errorf("a second later: %v", err)
+			t.Errorf("a second later: got %v; want nil", err)
 		}
 		if take() == nil {
-			t.Error("two sends in a second of 60 a minute")
+			t.Error("a second send within a second at 60 a minute: got nil; want an error")
 		}
 		reload(strings.Replace(text, "60", "600", 1))
 		if err := take(); err != nil {
-			t.Errorf("with another rate: %v", err)
+			t.Errorf("with another rate: got %v; want nil", err)
 		}
 	})
 }
@@ -181,11 +181,11 @@ func TestAllowSend_RateHoldsUnderConcurrency(t *testing.T) {
 	}
 	taking.Wait()
 	if due := 1 + 10*time.Since(start).Seconds(); float64(taken.Load()) > due || taken.Load() < 5 {
-		t.Errorf("%d sends in %v; want 5 at least, and %.1f at most", taken.Load(), time.Since(start), due)
+		t.Errorf("got %d sends in %v; want 5 at least, and %.1f at most", taken.Load(), time.Since(start), due)
 	}
 }
 
-// The metrics give these labels a meaning of their own.
+// In the metrics, these labels have another meaning.
 func TestAnyCertificate_TakesNoReservedName(t *testing.T) {
 	for _, name := range []string{"", Unknown, Other} {
 		for kind, c := range map[string]*x509.Certificate{
@@ -213,44 +213,44 @@ func TestParse_ErrorsHaveLinesAndNoValues(t *testing.T) {
 		text  string
 		wants []string
 	}{
-		"empty":            {"", []string{`line 1: must begin with "callers:"`}},
-		"a comment":        {"# callers", []string{`line 1: must begin with "callers:"`}},
-		"no YAML":          {"callers:\n  - name: [\n", []string{"is not YAML"}},
-		"a list":           {"- name: a", []string{`line 1: the file must hold "callers:"`}},
-		"no callers":       {"callers: []", []string{"line 1: callers must be a list"}},
-		"an empty mapping": {"{}", []string{"line 1: callers is missing"}},
-		"two documents":    {"callers: [{name: a, token_sha256: " + good + "}]\n---\ncallers: []", []string{"one YAML document"}},
-		"garbage behind":   {"callers: [{name: a, token_sha256: " + good + "}]\n...\n}{ hunter2", []string{"one YAML document"}},
+		"empty":              {"", []string{`line 1: must begin with "callers:"`}},
+		"a comment":          {"# callers", []string{`line 1: must begin with "callers:"`}},
+		"no YAML":            {"callers:\n  - name: [\n", []string{"is not YAML"}},
+		"a list":             {"- name: a", []string{`line 1: the file must hold "callers:"`}},
+		"no callers":         {"callers: []", []string{"line 1: callers must be a list"}},
+		"an empty mapping":   {"{}", []string{"line 1: callers is missing"}},
+		"two documents":      {"callers: [{name: a, token_sha256: " + good + "}]\n---\ncallers: []", []string{"one YAML document"}},
+		"garbage at the end": {"callers: [{name: a, token_sha256: " + good + "}]\n...\n}{ hunter2", []string{"one YAML document"}},
 		"unknown fields": {"caller: []\ncallers:\n  - name: a\n    token: hunter2\n    token_sha256: " + good, []string{
 			"line 1: is no field here; there are callers", "line 4: is no field here; there are burst, calls, countries, dns_san, name, sends_per_minute, sign_names, spiffe_id, template_codes, token_sha256",
 		}},
 		"a token in clear":     {"callers:\n  - name: a\n    token_sha256: hunter2", []string{"line 3: token_sha256 must be the SHA-256 of a token", "if this is the token itself, make a new one"}},
 		"a hash in capitals":   {"callers:\n  - name: a\n    token_sha256: " + strings.ToUpper(good), []string{"line 3: token_sha256 must be"}},
-		"no proof":             {"callers:\n  - name: a", []string{"line 2: a caller must have token_sha256, spiffe_id or dns_san"}},
-		"a name that is proof": {"callers:\n  - name: dns_san", []string{"line 2: a caller must have token_sha256"}},
+		"no credential":        {"callers:\n  - name: a", []string{"line 2: a caller must have token_sha256, spiffe_id or dns_san"}},
+		"a field name as name": {"callers:\n  - name: dns_san", []string{"line 2: a caller must have token_sha256"}},
 		"no name":              {"callers:\n  - token_sha256: " + good, []string{"line 2: name is missing"}},
 		"a reserved name":      {"callers:\n  - name: unknown\n    token_sha256: " + good, []string{`line 2: name must be`}},
 		"a bad name":           {"callers:\n  - name: a b\n    token_sha256: " + good, []string{`line 2: name must be`}},
 		"the same twice": {"callers:\n  - name: a\n    token_sha256: " + good + "\n  - name: a\n    name: a\n    token_sha256: " + good, []string{
 			"line 4: name must not be that of another caller", "line 5: name is there twice", "line 6: proves a caller already",
 		}},
-		"empty lists":       {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: []\n    countries: []", []string{"line 4: calls is an empty list: leave it out to allow all", "line 5: countries is an empty list"}},
-		"nothing":           {"callers:\n  - name: a\n    token_sha256:\n    sign_names:", []string{"line 3: token_sha256 must be", "line 4: sign_names must be"}},
-		"an unknown call":   {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: [SendSMS, hunter2]", []string{"line 4: calls must be of SendSMS, Valid"}},
-		"no main country":   {"callers:\n  - name: a\n    token_sha256: " + good + "\n    countries: [CA]", []string{"line 4: countries must be ISO 3166 codes", "US is all of +1"}},
-		"a bad template":    {"callers:\n  - name: a\n    token_sha256: " + good + "\n    template_codes: SMS-1", []string{"line 4: template_codes must be"}},
-		"rates":             {"callers:\n  - name: a\n    token_sha256: " + good + "\n    sends_per_minute: 0\n    burst: many", []string{"line 4: sends_per_minute must be a whole number", "line 5: burst must be"}},
-		"a burst alone":     {"callers:\n  - name: a\n    token_sha256: " + good + "\n    burst: 3", []string{"line 4: burst needs sends_per_minute"}},
-		"a bad SPIFFE ID":   {"callers:\n  - name: a\n    spiffe_id: https://hunter2", []string{"line 3: spiffe_id must be a URI such as"}},
-		"a wildcard":        {"callers:\n  - name: a\n    dns_san: '*.example.org'", []string{"line 3: dns_san must be a DNS name"}},
-		"an alias":          {"callers:\n  - &a {name: a, token_sha256: " + good + "}\n  - *a", []string{"line 3: a caller must be fields"}},
-		"a caller as text":  {"callers: [hunter2]", []string{"line 1: a caller must be fields"}},
-		"an unknown anchor": {"callers: *hunter2", []string{"line 1: is not YAML"}},
+		"empty lists":          {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: []\n    countries: []", []string{"line 4: calls is an empty list: leave it out to allow all", "line 5: countries is an empty list"}},
+		"nothing":              {"callers:\n  - name: a\n    token_sha256:\n    sign_names:", []string{"line 3: token_sha256 must be", "line 4: sign_names must be"}},
+		"an unknown call":      {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: [SendSMS, hunter2]", []string{"line 4: calls must be of SendSMS, Valid"}},
+		"not a main country":   {"callers:\n  - name: a\n    token_sha256: " + good + "\n    countries: [CA]", []string{"line 4: countries must be ISO 3166 codes", "US is all of +1"}},
+		"a bad template":       {"callers:\n  - name: a\n    token_sha256: " + good + "\n    template_codes: SMS-1", []string{"line 4: template_codes must be"}},
+		"rates":                {"callers:\n  - name: a\n    token_sha256: " + good + "\n    sends_per_minute: 0\n    burst: many", []string{"line 4: sends_per_minute must be a whole number", "line 5: burst must be"}},
+		"a burst without rate": {"callers:\n  - name: a\n    token_sha256: " + good + "\n    burst: 3", []string{"line 4: burst needs sends_per_minute"}},
+		"a bad SPIFFE ID":      {"callers:\n  - name: a\n    spiffe_id: https://hunter2", []string{"line 3: spiffe_id must be a URI such as"}},
+		"a wildcard":           {"callers:\n  - name: a\n    dns_san: '*.example.org'", []string{"line 3: dns_san must be a DNS name"}},
+		"an alias":             {"callers:\n  - &a {name: a, token_sha256: " + good + "}\n  - *a", []string{"line 3: a caller must be fields"}},
+		"a caller as text":     {"callers: [hunter2]", []string{"line 1: a caller must be fields"}},
+		"an unknown anchor":    {"callers: *hunter2", []string{"line 1: is not YAML"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse("callers.yaml", []byte(c.text), known)
 			if err == nil {
-				t.Fatal("it was taken")
+				t.Fatal("got nil; want an error")
 			}
 			for _, want := range c.wants {
 				if !strings.Contains(err.Error(), want) {
@@ -258,15 +258,15 @@ func TestParse_ErrorsHaveLinesAndNoValues(t *testing.T) {
 				}
 			}
 			if strings.Contains(err.Error(), "hunter2") {
-				t.Errorf("%v: repeats a value", err)
+				t.Errorf("got %v; want no value in it", err)
 			}
 		})
 	}
 	if _, err := Parse("callers.yaml", []byte("callers:\n  - name: a\n    dns_san: a.example.org"), ParseOptions{}); err == nil || !strings.Contains(err.Error(), "callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone") {
-		t.Errorf("certificates that are not asked for: got %v", err)
+		t.Errorf("dns_san without PHONENUMBER_TLS_CLIENT_CA: got %v; want an error that names that variable", err)
 	}
 	if _, err := Parse("callers.yaml", make([]byte, maxFileBytes+1), known); err == nil {
-		t.Error("a file of more than a megabyte was taken")
+		t.Error("a file of more than a megabyte: got nil; want an error")
 	}
 }
 
@@ -274,7 +274,7 @@ func TestNewToken_IsLongAndUnique(t *testing.T) {
 	one, hash := NewToken()
 	other, _ := NewToken()
 	if one == other || len(one) != 43 || hash != hashOf(one) {
-		t.Errorf("got %s, %s with %s", one, other, hash)
+		t.Errorf("got the tokens %s and %s, and the hash %s of the first; want two tokens of 43 characters, and %s", one, other, hash, hashOf(one))
 	}
 }
 
@@ -288,26 +288,26 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			for _, line := range strings.Split(err.Error(), "\n") {
 				if !strings.HasPrefix(line, "callers.yaml: line ") {
-					t.Errorf("a fault without its line: %q", line)
+					t.Errorf("got the error %q; want one with its line", line)
 				}
 			}
 			return
 		}
 		if len(list) == 0 {
-			t.Error("a file without callers was taken")
+			t.Error("a file without callers: got nil; want an error")
 		}
 		names := map[string]bool{}
 		for _, c := range list {
 			if !callerName.MatchString(c.Name) || c.Name == Unknown || names[c.Name] {
-				t.Errorf("a name that is none, or twice: %q", c.Name)
+				t.Errorf("got the name %q; want a valid one, and only once", c.Name)
 			}
 			names[c.Name] = true
 			if len(c.tokens)+len(c.spiffeIDs)+len(c.dnsSANs) == 0 {
-				t.Errorf("%s cannot prove who it is", c.Name)
+				t.Errorf("%s: got no credential; want one", c.Name)
 			}
-			for what, listed := range map[string][]string{"calls": c.calls, "sign_names": c.signNames, "template_codes": c.templateCodes, "countries": c.countries} {
-				if strings.Contains(text, what) && listed != nil && len(listed) == 0 {
-					t.Errorf("%s: %s is an empty list", c.Name, what)
+			for field, listed := range map[string][]string{"calls": c.calls, "sign_names": c.signNames, "template_codes": c.templateCodes, "countries": c.countries} {
+				if strings.Contains(text, field) && listed != nil && len(listed) == 0 {
+					t.Errorf("%s: got an empty list %s; want an error", c.Name, field)
 				}
 			}
 		}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A file that was cut off is often a good file with fewer restrictions. Only the mark at
-// its end tells it apart.
+// A truncated file is often a valid file with fewer restrictions. Only the mark at its end shows
+// that a file is whole.
 func TestWhole_IsFalseForEveryTruncatedFile(t *testing.T) {
 	text := `callers:
   - name: login
@@ -25,21 +25,21 @@ func TestWhole_IsFalseForEveryTruncatedFile(t *testing.T) {
 ...
 `
 	if _, err := Parse("callers.yaml", []byte(text), known); err != nil || !Whole(text) {
-		t.Fatalf("the whole file: got %v, %v; want it taken and whole", err, Whole(text))
+		t.Fatalf("the whole file: got %v, %v; want nil and whole", err, Whole(text))
 	}
-	good := 0
+	valid := 0
 	for i := range text {
 		cut := text[:i]
 		if _, err := Parse("callers.yaml", []byte(cut), known); err != nil {
 			continue
 		}
-		good++
+		valid++
 		if Whole(cut) && strings.TrimSpace(cut) != strings.TrimSpace(text) {
-			t.Errorf("cut off after %d of %d bytes: got whole; want not whole\n%s", i, len(text), cut)
+			t.Errorf("truncated after %d of %d bytes: got whole; want not whole\n%s", i, len(text), cut)
 		}
 	}
-	if good < 20 {
-		t.Errorf("%d of the cut-off files can be read; want 20 at least, or this test shows nothing", good)
+	if valid < 20 {
+		t.Errorf("got %d truncated files that are valid; want 20 at least for a useful test", valid)
 	}
 }
 
@@ -64,7 +64,7 @@ func TestWhole_NeedsTheMarkOnTheLastLine(t *testing.T) {
 func TestReplace_ReturnsAddedRemovedAndWidenedCallers(t *testing.T) {
 	const before = "name: a, token_sha256: TOKEN, calls: [Valid], sign_names: [x, y], template_codes: [SMS_12], countries: [CN], sends_per_minute: 60, burst: 5"
 	for name, c := range map[string]struct {
-		old, now string // what stands in place of what
+		old, now string // text of before, and its replacement
 		want     []string
 	}{
 		"nothing":               {"", "", nil},
@@ -75,11 +75,11 @@ func TestReplace_ReturnsAddedRemovedAndWidenedCallers(t *testing.T) {
 		"no rate":               {", sends_per_minute: 60, burst: 5", "", []string{"a sends_per_minute"}},
 		"only the name is left": {before[strings.Index(before, ", calls"):], "", []string{"a calls", "a sign_names", "a template_codes", "a countries", "a sends_per_minute"}},
 		"another country":       {"[CN]", "[US]", []string{"a countries"}},
-		"a template cut off":    {"SMS_12", "SMS_1", []string{"a template_codes"}},
+		"a truncated template":  {"SMS_12", "SMS_1", []string{"a template_codes"}},
 		"a higher rate":         {"60", "61", []string{"a sends_per_minute"}},
 		"a larger burst":        {"burst: 5", "burst: 6", []string{"a burst"}},
-		"no burst of its own":   {", burst: 5", "", []string{"a burst"}},
-		"a token more":          {"TOKEN", "[TOKEN, " + hashOf("b") + "]", []string{"a token_sha256"}},
+		"no burst":              {", burst: 5", "", []string{"a burst"}},
+		"one more token":        {"TOKEN", "[TOKEN, " + hashOf("b") + "]", []string{"a token_sha256"}},
 		"another certificate":   {"name: a", "name: a, dns_san: a.example, spiffe_id: spiffe://a/b", []string{"a spiffe_id", "a dns_san"}},
 		"fewer sign names":      {"[x, y]", "[x]", nil},
 		"a lower rate":          {"60, burst: 5", "6, burst: 1", nil},
@@ -108,7 +108,7 @@ func TestReplace_ReturnsAddedRemovedAndWidenedCallers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := s.Replace(list); !slices.Equal(got.Removed, []string{"a"}) || !slices.Equal(got.Added, []string{"c"}) || got.Widened != nil {
-		t.Errorf("a gone and c new: got %+v", got)
+		t.Errorf("a removed and c added: got %+v; want [c] added and [a] removed", got)
 	}
 	if got := s.Names(); !slices.Equal(got, []string{"b", "c"}) {
 		t.Errorf("names: got %q; want b and c", got)

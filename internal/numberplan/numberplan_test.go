@@ -67,8 +67,8 @@ func TestMobile_RejectsOtherNumbers(t *testing.T) {
 	}
 }
 
-// The domain keeps one state a number under its E.164 form, so that form has to be
-// the same when it is typed itself, from anywhere.
+// The domain stores the state of a number under its E.164 form. So an E.164 form, parsed in any
+// region, must stay the same.
 func TestMobile_E164FormOfEveryRegionIsUnchanged(t *testing.T) {
 	for region := range phonenumbers.GetSupportedRegions() {
 		example := phonenumbers.GetExampleNumberForType(region, phonenumbers.MOBILE)
@@ -77,7 +77,7 @@ func TestMobile_E164FormOfEveryRegionIsUnchanged(t *testing.T) {
 		}
 		national := phonenumbers.Format(example, phonenumbers.NATIONAL)
 		want := phonenumbers.Format(example, phonenumbers.E164)
-		// The library writes Argentina's national form so that nobody can dial it.
+		// The library's national form of an Argentine number cannot be dialled.
 		if got, ok := numberplan.Mobile(national, region); region != "AR" && (!ok || got != want) {
 			t.Errorf("Mobile(%q, %q): got %q, %v; want %q, true", national, region, got, ok, want)
 		}
@@ -89,10 +89,10 @@ func TestMobile_E164FormOfEveryRegionIsUnchanged(t *testing.T) {
 	}
 }
 
-// A first digit that people write or leave out, as a trunk prefix or by an older plan,
-// makes one person two numbers. So a mobile number without its first digit must not be
-// another mobile number. The exceptions have numbers of several lengths, and both are
-// numbers of their own; a new one here is to be looked at.
+// If people may write or omit the first digit, as a trunk prefix or by an older plan, one person
+// could have two numbers. So a mobile number without its first digit must not be another mobile
+// number. The exceptions have numbers of several lengths, and both are real, different numbers.
+// If the test finds another exception, check the plan of that region.
 func TestMobile_FirstDigitIsNoSecondForm(t *testing.T) {
 	exceptions := map[string]bool{
 		"BR 1": true, "BR 8": true, "BR 9": true, "HR 9": true, "ID 8": true, "KH 1": true, "KH 8": true, "KH 9": true, "KR 1": true,
@@ -122,17 +122,17 @@ func TestMobile_FirstDigitIsNoSecondForm(t *testing.T) {
 				continue
 			}
 			if other, ok := numberplan.Mobile(rest, "ZZ"); ok && other != e164 {
-				t.Errorf("%s: %s is %s, and without its first digit %s; want one number", region.GetId(), number, e164, other)
+				t.Errorf("%s: %s is %s; got %s without its first digit, want the same or none", region.GetId(), number, e164, other)
 			}
 		}
 	}
 	if tried < 10_000 {
-		t.Errorf("%d numbers were tried; want 10,000 or more", tried)
+		t.Errorf("got %d numbers; want 10,000 or more", tried)
 	}
 }
 
-// draw returns a random text that shape matches. The patterns of the metadata have
-// nothing but what is here.
+// draw returns a random text that matches shape. It has the operators that the patterns of the
+// metadata use.
 func draw(r *rand.Rand, shape *syntax.Regexp) (text string) {
 	switch shape.Op {
 	case syntax.OpLiteral:

@@ -25,13 +25,13 @@ func newLines(file io.Writer) (*Lines, prometheus.Counter) {
 	return NewLines(file, dropped), dropped
 }
 
-// BenchmarkLine compares a log line that is written to a pipe at once with one that
-// goes through Lines. The pipe's reader is another process, so cpu-ns/op is the
-// writer's alone.
+// BenchmarkLine compares log lines that are written to a pipe directly with lines that go
+// through Lines. Another process reads the pipe, so cpu-ns/op is the CPU time of the writer
+// only.
 func BenchmarkLine(b *testing.B) {
 	for _, callers := range []int{1, 64} {
-		for _, way := range []string{"direct", "lines"} {
-			b.Run(fmt.Sprintf("%s/callers=%d", way, callers), func(b *testing.B) {
+		for _, kind := range []string{"direct", "lines"} {
+			b.Run(fmt.Sprintf("%s/callers=%d", kind, callers), func(b *testing.B) {
 				reader := exec.Command("cat")
 				r, w, err := os.Pipe()
 				if err != nil {
@@ -46,7 +46,7 @@ func BenchmarkLine(b *testing.B) {
 				r.Close()
 				var out io.Writer = w
 				lines, dropped := newLines(w)
-				if way == "lines" {
+				if kind == "lines" {
 					out = lines
 				}
 				log := slog.New(NewSampled(CallerHandler{slog.NewJSONHandler(out, nil)}))
@@ -57,7 +57,7 @@ func BenchmarkLine(b *testing.B) {
 					calling.Go(func() {
 						for range b.N / callers {
 							log.Info("call", "method", "Valid", "status", "OK", "duration_ms", 1.25, "peer", "127.0.0.1", "number", "+86186****0000", "country", "CN", "outcome", "mismatch")
-							runtime.Gosched() // as a call waits for its next request
+							runtime.Gosched() // as between two calls
 						}
 					})
 				}
@@ -82,40 +82,40 @@ func valueOf(c prometheus.Counter) float64 {
 	return m.GetCounter().GetValue()
 }
 
-// scriptedFile takes writes as its answers say, and all of them once there are no more.
+// scriptedFile handles its first writes according to results, and accepts all later ones.
 type scriptedFile struct {
 	servicetest.Output
 	mu      sync.Mutex
-	answers []scriptedAnswer
+	results []writeResult
 }
 
-type scriptedAnswer struct {
-	takes int
-	err   error
+type writeResult struct {
+	n   int
+	err error
 }
 
-func (f *scriptedFile) answer(a ...scriptedAnswer) {
+func (f *scriptedFile) script(a ...writeResult) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.answers = append(f.answers, a...)
+	f.results = append(f.results, a...)
 }
 
 func (f *scriptedFile) Write(p []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.answers) == 0 {
+	if len(f.results) == 0 {
 		return f.Output.Write(p)
 	}
-	a := f.answers[0]
-	f.answers = f.answers[1:]
-	f.Output.Write(p[:a.takes])
-	return a.takes, a.err
+	a := f.results[0]
+	f.results = f.results[1:]
+	f.Output.Write(p[:a.n])
+	return a.n, a.err
 }
 
-// blockedFile blocks each write until it is opened.
+// blockedFile blocks each write until open is closed.
 type blockedFile struct {
 	servicetest.Output
-	begun  chan struct{} // the first write has begun
+	begun  chan struct{} // the first write began
 	open   chan struct{}
 	writes []string
 }
@@ -152,7 +152,7 @@ func TestLines_KeepTheOrderOfEachWriter(t *testing.T) {
 	for line := range strings.Lines(file.String()) {
 		var w, i int
 		if n, err := fmt.Sscanf(line, "%d %d\n", &w, &i); n != 2 || i != next[w] {
-			t.Fatalf("got the line %q, %v; want line %d of its writer", line, err, next[w])
+			t.Fatalf("got the line %q, %v; want line %d of that writer", line, err, next[w])
 		}
 		next[w]++
 	}
@@ -166,7 +166,7 @@ func TestLines_KeepTheOrderOfEachWriter(t *testing.T) {
 	}
 }
 
-// The line about a loss is where the lost ones would be.
+// The line of OnLoss is at the place of the lost lines.
 func TestLines_DropAndCountLinesThatDoNotFit(t *testing.T) {
 	file := newBlockedFile()
 	l, dropped := newLines(file)
@@ -192,7 +192,7 @@ func TestLines_DropAndCountLinesThatDoNotFit(t *testing.T) {
 
 func TestLines_DropAndCountFailedLines(t *testing.T) {
 	file := &scriptedFile{}
-	file.answer(scriptedAnswer{0, syscall.EPIPE}, scriptedAnswer{0, syscall.EPIPE})
+	file.script(writeResult{0, syscall.EPIPE}, writeResult{0, syscall.EPIPE})
 	l, dropped := newLines(file)
 	l.OnLoss(func(lost int) { fmt.Fprintf(l, "lost %d\n", lost) })
 	for _, lines := range []string{"one\n", "two\nthree\n", "four\n"} {
@@ -209,7 +209,7 @@ func TestLines_DropAndCountFailedLines(t *testing.T) {
 
 func TestLines_BeginANewLineAfterATornOne(t *testing.T) {
 	file := &scriptedFile{}
-	file.answer(scriptedAnswer{5, syscall.ENOSPC})
+	file.script(writeResult{5, syscall.ENOSPC})
 	l, dropped := newLines(file)
 	for _, lines := range []string{"one\ntwo\nthree\n", "four\n"} {
 		io.WriteString(l, lines)
@@ -226,7 +226,7 @@ func TestLines_BeginANewLineAfterATornOne(t *testing.T) {
 func TestLines_WaitForANonBlockingPipe(t *testing.T) {
 	file := &scriptedFile{}
 	again := &os.PathError{Op: "write", Path: "/dev/stderr", Err: syscall.EAGAIN}
-	file.answer(scriptedAnswer{0, again}, scriptedAnswer{2, again})
+	file.script(writeResult{0, again}, writeResult{2, again})
 	l, dropped := newLines(file)
 	io.WriteString(l, "one\ntwo\n")
 	l.Flush(time.Minute)
@@ -241,7 +241,7 @@ func TestLines_WriteToAPipeAtomically(t *testing.T) {
 	l, _ := newLines(file)
 	var want bytes.Buffer
 	io.WriteString(io.MultiWriter(l, &want), "first\n")
-	<-file.begun // the others wait for it
+	<-file.begun // the next lines wait for it
 	for i := range 200 {
 		fmt.Fprintf(io.MultiWriter(l, &want), "%d %s\n", i, strings.Repeat("x", i))
 	}
@@ -255,10 +255,10 @@ func TestLines_WriteToAPipeAtomically(t *testing.T) {
 		}
 	}
 	if file.String() != want.String() {
-		t.Error("not all was written in its order")
+		t.Errorf("got %d bytes; want the %d bytes in their order", len(file.String()), want.Len())
 	}
 	if len(file.writes) > 20 {
-		t.Errorf("got %d writes; want lines put together", len(file.writes))
+		t.Errorf("got %d writes; want 20 at most, of several lines each", len(file.writes))
 	}
 }
 
@@ -276,6 +276,6 @@ func TestLines_FlushForABoundedTime(t *testing.T) {
 	select {
 	case <-flushed:
 	case <-time.After(time.Minute):
-		t.Error("it waits for a file that takes nothing")
+		t.Error("Flush still waits for a blocked file; want it to return after 10 ms")
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 )
 
-func count(out *servicetest.Output, what string) int { return strings.Count(out.String(), what) }
+func count(out *servicetest.Output, text string) int { return strings.Count(out.String(), text) }
 
 func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -20,9 +20,9 @@ func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
 		for i := range 2 * maxPerWindow {
 			log.Warn("call", "error", fmt.Sprintf("read tcp 127.0.0.1:%d: reset", 40000+i))
 		}
-		log.Warn("call", "error", "server certificate not trusted") // another reason is not left out
+		log.Warn("call", "error", "server certificate not trusted") // another error: not suppressed
 		if reset, other := count(&out, "reset"), count(&out, "certificate"); reset != maxPerWindow || other != 1 {
-			t.Errorf("%d and %d lines of two reasons were written, want %d and 1", reset, other, maxPerWindow)
+			t.Errorf("got %d and %d lines of two errors, want %d and 1", reset, other, maxPerWindow)
 		}
 		call := func(level slog.Level, status, code string) {
 			log.Log(t.Context(), level, "call", "method", "SendSMS", "status", status, "aliyun_code", code, "duration_ms", time.Now().Nanosecond())
@@ -30,28 +30,28 @@ func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
 		for range 50 {
 			call(slog.LevelWarn, "FailedPrecondition", "isv.AMOUNT_NOT_ENOUGH")
 		}
-		call(slog.LevelWarn, "FailedPrecondition", "isv.SMS_SIGNATURE_ILLEGAL") // unequal: its first ten are written
+		call(slog.LevelWarn, "FailedPrecondition", "isv.SMS_SIGNATURE_ILLEGAL") // unequal: not suppressed
 		for range 50 {
 			call(slog.LevelInfo, "OK", "OK") // no error
 		}
 		if got := count(&out, "aliyun_code=isv.AMOUNT_NOT_ENOUGH"); got != maxPerWindow {
-			t.Errorf("%d lines of the burst were written, want %d", got, maxPerWindow)
+			t.Errorf("got %d lines of the burst, want %d", got, maxPerWindow)
 		}
 		if got := count(&out, "SMS_SIGNATURE_ILLEGAL"); got != 1 {
-			t.Errorf("%d lines of another code were written, want it", got)
+			t.Errorf("got %d lines of another code, want 1", got)
 		}
 		if got := count(&out, "status=OK"); got != 50 {
-			t.Errorf("%d lines of calls that went well were written, want all 50", got)
+			t.Errorf("got %d lines of successful calls, want all 50", got)
 		}
 		time.Sleep(sampleWindow)
 		synctest.Wait()
-		const told = `level=WARN msg="similar log lines suppressed" message=call count=40 method=SendSMS status=FailedPrecondition aliyun_code=isv.AMOUNT_NOT_ENOUGH`
-		if got := count(&out, told); got != 1 {
-			t.Errorf("%d lines told that 40 were left out, want one:\n%s", got, &out)
+		const summary = `level=WARN msg="more lines like these were left out" like=call count=40 method=SendSMS status=FailedPrecondition aliyun_code=isv.AMOUNT_NOT_ENOUGH`
+		if got := count(&out, summary); got != 1 {
+			t.Errorf("got %d summaries of 40 suppressed lines, want 1:\n%s", got, &out)
 		}
 		call(slog.LevelWarn, "FailedPrecondition", "isv.AMOUNT_NOT_ENOUGH")
 		if got := count(&out, "aliyun_code=isv.AMOUNT_NOT_ENOUGH d"); got != maxPerWindow+1 {
-			t.Errorf("%d lines in all, want one more in the next window", got)
+			t.Errorf("got %d lines in all, want %d: one more in the next window", got, maxPerWindow+1)
 		}
 	})
 }
@@ -65,12 +65,12 @@ func TestSampled_FlushLogsTheSuppressedCount(t *testing.T) {
 		}
 		sampled.Flush()
 		if got := count(&out, "count=5"); got != 1 {
-			t.Errorf("got %d lines that count five, want one:\n%s", got, &out)
+			t.Errorf("got %d summaries of 5 suppressed lines, want 1:\n%s", got, &out)
 		}
 		time.Sleep(2 * sampleWindow)
 		synctest.Wait()
-		if got := count(&out, "suppressed"); got != 1 {
-			t.Errorf("it was told %d times, want once", got)
+		if got := count(&out, "left out"); got != 1 {
+			t.Errorf("got %d summaries in the end, want 1", got)
 		}
 	})
 }
@@ -83,15 +83,15 @@ func TestSampled_UnequalErrorsTakeBoundedMemory(t *testing.T) {
 			slog.New(sampled).Warn("call", "aliyun_code", fmt.Sprint("isv.", i))
 		}
 		if got := len(sampled.sampler.groups); got > maxGroups+1 {
-			t.Errorf("%d kinds are remembered, want %d and one more", got, maxGroups)
+			t.Errorf("got %d groups, want %d and one more at most", got, maxGroups)
 		}
 		slog.New(sampled).Error("panic in a call")
 		if count(&out, "panic in a call") != 1 {
-			t.Error("an error was left out among warnings")
+			t.Error("got an error suppressed with the warnings, want it logged")
 		}
 		sampled.Flush()
 		if got := count(&out, "count=1990"); got != 1 {
-			t.Errorf("what is beyond was not counted:\n%s", &out)
+			t.Errorf("got %d lines with a count of 1990 for the other groups, want 1:\n%s", got, &out)
 		}
 	})
 }

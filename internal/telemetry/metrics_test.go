@@ -30,7 +30,7 @@ func mustHave(t *testing.T, scraped string, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
 		if !strings.Contains(scraped, "\n"+line+"\n") {
-			t.Errorf("the metrics lack %s", line)
+			t.Errorf("got metrics without %s", line)
 		}
 	}
 }
@@ -59,7 +59,7 @@ func TestMetrics_CountSendsByResultCodeAndCountry(t *testing.T) {
 	} {
 		_, err := steps.Sender(sender{err: c.err}).Send(t.Context(), verify.Message{Number: c.number, Code: "654321"})
 		if !errors.Is(err, c.err) {
-			t.Errorf("got %v, want the sender's own error", err)
+			t.Errorf("got %v, want the error of the sender", err)
 		}
 	}
 	scraped := scrape(t, m)
@@ -72,7 +72,7 @@ func TestMetrics_CountSendsByResultCodeAndCountry(t *testing.T) {
 		`phonenumber_aliyun_duration_seconds_count{result="accepted"} 2`,
 	)
 	if strings.Contains(scraped, "654321") || strings.Contains(scraped, "18600000000") {
-		t.Error("the metrics hold a code or a number")
+		t.Error("got a code or a number in the metrics, want none")
 	}
 }
 
@@ -85,7 +85,7 @@ func TestMetrics_BoundTheAliyunCodes(t *testing.T) {
 	}
 	scraped := scrape(t, m)
 	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
-		t.Errorf("got %d series, want %d and one for all others", got, maxAliyunCodes)
+		t.Errorf("got %d series, want %d, and one for all other codes", got, maxAliyunCodes)
 	}
 	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",result="rejected"} %d`, 9*maxAliyunCodes))
 }
@@ -121,10 +121,10 @@ func TestMetrics_CountDatabaseStepsByResult(t *testing.T) {
 	for _, s := range []storeOf{{done: true}, {}, {err: errors.New("1205")}, {err: fmt.Errorf("lost: %w", verify.ErrOutcomeUnknown)}} {
 		w := steps.Store(s)
 		if done, err := w.Swap(t.Context(), "+1", verify.Version{}, verify.Record{}); done != s.done || !errors.Is(err, s.err) {
-			t.Errorf("Swap = %v, %v; want what the store says", done, err)
+			t.Errorf("Swap = %v, %v; want %v, %v as from the store", done, err, s.done, s.err)
 		}
 		if _, err := w.Load(t.Context(), "+1"); !errors.Is(err, s.err) {
-			t.Errorf("Load: %v; want what the store says", err)
+			t.Errorf("Load = %v; want %v as from the store", err, s.err)
 		}
 	}
 	mustHave(t, scrape(t, m),
@@ -149,7 +149,7 @@ func TestMetrics_DropRemovedCallers(t *testing.T) {
 	m.KeepCallers([]string{"shop"})
 	scraped := scrape(t, m)
 	if strings.Contains(scraped, `caller="login"`) {
-		t.Error("the metrics hold a caller that was removed")
+		t.Error("got the removed caller login in the metrics, want it gone")
 	}
 	for _, kept := range []string{"shop", auth.Unknown} {
 		mustHave(t, scraped,
@@ -159,8 +159,8 @@ func TestMetrics_DropRemovedCallers(t *testing.T) {
 	}
 }
 
-// Callers that come and go never fill the set: each has a name of its own as long as
-// fewer than the most are in use.
+// Callers that come and go never fill the set. Each has its own label while fewer callers than
+// the maximum are in use.
 func TestMetrics_GiveARemovedCallersPlaceToANewOne(t *testing.T) {
 	m := NewMetrics("test")
 	for i := range 3 * m.callers.max {

@@ -14,7 +14,7 @@ import (
 func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {
 	for _, c := range []struct {
 		name, value string
-		want        string // "" where it is right
+		want        string // in the error; "" if the value is valid
 	}{
 		{"OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318", ""},
 		{"OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "OTEL_EXPORTER_OTLP_ENDPOINT must be http://"},
@@ -31,7 +31,7 @@ func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {
 			t.Setenv(c.name, c.value)
 			err := CheckTracing()
 			if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "s3cret")) {
-				t.Errorf("got %v, want %q and no value", err, c.want)
+				t.Errorf("got %v, want %q in it, and no value", err, c.want)
 			}
 		})
 	}
@@ -43,7 +43,7 @@ func TestTracing_CanBeDisabled(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 			t.Setenv(name, value)
 			if tracer, _, err := Tracing(t.Context(), "test", nil); tracer != nil || err != nil {
-				t.Errorf("got %v, %v, want none", tracer, err)
+				t.Errorf("got %v, %v, want no tracer and no error", tracer, err)
 			}
 		})
 	}
@@ -65,6 +65,6 @@ func TestTracing_LogOmitsTheCollectorsPage(t *testing.T) {
 	span.End()
 	stop()
 	if got := out.String(); !strings.Contains(got, "exported") || len(got) > 1000 {
-		t.Errorf("got a log of %d bytes, want that it failed, shortly", len(got))
+		t.Errorf("got a log of %d bytes, want 1000 at most, with the failed export", len(got))
 	}
 }
