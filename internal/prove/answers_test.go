@@ -18,8 +18,8 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// A lossy is a replica whose swaps are done while their answers get lost, beside
-// another one for which all is well.
+// A lossy has two replicas. The swaps of the first one are applied, but their replies are lost.
+// The second one has no faults.
 type lossy struct {
 	pair
 	proxy *toxiproxy.Proxy
@@ -30,9 +30,9 @@ func startLossy(t *testing.T, binary string) *lossy {
 	t.Helper()
 	dsn := mariadbtest.DSN(t)
 	l := &lossy{pair: pair{fake: dysmsapitest.New(t)}}
-	var behind string
-	l.proxy, behind = proxied(t, dsn)
-	for i, dsn := range []string{behind, dsn} {
+	var viaProxy string
+	l.proxy, viaProxy = startProxy(t, dsn)
+	for i, dsn := range []string{viaProxy, dsn} {
 		l.replicas[i] = servicetest.Start(t, binary, servicetest.FreeAddress(t), servicetest.Environment(l.fake, dsn)).Serving(t)
 	}
 	var err error
@@ -43,21 +43,21 @@ func startLossy(t *testing.T, binary string) *lossy {
 	return l
 }
 
-// lose makes the call, over the lossy replica, and returns once its swap is done
-// in the database and the answer to it is lost. cut then tells the replica so, and
-// returns when the call was answered.
+// lose makes the call over the first replica, and returns after its swap is applied and the
+// reply is lost. cut then closes the connection to the database, and returns when the call is
+// complete.
 func (l *lossy) lose(t *testing.T, number string, call func(*servicetest.Process)) (cut func()) {
 	t.Helper()
-	// Whoever holds the row lets reads pass, and no swap.
+	// A lock of the row lets reads pass, but no swap.
 	holder, err := l.db.Begin()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer holder.Rollback()
 	before := l.row(t, holder, number, " FOR UPDATE")
-	answered := make(chan struct{})
+	completed := make(chan struct{})
 	go func() {
-		defer close(answered)
+		defer close(completed)
 		call(l.replicas[0])
 	}()
 	waitFor(t, "the swap waits for the row", func() bool {
@@ -72,18 +72,18 @@ func (l *lossy) lose(t *testing.T, number string, call func(*servicetest.Process
 	if err := holder.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the swap is done", func() bool { return !bytes.Equal(before, l.row(t, l.db, number, "")) })
+	waitFor(t, "the swap is applied", func() bool { return !bytes.Equal(before, l.row(t, l.db, number, "")) })
 	return func() {
 		l.proxy.Stop() // ends the connections
 		l.proxy.Toxics.ResetToxics(context.Background())
 		if err := l.proxy.Start(); err != nil {
 			t.Error(err)
 		}
-		<-answered
+		<-completed
 	}
 }
 
-// row is the stored state of a number.
+// row returns the stored state of a number.
 func (l *lossy) row(t *testing.T, q interface {
 	QueryRow(string, ...any) *sql.Row
 }, number, locking string,
@@ -95,19 +95,19 @@ func (l *lossy) row(t *testing.T, q interface {
 	return state
 }
 
-func TestSwap_LostReplyTakesEffectOnce(t *testing.T) { prove(t, lostAnswers) }
+func TestSwap_LostReplyTakesEffectOnce(t *testing.T) { testGuarantee(t, lostReplies) }
 
-func lostAnswers(t *testing.T, binary string) (violations []string) {
+func lostReplies(t *testing.T, binary string) (violations []string) {
 	l := startLossy(t, binary)
-	expect := func(what string, ok bool) {
+	expect := func(violation string, ok bool) {
 		if !ok {
-			violations = append(violations, what)
+			violations = append(violations, violation)
 		}
 	}
-	ask := func(number, code string, valid *bool) func(*servicetest.Process) {
+	check := func(number, code string, valid *bool) func(*servicetest.Process) {
 		return func(p *servicetest.Process) {
 			res, err := p.Valid(context.Background(), &pb.ValidRequest{PhoneNumber: number, Code: code})
-			expect(fmt.Sprintf("Valid whose answer from the database was lost: %v; want an answer, found by the version", err), err == nil)
+			expect(fmt.Sprintf("Valid with a lost reply of the database: got %v; want nil, found by the version", err), err == nil)
 			*valid = res.GetValid()
 		}
 	}
@@ -115,16 +115,16 @@ func lostAnswers(t *testing.T, binary string) (violations []string) {
 
 	const used = "18700000001"
 	code := l.send(t, used)
-	l.lose(t, used, ask(used, code, &valid))()
-	expect("the right code, used up by a swap whose answer was lost, was refused", valid)
-	expect("the code was accepted again", l.accepted(t, used, []string{code}) == 0)
+	l.lose(t, used, check(used, code, &valid))()
+	expect("the right code, used up by a swap with a lost reply: got false; want true", valid)
+	expect("the code was accepted again", l.countValid(t, used, []string{code}) == 0)
 
-	const looked = "18700000002"
-	code = l.send(t, looked)
-	l.lose(t, looked, ask(looked, "x", &valid))()
+	const tried = "18700000002"
+	code = l.send(t, tried)
+	l.lose(t, tried, check(tried, "x", &valid))()
 	expect("a wrong code was accepted", !valid)
-	l.accepted(t, looked, []string{"x"})
-	expect("a look whose answer was lost was counted twice: the third call found the code dead", l.accepted(t, looked, []string{code}) == 1)
+	l.countValid(t, tried, []string{"x"})
+	expect("an attempt with a lost reply was counted twice: the third call found the code dead", l.countValid(t, tried, []string{code}) == 1)
 
 	const overtaken = "18700000006"
 	code = l.send(t, overtaken)
@@ -132,27 +132,28 @@ func lostAnswers(t *testing.T, binary string) (violations []string) {
 	cut := l.lose(t, overtaken, func(p *servicetest.Process) {
 		_, err = p.Valid(context.Background(), &pb.ValidRequest{PhoneNumber: overtaken, Code: "x"})
 	})
-	l.spend(t, overtaken)
+	l.useAttempt(t, overtaken)
 	cut()
-	expect(fmt.Sprintf("Valid whose answer from the database was lost and whose version is gone: %v; want UNKNOWN", err), status.Code(err) == codes.Unknown)
-	expect("a look whose answer was lost was counted again, after another one: the third call found the code dead", l.accepted(t, overtaken, []string{code}) == 1)
+	expect(fmt.Sprintf("Valid with a lost reply and an overwritten version: got %v; want UNKNOWN", err), status.Code(err) == codes.Unknown)
+	expect("an attempt with a lost reply was counted again after another attempt: the third call found the code dead", l.countValid(t, overtaken, []string{code}) == 1)
 
 	const sent = "18700000003"
 	l.send(t, sent)
 	before := len(l.fake.Accepted())
 	l.lose(t, sent, func(p *servicetest.Process) {
 		_, err := p.SendSMS(context.Background(), &pb.SendSMSRequest{PhoneNumber: sent, Signature: "阿里云", TemplateCode: "SMS_1"})
-		expect(fmt.Sprintf("SendSMS whose begin's answer was lost: %v; want OK", err), err == nil)
+		expect(fmt.Sprintf("SendSMS with a lost reply to its begin: got %v; want OK", err), err == nil)
 	})()
-	expect("want one SMS for one call", len(l.fake.Accepted()) == before+1)
-	expect("the code of a send whose begin's answer was lost is refused", l.accepted(t, sent, []string{l.code(sent)}) == 1)
+	got := len(l.fake.Accepted()) - before
+	expect(fmt.Sprintf("got %d SMS for one call; want 1", got), got == 1)
+	expect("the code of a send with a lost reply to its begin was rejected", l.countValid(t, sent, []string{l.code(sent)}) == 1)
 	return violations
 }
 
-func TestSendSMS_RepeatedBeginUsesAFreshCode(t *testing.T) { prove(t, freshCodes) }
+func TestSendSMS_RepeatedBeginUsesAFreshCode(t *testing.T) { testGuarantee(t, freshCodes) }
 
-// A code that was begun, whose begin's answer was lost, and whose looks were spent
-// meanwhile must not get looks again.
+// The reply to a begin is lost, and other calls use up all attempts of its code. The code must not
+// get attempts again.
 func freshCodes(t *testing.T, binary string) (violations []string) {
 	l := startLossy(t, binary)
 	const number = "18700000004"
@@ -163,23 +164,23 @@ func freshCodes(t *testing.T, binary string) (violations []string) {
 	})
 	first := newestMAC(t, l.row(t, l.db, number, ""))
 	for range attemptLimit {
-		l.spend(t, number)
+		l.useAttempt(t, number)
 	}
 	cut()
 	if sendErr != nil {
-		return []string{fmt.Sprintf("SendSMS: %v", sendErr)}
+		return []string{fmt.Sprintf("SendSMS: got %v; want OK", sendErr)}
 	}
 	if bytes.Equal(first, newestMAC(t, l.row(t, l.db, number, ""))) {
-		violations = append(violations, "a code whose looks were spent was begun again")
+		violations = append(violations, "a code without attempts left was stored again")
 	}
-	if l.accepted(t, number, []string{l.code(number)}) != 1 {
-		violations = append(violations, "the code that went out is refused")
+	if l.countValid(t, number, []string{l.code(number)}) != 1 {
+		violations = append(violations, "the sent code was rejected")
 	}
 	return violations
 }
 
-// spend takes a look at the codes, over the replica for which all is well.
-func (l *lossy) spend(t *testing.T, number string) {
+// useAttempt uses up one attempt with a wrong code, over the replica without faults.
+func (l *lossy) useAttempt(t *testing.T, number string) {
 	t.Helper()
 	if _, err := l.replicas[1].Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: "x"}); err != nil {
 		t.Fatal(err)
@@ -189,32 +190,32 @@ func (l *lossy) spend(t *testing.T, number string) {
 // newestMAC reads the last code of a stored state: see internal/verify/state.go.
 func newestMAC(t *testing.T, state []byte) []byte {
 	t.Helper()
-	const header, ticket, mac, perCode = 10, 8, 32, 49
+	const header, sendID, mac, perCode = 10, 8, 32, 49
 	codes := int(state[header-1])
 	if codes == 0 || len(state) < header+codes*perCode || state[0] != 1 {
-		t.Fatalf("a state of %d bytes in format %d with %d codes", len(state), state[0], codes)
+		t.Fatalf("got a state of %d bytes in format %d with %d codes; want a whole one in format 1 with a code", len(state), state[0], codes)
 	}
-	return state[header+(codes-1)*perCode+ticket:][:mac]
+	return state[header+(codes-1)*perCode+sendID:][:mac]
 }
 
-func TestValid_AcceptsACodeSentByAnotherReplica(t *testing.T) { prove(t, noMemory) }
+func TestValid_AcceptsACodeSentByAnotherReplica(t *testing.T) { testGuarantee(t, codeOfOtherReplica) }
 
-func noMemory(t *testing.T, binary string) (violations []string) {
+func codeOfOtherReplica(t *testing.T, binary string) (violations []string) {
 	p := startPair(t, binary, mariadbtest.DSN(t))
 	const number = "18700000005"
 	for range 10 {
 		code := p.send(t, number)
-		if p.accepted(t, number, []string{code, "x"}) != 1 || p.accepted(t, number, []string{code, code}) != 0 { // over both
-			violations = append(violations, "a code is not accepted once")
+		if p.countValid(t, number, []string{code, "x"}) != 1 || p.countValid(t, number, []string{code, code}) != 0 { // over both replicas
+			violations = append(violations, "a code was not accepted exactly once")
 		}
 	}
 	return violations
 }
 
-func TestSendSMS_UsualRetryKillsNoSMS(t *testing.T) { prove(t, usualRetry) }
+func TestSendSMS_UsualRetryKillsNoSMS(t *testing.T) { testGuarantee(t, usualRetry) }
 
-// The first send arrives, though its caller was told that nobody knows; the
-// user's second try meets the limit of one a minute; the code that arrived works.
+// The first SMS arrives, but its caller gets an unknown outcome. Aliyun rejects the user's second
+// send by the limit of one a minute. The code that arrived must be accepted.
 func usualRetry(t *testing.T, binary string) (violations []string) {
 	p := startPair(t, binary, mariadbtest.DSN(t), shortSMSTimeout)
 	p.fake.Limits(true)
@@ -235,8 +236,8 @@ func usualRetry(t *testing.T, binary string) (violations []string) {
 		if status.Code(first) != c.want || status.Code(second) != codes.ResourceExhausted {
 			t.Fatalf("the sends: got %v, then %v; want %v, then ResourceExhausted", first, second, c.want)
 		}
-		if p.accepted(t, number, []string{p.code(number)}) != 1 {
-			violations = append(violations, fmt.Sprintf("a dead SMS: its code is refused after %v and a refused retry", c.want))
+		if p.countValid(t, number, []string{p.code(number)}) != 1 {
+			violations = append(violations, fmt.Sprintf("a dead SMS: its code was rejected after %v and a rejected retry", c.want))
 		}
 	}
 	return violations

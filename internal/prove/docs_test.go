@@ -32,7 +32,7 @@ func TestDocs_NameExistingTests(t *testing.T) {
 		for _, name := range regexp.MustCompile(`\bTest[A-Z0-9]\w+`).FindAllString(string(text), -1) {
 			named++
 			if !strings.Contains(source.String(), "func "+name+"(") {
-				t.Errorf("docs/%s names %s, which does not exist", page, name)
+				t.Errorf("docs/%s: got test %s, which does not exist; want an existing one", page, name)
 			}
 		}
 	}
@@ -41,11 +41,11 @@ func TestDocs_NameExistingTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bug := range plantedBugs {
-		if row := fmt.Sprintf("| %s | `%s` |", bug.name, bug.caught); !strings.Contains(string(guarantees), row) {
-			t.Errorf("docs/guarantees.md lacks the row %s", row)
+		if row := fmt.Sprintf("| %s | `%s` |", bug.name, bug.foundBy); !strings.Contains(string(guarantees), row) {
+			t.Errorf("docs/guarantees.md: want the row %s", row)
 		}
 	}
 	if named < 20 {
-		t.Errorf("the documents name %d tests; want 20 at least", named)
+		t.Errorf("got %d tests named in the documents; want 20 at least", named)
 	}
 }

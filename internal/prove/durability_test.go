@@ -18,7 +18,7 @@ func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 	const kills, between = 5, 100 // entries
 	t.Run("of MariaDB", func(t *testing.T) {
 		database := mariadbtest.Start(t)
-		p := startPair(t, program(), database.DSN(mariadbtest.Database))
+		p := startPair(t, buildOnce(), database.DSN(mariadbtest.Database))
 		l := newLedger(p.fake)
 		l.write(t, p.load().replicas, func() {
 			for range kills {
@@ -28,10 +28,10 @@ func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 			}
 			l.grow(t, between)
 		})
-		fail(t, l.lost(t, p.replicas[0].Addr))
+		reportFirst(t, l.lost(t, p.replicas[0].Addr))
 	})
 	t.Run("of the replicas", func(t *testing.T) {
-		p := startPair(t, program(), mariadbtest.DSN(t))
+		p := startPair(t, buildOnce(), mariadbtest.DSN(t))
 		l := newLedger(p.fake)
 		l.write(t, p.load().replicas, func() {
 			for range kills {
@@ -43,10 +43,10 @@ func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 			}
 			l.grow(t, between)
 		})
-		fail(t, l.lost(t, p.replicas[0].Addr))
+		reportFirst(t, l.lost(t, p.replicas[0].Addr))
 	})
 	t.Run("of the service on its SQLite file", func(t *testing.T) {
-		p := startAlone(t, program(), t.TempDir())
+		p := startSingle(t, buildOnce(), t.TempDir())
 		l := newLedger(p.fake)
 		l.write(t, []string{p.Addr}, func() {
 			for range kills {
@@ -56,49 +56,50 @@ func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 			}
 			l.grow(t, between)
 		})
-		fail(t, l.lost(t, p.Addr))
+		reportFirst(t, l.lost(t, p.Addr))
 	})
 }
 
-func fail(t *testing.T, violations []string) {
+// reportFirst fails t with the number of violations and the first one.
+func reportFirst(t *testing.T, violations []string) {
 	t.Helper()
 	if n := len(violations); n > 0 {
-		t.Errorf("%d violations, the first: %s", n, violations[0])
+		t.Errorf("got %d violations, the first: %s", n, violations[0])
 	}
 }
 
-// alone is one replica on an SQLite file.
-type alone struct {
+// A single is one replica on an SQLite file.
+type single struct {
 	*servicetest.Process
 	fake  *dysmsapitest.Server
 	start func(address string) *servicetest.Process
 }
 
-func startAlone(t *testing.T, binary, dir string) *alone {
+func startSingle(t *testing.T, binary, dir string) *single {
 	t.Helper()
-	a := &alone{fake: dysmsapitest.New(t)}
+	a := &single{fake: dysmsapitest.New(t)}
 	env := append(servicetest.Environment(a.fake, "sqlite:"+filepath.Join(dir, "codes.db")), "PHONENUMBER_LOG_LEVEL=warn")
 	a.start = func(address string) *servicetest.Process { return servicetest.Start(t, binary, address, env) }
 	a.Process = a.start(servicetest.FreeAddress(t)).Serving(t)
 	return a
 }
 
-const entriesBeforeThePowerFails = 1000
+const entriesBeforePowerLoss = 1000
 
 func TestDurability_PowerLossOfMariaDBLosesNothing(t *testing.T) {
 	const warning = "innodb_flush_log_at_trx_commit is"
 	lost, output := mariadbLosesPower(t, "1")
-	fail(t, lost)
+	reportFirst(t, lost)
 	if strings.Contains(output, warning) {
-		t.Errorf("on a database that keeps what it acknowledged, the service warns:\n%s", output)
+		t.Errorf("a durable database: want no warning, got:\n%s", output)
 	}
-	t.Run("and is lost where the log is not flushed", func(t *testing.T) {
+	t.Run("entries are lost if the log is not flushed", func(t *testing.T) {
 		lost, output := mariadbLosesPower(t, "2")
 		if len(lost) == 0 {
-			t.Error("nothing was lost: this proves nothing")
+			t.Error("got no lost entry; want some, or the power loss has no effect")
 		}
 		if strings.Count(output, warning) != 1 {
-			t.Errorf("want one warning that holds %q:\n%s", warning, output)
+			t.Errorf("want one warning with %q, got:\n%s", warning, output)
 		}
 	})
 }
@@ -107,15 +108,15 @@ func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string
 	d := newDisk(t)
 	database := mariadbtest.StartWith(t, mariadbtest.Options{Dir: d.path, Args: []string{
 		"--innodb-flush-log-at-trx-commit=" + flush,
-		"--innodb-flush-log-at-timeout=60", // what is not flushed at once is not flushed at all
+		"--innodb-flush-log-at-timeout=60", // no flush during the test
 	}})
 	fake := dysmsapitest.New(t)
-	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
+	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
 	output = p.Output.String()
 	l := newLedger(fake)
 	var after string
 	l.write(t, []string{p.Addr}, func() {
-		l.grow(t, entriesBeforeThePowerFails)
+		l.grow(t, entriesBeforePowerLoss)
 		after = d.losePower(t, database.PID())
 		database.Kill()
 	})
@@ -124,16 +125,16 @@ func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string
 }
 
 func TestDurability_PowerLossOfSQLiteLosesNothing(t *testing.T) {
-	prove(t, sqliteLosesPower)
+	testGuarantee(t, sqliteLosesPower)
 }
 
 func sqliteLosesPower(t *testing.T, binary string) []string {
 	d := newDisk(t)
-	a := startAlone(t, binary, d.path)
+	a := startSingle(t, binary, d.path)
 	l := newLedger(a.fake)
 	var after string
 	l.write(t, []string{a.Addr}, func() {
-		l.grow(t, entriesBeforeThePowerFails)
+		l.grow(t, entriesBeforePowerLoss)
 		after = d.losePower(t, a.PID)
 		a.Kill()
 	})
@@ -141,13 +142,13 @@ func sqliteLosesPower(t *testing.T, binary string) []string {
 	return l.lost(t, servicetest.Start(t, binary, a.Addr, env).Serving(t).Addr)
 }
 
-// A disk is a file system in a file. What a process wrote and did not flush is not
-// in that file, until the kernel gets to it.
+// A disk is a file system in a file. Data that a process wrote but did not flush is not in that
+// file until the kernel writes it.
 type disk struct{ image, path string }
 
 func newDisk(t *testing.T) *disk {
 	t.Helper()
-	asRoot(t)
+	requireRoot(t)
 	d := &disk{image: filepath.Join(t.TempDir(), "image")}
 	run(t, "truncate", "-s", "256M", d.image)
 	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
@@ -155,15 +156,14 @@ func newDisk(t *testing.T) *disk {
 	return d
 }
 
-// losePower returns where the file system is mounted as a power failure of this
-// moment leaves it to those who come after. The process that writes is left
-// standing still.
+// losePower simulates a power loss at this moment: it copies the image of the file system, mounts
+// the copy and returns its path. The process that writes stays stopped.
 func (d *disk) losePower(t *testing.T, pid int) (path string) {
 	t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "all threads stand still", func() bool {
+	waitFor(t, "all threads are stopped", func() bool {
 		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		for _, thread := range threads {
 			stat, _ := os.ReadFile(thread)
@@ -179,19 +179,20 @@ func (d *disk) losePower(t *testing.T, pid int) (path string) {
 	return mounted(t, "-o", "loop", copied)
 }
 
-func asRoot(t *testing.T) {
+// requireRoot skips the test without root; in CI it fails.
+func requireRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
 	}
-	const why = "only root can mount a disk to be broken: run make prove as root"
+	const reason = "only root can mount the disks of this test: run make prove as root"
 	if os.Getenv("CI") != "" {
-		t.Fatal(why)
+		t.Fatal(reason)
 	}
-	t.Skip(why)
+	t.Skip(reason)
 }
 
-// mounted mounts what the arguments of mount say, as long as the test runs.
+// mounted calls mount with args and returns the path. The end of the test unmounts it.
 func mounted(t *testing.T, args ...string) (path string) {
 	t.Helper()
 	path, err := os.MkdirTemp("", "disk")
@@ -200,7 +201,7 @@ func mounted(t *testing.T, args ...string) (path string) {
 	}
 	run(t, "mount", append(args, path)...)
 	t.Cleanup(func() {
-		run(t, "umount", "--lazy", path) // servers on it end after this
+		run(t, "umount", "--lazy", path) // servers on it end later
 		os.Remove(path)
 	})
 	return path

@@ -24,31 +24,30 @@ import (
 
 const (
 	galeraProvider = "/usr/lib/galera/libgalera_smm.so"
-	galeraPackages = root + "/.bin/galera" // scripts of mariadb-server, which is not installed: that would start a server
-	howToGetGalera = "no Galera cluster can be built here: it takes root, and what make prove-cluster installs"
+	galeraPackages = root + "/.bin/galera" // scripts of mariadb-server; its installation would start a server
+	howToGetGalera = "no Galera cluster: it needs root, and the packages that make prove-cluster installs"
 	nobody         = 65534 // rsync, which fills a new node, does not run as root
 )
 
-// A cluster is three Galera nodes. Each has a network namespace of its own, with a
-// link to a switch that only the nodes are on, and one to this process. All of it
-// is held by processes that the kernel kills with this one, so that a crash leaves
-// no link behind.
+// A cluster is three Galera nodes. Each has its own network namespace, with one link to a switch
+// for the nodes only, and one to this process. The namespaces belong to processes that the kernel
+// kills together with this one, so that a crash leaves no link.
 type cluster struct {
 	t        testing.TB
 	dir      string
 	mariadbd string
 	access   *mysql.Config // user and password, the same on every node
-	home     *process      // the switch's namespace
+	netns    *process      // namespace of the switch
 	nodes    [3]*node
 }
 
 type node struct {
 	*cluster
 	index  int
-	home   *process
+	netns  *process
 	server *process
 	config *mysql.Config
-	db     *sql.DB // by the link to this process, which no fault cuts
+	db     *sql.DB // over the link to this process, without faults
 }
 
 func startCluster(t *testing.T) *cluster {
@@ -61,11 +60,11 @@ func startCluster(t *testing.T) *cluster {
 		}
 		t.Skip(howToGetGalera)
 	}
-	seed := mariadbtest.Start(t) // its data is what the first node begins with
+	seed := mariadbtest.Start(t) // the first node begins with its data
 	c := &cluster{t: t}
 	c.access, err = mysql.ParseDSN(seed.DSN(""))
 	c.must(err)
-	c.access.Logger = &mysql.NopLogger{} // a node that is away is no news
+	c.access.Logger = &mysql.NopLogger{} // nodes that are down are expected
 	c.access.Timeout, c.access.ReadTimeout = 2*time.Second, 30*time.Second
 	c.mariadbd, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", seed.PID()))
 	c.must(err)
@@ -89,15 +88,15 @@ func startCluster(t *testing.T) *cluster {
 		run(c.t, "chown", "-R", fmt.Sprintf("%d:%[1]d", nobody), n.path())
 	}
 	c.nodes[0].start("--wsrep-new-cluster")
-	c.nodes[0].sees(1)
+	c.nodes[0].waitForSize(1)
 	c.nodes[1].start()
 	c.nodes[2].start()
-	c.whole()
+	c.waitUntilWhole()
 	return c
 }
 
-// connect lays the links. The nodes' own addresses exist on the switch alone; the
-// links to this process take a part of the range for benchmarks that is free here.
+// connect makes the links. The nodes' addresses exist only on the switch. The links to this process
+// use a free part of the address range for benchmarks.
 func (c *cluster) connect() {
 	inUse, err := net.InterfaceAddrs()
 	c.must(err)
@@ -106,24 +105,24 @@ func (c *cluster) connect() {
 		subnet = rand.IntN(256)
 		free = !slices.ContainsFunc(inUse, func(a net.Addr) bool { return strings.HasPrefix(a.String(), fmt.Sprintf("198.19.%d.", subnet)) })
 	}
-	c.home = c.namespace()
-	c.home.within("ip", "link", "add", "switch", "up", "type", "bridge")
+	c.netns = c.namespace()
+	c.netns.within("ip", "link", "add", "switch", "up", "type", "bridge")
 	for i := range c.nodes {
-		n := &node{cluster: c, index: i, home: c.namespace()}
+		n := &node{cluster: c, index: i, netns: c.namespace()}
 		c.nodes[i] = n
-		home := strconv.Itoa(n.home.Pid)
-		c.home.within("ip", "link", "add", n.port(), "up", "master", "switch", "type", "veth", "peer", "name", "cluster", "netns", home)
-		n.home.within("ip", "address", "add", n.address()+"/24", "dev", "cluster")
-		n.home.within("ip", "link", "set", "cluster", "up")
-		n.home.within("ip", "link", "set", "lo", "up")
+		netns := strconv.Itoa(n.netns.Pid)
+		c.netns.within("ip", "link", "add", n.port(), "up", "master", "switch", "type", "veth", "peer", "name", "cluster", "netns", netns)
+		n.netns.within("ip", "address", "add", n.address()+"/24", "dev", "cluster")
+		n.netns.within("ip", "link", "set", "cluster", "up")
+		n.netns.within("ip", "link", "set", "lo", "up")
 
 		here := fmt.Sprintf("galera%d-%d", os.Getpid(), i)
-		run(c.t, "ip", "link", "add", here, "type", "veth", "peer", "name", "tests", "netns", home)
+		run(c.t, "ip", "link", "add", here, "type", "veth", "peer", "name", "tests", "netns", netns)
 		run(c.t, "ip", "address", "add", fmt.Sprintf("198.19.%d.%d/30", subnet, 4*i+1), "dev", here)
 		run(c.t, "ip", "link", "set", here, "up")
 		access := fmt.Sprintf("198.19.%d.%d", subnet, 4*i+2)
-		n.home.within("ip", "address", "add", access+"/30", "dev", "tests")
-		n.home.within("ip", "link", "set", "tests", "up")
+		n.netns.within("ip", "address", "add", access+"/30", "dev", "tests")
+		n.netns.within("ip", "link", "set", "tests", "up")
 
 		n.config = c.access.Clone()
 		n.config.Addr = access + ":3306"
@@ -136,17 +135,17 @@ func (c *cluster) connect() {
 func (n *node) port() string    { return fmt.Sprintf("node%d", n.index) }
 func (n *node) address() string { return fmt.Sprintf("198.18.0.%d", n.index+1) }
 func (n *node) path() string    { return filepath.Join(n.dir, n.port()) }
-func (n *node) log() string     { return filepath.Join(n.path(), "log.err") } // without an extension the server adds one
+func (n *node) log() string     { return filepath.Join(n.path(), "log.err") } // the server adds a missing extension
 
-// command runs the server as nobody in the node's namespace.
+// command returns a command that runs the server as nobody in the node's namespace.
 func (n *node) command(args ...string) *exec.Cmd {
 	command := append([]string{
-		"-t", strconv.Itoa(n.home.Pid), "-n", "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--pdeathsig=KILL",
+		"-t", strconv.Itoa(n.netns.Pid), "-n", "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--pdeathsig=KILL",
 		n.mariadbd, "--no-defaults", "--datadir=" + filepath.Join(n.path(), "data"), "--tmpdir=" + n.path(), "--socket=s", "--pid-file=" + filepath.Join(n.path(), "pid"),
 		"--skip-name-resolve", "--max-connections=500", "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
 		"--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-on=ON", "--wsrep-provider=" + galeraProvider, "--wsrep-sst-method=rsync",
 		"--wsrep-cluster-address=gcomm://198.18.0.1,198.18.0.2,198.18.0.3", "--wsrep-node-address=" + n.address(), "--wsrep-node-name=" + n.port(),
-		"--wsrep-provider-options=gcache.size=16M", // all timeouts as they come
+		"--wsrep-provider-options=gcache.size=16M", // all timeouts are defaults
 	}, args...)
 	cmd := exec.Command("nsenter", command...)
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(n.dir, "usr/bin")+":"+os.Getenv("PATH"))
@@ -157,49 +156,48 @@ func (n *node) start(args ...string) {
 	n.server = n.spawn(n.command(append(args, "--log-error="+n.log())...))
 }
 
-// restart starts the server from where its disk is, found as Debian's unit for
-// systemd does.
+// restart starts the server at the position of its data, as Debian's systemd unit does.
 func (n *node) restart() {
 	out, err := n.command("--wsrep-recover").CombinedOutput()
 	found := regexp.MustCompile(`Recovered position: (\S+)`).FindSubmatch(out)
 	if err != nil || found == nil {
-		n.t.Fatalf("recovering %s: %v\n%s", n.port(), err, out)
+		n.t.Fatalf("recover %s: %v\n%s", n.port(), err, out)
 	}
 	n.start("--wsrep-start-position=" + string(found[1]))
 }
 
-// status is what the node says of itself, "" where it says nothing.
+// status returns a status variable of the node, or "" if there is none.
 func (n *node) status(name string) (value string) {
 	n.db.QueryRow("SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&name, &value)
 	return value
 }
 
-// committed is how far the node is with what all nodes apply in one order.
+// committed returns the sequence number of the last transaction that the node committed.
 func (n *node) committed() int {
 	count, err := strconv.Atoi(n.status("wsrep_last_committed"))
 	n.must(err)
 	return count
 }
 
-// in reports whether the node is up to date, in a cluster of this size that may
-// decide.
-func (n *node) in(size int) bool {
+// synced reports whether the node is up to date, in a primary cluster of this size.
+func (n *node) synced(size int) bool {
 	return n.status("wsrep_local_state_comment") == "Synced" && n.status("wsrep_cluster_status") == "Primary" && n.status("wsrep_cluster_size") == strconv.Itoa(size)
 }
 
-func (n *node) sees(size int) {
+// waitForSize waits until the node is up to date in a primary cluster of this size.
+func (n *node) waitForSize(size int) {
 	n.t.Helper()
-	waitFor(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.in(size) })
+	waitFor(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.synced(size) })
 }
 
-// whole waits until all nodes are up to date in one cluster. A node that stood
-// still still tells of the one that it was in, which has another number.
-func (c *cluster) whole() {
+// waitUntilWhole waits until all nodes are up to date in one cluster. A frozen node still reports
+// its earlier cluster, which has another number.
+func (c *cluster) waitUntilWhole() {
 	c.t.Helper()
 	waitFor(c.t, "all nodes are in one cluster", func() bool {
 		number := c.nodes[0].status("wsrep_cluster_conf_id")
 		for _, n := range c.nodes {
-			if n.status("wsrep_cluster_conf_id") != number || !n.in(len(c.nodes)) {
+			if n.status("wsrep_cluster_conf_id") != number || !n.synced(len(c.nodes)) {
 				return false
 			}
 		}
@@ -207,10 +205,10 @@ func (c *cluster) whole() {
 	})
 }
 
-// cut takes the node's link to the other ones away, which notice nothing but
-// silence; mend gives it back.
-func (n *node) cut()  { n.cluster.home.within("ip", "link", "set", n.port(), "down") }
-func (n *node) mend() { n.cluster.home.within("ip", "link", "set", n.port(), "up") }
+// disconnect takes the node's link to the other nodes down, and reconnect takes it up. The other
+// nodes notice only that the node is silent.
+func (n *node) disconnect() { n.cluster.netns.within("ip", "link", "set", n.port(), "down") }
+func (n *node) reconnect()  { n.cluster.netns.within("ip", "link", "set", n.port(), "up") }
 
 func (c *cluster) remove() {
 	for _, n := range c.nodes {
@@ -220,18 +218,18 @@ func (c *cluster) remove() {
 		if n.server != nil {
 			n.server.kill()
 		}
-		n.home.kill()
+		n.netns.kill()
 		if log, err := os.ReadFile(n.log()); err == nil && c.t.Failed() {
 			c.t.Logf("the end of %s's log:\n%s", n.port(), log[max(0, len(log)-8000):])
 		}
 	}
-	if c.home != nil {
-		c.home.kill()
+	if c.netns != nil {
+		c.netns.kill()
 	}
 	os.RemoveAll(c.dir)
 }
 
-// A process dies with this one.
+// A process ends together with this one.
 type process struct {
 	*os.Process
 	*cluster
@@ -245,7 +243,7 @@ func (c *cluster) spawn(cmd *exec.Cmd) *process {
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	started, exited := make(chan error), make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // Pdeathsig means the thread that starts the process
+		runtime.LockOSThread() // Pdeathsig depends on the thread that starts the process
 		started <- cmd.Start()
 		cmd.Wait()
 		close(exited)

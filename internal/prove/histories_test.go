@@ -17,7 +17,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 )
 
-// Two replicas on one MariaDB, and a gateway that hands the codes out.
+// A pair is two replicas on one MariaDB, and a fake gateway that records the codes.
 type pair struct {
 	fake     *dysmsapitest.Server
 	replicas [2]*servicetest.Process
@@ -40,18 +40,18 @@ func (p *pair) load() load {
 	return load{fake: p.fake, replicas: []string{p.replicas[0].Addr, p.replicas[1].Addr}}
 }
 
-func TestLinearizable_Undisturbed(t *testing.T) { prove(t, undisturbed) }
+func TestLinearizable_Undisturbed(t *testing.T) { testGuarantee(t, undisturbed) }
 
 func undisturbed(t *testing.T, binary string) []string {
 	h := startPair(t, binary, mariadbtest.DSN(t)).load().run(t)
 	if n := h.failures.Load(); n > 0 {
-		h.violated("%d calls failed without a reason", n)
+		h.violated("%d calls failed without a fault", n)
 	}
 	return h.violations(t)
 }
 
-// troubled is an Aliyun that fails now and then, in all the ways it has.
-func troubled(r *rand.Rand) aliyunFault {
+// faultyAliyun returns one of Aliyun's faults, active in one of three calls.
+func faultyAliyun(r *rand.Rand) aliyunFault {
 	faults := []dysmsapitest.Fault{
 		dysmsapitest.Hang(), dysmsapitest.Hang().ButAccepted(),
 		dysmsapitest.CloseAfterReading(), dysmsapitest.CloseAfterReading().ButAccepted(),
@@ -66,23 +66,23 @@ func troubled(r *rand.Rand) aliyunFault {
 	return aliyunFault{r.IntN(3) == 0, faults[r.IntN(len(faults))]}
 }
 
-const shortSMSTimeout = "PHONENUMBER_SMS_TIMEOUT=200ms" // so that an Aliyun that hangs costs the load little
+const shortSMSTimeout = "PHONENUMBER_SMS_TIMEOUT=200ms" // keeps hanging calls short
 
-func TestLinearizable_WhileAliyunFails(t *testing.T) { prove(t, aliyunFails) }
+func TestLinearizable_WhileAliyunFails(t *testing.T) { testGuarantee(t, aliyunFails) }
 
 func aliyunFails(t *testing.T, binary string) []string {
 	l := startPair(t, binary, mariadbtest.DSN(t), shortSMSTimeout).load()
-	l.aliyun = troubled
+	l.aliyun = faultyAliyun
 	return l.run(t).violations(t)
 }
 
 func TestLinearizable_WhileReplicasAreKilled(t *testing.T) {
-	p := startPair(t, program(), mariadbtest.DSN(t), shortSMSTimeout)
+	p := startPair(t, buildOnce(), mariadbtest.DSN(t), shortSMSTimeout)
 	l := p.load()
-	l.aliyun = troubled
+	l.aliyun = faultyAliyun
 	l.disturb = func() {
 		for i := range 8 {
-			l.goOn(t)
+			l.waitForProgress(t)
 			p.replicas[i%2].Kill()
 			p.replicas[i%2] = p.start(p.replicas[i%2].Addr).Serving(t)
 		}
@@ -92,11 +92,11 @@ func TestLinearizable_WhileReplicasAreKilled(t *testing.T) {
 
 func TestLinearizable_WhileTheDatabaseIsKilled(t *testing.T) {
 	database := mariadbtest.Start(t)
-	l := startPair(t, program(), database.DSN(mariadbtest.Database), shortSMSTimeout).load()
-	l.aliyun = troubled
+	l := startPair(t, buildOnce(), database.DSN(mariadbtest.Database), shortSMSTimeout).load()
+	l.aliyun = faultyAliyun
 	l.disturb = func() {
 		for range 5 {
-			l.goOn(t)
+			l.waitForProgress(t)
 			database.Kill()
 			database.Restart()
 		}
@@ -119,19 +119,19 @@ func TestLinearizable_OverABadNetworkToTheDatabase(t *testing.T) {
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			direct := mariadbtest.DSN(t)
-			proxy, dsn := proxied(t, direct)
-			l := startPair(t, program(), dsn, shortSMSTimeout).load()
-			l.aliyun = troubled
+			proxy, dsn := startProxy(t, direct)
+			l := startPair(t, buildOnce(), dsn, shortSMSTimeout).load()
+			l.aliyun = faultyAliyun
 			before := connectionsCut(t, direct)
 			l.disturb = func() {
 				for range 5 {
-					l.goOn(t)
+					l.waitForProgress(t)
 					if fault.toxic == "" {
 						proxy.Stop()
 					} else if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(fault.toxic)); err != nil {
 						t.Fatal(err)
 					}
-					time.Sleep(300 * time.Millisecond) // how long the network is bad
+					time.Sleep(300 * time.Millisecond) // duration of the fault
 					if fault.toxic != "" {
 						proxy.Toxics.ResetToxics(t.Context())
 					} else if err := proxy.Start(); err != nil {
@@ -143,14 +143,14 @@ func TestLinearizable_OverABadNetworkToTheDatabase(t *testing.T) {
 			cut := connectionsCut(t, direct) - before
 			t.Logf("%d connections were cut", cut)
 			if cut < 10 && fault.cuts {
-				t.Error("want 10 cut connections at least, or this proves little")
+				t.Errorf("got %d cut connections; want 10 at least for a useful test", cut)
 			}
 			report(t, h)
 		})
 	}
 }
 
-// connectionsCut counts the connections that ended without a word.
+// connectionsCut returns the number of connections that the server lost.
 func connectionsCut(t *testing.T, dsn string) (n int) {
 	t.Helper()
 	db, err := sql.Open("mysql", dsn)
@@ -165,9 +165,9 @@ func connectionsCut(t *testing.T, dsn string) (n int) {
 	return n
 }
 
-// proxied returns a proxy before the database, and the data source name that leads
-// through it.
-func proxied(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
+// startProxy starts a proxy before the database, and returns it with the data source name that
+// uses it.
+func startProxy(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
 	t.Helper()
 	config, err := mysql.ParseDSN(dsn)
 	if err != nil {
@@ -184,8 +184,8 @@ func proxied(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
 }
 
 func TestRollingRestart_FailsNoCall(t *testing.T) {
-	// Longer than a gRPC client waits before it looks at an address again.
-	p := startPair(t, program(), mariadbtest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
+	// Longer than a gRPC client waits before it connects again.
+	p := startPair(t, buildOnce(), mariadbtest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
 	l := p.load()
 	l.together, l.flawless = true, true
 	l.disturb = func() {
@@ -193,7 +193,7 @@ func TestRollingRestart_FailsNoCall(t *testing.T) {
 			old := p.replicas[i%2]
 			old.Signal(syscall.SIGTERM)
 			if err := old.Wait(); err != nil {
-				t.Errorf("exit after SIGTERM: %v", err)
+				t.Errorf("exit after SIGTERM: got %v; want nil", err)
 			}
 			p.replicas[i%2] = p.start(old.Addr).Serving(t)
 		}
@@ -201,6 +201,7 @@ func TestRollingRestart_FailsNoCall(t *testing.T) {
 	report(t, l.run(t))
 }
 
+// report fails t for each violation of h.
 func report(t *testing.T, h *history) {
 	t.Helper()
 	for _, v := range h.violations(t) {

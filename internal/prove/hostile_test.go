@@ -33,15 +33,15 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// What a hostile peer may cost a good client beside it, and the process.
+// Limits for the good client's calls and for the process's memory during an attack.
 const (
-	attackFor     = 6 * time.Second
-	goodCallEvery = 20 * time.Millisecond
-	mostP99       = 500 * time.Millisecond
-	mostMemory    = 100 << 20
-	// Connections take memory too: nearly as many as may be open, half of what deploy/ allows.
-	mostMemoryOfConnections = 256 << 20
-	mostCallTime            = 10 * time.Second
+	attackDuration   = 6 * time.Second
+	goodCallInterval = 20 * time.Millisecond
+	maxP99           = 500 * time.Millisecond
+	maxMemory        = 100 << 20
+	// Nearly as many connections as may be open also take memory: half of the limit in deploy/.
+	maxMemoryOfConnections = 256 << 20
+	goodCallTimeout        = 10 * time.Second
 )
 
 const validPath = "/phonenumberservice.PhoneNumberService/Valid"
@@ -49,33 +49,33 @@ const validPath = "/phonenumberservice.PhoneNumberService/Valid"
 func TestHostilePeer_CostsAGoodClientNothing(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	metrics := servicetest.FreeAddress(t)
-	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mariadbtest.DSN(t)),
+	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mariadbtest.DSN(t)),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_IDLE_TIMEOUT=2s")).Serving(t)
 	gauge := func(name string) float64 { return scrapeGauge(t, metrics, name) }
 	good := startGoodClient(t, p.Addr)
-	waitFor(t, "the good client has called", func() bool { return good.calls.Load() > 50 })
+	waitFor(t, "the good client has made 50 calls", func() bool { return good.calls.Load() > 50 })
 	good.take()
 	idle := gauge("go_goroutines")
-	t.Logf("at rest: %.0f goroutines, %.1f MB", idle, gauge("process_resident_memory_bytes")/(1<<20))
+	t.Logf("idle: %.0f goroutines, %.1f MB", idle, gauge("process_resident_memory_bytes")/(1<<20))
 	for _, a := range []struct {
-		name   string
-		attack func(ctx context.Context, addr string) (what string)
-		most   int // bytes of memory
+		name      string
+		attack    func(ctx context.Context, addr string) (summary string)
+		maxMemory int // bytes
 	}{
-		{"rapid reset", rapidReset, mostMemory},
-		{"silent connections", silentConnections, mostMemory},
-		{"slow loris", slowLoris, mostMemory},
-		{"header bombs", headerBombs, mostMemory},
-		{"message bombs", messageBombs, mostMemory},
-		{"connections opened and dropped", openedAndDropped, mostMemory},
-		{"garbage before the preface", garbage, mostMemory},
-		{"gRPC-Web nonsense", webNonsense, mostMemory},
-		{"unread replies", unreadReplies, mostMemoryOfConnections},
-		{"half-open calls", halfOpenCalls, mostMemoryOfConnections},
-		{"frame floods", frameFloods, mostMemory},
+		{"rapid reset", rapidReset, maxMemory},
+		{"silent connections", silentConnections, maxMemory},
+		{"slow loris", slowLoris, maxMemory},
+		{"header bombs", headerBombs, maxMemory},
+		{"message bombs", messageBombs, maxMemory},
+		{"connections opened and dropped", openedAndDropped, maxMemory},
+		{"garbage before the preface", garbage, maxMemory},
+		{"gRPC-Web nonsense", webNonsense, maxMemory},
+		{"unread replies", unreadReplies, maxMemoryOfConnections},
+		{"half-open calls", halfOpenCalls, maxMemoryOfConnections},
+		{"frame floods", frameFloods, maxMemory},
 	} {
 		t.Run(a.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), attackFor)
+			ctx, cancel := context.WithTimeout(t.Context(), attackDuration)
 			var mostGoroutines, mostBytes float64
 			watching := make(chan struct{})
 			go func() {
@@ -86,29 +86,29 @@ func TestHostilePeer_CostsAGoodClientNothing(t *testing.T) {
 					time.Sleep(100 * time.Millisecond)
 				}
 			}()
-			what := a.attack(ctx, p.Addr)
+			summary := a.attack(ctx, p.Addr)
 			<-watching
 			cancel()
 			calls, failures, p99, longest := good.take()
-			t.Logf("%s: %s. Beside it %d calls, %d failed, p99 %v, longest %v; at most %.0f goroutines, %.1f MB",
-				a.name, what, calls, len(failures), p99.Round(time.Millisecond), longest.Round(time.Millisecond), mostGoroutines, mostBytes/(1<<20))
+			t.Logf("%s: %s. The good client: %d calls, %d failed, p99 %v, longest %v; at most %.0f goroutines, %.1f MB",
+				a.name, summary, calls, len(failures), p99.Round(time.Millisecond), longest.Round(time.Millisecond), mostGoroutines, mostBytes/(1<<20))
 			if len(failures) > 0 {
-				t.Errorf("%s: the good client's calls failed: %v", a.name, failures[0])
+				t.Errorf("%s: got %d failed calls of the good client, the first with %v; want none", a.name, len(failures), failures[0])
 			}
-			if calls < 50 || p99 > mostP99 {
-				t.Errorf("%s: the good client had %d calls with a p99 of %v; want 50 at least, and %v at most", a.name, calls, p99, mostP99)
+			if calls < 50 || p99 > maxP99 {
+				t.Errorf("%s: got %d calls of the good client with a p99 of %v; want 50 at least, and %v at most", a.name, calls, p99, maxP99)
 			}
-			if mostBytes > float64(a.most) {
-				t.Errorf("%s: the service took %.1f MB; want %d at most", a.name, mostBytes/(1<<20), a.most>>20)
+			if mostBytes > float64(a.maxMemory) {
+				t.Errorf("%s: got %.1f MB of memory; want %d at most", a.name, mostBytes/(1<<20), a.maxMemory>>20)
 			}
 			start := time.Now()
-			waitFor(t, "all comes back to idle after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
+			waitFor(t, "goroutines are back to the idle number after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
 			t.Logf("%s: idle again after %v", a.name, time.Since(start).Round(time.Millisecond))
 			good.take()
 		})
 	}
 	if log := p.Output.String(); strings.Contains(log, "panic") {
-		t.Errorf("a panic:\n%s", log)
+		t.Errorf("got a panic in the log; want none:\n%s", log)
 	}
 }
 
@@ -127,7 +127,7 @@ func scrapeGauge(t *testing.T, addr, name string) float64 {
 	}
 	found := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(body)
 	if found == nil {
-		t.Errorf("the metrics lack %s", name)
+		t.Errorf("got metrics without %s", name)
 		return 0
 	}
 	value, err := strconv.ParseFloat(string(found[1]), 64)
@@ -137,7 +137,7 @@ func scrapeGauge(t *testing.T, addr, name string) float64 {
 	return value
 }
 
-// A goodClient calls at a steady pace, whatever the answers take.
+// A goodClient makes calls at a steady rate, and does not wait for the previous ones.
 type goodClient struct {
 	calls    atomic.Int64
 	mu       sync.Mutex
@@ -155,7 +155,7 @@ func startGoodClient(t *testing.T, addr string) *goodClient {
 	stop := make(chan struct{})
 	var calling sync.WaitGroup
 	calling.Go(func() {
-		tick := time.NewTicker(goodCallEvery)
+		tick := time.NewTicker(goodCallInterval)
 		defer tick.Stop()
 		for i := 0; ; i++ {
 			select {
@@ -165,7 +165,7 @@ func startGoodClient(t *testing.T, addr string) *goodClient {
 			}
 			number := fmt.Sprintf("186%08d", i%1000)
 			calling.Go(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), mostCallTime)
+				ctx, cancel := context.WithTimeout(context.Background(), goodCallTimeout)
 				defer cancel()
 				start := time.Now()
 				var err error
@@ -192,7 +192,7 @@ func startGoodClient(t *testing.T, addr string) *goodClient {
 	return g
 }
 
-// take returns what happened since it was last called.
+// take returns the results since its last call.
 func (g *goodClient) take() (calls int, failures []error, p99, longest time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -206,14 +206,14 @@ func (g *goodClient) take() (calls int, failures []error, p99, longest time.Dura
 	return len(took), failures, took[len(took)*99/100], took[len(took)-1]
 }
 
-// times runs f n times at once, again and again until ctx ends, and returns how often.
-func times(ctx context.Context, n int, f func()) int64 {
+// repeat runs f in n goroutines, again and again until ctx ends, and returns the number of runs.
+func repeat(ctx context.Context, n int, f func()) int64 {
 	var done atomic.Int64
 	var running sync.WaitGroup
 	for range n {
 		running.Go(func() {
-			// The attacker has a machine of its own, as it were: what it computes should not
-			// take this one's time from the service.
+			// A real attacker has its own machine, so the attack must not take CPU time from the
+			// service.
 			runtime.LockOSThread()
 			syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19)
 			for ctx.Err() == nil {
@@ -226,8 +226,8 @@ func times(ctx context.Context, n int, f func()) int64 {
 	return done.Load()
 }
 
-// connect dials and says something; it returns nil where that fails.
-func connect(ctx context.Context, addr, words string) net.Conn {
+// connect dials and writes data. It returns nil if that fails.
+func connect(ctx context.Context, addr, data string) net.Conn {
 	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		time.Sleep(10 * time.Millisecond)
@@ -235,7 +235,7 @@ func connect(ctx context.Context, addr, words string) net.Conn {
 	}
 	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline)
-	if _, err := io.WriteString(c, words); err != nil {
+	if _, err := io.WriteString(c, data); err != nil {
 		c.Close()
 		return nil
 	}
@@ -263,12 +263,12 @@ func callHeaders(more ...hpack.HeaderField) []byte {
 	return b.Bytes()
 }
 
-// frame is a gRPC message with its prefix.
+// frame returns a gRPC message with its prefix.
 func frame(compressed byte, message []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{compressed}, uint32(len(message))), message...)
 }
 
-// gzipped returns so many zeros, packed.
+// gzipped returns size zeros, compressed.
 func gzipped(size int) []byte {
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
@@ -277,29 +277,30 @@ func gzipped(size int) []byte {
 	return b.Bytes()
 }
 
-// drained reads and forgets what the other side says.
-func drained(c net.Conn) { go io.Copy(io.Discard, c) }
+// discard reads and discards the data of the peer.
+func discard(c net.Conn) { go io.Copy(io.Discard, c) }
 
-// speak begins HTTP/2, and forgets what the other side says; the connection is nil where
-// that fails.
-func speak(ctx context.Context, addr string) (net.Conn, *http2.Framer) {
+// startHTTP2 begins an HTTP/2 connection and discards the data of the peer. The connection is nil
+// if that fails.
+func startHTTP2(ctx context.Context, addr string) (net.Conn, *http2.Framer) {
 	c := connect(ctx, addr, http2.ClientPreface)
 	if c == nil {
 		return nil, nil
 	}
-	drained(c)
+	discard(c)
 	f := http2.NewFramer(c, nil)
 	f.WriteSettings()
 	return c, f
 }
 
-// Calls are begun and reset at once, with and without their message.
+// rapidReset begins calls and resets them at once, with and without their message
+// (CVE-2023-44487).
 func rapidReset(ctx context.Context, addr string) string {
 	var resets atomic.Int64
 	message := frame(0, []byte("\x0a\x0b18600000000\x12\x06000000"))
 	headers := callHeaders()
-	connections := times(ctx, 2, func() {
-		c, framer := speak(ctx, addr)
+	connections := repeat(ctx, 2, func() {
+		c, framer := startHTTP2(ctx, addr)
 		if c == nil {
 			return
 		}
@@ -320,6 +321,7 @@ func rapidReset(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d resets on %d connections", resets.Load(), connections)
 }
 
+// silentConnections opens connections and sends nothing.
 func silentConnections(ctx context.Context, addr string) string {
 	const silent = 200
 	var closed atomic.Int64
@@ -341,9 +343,9 @@ func silentConnections(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d of %d closed by the service", closed.Load(), silent)
 }
 
-// Requests over HTTP/1.1 that come a byte at a time: their headers, or their bodies.
+// slowLoris sends the headers or the bodies of HTTP/1.1 requests one byte at a time.
 func slowLoris(ctx context.Context, addr string) string {
-	requests := times(ctx, 200, func() {
+	requests := repeat(ctx, 200, func() {
 		begin := "POST " + validPath + " HTTP/1.1\r\nHost: x\r\n"
 		if rand.N(2) == 0 {
 			begin += "Content-Type: application/json\r\nContent-Length: 4000\r\n\r\n{"
@@ -367,8 +369,8 @@ func slowLoris(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d requests", requests)
 }
 
-// Headers without end over HTTP/1.1, in one frame and in many over HTTP/2, and few
-// bytes that mean many.
+// headerBombs sends endless headers over HTTP/1.1, and over HTTP/2 in one frame and in many. It also
+// sends few bytes that decompress to long headers (HPACK bomb).
 func headerBombs(ctx context.Context, addr string) string {
 	long := strings.Repeat("x", 4000)
 	table := callHeaders(hpack.HeaderField{Name: "bomb", Value: long})
@@ -397,7 +399,7 @@ func headerBombs(ctx context.Context, addr string) string {
 			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: table, EndHeaders: true, EndStream: true}); err != nil {
 				return err
 			}
-			for id := uint32(3); id < 1000; id += 2 { // each byte is the long header again
+			for id := uint32(3); id < 1000; id += 2 { // each byte repeats the long header
 				block := append(callHeaders(), bytes.Repeat([]byte{0xbe}, 10_000)...)
 				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true, EndStream: true}); err != nil {
 					return err
@@ -407,12 +409,12 @@ func headerBombs(ctx context.Context, addr string) string {
 		},
 	}
 	var kind atomic.Int64
-	bombs := times(ctx, 8, func() {
+	bombs := repeat(ctx, 8, func() {
 		k := int(kind.Add(1)) % (len(kinds) + 1)
 		if k == len(kinds) {
 			if c := connect(ctx, addr, "GET / HTTP/1.1\r\nHost: x\r\n"); c != nil {
 				defer c.Close()
-				drained(c)
+				discard(c)
 				for {
 					if _, err := io.WriteString(c, "X: "+long+"\r\n"); err != nil {
 						return
@@ -421,7 +423,7 @@ func headerBombs(ctx context.Context, addr string) string {
 			}
 			return
 		}
-		if c, f := speak(ctx, addr); c != nil {
+		if c, f := startHTTP2(ctx, addr); c != nil {
 			defer c.Close()
 			kinds[k](f)
 		}
@@ -429,7 +431,7 @@ func headerBombs(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d bombs", bombs)
 }
 
-// Messages that are too long, or say that they are, or grow when they are unpacked.
+// messageBombs sends messages that are too long, that claim to be, or that are after decompression.
 func messageBombs(ctx context.Context, addr string) string {
 	packed := gzipped(64 << 20)
 	bodies := [][]byte{
@@ -438,7 +440,7 @@ func messageBombs(ctx context.Context, addr string) string {
 		frame(1, packed),
 	}
 	var kind atomic.Int64
-	bombs := times(ctx, 8, func() {
+	bombs := repeat(ctx, 8, func() {
 		k := int(kind.Add(1)) % (len(bodies) + 1)
 		if k == len(bodies) {
 			q, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+validPath, bytes.NewReader(packed))
@@ -453,7 +455,7 @@ func messageBombs(ctx context.Context, addr string) string {
 			}
 			return
 		}
-		c, f := speak(ctx, addr)
+		c, f := startHTTP2(ctx, addr)
 		if c == nil {
 			return
 		}
@@ -471,6 +473,7 @@ func messageBombs(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d bombs", bombs)
 }
 
+// openedAndDropped opens connections and closes them at once.
 func openedAndDropped(ctx context.Context, addr string) string {
 	const all = 10_000
 	var begun atomic.Int64
@@ -483,7 +486,7 @@ func openedAndDropped(ctx context.Context, addr string) string {
 					continue
 				}
 				if i%2 == 0 {
-					c.(*net.TCPConn).SetLinger(0) // with a reset
+					c.(*net.TCPConn).SetLinger(0) // closes with a reset
 				}
 				c.Close()
 			}
@@ -495,13 +498,14 @@ func openedAndDropped(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d connections", n)
 }
 
+// garbage sends random bytes, after nothing or after the beginning of a protocol.
 func garbage(ctx context.Context, addr string) string {
-	connections := times(ctx, 20, func() {
-		words := make([]byte, 1+rand.N(4000))
-		for i := range words {
-			words[i] = byte(rand.N(256))
+	connections := repeat(ctx, 20, func() {
+		random := make([]byte, 1+rand.N(4000))
+		for i := range random {
+			random[i] = byte(rand.N(256))
 		}
-		c := connect(ctx, addr, []string{"", "PRI", http2.ClientPreface, "\x16\x03\x01\x02\x00", "POST " + validPath + " HTTP/1.1\r\n"}[rand.N(5)]+string(words))
+		c := connect(ctx, addr, []string{"", "PRI", http2.ClientPreface, "\x16\x03\x01\x02\x00", "POST " + validPath + " HTTP/1.1\r\n"}[rand.N(5)]+string(random))
 		if c == nil {
 			return
 		}
@@ -512,10 +516,11 @@ func garbage(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d connections", connections)
 }
 
+// webNonsense sends invalid gRPC-Web, Connect and gRPC requests over HTTP/1.1.
 func webNonsense(ctx context.Context, addr string) string {
 	bodies := [][]byte{nil, {0}, frame(0, nil), frame(0x80, []byte("grpc-status: 0\r\n")), binary.BigEndian.AppendUint32([]byte{0}, 1<<31), frame(1, []byte("no gzip")), frame(0xff, make([]byte, 8000)), bytes.Repeat(frame(0, []byte("\x0a\x01x")), 500)}
 	types := []string{"application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "application/grpc-web+json", "application/grpc", "application/connect+proto", "application/proto"}
-	requests := times(ctx, 8, func() {
+	requests := repeat(ctx, 8, func() {
 		q, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+validPath, bytes.NewReader(bodies[rand.N(len(bodies))]))
 		if err != nil {
 			return
@@ -530,10 +535,10 @@ func webNonsense(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d requests", requests)
 }
 
-// manyStreams opens connections at once and streams on each, again and again.
+// manyStreams opens connections and 128 streams on each, and repeats this if all end.
 func manyStreams(ctx context.Context, addr string, connections int, open func(f *http2.Framer, id uint32) error) string {
 	var streams, closed atomic.Int64
-	times(ctx, 64, func() {
+	repeat(ctx, 64, func() {
 		var mine []net.Conn
 		defer func() {
 			for _, c := range mine {
@@ -548,7 +553,7 @@ func manyStreams(ctx context.Context, addr string, connections int, open func(f 
 			mine = append(mine, c)
 			f := http2.NewFramer(c, c)
 			f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
-			go func() { // acknowledges pings, as a live peer does
+			go func() { // acknowledges pings, as a real peer
 				for {
 					g, err := f.ReadFrame()
 					if err != nil {
@@ -572,7 +577,7 @@ func manyStreams(ctx context.Context, addr string, connections int, open func(f 
 	return fmt.Sprintf("%d streams on %d connections, of which %d were closed", streams.Load(), connections/64*64, closed.Load())
 }
 
-// Whole calls whose replies are never read: the peer's window stays shut.
+// unreadReplies makes calls and never reads the replies: the peer's window stays at zero.
 func unreadReplies(ctx context.Context, addr string) string {
 	health := healthHeaders()
 	return manyStreams(ctx, addr, 1900, func(f *http2.Framer, id uint32) error {
@@ -583,7 +588,7 @@ func unreadReplies(ctx context.Context, addr string) string {
 	})
 }
 
-// Calls and health checks whose message never comes, with headers as long as they may be.
+// halfOpenCalls begins calls and health checks with the longest headers, and never sends the message.
 func halfOpenCalls(ctx context.Context, addr string) string {
 	long := hpack.HeaderField{Name: "long", Value: strings.Repeat("x", 7000)}
 	headers := [][]byte{callHeaders(long), healthHeaders(long)}
@@ -596,8 +601,8 @@ func healthHeaders(more ...hpack.HeaderField) []byte {
 	return callHeaders(append([]hpack.HeaderField{{Name: ":path", Value: "/grpc.health.v1.Health/Check"}}, more...)...)
 }
 
-// Frames that serve no call: SETTINGS, PING acks, PRIORITY, WINDOW_UPDATE, empty DATA and
-// CONTINUATION, calls of no method, and trailers where a message belongs.
+// frameFloods sends frames without a valid call: SETTINGS, PING acks, PRIORITY, WINDOW_UPDATE, empty
+// DATA and CONTINUATION, calls of unknown methods, and trailers instead of a message.
 func frameFloods(ctx context.Context, addr string) string {
 	headers := callHeaders()
 	unknown := callHeaders(hpack.HeaderField{Name: ":path", Value: "/no.Service/Method"})
@@ -636,9 +641,9 @@ func frameFloods(ctx context.Context, addr string) string {
 		},
 	}
 	var kind, frames atomic.Int64
-	connections := times(ctx, 9, func() {
+	connections := repeat(ctx, 9, func() {
 		write := kinds[int(kind.Add(1))%len(kinds)]
-		c, f := speak(ctx, addr)
+		c, f := startHTTP2(ctx, addr)
 		if c == nil {
 			return
 		}

@@ -15,20 +15,20 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// A ledger is what callers were told of numbers that are asked for once, by one
-// caller: what comes after tells whether it was kept.
+// A ledger records the results of calls on numbers that one caller uses once. After a fault the
+// test checks that the database still has each of them.
 type ledger struct {
 	fake    *dysmsapitest.Server
-	codes   sync.Map // number to the code that arrived
+	codes   sync.Map // from number to the code that arrived
 	serial  atomic.Int64
 	mu      sync.Mutex
 	entries []entry
 }
 
-// An entry is a number whose calls were all answered.
+// An entry is a number whose calls all succeeded.
 type entry struct {
 	number, code string
-	alive        bool // the code was sent; else it was also used up, or its looks were spent
+	live         bool // otherwise the code was used, or its attempts were
 }
 
 const writers = 16
@@ -45,14 +45,14 @@ func (l *ledger) len() int {
 	return len(l.entries)
 }
 
-// grow waits for this many more entries.
+// grow waits for n more entries.
 func (l *ledger) grow(t *testing.T, n int) {
 	t.Helper()
 	n += l.len()
 	waitFor(t, fmt.Sprintf("%d entries", n), func() bool { return l.len() >= n })
 }
 
-// write fills the ledger while disturb breaks things.
+// write adds entries to the ledger while disturb injects faults.
 func (l *ledger) write(t *testing.T, replicas []string, disturb func()) {
 	t.Helper()
 	clients := load{replicas: replicas}.dial(t)
@@ -61,9 +61,9 @@ func (l *ledger) write(t *testing.T, replicas []string, disturb func()) {
 	for range writers {
 		writing.Go(func() {
 			for ctx.Err() == nil {
-				e, err := l.live(ctx, clients[rand.N(len(clients))])
+				e, err := l.newEntry(ctx, clients[rand.N(len(clients))])
 				if err != nil {
-					time.Sleep(5 * time.Millisecond) // a caller who does not storm a service that is away
+					time.Sleep(5 * time.Millisecond) // a caller that waits before it retries
 					continue
 				}
 				l.mu.Lock()
@@ -77,9 +77,8 @@ func (l *ledger) write(t *testing.T, replicas []string, disturb func()) {
 	writing.Wait()
 }
 
-// live sends to a new number and leaves the code alive, uses it up or spends its
-// looks.
-func (l *ledger) live(ctx context.Context, client pb.PhoneNumberServiceClient) (entry, error) {
+// newEntry sends to a new number. Then it leaves the code live, uses it, or uses up its attempts.
+func (l *ledger) newEntry(ctx context.Context, client pb.PhoneNumberServiceClient) (entry, error) {
 	e := entry{number: fmt.Sprintf("185%08d", l.serial.Add(1))}
 	if _, err := client.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: e.number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
 		return e, err
@@ -89,7 +88,7 @@ func (l *ledger) live(ctx context.Context, client pb.PhoneNumberServiceClient) (
 	var typed []string
 	switch rand.N(3) {
 	case 0:
-		e.alive = true
+		e.live = true
 	case 1:
 		typed = []string{e.code}
 	case 2:
@@ -103,31 +102,31 @@ func (l *ledger) live(ctx context.Context, client pb.PhoneNumberServiceClient) (
 	return e, nil
 }
 
-// lost asks for every entry and returns what is not as callers were told.
+// lost checks the code of every entry and returns those that differ from the ledger.
 func (l *ledger) lost(t *testing.T, replica string) (violations []string) {
 	t.Helper()
 	client := load{replicas: []string{replica}}.dial(t)[0]
-	var asking sync.WaitGroup
+	var checking sync.WaitGroup
 	var next atomic.Int64
 	for range writers {
-		asking.Go(func() {
+		checking.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(l.entries)); i = next.Add(1) - 1 {
 				e := l.entries[i]
 				res, err := client.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: e.number, Code: e.code}, grpc.WaitForReady(true))
 				if err != nil {
-					t.Errorf("Valid: %v", err)
+					t.Errorf("Valid: got %v; want nil", err)
 					return
 				}
-				if res.Valid == e.alive {
+				if res.Valid == e.live {
 					continue
 				}
 				l.mu.Lock()
-				violations = append(violations, fmt.Sprintf("lost: the code of %s was sent and is refused, or was dead and is accepted (%v)", e.number, res.Valid))
+				violations = append(violations, fmt.Sprintf("lost: the code of %s: got valid %v; want %v", e.number, res.Valid, e.live))
 				l.mu.Unlock()
 			}
 		})
 	}
-	asking.Wait()
+	checking.Wait()
 	t.Logf("%d of %d entries were lost", len(violations), len(l.entries))
 	return violations
 }

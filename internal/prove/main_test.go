@@ -27,10 +27,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var built string // the program, once a proof needed it
+var built string // path of the program, once a test built it
 
-// program builds the program once, as it is released.
-var program = sync.OnceValue(func() string {
+// buildOnce builds the program once, as it is released, and returns its path.
+var buildOnce = sync.OnceValue(func() string {
 	var err error
 	if built, err = servicetest.Build(root); err != nil {
 		panic(err)
@@ -38,26 +38,28 @@ var program = sync.OnceValue(func() string {
 	return built
 })
 
-// A proof drives the program at binary and returns what it saw that contradicts a
-// guarantee. What goes wrong with the proof itself ends t. Every proof must hold
-// for the program, and find the bug that was planted for it.
-type proof func(t *testing.T, binary string) (violations []string)
+// A guaranteeTest runs the program at binary and returns the violations of a guarantee. An error
+// of the test itself ends t. It must find no violation in the program, and the bug that is
+// planted for it.
+type guaranteeTest func(t *testing.T, binary string) (violations []string)
 
-func prove(t *testing.T, p proof) {
+// testGuarantee runs test on the program as it is.
+func testGuarantee(t *testing.T, test guaranteeTest) {
 	t.Helper()
-	for _, v := range p(t, program()) {
+	for _, v := range test(t, buildOnce()) {
 		t.Error(v)
 	}
 }
 
-// patience is how long a proof waits for what must come.
-const patience = 90 * time.Second
+// waitTimeout is how long a test waits for a condition that must become true.
+const waitTimeout = 90 * time.Second
 
-func waitFor(t testing.TB, what string, reached func() bool) {
+// waitFor waits until reached returns true. condition describes it.
+func waitFor(t testing.TB, condition string, reached func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !reached(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(waitTimeout); !reached(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("it did not come to this within %v: %s", patience, what)
+			t.Fatalf("timeout after %v; want this condition: %s", waitTimeout, condition)
 		}
 	}
 }

@@ -25,29 +25,29 @@ import (
 func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 	const (
 		outage   = 10 * time.Second
-		deadline = 5 * time.Second // the callers'
+		deadline = 5 * time.Second // of each call
 		recovery = 2 * time.Second
 	)
 	for _, c := range []struct {
 		name     string
-		valid    []codes.Code // what may be said of a check
+		valid    []codes.Code // allowed results of Valid
 		down, up func(*mariadbtest.Server)
 	}{
 		{"killed", []codes.Code{codes.Unavailable}, (*mariadbtest.Server).Kill, (*mariadbtest.Server).Restart},
 		{
-			// A replica that remembers the number sends its swap, which may be done when
-			// the server goes on.
-			"standing still",
+			// A replica with a cached record sends its swap, which may be applied when the
+			// server continues.
+			"frozen",
 			[]codes.Code{codes.Unavailable, codes.Unknown},
 			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGSTOP) },
 			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGCONT) },
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel() // it waits, mostly
+			t.Parallel() // mostly waits
 			database := mariadbtest.Start(t)
 			fake := dysmsapitest.New(t)
-			p := servicetest.Start(t, program(), servicetest.FreeAddress(t), servicetest.Environment(fake, database.DSN(mariadbtest.Database))).Serving(t)
+			p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), servicetest.Environment(fake, database.DSN(mariadbtest.Database))).Serving(t)
 			send := func(number int) error {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
@@ -66,7 +66,7 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 
 			c.down(database)
 			began := time.Now()
-			longest, calls, notServing := time.Duration(0), 0, false
+			longest, calls, state := time.Duration(0), 0, healthpb.HealthCheckResponse_UNKNOWN
 			for i := 1; time.Since(began) < outage; i++ {
 				begun := time.Now()
 				err := send(i)
@@ -79,16 +79,16 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 				}
 				health, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
 				if err != nil {
-					t.Errorf("health: %v", err)
+					t.Errorf("health: got %v; want nil", err)
 				}
-				notServing = health.GetStatus() == healthpb.HealthCheckResponse_NOT_SERVING
+				state = health.GetStatus()
 				time.Sleep(10 * time.Millisecond)
 			}
-			if !notServing {
-				t.Error("at the end of the outage, health does not say NOT_SERVING")
+			if state != healthpb.HealthCheckResponse_NOT_SERVING {
+				t.Errorf("health at the end of the outage: got %v; want NOT_SERVING", state)
 			}
 			if n := fake.Requests(); n != 1 {
-				t.Errorf("Aliyun was asked %d times while the database was down", n-1)
+				t.Errorf("got %d requests to Aliyun while the database was down; want none", n-1)
 			}
 
 			c.up(database)
@@ -96,9 +96,9 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 			waitFor(t, "a first success", func() bool { return send(0) == nil })
 			back := time.Since(began)
 			if back > recovery {
-				t.Errorf("the first success was %v after the database was back; want %v at most", back, recovery)
+				t.Errorf("got the first success %v after the database was back; want %v at most", back, recovery)
 			}
-			t.Logf("%d calls in the outage, none longer than %v; the first success was %v after it", calls, longest, back)
+			t.Logf("%d calls in the outage, %v at most; the first success came %v after it", calls, longest, back)
 			p.Serving(t)
 			all := fake.Accepted()
 			if res, err := check(all[len(all)-1]); err != nil || !res.Valid {
@@ -110,21 +110,23 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 
 func TestFullDisk_FailsCallsUntilThereIsRoom(t *testing.T) {
 	t.Run("MariaDB", func(t *testing.T) {
-		asRoot(t)
+		requireRoot(t)
 		disk := mounted(t, "-t", "tmpfs", "-o", "size=160M", "tmpfs")
 		database := mariadbtest.StartWith(t, mariadbtest.Options{Dir: disk})
 		fullDisk(t, disk, database.DSN(mariadbtest.Database), "MySQL error 1114 (HY000): the table or its disk is full")
 	})
 	t.Run("SQLite", func(t *testing.T) {
-		asRoot(t)
+		requireRoot(t)
 		disk := mounted(t, "-t", "tmpfs", "-o", "size=4M", "tmpfs")
 		fullDisk(t, disk, "sqlite:"+filepath.Join(disk, "codes.db"), "database or disk is full")
 	})
 }
 
-func fullDisk(t *testing.T, disk, dsn, told string) {
+// fullDisk fills the disk, checks that calls fail with message in the log, and that they succeed
+// after room is made.
+func fullDisk(t *testing.T, disk, dsn, message string) {
 	fake := dysmsapitest.New(t)
-	p := servicetest.Start(t, program(), servicetest.FreeAddress(t), servicetest.Environment(fake, dsn)).Serving(t)
+	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), servicetest.Environment(fake, dsn)).Serving(t)
 	l := newLedger(fake)
 	var next int
 	send := func() (string, error) {
@@ -137,7 +139,7 @@ func fullDisk(t *testing.T, disk, dsn, told string) {
 
 	filler := filepath.Join(disk, "filler")
 	fill(t, filler)
-	// What is on the disk has some room left inside.
+	// The database's files still have some free room inside.
 	var err error
 	for err == nil {
 		_, err = send()
@@ -145,7 +147,7 @@ func fullDisk(t *testing.T, disk, dsn, told string) {
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("SendSMS on a full disk: got %v; want UNAVAILABLE", err)
 	}
-	waitFor(t, "the log says "+told, func() bool { return strings.Contains(p.Output.String(), told) })
+	waitFor(t, "the log has "+message, func() bool { return strings.Contains(p.Output.String(), message) })
 	before := fake.Requests()
 	for range 20 {
 		if _, err := send(); status.Code(err) != codes.Unavailable {
@@ -153,18 +155,18 @@ func fullDisk(t *testing.T, disk, dsn, told string) {
 		}
 	}
 	if n := fake.Requests() - before; n > 0 {
-		t.Errorf("Aliyun was asked %d times though nothing could be stored", n)
+		t.Errorf("got %d requests to Aliyun on a full disk; want none", n)
 	}
 	t.Logf("the disk was full after %d numbers", next)
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "a send once there is room again", func() bool { _, err := send(); return err == nil })
-	fail(t, l.lost(t, p.Addr))
+	waitFor(t, "a send succeeds after room is made", func() bool { _, err := send(); return err == nil })
+	reportFirst(t, l.lost(t, p.Addr))
 }
 
-// fill takes all the room that is left on the path's disk.
+// fill writes a file at path until the disk is full.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	file, err := os.Create(path)
@@ -177,10 +179,10 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-func TestFailover_DropsConnectionsToAReadOnlyServer(t *testing.T) { prove(t, failover) }
+func TestFailover_DropsConnectionsToAReadOnlyServer(t *testing.T) { testGuarantee(t, failover) }
 
-// failover has a replica take over from its primary as an operator's tools do:
-// connections to the old one stay, and lead to a server that is read-only.
+// failover makes a replica the new primary, as an operator's tools do. Connections to the old
+// primary stay open, but that server is read-only now.
 func failover(t *testing.T, binary string) (violations []string) {
 	start := func(id string) (*mariadbtest.Server, *sql.DB) {
 		s := mariadbtest.StartWith(t, mariadbtest.Options{Args: []string{"--log-bin=binlog", "--sync-binlog=1", "--server-id=" + id}})
@@ -200,10 +202,10 @@ func failover(t *testing.T, binary string) (violations []string) {
 	first, old := start("1")
 	second, next := start("2")
 	must(next.Exec("SET GLOBAL read_only = 1; CHANGE MASTER TO master_host = '127.0.0.1', master_port = " + first.Port() + ", master_user = 'test', master_password = '" + first.Password() + "', master_use_gtid = slave_pos; START SLAVE"))
-	// One who may write where the server is not read-only, as a service should be.
+	// A user without the right to write to a read-only server, as the service should have.
 	must(old.Exec("CREATE USER service@'%' IDENTIFIED BY 'service'; GRANT SELECT, INSERT, UPDATE, CREATE ON PhoneNumberService.* TO service@'%'"))
 
-	// The name behind which the primary is.
+	// The path that leads to the primary.
 	name := filepath.Join(t.TempDir(), "primary")
 	point := func(s *mariadbtest.Server) {
 		must(nil, os.Symlink(filepath.Join(s.Dir, "data", "s"), name+".new"))
@@ -224,17 +226,17 @@ func failover(t *testing.T, binary string) (violations []string) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if l.len() < n+200 {
-			violations = append(violations, fmt.Sprintf("5 s after the failover only %d callers were served", l.len()-n))
+			violations = append(violations, fmt.Sprintf("got %d entries within 5 s of the failover; want 200", l.len()-n))
 		}
-		t.Logf("200 numbers were served within %v of the failover", time.Since(began))
+		t.Logf("200 entries within %v of the failover", time.Since(began))
 	})
 	var left int
 	must(nil, old.QueryRow("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'service'").Scan(&left))
 	if left > 0 {
-		violations = append(violations, fmt.Sprintf("%d connections to the server that is read-only were kept", left))
+		violations = append(violations, fmt.Sprintf("%d connections to the read-only server were kept", left))
 	}
 	if len(violations) > 0 {
-		return violations // a replica that does not answer cannot be asked
+		return violations // lost needs a replica that works
 	}
 	return l.lost(t, p.replicas[0].Addr)
 }

@@ -11,14 +11,13 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 )
 
-// A plantedBug is a mistake that a developer could make, in the lines where it
-// would be made, and the proof that must find it.
+// A plantedBug is an error that a developer could make, and the test that must find it.
 type plantedBug struct {
-	name   string
-	edits  []edit
-	proof  proof
-	caught string // the test that runs the proof on the program as it is
-	as     string // what it says of the bug
+	name      string
+	edits     []edit
+	test      guaranteeTest
+	foundBy   string // name of the test that runs test on the program as it is
+	violation string // part of the violation that test must return
 }
 
 type edit struct{ file, old, new string }
@@ -36,14 +35,14 @@ var plantedBugs = []plantedBug{
 			{"internal/store/store.go", `string(n), old[:])`, `string(n))`},
 			{"internal/store/store.go", `"", []byte{})`, `"")`},
 		},
-		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
-		as: "is Illegal",
+		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
 	},
 	{
-		name:  "swaps of many without their versions",
+		name:  "batched swaps without their versions",
 		edits: []edit{{"internal/store/batch.go", " WHEN phone_number = ? AND version = ? THEN ?", " WHEN phone_number = ? AND (version = ? OR 1) THEN ?"}},
-		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
-		as: "is Illegal",
+		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
 	},
 	{
 		name: "swap repeated with a new version after an unknown outcome",
@@ -51,35 +50,35 @@ var plantedBugs = []plantedBug{
 			{verifier, `unconfirmed, lastErr = next, err //`, `lastErr = err //`},
 			{verifier, "\t\tlastWritten = next.Version\n", ""},
 		},
-		proof: lostAnswers, caught: "TestSwap_LostReplyTakesEffectOnce",
-		as: "was counted twice",
+		test: lostReplies, foundBy: "TestSwap_LostReplyTakesEffectOnce",
+		violation: "was counted twice",
 	},
 	{
-		name:  "a lost connection taken for a swap that was not done",
+		name:  "a lost connection treated as a swap that was not applied",
 		edits: []edit{{"internal/store/mysql.go", "\t\treturn transient\n", "\t\treturn notApplied | transient\n"}},
-		proof: lostAnswers, caught: "TestSwap_LostReplyTakesEffectOnce",
-		as: "was counted again, after another one",
+		test:  lostReplies, foundBy: "TestSwap_LostReplyTakesEffectOnce",
+		violation: "was counted again after another attempt",
 	},
 	{
 		name:  "begin repeated with the same code",
 		edits: []edit{{verifier, `if code, err = newCode(v.Random); err != nil {`, "if code != \"\" {\n} else if code, err = newCode(v.Random); err != nil {"}},
-		proof: freshCodes, caught: "TestSendSMS_RepeatedBeginUsesAFreshCode",
-		as: "a code whose looks were spent was begun again",
+		test:  freshCodes, foundBy: "TestSendSMS_RepeatedBeginUsesAFreshCode",
+		violation: "a code without attempts left was stored again",
 	},
 	{
 		name:  "code accepted twice",
 		edits: []edit{{state, `codes = codes[match+1:]`, `codes = codes[match:]`}},
-		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
-		as: "is Illegal",
+		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
 	},
 	{
-		name: "four looks",
+		name: "four attempts",
 		edits: []edit{
 			{state, "> now || int(c.Attempts) >= r.AttemptLimit", "> now || int(c.Attempts) > r.AttemptLimit"},
 			{state, "{ return int(c.Attempts) >= r.AttemptLimit })", "{ return int(c.Attempts) > r.AttemptLimit })"},
 		},
-		proof: undisturbed, caught: "TestLinearizable_Undisturbed",
-		as: "is Illegal",
+		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
 	},
 	{
 		name: "compare before count",
@@ -103,14 +102,14 @@ var plantedBugs = []plantedBug{
 			next, changed = State{LastSendID: s.LastSendID, Codes: s.Codes[i+1:]}, true
 		}
 `},
-			// Spent codes stay in the list, as in a table with a column of looks.
+			// Spent codes stay in the list, as in a table with a column of attempts.
 			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit })\n", ""},
 		},
-		proof: parallelGuesses, caught: "TestValid_ParallelGuessesGetThreeAttempts",
-		as: "rounds were won",
+		test: parallelGuesses, foundBy: "TestValid_ParallelGuessesGetThreeAttempts",
+		violation: "rounds succeeded",
 	},
 	{
-		name: "false from a remembered state",
+		name: "false from a remembered record",
 		edits: []edit{
 			{verifier, "\tbackground     atomic.Int64", "\tremembered     sync.Map\n\tbackground     atomic.Int64"},
 			{verifier, "\tvar valid bool\n", `	if state, ok := v.remembered.Load(n); ok {
@@ -124,50 +123,50 @@ var plantedBugs = []plantedBug{
 			{verifier, "\t\tif lastWritten != (Version{}) && current.Version == lastWritten {", "\t\tv.remembered.Store(n, current.State)\n\t\tif lastWritten != (Version{}) && current.Version == lastWritten {"},
 			{verifier, "\t\tcase done:\n", "\t\tcase done:\n\t\t\tv.remembered.Store(n, next.State)\n"},
 		},
-		proof: noMemory, caught: "TestValid_AcceptsACodeSentByAnotherReplica",
-		as: "a code is not accepted once",
+		test: codeOfOtherReplica, foundBy: "TestValid_AcceptsACodeSentByAnotherReplica",
+		violation: "a code was not accepted exactly once",
 	},
 	{
 		name:  "withdraw on unknown outcome",
 		edits: []edit{{verifier, `if sendErr.Kind.NotSent() {`, `if sendErr != nil {`}},
-		proof: usualRetry, caught: "TestSendSMS_UsualRetryKillsNoSMS",
-		as: "a dead SMS",
+		test:  usualRetry, foundBy: "TestSendSMS_UsualRetryKillsNoSMS",
+		violation: "a dead SMS",
 	},
 	{
 		name:  "an SQLite file that is not flushed",
 		edits: []edit{{"internal/store/sqlite.go", "_synchronous=FULL", "_synchronous=OFF"}},
-		proof: sqliteLosesPower, caught: "TestDurability_PowerLossOfSQLiteLosesNothing",
-		as: "lost",
+		test:  sqliteLosesPower, foundBy: "TestDurability_PowerLossOfSQLiteLosesNothing",
+		violation: "lost",
 	},
 	{
 		name:  "connections to a read-only server are kept",
 		edits: []edit{{"internal/store/mysql.go", "cfg.RejectReadOnly = true ", "cfg.RejectReadOnly = false "}},
-		proof: failover, caught: "TestFailover_DropsConnectionsToAReadOnlyServer",
-		as: "were kept",
+		test:  failover, foundBy: "TestFailover_DropsConnectionsToAReadOnlyServer",
+		violation: "were kept",
 	},
 	{
-		name: "an SMS asked for again after an error",
+		name: "SMS requested again after an error",
 		edits: []edit{{
 			verifier, "\tif err == nil {\n\t\tif !v.recordOutcome(",
 			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.recordOutcome(",
 		}},
-		proof: aliyunFails, caught: "TestLinearizable_WhileAliyunFails",
-		as: "2 SMS for one call",
+		test: aliyunFails, foundBy: "TestLinearizable_WhileAliyunFails",
+		violation: "2 SMS for one call",
 	},
 }
 
-// The service as it is passes every proof (they are the tests that are named); a
-// proof that also passes with its bug proves nothing.
+// The service as it is passes every one of these tests. A test that also passes with its bug
+// does not test its guarantee.
 func TestPlantedBugs_EachIsCaught(t *testing.T) {
-	t.Setenv(failuresIn, t.TempDir()) // what is found here was expected
+	t.Setenv(failuresIn, t.TempDir()) // these failures are expected
 	for _, bug := range plantedBugs {
 		t.Run(bug.name, func(t *testing.T) {
-			violations := bug.proof(t, planted(t, bug.name, bug.edits...))
-			i := slices.IndexFunc(violations, func(v string) bool { return strings.Contains(v, bug.as) })
+			violations := bug.test(t, planted(t, bug.name, bug.edits...))
+			i := slices.IndexFunc(violations, func(v string) bool { return strings.Contains(v, bug.violation) })
 			if i < 0 {
-				t.Fatalf("%s did not say %q:\n%s", bug.caught, bug.as, strings.Join(violations, "\n"))
+				t.Fatalf("%s: got the violations %q; want one with %q", bug.foundBy, violations, bug.violation)
 			}
-			t.Logf("%s caught it: %s", bug.caught, violations[i])
+			t.Logf("%s found it: %s", bug.foundBy, violations[i])
 		})
 	}
 }
@@ -180,11 +179,11 @@ func withBug(t *testing.T, name string) (binary string) {
 			return planted(t, name, bug.edits...)
 		}
 	}
-	t.Fatalf("no planted bug has the name %q", name)
+	t.Fatalf("got no planted bug %q; want one", name)
 	return ""
 }
 
-// planted builds the program with edits that are nowhere in its source.
+// planted builds the program with edits that are not in its source (go build -overlay).
 func planted(t *testing.T, name string, edits ...edit) (binary string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -202,7 +201,7 @@ func planted(t *testing.T, name string, edits ...edit) (binary string) {
 			text[path], overlay[path] = string(source), filepath.Join(dir, filepath.Base(path))
 		}
 		if n := strings.Count(text[path], e.old); n != 1 {
-			t.Fatalf("the planted bug %q no longer fits %s, which holds %d times: %s", name, e.file, n, e.old)
+			t.Fatalf("planted bug %q: got its old text %[3]d times in %[2]s, want 1: %[4]s", name, e.file, n, e.old)
 		}
 		text[path] = strings.Replace(text[path], e.old, e.new, 1)
 	}

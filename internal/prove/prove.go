@@ -1,6 +1,7 @@
-// Package prove holds the proofs of the service's guarantees, in a module of its
-// own for what only they import. They drive replicas of the built program over
-// gRPC, on real databases, break what they stand on, and check what they said.
+// Package prove tests the guarantees of the service. The tests run replicas of the built program
+// on real databases, send calls over gRPC, inject faults into databases, networks and processes,
+// and check the results. It is a separate module, so that the service does not depend on its
+// dependencies.
 //
-// docs/guarantees.md says which test holds which guarantee.
+// docs/guarantees.md lists the test of each guarantee.
 package prove

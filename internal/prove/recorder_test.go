@@ -26,88 +26,88 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// A load is what drives replicas until there is enough of a history. Every number
-// is first the scene of concurrent sends and checks, then of users who behave:
-// ask for a code, ask again when that failed, type what arrived.
+// A load calls replicas until the history has enough calls. Each number first gets concurrent
+// sends and checks. Then users of that number request a code, request again if that failed, and
+// type the code that arrived.
 type load struct {
 	fake     *dysmsapitest.Server
 	replicas []string                     // addresses
-	together bool                         // one client knows all replicas, instead of one a replica
-	aliyun   func(*rand.Rand) aliyunFault // what a send meets there; nil for nothing
-	disturb  func()                       // breaks things beside the load, which goes on until it is over
-	flawless bool                         // no call may fail, and no caller gives up
+	together bool                         // one client for all replicas, not one for each
+	aliyun   func(*rand.Rand) aliyunFault // fault of each send; nil for none
+	disturb  func()                       // injects faults; the load runs at least as long
+	flawless bool                         // no call may fail, no caller gives up
 }
 
 type aliyunFault struct {
-	strikes bool
-	fault   dysmsapitest.Fault
+	active bool
+	fault  dysmsapitest.Fault
 }
 
 const (
-	minimumCalls   = 5000
-	numbersAtATime = 10
+	minCalls          = 5000
+	concurrentNumbers = 10
 
-	minimumAfterDoubt = 10 // users who type a code though nobody knows what became of its send
-	callersANumber    = 4
-	callsACaller      = 20
-	flowsANumber      = 3
-	loadPatience      = 2 * time.Minute
-	callDeadline      = 15 * time.Second // longer than the service takes for anything
-	settlePatience    = 30 * time.Second // for a call that has to be answered in the end
+	minAfterDoubt    = 10 // users who type a code of an unknown send
+	callersPerNumber = 4
+	callsPerCaller   = 20
+	flowsPerNumber   = 3
+	loadTimeout      = 2 * time.Minute
+	callTimeout      = 15 * time.Second // longer than any call of the service
+	settleTimeout    = 30 * time.Second // for a call that must succeed in the end
 )
 
-// A history is what a load saw.
+// A history records the calls of a load.
 type history struct {
 	seed      uint64
 	began     time.Time
-	numbers   map[string]*number // by the form in which Aliyun is asked
+	numbers   map[string]*number // by the number as Aliyun gets it
 	violation []string
-	answers   []answered // of the replicas
+	completed []completedCall
 
-	flows      atomic.Int64 // users who typed a code that had to be right
-	afterDoubt atomic.Int64 // of them: the outcome of its send was not known to the caller
-	failures   atomic.Int64 // calls that surely had no effect
+	flows      atomic.Int64 // users who typed a code that had to be valid
+	afterDoubt atomic.Int64 // of these, users whose send had an unknown outcome
+	failures   atomic.Int64 // calls that definitely had no effect
 
 	mu sync.Mutex
 }
 
-// answered is a call that a replica answered in full.
-type answered struct {
+// A completedCall is a call that succeeded.
+type completedCall struct {
 	replica int
 	at      time.Duration // since the load began
 }
 
-// A number's part of the history.
+// A number is the part of the history of one phone number.
 type number struct {
-	text    string
-	mu      sync.Mutex
-	sends   []*send
-	checks  []porcupine.Operation
-	arrived []string // codes, as the phone got them
-	left    bool     // a caller gave up on a send that may still go on
+	text      string
+	mu        sync.Mutex
+	sends     []*send
+	checks    []porcupine.Operation
+	arrived   []string // codes, in the order of arrival
+	abandoned bool     // a caller gave up on a send that may still run
 }
 
 // A send is one call of SendSMS.
 type send struct {
-	signName   string // its own
+	signName   string // unique
 	client     int
 	begun, end int64 // since the load began
 	outcome    outcome
 	replica    string
-	codes      []string // that the fake accepted for it: one at most
+	codes      []string // accepted by the fake gateway: one at most
 }
 
 type outcome int
 
 const (
-	accepted   outcome = iota
-	noEffect           // surely not sent, or surely not counted
-	inDoubt            // the service says that it may have happened
-	outOfSight         // it may yet succeed: nobody said anything, or the service is still at it
+	accepted    outcome = iota
+	noEffect            // definitely not sent, or not counted
+	inDoubt             // the service returned an unknown outcome
+	mayStillRun         // no reply of the service, or it still works on the call
 )
 
-// seedOf is PROVE_SEED, or a new one: it chooses what is asked, in which order
-// and what Aliyun does; the interleaving is the machine's.
+// seedOf returns PROVE_SEED, or a new seed. The seed determines the calls, their order and
+// Aliyun's faults. The interleaving depends on the machine.
 func seedOf(t *testing.T) uint64 {
 	t.Helper()
 	text := os.Getenv("PROVE_SEED")
@@ -116,26 +116,26 @@ func seedOf(t *testing.T) uint64 {
 	}
 	seed, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		t.Fatalf("PROVE_SEED is %q; it must be a whole number", text)
+		t.Fatalf("got PROVE_SEED %q; want a whole number", text)
 	}
 	return seed
 }
 
-// run drives the replicas and returns what was seen.
+// run runs the load and returns its history.
 func (l load) run(t *testing.T) *history {
 	t.Helper()
 	h := &history{seed: seedOf(t), began: time.Now(), numbers: map[string]*number{}}
 	l.fake.OnAccepted(h.arrive)
 	defer l.fake.OnAccepted(func(dysmsapitest.Accepted) {})
 	clients := l.dial(t)
-	ctx, cancel := context.WithTimeout(t.Context(), loadPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), loadTimeout)
 	defer cancel()
 
 	var over atomic.Bool
 	var working sync.WaitGroup
 	var serial, calls atomic.Int64
-	serial.Store(int64(h.seed % 90_000_000)) // no load meets the numbers of another one
-	for range numbersAtATime {
+	serial.Store(int64(h.seed % 90_000_000)) // other numbers than other loads
+	for range concurrentNumbers {
 		working.Go(func() {
 			for !over.Load() {
 				i := serial.Add(1)
@@ -150,31 +150,30 @@ func (l load) run(t *testing.T) *history {
 	if l.disturb != nil {
 		l.disturb()
 	}
-	for ctx.Err() == nil && calls.Load() < minimumCalls {
+	for ctx.Err() == nil && calls.Load() < minCalls {
 		time.Sleep(10 * time.Millisecond)
 	}
 	over.Store(true)
 	working.Wait()
 	if ctx.Err() != nil {
-		t.Fatalf("seed %d: %d of %d calls within %v", h.seed, calls.Load(), minimumCalls, loadPatience)
+		t.Fatalf("seed %d: got %d calls within %[4]v; want %[3]d", h.seed, calls.Load(), minCalls, loadTimeout)
 	}
-	t.Logf("%d calls on %d numbers in %.1f s, %d without effect, %d in doubt; %d users typed a code that had to be right, %d of them after a send in doubt (seed %d)",
+	t.Logf("%d calls on %d numbers in %.1f s, %d without effect, %d in doubt; %d users typed a code that had to be valid, %d of them after a send of unknown outcome (seed %d)",
 		calls.Load(), len(h.numbers), time.Since(h.began).Seconds(), h.failures.Load(), h.doubts(), h.flows.Load(), h.afterDoubt.Load(), h.seed)
-	if n := h.afterDoubt.Load(); l.aliyun != nil && n < minimumAfterDoubt {
-		h.violated("only %d users typed a code whose send was in doubt; want %d, or this proves little", n, minimumAfterDoubt)
+	if n := h.afterDoubt.Load(); l.aliyun != nil && n < minAfterDoubt {
+		h.violated("got %d users who typed a code of a send of unknown outcome; want %d at least for a useful test", n, minAfterDoubt)
 	}
 	return h
 }
 
-// goOn waits until the load has gone on for a while.
-func (l load) goOn(t *testing.T) {
+// waitForProgress waits until the load has made 100 more requests to Aliyun.
+func (l load) waitForProgress(t *testing.T) {
 	t.Helper()
 	n := l.fake.Requests() + 100
 	waitFor(t, "100 more requests at Aliyun", func() bool { return l.fake.Requests() >= n })
 }
 
-// dial returns a client a replica, or one for all. They come back quickly to a
-// replica that was away.
+// dial returns one client for each replica, or one for all. They reconnect quickly.
 func (l load) dial(t *testing.T) []pb.PhoneNumberServiceClient {
 	t.Helper()
 	targets := l.replicas
@@ -184,7 +183,7 @@ func (l load) dial(t *testing.T) []pb.PhoneNumberServiceClient {
 	}
 	if l.together {
 		targets = []string{"both:///"}
-		options = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithResolvers(all(l.replicas)), grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`)}
+		options = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithResolvers(allReplicas(l.replicas)), grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`)}
 	}
 	var clients []pb.PhoneNumberServiceClient
 	for _, target := range targets {
@@ -208,8 +207,7 @@ func (h *history) number(i int) *number {
 	return n
 }
 
-// arrive is the phone: the code is known to its holder, perhaps before the caller
-// of SendSMS hears of it.
+// arrive records an SMS at the phone. It may come before SendSMS returns.
 func (h *history) arrive(m dysmsapitest.Accepted) {
 	h.mu.Lock()
 	n := h.numbers[m.PhoneNumber]
@@ -230,7 +228,7 @@ func (h *history) violated(format string, args ...any) {
 	h.violation = append(h.violation, fmt.Sprintf("seed %d: ", h.seed)+fmt.Sprintf(format, args...))
 }
 
-// A driver takes one number through its life.
+// A driver makes all calls of one number.
 type driver struct {
 	load
 	*history
@@ -240,48 +238,49 @@ type driver struct {
 	client  int
 }
 
-// drive returns how many calls it added to the history.
+// drive makes the calls, and returns how many it added to the history.
 func (d *driver) drive(ctx context.Context) int64 {
-	var crowd sync.WaitGroup
-	for c := range callersANumber {
+	var callers sync.WaitGroup
+	for c := range callersPerNumber {
 		caller := *d
 		caller.client, caller.random = c, rand.New(rand.NewPCG(d.random.Uint64(), 0))
-		crowd.Go(func() {
-			for range callsACaller {
+		callers.Go(func() {
+			for range callsPerCaller {
 				caller.act(ctx)
 			}
 		})
 	}
-	crowd.Wait()
-	for range flowsANumber {
+	callers.Wait()
+	for range flowsPerNumber {
 		d.user(ctx)
 	}
 	d.guesser(ctx)
 	return int64(len(d.number.operations()))
 }
 
-// act is one call of somebody who does not behave.
+// act makes one random call.
 func (d *driver) act(ctx context.Context) {
-	if !d.flawless && d.random.IntN(100) == 0 { // a caller who gives up
+	if !d.flawless && d.random.IntN(100) == 0 { // a caller that gives up
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(d.random.IntN(10_000))*time.Microsecond)
 		defer cancel()
 	}
 	if d.random.IntN(10) < 3 {
-		d.send(ctx, d.meets())
+		d.send(ctx, d.nextFault())
 		return
 	}
 	d.check(ctx, d.guess())
 }
 
-func (d *driver) meets() aliyunFault {
+// nextFault returns the fault of the next send; without faults, some sends are slow.
+func (d *driver) nextFault() aliyunFault {
 	if d.aliyun != nil {
 		return d.aliyun(d.random)
 	}
-	return aliyunFault{strikes: d.random.IntN(4) == 0, fault: dysmsapitest.Delay(time.Duration(d.random.IntN(5000)) * time.Microsecond)}
+	return aliyunFault{active: d.random.IntN(4) == 0, fault: dysmsapitest.Delay(time.Duration(d.random.IntN(5000)) * time.Microsecond)}
 }
 
-// guess is mostly the newest code that arrived, else an older one, else anything.
+// guess returns mostly the newest code that arrived, sometimes an older one or random digits.
 func (d *driver) guess() string {
 	d.number.mu.Lock()
 	defer d.number.mu.Unlock()
@@ -295,29 +294,28 @@ func (d *driver) guess() string {
 	return codes[len(codes)-1]
 }
 
-// user asks for a code until one was sent, as people do, types what arrived, and
-// must be let in: whatever became of the calls, no later send succeeded, and
-// nothing was used up.
+// user requests a code until one was sent, and types the code that arrived. It must be accepted:
+// no later send succeeded, and it was not used.
 func (d *driver) user(ctx context.Context) {
 	d.number.mu.Lock()
-	left := d.number.left
+	abandoned := d.number.abandoned
 	d.number.mu.Unlock()
-	if left {
-		return // an old send may yet succeed, and rightly kill the code
+	if abandoned {
+		return // an old send may still succeed and replace the code
 	}
 	var arrived []*send
 	for try := range 3 {
-		meets := d.meets()
-		if try > 0 && d.random.IntN(2) == 0 { // the limit of one a minute meets most second tries
-			meets = aliyunFault{true, dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1")}
+		fault := d.nextFault()
+		if try > 0 && d.random.IntN(2) == 0 { // most second sends exceed the limit of one a minute
+			fault = aliyunFault{true, dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1")}
 		}
-		s := d.send(ctx, meets)
+		s := d.send(ctx, fault)
 		if ctx.Err() != nil {
 			return
 		}
 		if code := d.codeOf(s); code != "" {
-			if s.outcome == accepted || s.outcome == outOfSight {
-				arrived = nil // older ones are dead, or may be
+			if s.outcome == accepted || s.outcome == mayStillRun {
+				arrived = nil // older codes are or may be dead
 			}
 			arrived = append(arrived, s)
 		}
@@ -325,29 +323,29 @@ func (d *driver) user(ctx context.Context) {
 			break
 		}
 	}
-	if d.random.IntN(3) == 0 { // a slip: two more looks remain
+	if d.random.IntN(3) == 0 { // a typing error: two attempts remain
 		d.check(ctx, "x")
 	}
 	for _, s := range arrived {
 		if s != arrived[len(arrived)-1] && d.random.IntN(2) == 0 {
-			continue // the newer one will do
+			continue // types only the newer one
 		}
 		code := d.codeOf(s)
-		var a answer
-		for deadline := time.Now().Add(settlePatience); ; {
+		var r result
+		for deadline := time.Now().Add(settleTimeout); ; {
 			var counted bool
-			if a, counted = d.check(ctx, code); counted {
+			if r, counted = d.check(ctx, code); counted {
 				break
 			}
 			if ctx.Err() != nil || time.Now().After(deadline) {
 				return
 			}
 		}
-		switch a {
-		case unanswered:
-			return // it may have been used
-		case refused:
-			d.violated("a dead SMS: %s was refused code %s, sent %d ms into the load, outcome of its send %d", d.number.text, code, s.begun/1e6, s.outcome)
+		switch r {
+		case noResult:
+			return // the code may be used
+		case invalid:
+			d.violated("a dead SMS: %s: code %s was rejected, sent %d ms into the load, outcome of its send %d", d.number.text, code, s.begun/1e6, s.outcome)
 			return
 		}
 		d.flows.Add(1)
@@ -357,10 +355,10 @@ func (d *driver) user(ctx context.Context) {
 	}
 }
 
-// guesser spends the looks of a code and then types it. What is right depends on
-// what the calls before have left: the specification says.
+// guesser uses up the attempts of a code and then types it. The specification decides which
+// results are right.
 func (d *driver) guesser(ctx context.Context) {
-	s := d.send(ctx, d.meets())
+	s := d.send(ctx, d.nextFault())
 	for range attemptLimit {
 		d.check(ctx, "x")
 	}
@@ -376,35 +374,34 @@ func (d *driver) codeOf(s *send) string {
 	return s.codes[0]
 }
 
-// send calls SendSMS under a sign name of its own, which tells the messages of
-// overlapping calls apart.
-func (d *driver) send(ctx context.Context, meets aliyunFault) *send {
+// send calls SendSMS with a unique sign name, so that the message can be matched to its call.
+func (d *driver) send(ctx context.Context, fault aliyunFault) *send {
 	n := d.number
 	n.mu.Lock()
 	s := &send{signName: fmt.Sprintf("%s-%d", n.text, len(n.sends)), client: d.client}
 	n.sends = append(n.sends, s)
 	n.mu.Unlock()
-	if meets.strikes {
-		d.fake.For(s.signName, meets.fault)
+	if fault.active {
+		d.fake.For(s.signName, fault.fault)
 	}
 	replica := d.random.IntN(len(d.clients))
-	ctx, cancel := context.WithTimeout(ctx, callDeadline)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	begun := d.now()
 	_, err := d.clients[replica].SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: n.text, Signature: s.signName, TemplateCode: "SMS_1"})
 	end := d.now()
 	n.mu.Lock()
 	s.begun, s.end, s.outcome, s.replica = begun, end, outcomeOf(err), d.name(replica)
-	n.left = n.left || ctx.Err() != nil
+	n.abandoned = n.abandoned || ctx.Err() != nil
 	n.mu.Unlock()
 	d.note(replica, end, err, s.outcome)
 	return s
 }
 
-// check calls Valid; counted is false where it surely had no effect.
-func (d *driver) check(ctx context.Context, code string) (a answer, counted bool) {
+// check calls Valid. counted is false if the call definitely had no effect.
+func (d *driver) check(ctx context.Context, code string) (r result, counted bool) {
 	replica := d.random.IntN(len(d.clients))
-	ctx, cancel := context.WithTimeout(ctx, callDeadline)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	begun := d.now()
 	res, err := d.clients[replica].Valid(ctx, &pb.ValidRequest{PhoneNumber: d.number.text, Code: code})
@@ -415,18 +412,18 @@ func (d *driver) check(ctx context.Context, code string) (a answer, counted bool
 	case o == noEffect:
 		return 0, false
 	case o != accepted:
-		a, end = unanswered, never
+		r, end = noResult, never
 	case res.Valid:
-		a = valid
+		r = valid
 	default:
-		a = refused
+		r = invalid
 	}
 	d.number.mu.Lock()
 	defer d.number.mu.Unlock()
 	d.number.checks = append(d.number.checks, porcupine.Operation{
-		ClientId: d.client, Input: call{code: code}, Call: begun, Output: a, Return: end, Metadata: d.name(replica),
+		ClientId: d.client, Input: call{code: code}, Call: begun, Output: r, Return: end, Metadata: d.name(replica),
 	})
-	return a, true
+	return r, true
 }
 
 func (d *driver) name(replica int) string {
@@ -439,28 +436,28 @@ func (d *driver) name(replica int) string {
 func (d *driver) note(replica int, at int64, err error, o outcome) {
 	if o == noEffect {
 		d.failures.Add(1)
-		time.Sleep(5 * time.Millisecond) // a caller who asks again does not storm a service that is away
+		time.Sleep(5 * time.Millisecond) // a caller that retries waits before it does
 	}
 	if err != nil && d.flawless {
-		d.violated("a call that failed: %v", err)
+		d.violated("a failed call: got %v; want OK", err)
 	} else if c := status.Code(err); err != nil && !slices.Contains(expected, c) {
-		d.violated("%s: an answer that docs/errors.md does not list: %v", d.number.text, err)
+		d.violated("%s: got %v; want an error that docs/errors.md lists", d.number.text, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err == nil {
-		d.answers = append(d.answers, answered{replica, time.Duration(at)})
+		d.completed = append(d.completed, completedCall{replica, time.Duration(at)})
 	}
 }
 
-// What calls with sound fields may answer besides OK.
+// expected are the codes besides OK that calls with valid fields may return.
 var expected = []codes.Code{
 	codes.Unavailable, codes.Unknown, codes.DeadlineExceeded, codes.Aborted, codes.ResourceExhausted, codes.FailedPrecondition, codes.InvalidArgument, codes.Canceled,
 }
 
-// outcomeOf reads an answer as docs/errors.md tells callers to. What the client's
-// own library says is no word of the service's: only of a connection that was
-// never made is it sure that the call had no effect.
+// outcomeOf classifies an error as docs/errors.md describes for callers. An error without a reason
+// is from the gRPC library of the client, not from the service. Such an error means that the call
+// had no effect only if there was no connection.
 func outcomeOf(err error) outcome {
 	s := status.Convert(err)
 	var reason string
@@ -469,16 +466,16 @@ func outcomeOf(err error) outcome {
 			reason = info.Reason
 		}
 	}
-	said := reason != ""
+	fromService := reason != ""
 	switch {
 	case err == nil:
 		return accepted
-	case reason == "SENT_NOT_CONFIRMED": // which goes on in the background, and then older codes are dead
-		return outOfSight
-	case !said && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "while dialing"):
+	case reason == "SENT_NOT_CONFIRMED": // continues in the background; then older codes are dead
+		return mayStillRun
+	case !fromService && s.Code() == codes.Unavailable && strings.Contains(s.Message(), "while dialing"):
 		return noEffect
-	case !said || s.Code() == codes.Canceled:
-		return outOfSight
+	case !fromService || s.Code() == codes.Canceled:
+		return mayStillRun
 	case s.Code() == codes.Unknown || s.Code() == codes.DeadlineExceeded:
 		return inDoubt
 	}
@@ -488,12 +485,12 @@ func outcomeOf(err error) outcome {
 func (h *history) doubts() (n int) {
 	for _, number := range h.numbers {
 		for _, s := range number.sends {
-			if s.outcome == inDoubt || s.outcome == outOfSight {
+			if s.outcome == inDoubt || s.outcome == mayStillRun {
 				n++
 			}
 		}
 		for _, o := range number.checks {
-			if o.Output == unanswered {
+			if o.Output == noResult {
 				n++
 			}
 		}
@@ -501,8 +498,8 @@ func (h *history) doubts() (n int) {
 	return n
 }
 
-// operations is what porcupine is shown of a number: all that may have had an
-// effect. A send whose code nobody got to know has none.
+// operations returns the calls of a number that may have had an effect. A send without an SMS has
+// none.
 func (n *number) operations() []porcupine.Operation {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -513,34 +510,33 @@ func (n *number) operations() []porcupine.Operation {
 		}
 		o := porcupine.Operation{ClientId: s.client, Input: call{send: true, code: s.codes[0]}, Call: s.begun, Output: done, Return: s.end, Metadata: s.replica}
 		if s.outcome != accepted {
-			o.Output, o.Return = unanswered, never
+			o.Output, o.Return = noResult, never
 		}
 		operations = append(operations, o)
 	}
 	return operations
 }
 
-// violations checks what was seen: every number's calls are linearizable, no call
-// sent two SMS, none sent one that was said not to be sent, and (found on the
-// way) no SMS was dead.
+// violations checks the history and returns its violations: every number's calls are linearizable,
+// no call sent two SMS, and no call without effect sent one. The load has already added dead SMS.
 func (h *history) violations(t *testing.T) []string {
 	t.Helper()
 	var checking sync.WaitGroup
-	turns := make(chan struct{}, 2)
+	slots := make(chan struct{}, 2)
 	for _, n := range h.numbers {
 		for _, s := range n.sends {
 			switch {
 			case len(s.codes) > 1:
 				h.violated("%d SMS for one call on %s", len(s.codes), n.text)
 			case s.outcome == accepted && len(s.codes) == 0:
-				h.violated("SendSMS to %s answered OK and sent nothing", n.text)
+				h.violated("SendSMS to %s returned OK and sent no SMS", n.text)
 			case s.outcome == noEffect && len(s.codes) > 0:
-				h.violated("SendSMS to %s was said to have no effect and sent an SMS", n.text)
+				h.violated("SendSMS to %s returned an error without effect and sent an SMS", n.text)
 			}
 		}
 		checking.Go(func() {
-			turns <- struct{}{}
-			defer func() { <-turns }()
+			slots <- struct{}{}
+			defer func() { <-slots }()
 			if wrong := notLinearizable(t, n.text, n.operations(), fmt.Sprintf("seed %d", h.seed)); wrong != "" {
 				h.violated("%s", wrong)
 			}
@@ -550,11 +546,11 @@ func (h *history) violations(t *testing.T) []string {
 	return h.violation
 }
 
-// longestStall is the longest time in which none of the replicas answered a call.
+// longestStall returns the longest time without a completed call on the given replicas.
 func (h *history) longestStall(replicas ...int) (longest time.Duration) {
-	slices.SortFunc(h.answers, func(a, b answered) int { return cmp.Compare(a.at, b.at) })
+	slices.SortFunc(h.completed, func(a, b completedCall) int { return cmp.Compare(a.at, b.at) })
 	var last time.Duration
-	for _, a := range h.answers {
+	for _, a := range h.completed {
 		if slices.Contains(replicas, a.replica) {
 			longest, last = max(longest, a.at-last), a.at
 		}

@@ -2,13 +2,13 @@ package prove
 
 import "google.golang.org/grpc/resolver"
 
-// all is what a client has that knows every replica: a name that stands for their
-// addresses, as DNS would.
-type all []string
+// allReplicas is a resolver for a client of all replicas: one name with all their addresses, as
+// in DNS.
+type allReplicas []string
 
-func (all) Scheme() string { return "both" }
+func (allReplicas) Scheme() string { return "both" }
 
-func (a all) Build(_ resolver.Target, conn resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+func (a allReplicas) Build(_ resolver.Target, conn resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	var state resolver.State
 	for _, address := range a {
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: address})
@@ -16,5 +16,5 @@ func (a all) Build(_ resolver.Target, conn resolver.ClientConn, _ resolver.Build
 	return a, conn.UpdateState(state)
 }
 
-func (all) ResolveNow(resolver.ResolveNowOptions) {}
-func (all) Close()                                {}
+func (allReplicas) ResolveNow(resolver.ResolveNowOptions) {}
+func (allReplicas) Close()                                {}

@@ -12,80 +12,79 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// The specification of one number, for one caller at a time: the newest
-// successful send counts, for three calls, once. Everything that concurrent
-// callers saw must be explained by some order of their calls in which each takes
-// effect at one moment between its begin and its end.
+// This is the sequential specification of one number: the newest successful send counts, for
+// three calls, once. The results of concurrent calls must be explained by an order in which each
+// call takes effect at one moment between its begin and its end.
 
 const attemptLimit = 3
 
-// A call is what was asked, and an answer what was said.
+// A call is the input of an operation, and a result its output.
 type call struct {
 	send bool
 	code string // of a send: the one in its message
 }
 
-type answer int
+type result int
 
 const (
-	done       answer = iota // of a send
-	valid                    // of Valid, like the next
-	refused                  //
-	unanswered               // it may have taken effect, at any time since, or never
+	done     result = iota // of SendSMS
+	valid                  // of Valid: true
+	invalid                // of Valid: false
+	noResult               // took effect at any later time, or never
 )
 
 type numberState struct {
-	code  string // "" where none is alive
-	looks int
+	code     string // "" if no code is live
+	attempts int
 }
 
 var specification = porcupine.Model{
 	Init: func() any { return numberState{} },
 	Step: func(state, input, output any) (bool, any) {
-		s, c, a := state.(numberState), input.(call), output.(answer)
+		s, c, r := state.(numberState), input.(call), output.(result)
 		if c.send {
 			return true, numberState{code: c.code}
 		}
 		if s.code != "" && c.code == s.code {
-			return a != refused, numberState{}
+			return r != invalid, numberState{}
 		}
-		if s.looks++; s.looks >= attemptLimit {
+		if s.attempts++; s.attempts >= attemptLimit {
 			s = numberState{}
 		}
-		return a != valid, s
+		return r != valid, s
 	},
 	DescribeOperation: func(input, output any) string {
-		c, a := input.(call), output.(answer)
+		c, r := input.(call), output.(result)
 		name := "Valid"
 		if c.send {
 			name = "SendSMS"
 		}
-		return fmt.Sprintf("%s %s → %s", name, c.code, [...]string{"OK", "true", "false", "unknown"}[a])
+		return fmt.Sprintf("%s %s → %s", name, c.code, [...]string{"OK", "true", "false", "unknown"}[r])
 	},
 	DescribeState: func(state any) string {
 		s := state.(numberState)
 		if s.code == "" {
 			return "no code"
 		}
-		return fmt.Sprintf("%s after %d looks", s.code, s.looks)
+		return fmt.Sprintf("%s after %d attempts", s.code, s.attempts)
 	},
 }
 
-// failuresIn names the directory for histories that violate the specification.
+// failuresIn is the variable of the directory for histories that violate the specification.
 const failuresIn = "PROVE_FAILURES"
 
-// never is when an unanswered call ends: it may take effect until then.
+// never is the end of a call without a result: it may take effect until then.
 const never = int64(1) << 62
 
-// How long porcupine may search one number's history; the usual is below 10 ms.
-const checkPatience = 60 * time.Second
+// checkTimeout limits porcupine's search in one number's history. Most take below 10 ms.
+const checkTimeout = 60 * time.Second
 
-// notLinearizable checks one number's history. Where it is not linearizable, or
-// the search did not end, it returns what is wrong and where the history was
-// written, with porcupine's picture of it.
+// notLinearizable checks one number's history. It returns "" if the history is linearizable. If
+// not, or if the search did not end, it writes the history with porcupine's picture to a file,
+// and returns a text with its path.
 func notLinearizable(t *testing.T, number string, history []porcupine.Operation, origin string) string {
 	t.Helper()
-	result, info := porcupine.CheckOperationsVerbose(specification, history, checkPatience)
+	result, info := porcupine.CheckOperationsVerbose(specification, history, checkTimeout)
 	if result == porcupine.Ok {
 		return ""
 	}
