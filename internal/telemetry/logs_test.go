@@ -45,7 +45,7 @@ func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
 		}
 		time.Sleep(sampleWindow)
 		synctest.Wait()
-		const summary = `level=WARN msg="more lines like these were left out" like=call count=40 method=SendSMS status=FailedPrecondition aliyun_code=isv.AMOUNT_NOT_ENOUGH`
+		const summary = `level=WARN msg="similar log lines suppressed" message=call count=40 method=SendSMS status=FailedPrecondition aliyun_code=isv.AMOUNT_NOT_ENOUGH`
 		if got := count(&out, summary); got != 1 {
 			t.Errorf("got %d summaries of 40 suppressed lines, want 1:\n%s", got, &out)
 		}
@@ -69,7 +69,7 @@ func TestSampled_FlushLogsTheSuppressedCount(t *testing.T) {
 		}
 		time.Sleep(2 * sampleWindow)
 		synctest.Wait()
-		if got := count(&out, "left out"); got != 1 {
+		if got := count(&out, "suppressed"); got != 1 {
 			t.Errorf("got %d summaries in the end, want 1", got)
 		}
 	})

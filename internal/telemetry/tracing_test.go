@@ -64,7 +64,7 @@ func TestTracing_LogOmitsTheCollectorsPage(t *testing.T) {
 	_, span := tracer.Start(t.Context(), "a call")
 	span.End()
 	stop()
-	if got := out.String(); !strings.Contains(got, "exported") || len(got) > 1000 {
+	if got := out.String(); !strings.Contains(got, "failed to export") || len(got) > 1000 {
 		t.Errorf("got a log of %d bytes, want 1000 at most, with the failed export", len(got))
 	}
 }

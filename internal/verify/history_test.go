@@ -197,7 +197,7 @@ func TestHistory_TruncatesLongTexts(t *testing.T) {
 }
 
 func TestOutcome_HasItsName(t *testing.T) {
-	for o, want := range map[Outcome]string{NoCode: "none", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
+	for o, want := range map[Outcome]string{NoCode: "no_code", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
 		if got := o.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
