@@ -126,14 +126,17 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	rejected := p.logged("failed to reload callers; keeping the previous version")
 	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
 	eventually(t, "a plaintext token is rejected", rejected)
-	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") || strings.Contains(out, second) {
+	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") ||
+		strings.Contains(out, second) {
 		t.Errorf("the log: want the file and the line, and no token:\n%s", out)
 	}
 	if got := gauge(`phonenumber_config_last_reload_successful{files="callers"}`); !strings.HasSuffix(got, " 0") {
 		t.Errorf("gauge of rejected files: got %q; want 1", got)
 	}
 	callersFile(both)
-	eventually(t, "the gauge is 1 again", func() bool { return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1") })
+	eventually(t, "the gauge is 1 again", func() bool {
+		return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1")
+	})
 
 	rejected = p.logged("failed to reload certificates; keeping the previous version")
 	_, otherKey := ca.Issue("127.0.0.1")
@@ -170,12 +173,16 @@ func TestServe_OpenPortIsTwoWarnings(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
 	out := p.Output.String()
-	for _, want := range []string{"tls=off callers=unauthenticated\n", `level=WARN msg="TLS is off: `, `level=WARN msg="callers are not authenticated: `} {
+	for _, want := range []string{
+		"tls=off callers=unauthenticated\n", `level=WARN msg="TLS is off: `,
+		`level=WARN msg="callers are not authenticated: `,
+	} {
 		if got := strings.Count(out, want); got != 1 {
 			t.Errorf("the log of serve: got %q %d times; want once:\n%s", want, got, out)
 		}
 	}
-	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "TLS is off") || strings.Contains(out, "not authenticated") {
+	if out := run(t, nil, "dev").serving(t).Output.String(); strings.Contains(out, "TLS is off") ||
+		strings.Contains(out, "not authenticated") {
 		t.Errorf("dev: got a warning about its open port; want none:\n%s", out)
 	}
 }
@@ -201,26 +208,34 @@ func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 		env   []string
 		wants []string
 	}{
-		"only a certificate":        {[]string{"PHONENUMBER_TLS_CERT=" + crt}, []string{"--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"}},
-		"only a client CA":          {[]string{"PHONENUMBER_TLS_CLIENT_CA=" + crt}, []string{"--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert"}},
-		"no such file":              {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=/nowhere/tls.key"}, []string{"--tls-key (PHONENUMBER_TLS_KEY): /nowhere/tls.key: no such file"}},
-		"a key as the file name":    {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): what it holds is no file's name"}},
-		"another certificate's key": {tlsWith("PHONENUMBER_TLS_KEY", another), []string{"/file: line 1: must be the key of the first certificate in " + crt}},
-		"an invalid key":            {tlsWith("PHONENUMBER_TLS_KEY", "hunter2"), []string{"/file: line 1: must be a private key in PEM"}},
-		"an empty client CA":        {tlsWith("PHONENUMBER_TLS_CLIENT_CA", ""), []string{"/file: line 1: must hold a certificate in PEM"}},
+		"only a certificate":     {[]string{"PHONENUMBER_TLS_CERT=" + crt}, []string{"--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"}},
+		"only a client CA":       {[]string{"PHONENUMBER_TLS_CLIENT_CA=" + crt}, []string{"--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert"}},
+		"no such file":           {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=/nowhere/tls.key"}, []string{"--tls-key (PHONENUMBER_TLS_KEY): /nowhere/tls.key: no such file"}},
+		"a key as the file name": {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): what it holds is no file's name"}},
+		"another certificate's key": {
+			tlsWith("PHONENUMBER_TLS_KEY", another),
+			[]string{"/file: line 1: must be the key of the first certificate in " + crt},
+		},
+		"an invalid key":     {tlsWith("PHONENUMBER_TLS_KEY", "hunter2"), []string{"/file: line 1: must be a private key in PEM"}},
+		"an empty client CA": {tlsWith("PHONENUMBER_TLS_CLIENT_CA", ""), []string{"/file: line 1: must hold a certificate in PEM"}},
 		"a plaintext token": {callersFile("callers:\n  - name: a\n    token_sha256: hunter2\n    quota: 3"), []string{
 			"/callers.yaml: line 3: token_sha256 must be the SHA-256", "/callers.yaml: line 4: is no field here",
 		}},
-		"no client CA is set":    {callersFile("callers:\n  - name: a\n    dns_san: a.example.org"), []string{"/callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA"}},
-		"a directory":            {[]string{"PHONENUMBER_CALLERS=" + dir}, []string{"--callers (PHONENUMBER_CALLERS): " + dir + ": is a directory"}},
+		"no client CA is set": {callersFile("callers:\n  - name: a\n    dns_san: a.example.org"), []string{"/callers.yaml: line 3: certificates are asked for with PHONENUMBER_TLS_CLIENT_CA"}},
+		"a directory": {
+			[]string{"PHONENUMBER_CALLERS=" + dir},
+			[]string{"--callers (PHONENUMBER_CALLERS): " + dir + ": is a directory"},
+		},
 		"origins and reflection": {[]string{"PHONENUMBER_CORS_ORIGINS=*", "PHONENUMBER_REFLECTION=maybe"}, []string{`PHONENUMBER_CORS_ORIGINS): origin 1 cannot match a web page`, `PHONENUMBER_REFLECTION) is "maybe"; it must be on or off`}},
 		"an origin with a path":  {[]string{"PHONENUMBER_CORS_ORIGINS=https://a.example.org,https://b.example.org/x"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 2 cannot"}},
 		"an origin with a user":  {[]string{"PHONENUMBER_CORS_ORIGINS=https://login:hunter2@a.example.org"}, []string{"PHONENUMBER_CORS_ORIGINS): origin 1 cannot"}},
 		"no origin at all":       {[]string{"PHONENUMBER_CORS_ORIGINS=, "}, []string{"PHONENUMBER_CORS_ORIGINS) holds no origin"}},
 		"limits": {
 			[]string{
-				"PHONENUMBER_MAX_CONNECTIONS=0", "PHONENUMBER_MAX_STREAMS=x", "PHONENUMBER_MAX_CALLS=-1", "PHONENUMBER_MAX_MESSAGE_BYTES=9999999", "PHONENUMBER_MAX_HEADER_BYTES=1",
-				"PHONENUMBER_CONNECTION_TIMEOUT=1h", "PHONENUMBER_READ_TIMEOUT=0s", "PHONENUMBER_IDLE_TIMEOUT=1ms", "PHONENUMBER_CONNECTION_AGE=x", "PHONENUMBER_CONNECTION_AGE_GRACE=x", "PHONENUMBER_PING_INTERVAL=1ms", "PHONENUMBER_CALL_TIMEOUT=1h",
+				"PHONENUMBER_MAX_CONNECTIONS=0", "PHONENUMBER_MAX_STREAMS=x", "PHONENUMBER_MAX_CALLS=-1", "PHONENUMBER_MAX_MESSAGE_BYTES=9999999",
+				"PHONENUMBER_MAX_HEADER_BYTES=1",
+				"PHONENUMBER_CONNECTION_TIMEOUT=1h", "PHONENUMBER_READ_TIMEOUT=0s", "PHONENUMBER_IDLE_TIMEOUT=1ms", "PHONENUMBER_CONNECTION_AGE=x",
+				"PHONENUMBER_CONNECTION_AGE_GRACE=x", "PHONENUMBER_PING_INTERVAL=1ms", "PHONENUMBER_CALL_TIMEOUT=1h",
 			},
 			[]string{
 				`PHONENUMBER_MAX_CONNECTIONS) is "0"; it must be a whole number from 1`, "PHONENUMBER_MAX_STREAMS", "PHONENUMBER_MAX_CALLS", "PHONENUMBER_MAX_MESSAGE_BYTES", "PHONENUMBER_MAX_HEADER_BYTES",
@@ -262,7 +277,8 @@ func TestSettings_DefaultsEqualDefaultLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	var errs configErrors
-	if got := serve.limitSettings.parse(&errs, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); errs.err() != nil || got != server.DefaultLimits {
+	if got := serve.limitSettings.parse(&errs, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); errs.err() != nil ||
+		got != server.DefaultLimits {
 		t.Errorf("got %+v, %v; want %+v", got, errs.err(), server.DefaultLimits)
 	}
 	if want := strconv.Itoa(store.DefaultConnections); serve.DatabaseConnections != want {

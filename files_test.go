@@ -63,7 +63,8 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 		put(t, dir, "callers.yaml", complete)
 		eventually(t, "the gauge is 0 again", func() bool { return !gaugeIsSet() })
 	}
-	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") || strings.Contains(out, "reloaded callers") {
+	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") ||
+		strings.Contains(out, "reloaded callers") {
 		t.Errorf("the log: want the cause, and no reload:\n%s", out)
 	}
 }
@@ -77,7 +78,8 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 	batch, batchHash := newToken(t)
 	entry := func(name, hash string) string { return "  - name: " + name + "\n    token_sha256: " + hash + "\n" }
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")), "PHONENUMBER_METRICS_LISTEN="+metrics,
-		"PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", "callers:\n"+entry("batch", batchHash)+entry("shop", shopHash)+"    countries: [CN]\n"))).serving(t)
+		"PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml",
+			"callers:\n"+entry("batch", batchHash)+entry("shop", shopHash)+"    countries: [CN]\n"))).serving(t)
 	counted := func(caller string) bool {
 		return strings.Contains(get(t, metrics, "/metrics", 200), `{caller="`+caller+`"`)
 	}
@@ -105,7 +107,10 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 	p := run(t, append(write(t, dir, map[string]string{
 		"DATA_SOURCE_NAME": dsn, "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	}), "ALIYUN_ENDPOINT="+fake.URL, "PHONENUMBER_DRAIN_DELAY=0s")).serving(t)
-	for name, value := range map[string]string{"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret, "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "DATA_SOURCE_NAME": dsn} {
+	for name, value := range map[string]string{
+		"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret, "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+		"DATA_SOURCE_NAME": dsn,
+	} {
 		rejected := p.logged(secretsRejected)
 		put(t, dir, name, value[:len(value)-3])
 		eventually(t, name+" is rejected", rejected)

@@ -39,7 +39,10 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	mariadb, fake := mariadbtest.Start(t), dysmsapitest.New(t)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tRecognisableID", "RecognisableSecret0123456789"
 	admin := mariadb.Open(t)
-	for _, statement := range []string{"CREATE USER phone@'%' IDENTIFIED BY '" + password + "'", "GRANT ALL ON " + mariadbtest.Database + ".* TO phone@'%'"} {
+	for _, statement := range []string{
+		"CREATE USER phone@'%' IDENTIFIED BY '" + password + "'",
+		"GRANT ALL ON " + mariadbtest.Database + ".* TO phone@'%'",
+	} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +52,8 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))
 	defer collector.Close()
 	token, hash := newToken(t)
-	callersFile := put(t, t.TempDir(), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+hash+"\n    countries: [CN]\n    sign_names: [阿里云]\n")
+	callersFile := put(t, t.TempDir(), "callers.yaml",
+		"callers:\n  - name: shop\n    token_sha256: "+hash+"\n    countries: [CN]\n    sign_names: [阿里云]\n")
 	metrics := servicetest.FreeAddress(t)
 	env := append(servicetest.Environment(fake, dsn), "PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_LOG_LEVEL=debug",
 		"PHONENUMBER_CALLERS="+callersFile, "OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_BSP_SCHEDULE_DELAY=100",
@@ -79,7 +83,8 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		fmt.Fprintln(&responses, res)
 	}
 	post := func(method, body string, headers ...string) {
-		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method, strings.NewReader(body))
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method,
+			strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +102,8 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	shop := as(token)
 
 	faults := []dysmsapitest.Fault{
-		dysmsapitest.Hang().ButAccepted(), dysmsapitest.CloseBeforeReading(), dysmsapitest.CloseAfterReading().ButAccepted(), dysmsapitest.Truncated().ButAccepted(),
+		dysmsapitest.Hang().ButAccepted(), dysmsapitest.CloseBeforeReading(), dysmsapitest.CloseAfterReading().ButAccepted(),
+		dysmsapitest.Truncated().ButAccepted(),
 		dysmsapitest.Body(502, "text/html", "<html>"+quoted+"</html>").ButAccepted(), dysmsapitest.BadGateway(), dysmsapitest.OKWithoutBizID(), dysmsapitest.Huge(1 << 20),
 		dysmsapitest.Redirect(307, "http://127.0.0.1:1/?"+quoted), dysmsapitest.Reply(200, quoted, quoted),
 	}
@@ -121,15 +127,22 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	send(shop, number, "18677776661")
 	send(shop, "+85251237382", "阿里云")
 	send(shop, number+","+number, "阿里云")
-	for _, body := range []string{`{"phone_number":"` + number + `","code":"` + guess + `"}`, `{"phone_number":"` + number + `","` + guess + `":1}`, `{"phone_number":` + number + `}`, number + guess, `{"phone_number":"` + number} {
-		for _, contentType := range []string{"application/json", "application/proto", "application/grpc-web+proto", "text/xml", "application/x-www-form-urlencoded"} {
+	for _, body := range []string{
+		`{"phone_number":"` + number + `","code":"` + guess + `"}`,
+		`{"phone_number":"` + number + `","` + guess + `":1}`, `{"phone_number":` + number + `}`, number + guess, `{"phone_number":"` + number,
+	} {
+		for _, contentType := range []string{
+			"application/json", "application/proto", "application/grpc-web+proto", "text/xml",
+			"application/x-www-form-urlencoded",
+		} {
 			post("Valid", body, "Content-Type", contentType, "Authorization", "Bearer "+token)
 			post("SendSMS", body, "Content-Type", contentType)
 			post(number+guess, body, "Content-Type", contentType)
 		}
 	}
 	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
-	eventually(t, "the log reports the invalid callers file", func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
+	eventually(t, "the log reports the invalid callers file",
+		func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
 	responses.WriteString(inspect(t, dsn, number))
 	scrapes := get(t, metrics, "/metrics", 200)
 	number = next()
@@ -137,7 +150,10 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	send(shop, number, "阿里云")
 	valid(shop, number, guess)
 	scrapes += get(t, metrics, "/metrics", 200)
-	for _, wrong := range []string{dsn + "?tls=nothing", strings.Replace(dsn, "@tcp", "@nothing", 1), "phone:" + password + "@tcp(127.0.0.1:1)/x?timeout=50ms&nothing=" + password} {
+	for _, wrong := range []string{
+		dsn + "?tls=nothing", strings.Replace(dsn, "@tcp", "@nothing", 1),
+		"phone:" + password + "@tcp(127.0.0.1:1)/x?timeout=50ms&nothing=" + password,
+	} {
 		for _, args := range [][]string{{"serve"}, {"migrate"}, {"inspect", number}} {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			cmd := command(append(env[1:], "DATA_SOURCE_NAME="+wrong, "PHONENUMBER_LISTEN="+servicetest.FreeAddress(t)), args...)
@@ -155,8 +171,10 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	p.Wait()
 
 	secrets := map[string]string{
-		"the DSN's password": password, "the access key id": fake.AccessKeyID, "the access key secret": fake.AccessKeySecret, "a token": token, "a token's hash": hash,
-		"the code key": codeKey, "the code key in base64": base64.StdEncoding.EncodeToString([]byte(codeKey)), "the code key in hex": hex.EncodeToString([]byte(codeKey)),
+		"the DSN's password": password, "the access key id": fake.AccessKeyID, "the access key secret": fake.AccessKeySecret, "a token": token,
+		"a token's hash": hash,
+		"the code key":   codeKey, "the code key in base64": base64.StdEncoding.EncodeToString([]byte(codeKey)),
+		"the code key in hex": hex.EncodeToString([]byte(codeKey)),
 	}
 	for _, n := range append(numbers, "18677776661", "85251237382") {
 		secrets["the number "+n] = n
@@ -185,7 +203,10 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"step=aliyun", "status=Unauthenticated", "status=PermissionDenied", "status=DeadlineExceeded", "status=Unavailable"} {
+	for _, want := range []string{
+		"step=aliyun", "status=Unauthenticated", "status=PermissionDenied", "status=DeadlineExceeded",
+		"status=Unavailable",
+	} {
 		if !strings.Contains(outputs["log"], want) {
 			t.Errorf("the log lacks %s: the test did not cover this case", want)
 		}

@@ -138,7 +138,8 @@ func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 	p := run(t, nil, "dev").serving(t)
 	t.Logf("start to first response: %v", time.Since(began))
 	call := func(method, body string) string {
-		res, err := http.Post("http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method, "application/x-www-form-urlencoded", strings.NewReader(body))
+		res, err := http.Post("http://"+p.Addr+"/phonenumberservice.PhoneNumberService/"+method, "application/x-www-form-urlencoded",
+			strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +151,8 @@ func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 		t.Fatalf("SendSMS: got %s; want {}", got)
 	}
 	var messages []struct{ Code string }
-	if err := json.Unmarshal([]byte(get(t, p.Addr, "/inbox.json?phone_number=+8618600000000", 200)), &messages); err != nil || len(messages) != 1 {
+	if err := json.Unmarshal([]byte(get(t, p.Addr, "/inbox.json?phone_number=+8618600000000", 200)), &messages); err != nil ||
+		len(messages) != 1 {
 		t.Fatalf("inbox: got %v, %v; want one message", messages, err)
 	}
 	code := messages[0].Code
@@ -400,7 +402,10 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 			p, first := []process{one, two}[i%2], number+i*each
 			calls.Go(func() {
 				for n := first; n < first+each; n++ {
-					if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: fmt.Sprint(n), Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+					if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{
+						PhoneNumber: fmt.Sprint(n), Signature: "阿里云",
+						TemplateCode: "SMS_1",
+					}); err != nil {
 						t.Errorf("SendSMS: %v", err)
 					}
 					if _, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: fmt.Sprint(n), Code: "x"}); err != nil {
@@ -449,12 +454,17 @@ func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 		args  []string
 		wants []string
 	}{
-		{"nothing set", nil, nil, []string{"DATA_SOURCE_NAME is missing", "ALIYUN_ACCESS_KEY_ID is missing", "ALIYUN_ACCESS_KEY_SECRET is missing"}},
+		{"nothing set", nil, nil, []string{
+			"DATA_SOURCE_NAME is missing", "ALIYUN_ACCESS_KEY_ID is missing",
+			"ALIYUN_ACCESS_KEY_SECRET is missing",
+		}},
 		{"everything wrong", []string{
-			"DATA_SOURCE_NAME=root:hunter2@nonsense", "ALIYUN_ACCESS_KEY_ID=id", "ALIYUN_ACCESS_KEY_SECRET=hunter3", "ALIYUN_ENDPOINT=http://sms.example",
+			"DATA_SOURCE_NAME=root:hunter2@nonsense", "ALIYUN_ACCESS_KEY_ID=id", "ALIYUN_ACCESS_KEY_SECRET=hunter3",
+			"ALIYUN_ENDPOINT=http://sms.example",
 			"PHONENUMBER_LISTEN=nowhere", "PHONENUMBER_ATTEMPT_LIMIT=101", "PHONENUMBER_CODE_TTL=11m", "PHONENUMBER_REGION=XX",
 			"PHONENUMBER_CODE_KEY=aHVudGVyNA==", "PHONENUMBER_SMS_TIMEOUT=1h", "PHONENUMBER_DRAIN_DELAY=-1s", "PHONENUMBER_LOG_LEVEL=loud",
-			"PHONENUMBER_LOG_FORMAT=xml", "PHONENUMBER_METRICS_LISTEN=x", "PHONENUMBER_RETENTION=23h", "PHONENUMBER_CODE_TLL=5m", "PHONENUMBER_DATABASE_CONNECTIONS=0",
+			"PHONENUMBER_LOG_FORMAT=xml", "PHONENUMBER_METRICS_LISTEN=x", "PHONENUMBER_RETENTION=23h", "PHONENUMBER_CODE_TLL=5m",
+			"PHONENUMBER_DATABASE_CONNECTIONS=0",
 			"OTEL_EXPORTER_OTLP_ENDPOINT=http://hunter5:hunter6@a collector",
 		}, nil, []string{
 			"DATA_SOURCE_NAME", "ALIYUN_ENDPOINT", "PHONENUMBER_LISTEN", "PHONENUMBER_ATTEMPT_LIMIT", "PHONENUMBER_CODE_TTL", "PHONENUMBER_REGION",
@@ -464,16 +474,56 @@ func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 			"OTEL_EXPORTER_OTLP_ENDPOINT must be http://",
 		}},
 		{"a secret twice", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_ID_FILE=/dev/null"}, nil, []string{"ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_ID_FILE are both set"}},
-		{"a secret in place of a file name", []string{"DATA_SOURCE_NAME_FILE=root:hunter2@tcp(db:3306)/x"}, nil, []string{"the file that DATA_SOURCE_NAME_FILE names: no such file"}},
-		{"an empty secret file", []string{"PHONENUMBER_CODE_KEY_FILE=/dev/null", "ALIYUN_ACCESS_KEY_SECRET_FILE=/dev/null"}, nil, []string{"the file that PHONENUMBER_CODE_KEY_FILE names is empty", "the file that ALIYUN_ACCESS_KEY_SECRET_FILE names is empty"}},
+		{
+			"a secret in place of a file name",
+			[]string{"DATA_SOURCE_NAME_FILE=root:hunter2@tcp(db:3306)/x"},
+			nil,
+			[]string{"the file that DATA_SOURCE_NAME_FILE names: no such file"},
+		},
+		{
+			"an empty secret file",
+			[]string{"PHONENUMBER_CODE_KEY_FILE=/dev/null", "ALIYUN_ACCESS_KEY_SECRET_FILE=/dev/null"},
+			nil,
+			[]string{"the file that PHONENUMBER_CODE_KEY_FILE names is empty", "the file that ALIYUN_ACCESS_KEY_SECRET_FILE names is empty"},
+		},
 		{"an in-memory database for serve", []string{"DATA_SOURCE_NAME=sqlite::memory:"}, nil, []string{"loses every code at a restart"}},
-		{"keys with a space", []string{"ALIYUN_ACCESS_KEY_ID=hunter 2", "ALIYUN_ACCESS_KEY_SECRET=hunter 3"}, nil, []string{"access key ID must be printable", "access key secret must be printable", "DATA_SOURCE_NAME is missing"}},
-		{"an invalid proxy URL", []string{"HTTPS_PROXY=http://user:hunter#2@10.0.0.1:3128"}, nil, []string{"HTTPS_PROXY must be http://HOST:PORT", "DATA_SOURCE_NAME is missing"}},
+		{
+			"keys with a space",
+			[]string{"ALIYUN_ACCESS_KEY_ID=hunter 2", "ALIYUN_ACCESS_KEY_SECRET=hunter 3"},
+			nil,
+			[]string{"access key ID must be printable", "access key secret must be printable", "DATA_SOURCE_NAME is missing"},
+		},
+		{
+			"an invalid proxy URL",
+			[]string{"HTTPS_PROXY=http://user:hunter#2@10.0.0.1:3128"},
+			nil,
+			[]string{"HTTPS_PROXY must be http://HOST:PORT", "DATA_SOURCE_NAME is missing"},
+		},
 		{"a proxy in quotes", []string{`https_proxy="http://10.0.0.1:3128"`}, nil, []string{"https_proxy must be http://HOST:PORT", "ALIYUN_ACCESS_KEY_ID is missing"}},
-		{"two data source names", []string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"}, nil, []string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"}},
-		{"credentials for dev", []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"}, []string{"dev"}, []string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"}},
-		{"an unknown failure", []string{"PHONENUMBER_FAIL_SENDS=limit:3", "PHONENUMBER_REGION=XX"}, []string{"dev"}, []string{"PHONENUMBER_FAIL_SENDS", "limit_minute, limit_hour", "PHONENUMBER_REGION"}},
-		{"failures for serve", []string{"PHONENUMBER_FAIL_SENDS=timeout"}, nil, []string{"PHONENUMBER_FAIL_SENDS is for dev alone", "DATA_SOURCE_NAME is missing"}},
+		{
+			"two data source names",
+			[]string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"},
+			nil,
+			[]string{"DATA_SOURCE_NAME and Data_SOURCE_NAME are both set"},
+		},
+		{
+			"credentials for dev",
+			[]string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET_FILE=b"},
+			[]string{"dev"},
+			[]string{"ALIYUN_ACCESS_KEY_ID is set", "ALIYUN_ACCESS_KEY_SECRET is set", "--ignore-credentials"},
+		},
+		{
+			"an unknown failure",
+			[]string{"PHONENUMBER_FAIL_SENDS=limit:3", "PHONENUMBER_REGION=XX"},
+			[]string{"dev"},
+			[]string{"PHONENUMBER_FAIL_SENDS", "limit_minute, limit_hour", "PHONENUMBER_REGION"},
+		},
+		{
+			"failures for serve",
+			[]string{"PHONENUMBER_FAIL_SENDS=timeout"},
+			nil,
+			[]string{"PHONENUMBER_FAIL_SENDS is for dev alone", "DATA_SOURCE_NAME is missing"},
+		},
 		{"an unknown command", nil, []string{"serv"}, []string{"unexpected argument serv"}},
 		{"an unknown flag", nil, []string{"--prot", "1"}, []string{"unknown flag --prot"}},
 	} {
@@ -573,7 +623,10 @@ func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"phone-number-service " + strings.TrimSpace(string(version)), "/phonenumberservice.PhoneNumberService/SendSMS", "https://github.com/liulinhuai/phone-number-service"} {
+	for _, want := range []string{
+		"phone-number-service " + strings.TrimSpace(string(version)),
+		"/phonenumberservice.PhoneNumberService/SendSMS", "https://github.com/liulinhuai/phone-number-service",
+	} {
 		if !strings.Contains(plain, want) {
 			t.Errorf("/ lacks %q:\n%s", want, plain)
 		}
@@ -622,7 +675,8 @@ func TestMigrate_CreatesTheSQLiteFile(t *testing.T) {
 }
 
 func TestDev_IgnoreCredentialsUsesNone(t *testing.T) {
-	run(t, []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET=b", "DATA_SOURCE_NAME=ignored"}, "dev", "--ignore-credentials").serving(t)
+	run(t, []string{"ALIYUN_ACCESS_KEY_ID=a", "ALIYUN_ACCESS_KEY_SECRET=b", "DATA_SOURCE_NAME=ignored"}, "dev",
+		"--ignore-credentials").serving(t)
 }
 
 // TestServe_SendsARealSMS sends one real SMS to TEST_REAL_SMS_NUMBER, with
@@ -652,7 +706,8 @@ func TestSettings_AllAreDocumented(t *testing.T) {
 	}
 	table := string(page)
 	for _, name := range append(knownEnv, "DATA_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "ALIYUN_ENDPOINT") {
-		if name, secret := strings.CutSuffix(name, "_FILE"); !strings.Contains(table, "`"+name+"`") || secret && !strings.Contains(table, "`"+name+"` †") {
+		if name, secret := strings.CutSuffix(name, "_FILE"); !strings.Contains(table, "`"+name+"`") ||
+			secret && !strings.Contains(table, "`"+name+"` †") {
 			t.Errorf("docs/configuration.md lacks %s", name)
 		}
 	}

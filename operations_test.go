@@ -45,7 +45,10 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 	dsn := server.DSN(mariadbtest.Database)
 	admin := server.Open(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
-	for _, statement := range []string{"CREATE USER reader@'%' IDENTIFIED BY 'r'", "GRANT SELECT ON " + mariadbtest.Database + ".phone_numbers TO reader@'%'"} {
+	for _, statement := range []string{
+		"CREATE USER reader@'%' IDENTIFIED BY 'r'",
+		"GRANT SELECT ON " + mariadbtest.Database + ".phone_numbers TO reader@'%'",
+	} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
@@ -79,12 +82,14 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	requestID := fake.RequestIDs()[1]
-	mustPrint("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n", accepted+" \\(of an earlier send", "verified .* with attempt 2 \\(of an earlier send")
+	mustPrint("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n",
+		accepted+" \\(of an earlier send", "verified .* with attempt 2 \\(of an earlier send")
 
 	fake.Next(dysmsapitest.CloseAfterReading().ButAccepted())
 	fake.Limits(false)
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
-	mustPrint("a lost response", "no answer to the last send is known", "not sent, limited .*of an earlier send", "0 of 3 attempts used, not confirmed by Aliyun\n")
+	mustPrint("a lost response", "no answer to the last send is known", "not sent, limited .*of an earlier send",
+		"0 of 3 attempts used, not confirmed by Aliyun\n")
 	for range 3 {
 		p.valid(t, "18612345678", "x")
 	}
@@ -160,7 +165,8 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	}
 	dir := t.TempDir()
 	env := append(write(t, dir, map[string]string{
-		"DATA_SOURCE_NAME": as("old", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
+		"DATA_SOURCE_NAME": as("old", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+		"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	}), "ALIYUN_ENDPOINT="+fake.URL, "PHONENUMBER_DRAIN_DELAY=0s")
 	p := run(t, env).serving(t)
 	p.send(t, "18612345678")
@@ -169,7 +175,10 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	reloaded := p.logged(`reloaded secrets" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
-	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
+	write(t, dir, map[string]string{
+		"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+		"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
+	})
 	eventually(t, "the new secrets are in use", reloaded)
 	for _, id := range connections(t, admin, "phone") { // new connections need the new password
 		admin.Exec("KILL CONNECTION " + id)
@@ -206,9 +215,12 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	}
 
 	for reason, invalid := range map[string]map[string]string{
-		"names another database; that takes a restart":         {"DATA_SOURCE_NAME": as("s3cret", "another")},
-		"MySQL error 1045 (28000): the user or the password":   {"DATA_SOURCE_NAME": as("s3cret", mariadbtest.Database)},
-		"the Aliyun access key secret must be printable ASCII": {"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret"},
+		"names another database; that takes a restart":       {"DATA_SOURCE_NAME": as("s3cret", "another")},
+		"MySQL error 1045 (28000): the user or the password": {"DATA_SOURCE_NAME": as("s3cret", mariadbtest.Database)},
+		"the Aliyun access key secret must be printable ASCII": {
+			"DATA_SOURCE_NAME":     as("new", mariadbtest.Database),
+			"ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret",
+		},
 	} {
 		rejected := p.logged(secretsRejected)
 		write(t, dir, invalid)
@@ -217,7 +229,10 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		if out := p.Output.String(); !strings.Contains(out, reason) {
 			t.Errorf("the log lacks %q:\n%s", reason, out)
 		}
-		write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
+		write(t, dir, map[string]string{
+			"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+			"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
+		})
 	}
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mariadbtest.Database)})
 	eventually(t, "a password that the database does not have yet is rejected", p.logged(secretsRejected))
@@ -295,7 +310,10 @@ func TestMetricsListen_SetAddressIsRequiredDefaultIsNot(t *testing.T) {
 	address := servicetest.FreeAddress(t)
 	p := run(t, env("PHONENUMBER_METRICS_LISTEN="+address)).serving(t)
 	p.send(t, "18612345678")
-	for _, want := range []string{"phonenumber_build_info{", "phonenumber_outcomes_pending 0", "phonenumber_database_rows", `go_sql_max_open_connections{db_name="codes"} 1`, "process_cpu_seconds_total", "go_goroutines"} {
+	for _, want := range []string{
+		"phonenumber_build_info{", "phonenumber_outcomes_pending 0", "phonenumber_database_rows",
+		`go_sql_max_open_connections{db_name="codes"} 1`, "process_cpu_seconds_total", "go_goroutines",
+	} {
 		if body := get(t, address, "/metrics", 200); !strings.Contains(body, want) {
 			t.Errorf("the metrics lack %s", want)
 		}

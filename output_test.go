@@ -155,7 +155,8 @@ func TestLog_UnreadBlocksNoCall(t *testing.T) {
 			t.Parallel()
 			fake, metrics := dysmsapitest.New(t), servicetest.FreeAddress(t)
 			_, w := smallPipe(t)
-			env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), append(c.env, "PHONENUMBER_METRICS_LISTEN="+metrics)...)
+			env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
+				append(c.env, "PHONENUMBER_METRICS_LISTEN="+metrics)...)
 			p := runWithStreams(t, nil, w, env).serving(t)
 			if err := syscall.SetNonblock(int(w.Fd()), c.nonBlocking); err != nil { // also in the program
 				t.Fatal(err)
@@ -315,7 +316,12 @@ func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 }
 
 func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
-	for _, signals := range [][]syscall.Signal{{syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGHUP}, {syscall.SIGTERM, syscall.SIGHUP}, {syscall.SIGHUP, syscall.SIGTERM}} {
+	for _, signals := range [][]syscall.Signal{
+		{syscall.SIGHUP},
+		{syscall.SIGHUP, syscall.SIGHUP},
+		{syscall.SIGTERM, syscall.SIGHUP},
+		{syscall.SIGHUP, syscall.SIGTERM},
+	} {
 		t.Run(fmt.Sprint(signals), func(t *testing.T) {
 			fake := dysmsapitest.New(t)
 			p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)

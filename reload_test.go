@@ -29,17 +29,18 @@ func TestWatchFiles_BackOffToAMinute(t *testing.T) {
 		current.Store(content("good"))
 		began, attempts := time.Now(), make(chan int, 100)
 		var log servicetest.Output
-		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", watchedFiles[content]{
-			kind: "secrets",
-			read: func(*configErrors) content { return current.Load().(content) },
-			apply: func(_, next content) error {
-				attempts <- int(time.Since(began).Seconds())
-				if next == "better" {
-					return nil
-				}
-				return errors.New("wrong password")
-			},
-		})
+		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)),
+			prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", watchedFiles[content]{
+				kind: "secrets",
+				read: func(*configErrors) content { return current.Load().(content) },
+				apply: func(_, next content) error {
+					attempts <- int(time.Since(began).Seconds())
+					if next == "better" {
+						return nil
+					}
+					return errors.New("wrong password")
+				},
+			})
 		time.Sleep(time.Second)
 		current.Store(content("bad"))
 		time.Sleep(5 * time.Minute)

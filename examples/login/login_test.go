@@ -30,7 +30,8 @@ func TestLogin_AcceptsTheSentCode(t *testing.T) {
 	}
 
 	post(t, app+"/login", url.Values{"number": {number}, "code": {"000000x"}}, 401)
-	if body := post(t, app+"/login", url.Values{"number": {number}, "code": {messages[0].Code}}, 200); !strings.Contains(body, "Welcome, "+number) {
+	if body := post(t, app+"/login", url.Values{"number": {number}, "code": {messages[0].Code}}, 200); !strings.Contains(body,
+		"Welcome, "+number) {
 		t.Errorf("login: got %s; want a welcome", body)
 	}
 }

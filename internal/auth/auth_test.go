@@ -202,7 +202,8 @@ func TestAnyCertificate_TakesNoReservedName(t *testing.T) {
 	if _, err := AnyCertificate(nil, nil); !errors.Is(err, ErrUnknown) {
 		t.Errorf("no certificate: got %v; want ErrUnknown", err)
 	}
-	if caller, err := AnyCertificate(nil, &x509.Certificate{DNSNames: []string{"other.example.org"}}); err != nil || caller.Name != "other.example.org" {
+	if caller, err := AnyCertificate(nil, &x509.Certificate{DNSNames: []string{"other.example.org"}}); err != nil ||
+		caller.Name != "other.example.org" {
 		t.Errorf("got %v, %v; want other.example.org", caller, err)
 	}
 }
@@ -224,7 +225,10 @@ func TestParse_ErrorsHaveLinesAndNoValues(t *testing.T) {
 		"unknown fields": {"caller: []\ncallers:\n  - name: a\n    token: hunter2\n    token_sha256: " + good, []string{
 			"line 1: is no field here; there are callers", "line 4: is no field here; there are burst, calls, countries, dns_san, name, sends_per_minute, sign_names, spiffe_id, template_codes, token_sha256",
 		}},
-		"a token in clear":     {"callers:\n  - name: a\n    token_sha256: hunter2", []string{"line 3: token_sha256 must be the SHA-256 of a token", "if this is the token itself, make a new one"}},
+		"a token in clear": {
+			"callers:\n  - name: a\n    token_sha256: hunter2",
+			[]string{"line 3: token_sha256 must be the SHA-256 of a token", "if this is the token itself, make a new one"},
+		},
 		"a hash in capitals":   {"callers:\n  - name: a\n    token_sha256: " + strings.ToUpper(good), []string{"line 3: token_sha256 must be"}},
 		"no credential":        {"callers:\n  - name: a", []string{"line 2: a caller must have token_sha256, spiffe_id or dns_san"}},
 		"a field name as name": {"callers:\n  - name: dns_san", []string{"line 2: a caller must have token_sha256"}},
@@ -234,18 +238,39 @@ func TestParse_ErrorsHaveLinesAndNoValues(t *testing.T) {
 		"the same twice": {"callers:\n  - name: a\n    token_sha256: " + good + "\n  - name: a\n    name: a\n    token_sha256: " + good, []string{
 			"line 4: name must not be that of another caller", "line 5: name is there twice", "line 6: proves a caller already",
 		}},
-		"empty lists":          {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: []\n    countries: []", []string{"line 4: calls is an empty list: leave it out to allow all", "line 5: countries is an empty list"}},
-		"nothing":              {"callers:\n  - name: a\n    token_sha256:\n    sign_names:", []string{"line 3: token_sha256 must be", "line 4: sign_names must be"}},
-		"an unknown call":      {"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: [SendSMS, hunter2]", []string{"line 4: calls must be of SendSMS, Valid"}},
-		"not a main country":   {"callers:\n  - name: a\n    token_sha256: " + good + "\n    countries: [CA]", []string{"line 4: countries must be ISO 3166 codes", "US is all of +1"}},
-		"a bad template":       {"callers:\n  - name: a\n    token_sha256: " + good + "\n    template_codes: SMS-1", []string{"line 4: template_codes must be"}},
-		"rates":                {"callers:\n  - name: a\n    token_sha256: " + good + "\n    sends_per_minute: 0\n    burst: many", []string{"line 4: sends_per_minute must be a whole number", "line 5: burst must be"}},
-		"a burst without rate": {"callers:\n  - name: a\n    token_sha256: " + good + "\n    burst: 3", []string{"line 4: burst needs sends_per_minute"}},
-		"a bad SPIFFE ID":      {"callers:\n  - name: a\n    spiffe_id: https://hunter2", []string{"line 3: spiffe_id must be a URI such as"}},
-		"a wildcard":           {"callers:\n  - name: a\n    dns_san: '*.example.org'", []string{"line 3: dns_san must be a DNS name"}},
-		"an alias":             {"callers:\n  - &a {name: a, token_sha256: " + good + "}\n  - *a", []string{"line 3: a caller must be fields"}},
-		"a caller as text":     {"callers: [hunter2]", []string{"line 1: a caller must be fields"}},
-		"an unknown anchor":    {"callers: *hunter2", []string{"line 1: is not YAML"}},
+		"empty lists": {
+			"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: []\n    countries: []",
+			[]string{"line 4: calls is an empty list: leave it out to allow all", "line 5: countries is an empty list"},
+		},
+		"nothing": {
+			"callers:\n  - name: a\n    token_sha256:\n    sign_names:",
+			[]string{"line 3: token_sha256 must be", "line 4: sign_names must be"},
+		},
+		"an unknown call": {
+			"callers:\n  - name: a\n    token_sha256: " + good + "\n    calls: [SendSMS, hunter2]",
+			[]string{"line 4: calls must be of SendSMS, Valid"},
+		},
+		"not a main country": {
+			"callers:\n  - name: a\n    token_sha256: " + good + "\n    countries: [CA]",
+			[]string{"line 4: countries must be ISO 3166 codes", "US is all of +1"},
+		},
+		"a bad template": {
+			"callers:\n  - name: a\n    token_sha256: " + good + "\n    template_codes: SMS-1",
+			[]string{"line 4: template_codes must be"},
+		},
+		"rates": {
+			"callers:\n  - name: a\n    token_sha256: " + good + "\n    sends_per_minute: 0\n    burst: many",
+			[]string{"line 4: sends_per_minute must be a whole number", "line 5: burst must be"},
+		},
+		"a burst without rate": {
+			"callers:\n  - name: a\n    token_sha256: " + good + "\n    burst: 3",
+			[]string{"line 4: burst needs sends_per_minute"},
+		},
+		"a bad SPIFFE ID":   {"callers:\n  - name: a\n    spiffe_id: https://hunter2", []string{"line 3: spiffe_id must be a URI such as"}},
+		"a wildcard":        {"callers:\n  - name: a\n    dns_san: '*.example.org'", []string{"line 3: dns_san must be a DNS name"}},
+		"an alias":          {"callers:\n  - &a {name: a, token_sha256: " + good + "}\n  - *a", []string{"line 3: a caller must be fields"}},
+		"a caller as text":  {"callers: [hunter2]", []string{"line 1: a caller must be fields"}},
+		"an unknown anchor": {"callers: *hunter2", []string{"line 1: is not YAML"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse("callers.yaml", []byte(c.text), known)
@@ -305,7 +330,10 @@ func FuzzParse(f *testing.F) {
 			if len(c.tokens)+len(c.spiffeIDs)+len(c.dnsSANs) == 0 {
 				t.Errorf("%s: got no credential; want one", c.Name)
 			}
-			for field, listed := range map[string][]string{"calls": c.calls, "sign_names": c.signNames, "template_codes": c.templateCodes, "countries": c.countries} {
+			for field, listed := range map[string][]string{
+				"calls": c.calls, "sign_names": c.signNames, "template_codes": c.templateCodes,
+				"countries": c.countries,
+			} {
 				if strings.Contains(text, field) && listed != nil && len(listed) == 0 {
 					t.Errorf("%s: got an empty list %s; want an error", c.Name, field)
 				}

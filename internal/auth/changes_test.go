@@ -67,22 +67,25 @@ func TestReplace_ReturnsAddedRemovedAndWidenedCallers(t *testing.T) {
 		old, now string // text of before, and its replacement
 		want     []string
 	}{
-		"nothing":               {"", "", nil},
-		"no calls":              {", calls: [Valid]", "", []string{"a calls"}},
-		"no sign names":         {", sign_names: [x, y]", "", []string{"a sign_names"}},
-		"no templates":          {", template_codes: [SMS_12]", "", []string{"a template_codes"}},
-		"no countries":          {", countries: [CN]", "", []string{"a countries"}},
-		"no rate":               {", sends_per_minute: 60, burst: 5", "", []string{"a sends_per_minute"}},
-		"only the name is left": {before[strings.Index(before, ", calls"):], "", []string{"a calls", "a sign_names", "a template_codes", "a countries", "a sends_per_minute"}},
-		"another country":       {"[CN]", "[US]", []string{"a countries"}},
-		"a truncated template":  {"SMS_12", "SMS_1", []string{"a template_codes"}},
-		"a higher rate":         {"60", "61", []string{"a sends_per_minute"}},
-		"a larger burst":        {"burst: 5", "burst: 6", []string{"a burst"}},
-		"no burst":              {", burst: 5", "", []string{"a burst"}},
-		"one more token":        {"TOKEN", "[TOKEN, " + hashOf("b") + "]", []string{"a token_sha256"}},
-		"another certificate":   {"name: a", "name: a, dns_san: a.example, spiffe_id: spiffe://a/b", []string{"a spiffe_id", "a dns_san"}},
-		"fewer sign names":      {"[x, y]", "[x]", nil},
-		"a lower rate":          {"60, burst: 5", "6, burst: 1", nil},
+		"nothing":       {"", "", nil},
+		"no calls":      {", calls: [Valid]", "", []string{"a calls"}},
+		"no sign names": {", sign_names: [x, y]", "", []string{"a sign_names"}},
+		"no templates":  {", template_codes: [SMS_12]", "", []string{"a template_codes"}},
+		"no countries":  {", countries: [CN]", "", []string{"a countries"}},
+		"no rate":       {", sends_per_minute: 60, burst: 5", "", []string{"a sends_per_minute"}},
+		"only the name is left": {
+			before[strings.Index(before, ", calls"):], "",
+			[]string{"a calls", "a sign_names", "a template_codes", "a countries", "a sends_per_minute"},
+		},
+		"another country":      {"[CN]", "[US]", []string{"a countries"}},
+		"a truncated template": {"SMS_12", "SMS_1", []string{"a template_codes"}},
+		"a higher rate":        {"60", "61", []string{"a sends_per_minute"}},
+		"a larger burst":       {"burst: 5", "burst: 6", []string{"a burst"}},
+		"no burst":             {", burst: 5", "", []string{"a burst"}},
+		"one more token":       {"TOKEN", "[TOKEN, " + hashOf("b") + "]", []string{"a token_sha256"}},
+		"another certificate":  {"name: a", "name: a, dns_san: a.example, spiffe_id: spiffe://a/b", []string{"a spiffe_id", "a dns_san"}},
+		"fewer sign names":     {"[x, y]", "[x]", nil},
+		"a lower rate":         {"60, burst: 5", "6, burst: 1", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			parsed := func(text string) []*Caller {
@@ -103,7 +106,8 @@ func TestReplace_ReturnsAddedRemovedAndWidenedCallers(t *testing.T) {
 		})
 	}
 	s := parse(t, "callers: [{name: a, token_sha256: "+hashOf("a")+"}, {name: b, token_sha256: "+hashOf("b")+"}]")
-	list, err := Parse("callers.yaml", []byte("callers: [{name: b, token_sha256: "+hashOf("b")+"}, {name: c, token_sha256: "+hashOf("c")+"}]"), known)
+	list, err := Parse("callers.yaml", []byte("callers: [{name: b, token_sha256: "+hashOf("b")+
+		"}, {name: c, token_sha256: "+hashOf("c")+"}]"), known)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,10 @@ func TestMain(m *testing.M) {
 // TestBenchmarks_AllRun runs each benchmark for a moment, so that a change that breaks one is
 // noticed.
 func TestBenchmarks_AllRun(t *testing.T) {
-	for name, value := range map[string]string{"numbers": "20000", "rounds": "1", "span": "20ms", "callers": "1,16", "connections": "100", "soak": "100ms"} {
+	for name, value := range map[string]string{
+		"numbers": "20000", "rounds": "1", "span": "20ms", "callers": "1,16", "connections": "100",
+		"soak": "100ms",
+	} {
 		before := flag.Lookup(name).Value.String()
 		flag.Set(name, value)
 		defer flag.Set(name, before)
@@ -271,7 +274,8 @@ func BenchmarkSQLite(b *testing.B) {
 	r := s.replicas[0]
 	var rows []*row
 	for _, n := range callers(b) {
-		disk, check, flow := &row{name: "write and fdatasync, in turn"}, &row{name: fmt.Sprintf("Valid, %d callers", n)}, &row{name: "flows, × 3"}
+		disk, flow := &row{name: "write and fdatasync, in turn"}, &row{name: "flows, × 3"}
+		check := &row{name: fmt.Sprintf("Valid, %d callers", n)}
 		for range *rounds {
 			ceiling, c := s.measured(func() measurement { return s.flushes(*span) })
 			disk.add(ceiling, c, ceiling.perSecond, 1)
@@ -343,7 +347,8 @@ func BenchmarkService(b *testing.B) {
 	sender, other := s.replicas[0], s.replicas[1]
 	var rows []*row
 	for _, n := range callers(b) {
-		raw, warm, cold, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ", n)}, &row{name: "Valid, warm"}, &row{name: "Valid, cold"}, &row{name: "flows, × 3"}
+		raw, warm, cold, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ",
+			n)}, &row{name: "Valid, warm"}, &row{name: "Valid, cold"}, &row{name: "flows, × 3"}
 		for range *rounds {
 			ceiling, c := s.measured(func() measurement { return s.raw(n, *span) })
 			raw.add(ceiling, c, ceiling.perSecond, 1)

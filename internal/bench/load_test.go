@@ -134,7 +134,9 @@ func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx c
 }
 
 // inParallel runs run once for each caller and returns the latencies that they report.
-func inParallel(b testing.TB, callers int, run func(ctx context.Context, start time.Time, caller int, took func(since time.Time)) error) measurement {
+func inParallel(b testing.TB, callers int, run func(ctx context.Context, start time.Time, caller int,
+	took func(since time.Time)) error,
+) measurement {
 	b.Helper()
 	var (
 		group     sync.WaitGroup

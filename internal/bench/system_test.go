@@ -280,7 +280,10 @@ func (s *system) cost() (c cost) {
 		return c
 	}
 	c.database = cpu(s.b, s.pid)
-	for name, value := range map[string]*float64{"Innodb_data_fsyncs": &c.flushes, "Com_stmt_execute": &c.statements, "Handler_update": &c.swaps} {
+	for name, value := range map[string]*float64{
+		"Innodb_data_fsyncs": &c.flushes, "Com_stmt_execute": &c.statements,
+		"Handler_update": &c.swaps,
+	} {
 		if err := s.database.QueryRow("SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&name, value); err != nil {
 			s.b.Fatal(err)
 		}
@@ -289,7 +292,10 @@ func (s *system) cost() (c cost) {
 }
 
 func (c cost) since(d cost) cost {
-	return cost{c.service - d.service, c.database - d.database, c.load - d.load, c.flushes - d.flushes, c.statements - d.statements, c.swaps - d.swaps}
+	return cost{
+		c.service - d.service, c.database - d.database, c.load - d.load, c.flushes - d.flushes, c.statements - d.statements,
+		c.swaps - d.swaps,
+	}
 }
 
 // cpu returns the CPU time of all threads of a process, in user and kernel mode.

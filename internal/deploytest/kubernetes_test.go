@@ -166,7 +166,8 @@ func TestPod_FitsTheProgram(t *testing.T) {
 	settings := documented(t)
 
 	// The probes use PHONENUMBER_LISTEN, which must have its default.
-	if _, set := env["PHONENUMBER_LISTEN"]; set || !strings.HasPrefix(settings["PHONENUMBER_LISTEN"].fallback, "`:"+strconv.Itoa(int(c.Ports[0].ContainerPort))+"`") {
+	if _, set := env["PHONENUMBER_LISTEN"]; set || !strings.HasPrefix(settings["PHONENUMBER_LISTEN"].fallback,
+		"`:"+strconv.Itoa(int(c.Ports[0].ContainerPort))+"`") {
 		t.Errorf("gRPC port: got %v; want the default", c.Ports)
 	}
 	if env["PHONENUMBER_METRICS_LISTEN"] != ":"+strconv.Itoa(int(c.Ports[1].ContainerPort)) {
@@ -221,7 +222,8 @@ func TestPod_FitsTheProgram(t *testing.T) {
 			t.Errorf("Pod Security Standard %q: got %s: %s; want it allowed", restricted.Level, result.ForbiddenReason, result.ForbiddenDetail)
 		}
 	}
-	if !*c.SecurityContext.ReadOnlyRootFilesystem || *pod.Spec.AutomountServiceAccountToken || *pod.Spec.SecurityContext.RunAsUser != imageUser(t) {
+	if !*c.SecurityContext.ReadOnlyRootFilesystem || *pod.Spec.AutomountServiceAccountToken ||
+		*pod.Spec.SecurityContext.RunAsUser != imageUser(t) {
 		t.Errorf("pod: want a read-only root, no service account token, and the image's user %d", imageUser(t))
 	}
 	mustAccept(t, env)

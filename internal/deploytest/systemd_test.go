@@ -44,7 +44,8 @@ func TestSystemdUnit_IsValidAndConfined(t *testing.T) {
 	program, err := buildOnce()
 	must(t, err)
 	unitFile := filepath.Join(t.TempDir(), unit)
-	must(t, os.WriteFile(unitFile, []byte(strings.Replace(text, "ExecStart=/usr/local/bin/phone-number-service", "ExecStart="+program, 1)), 0o600))
+	must(t, os.WriteFile(unitFile, []byte(strings.Replace(text, "ExecStart=/usr/local/bin/phone-number-service", "ExecStart="+program,
+		1)), 0o600))
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unitFile).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: got %v; want no error and no output\n%s", err, out)
 	}

@@ -168,10 +168,12 @@ func TestDashboard_IsWellFormed(t *testing.T) {
 		if p.Type == "row" {
 			continue
 		}
-		if panels++; p.Type != "timeseries" && p.Type != "stat" || p.Datasource.UID != "${datasource}" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 {
+		if panels++; p.Type != "timeseries" && p.Type != "stat" || p.Datasource.UID != "${datasource}" || p.FieldConfig.Defaults.Unit == "" ||
+			len(p.Targets) == 0 {
 			t.Errorf("%s: got type %q, data source %q, unit %q, %d queries; want timeseries or stat, ${datasource}, a unit, a query", p.Title, p.Type, p.Datasource.UID, p.FieldConfig.Defaults.Unit, len(p.Targets))
 		}
-		if strings.Count(p.Description, ".")-strings.Count(p.Description, "PHONENUMBER_SMS_TIMEOUT.") < 1 || !strings.HasSuffix(p.Description, ".") {
+		if strings.Count(p.Description, ".")-strings.Count(p.Description, "PHONENUMBER_SMS_TIMEOUT.") < 1 ||
+			!strings.HasSuffix(p.Description, ".") {
 			t.Errorf("%s: description: got %q; want a sentence", p.Title, p.Description)
 		}
 	}
@@ -246,7 +248,8 @@ func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 				if want := runbookURL + "#" + strings.ToLower(r.Name); r.Annotations["runbook_url"] != want {
 					t.Errorf("%s: got the runbook %q; want %q", r.Name, r.Annotations["runbook_url"], want)
 				}
-				if s := r.Labels["severity"]; s != "page" && s != "ticket" || r.Annotations["summary"] == "" || !strings.HasSuffix(r.Annotations["description"], ".") {
+				if s := r.Labels["severity"]; s != "page" && s != "ticket" || r.Annotations["summary"] == "" ||
+					!strings.HasSuffix(r.Annotations["description"], ".") {
 					t.Errorf("%s: got severity %q, annotations %v; want page or ticket, a summary, a sentence", r.Name, s, r.Annotations)
 				}
 			}
@@ -323,7 +326,8 @@ func startServices(t *testing.T) (metrics []string) {
 	for range 2 {
 		address := servicetest.FreeAddress(t)
 		metrics = append(metrics, address)
-		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted, "PHONENUMBER_METRICS_LISTEN="+address)
+		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted,
+			"PHONENUMBER_METRICS_LISTEN="+address)
 		replicas = append(replicas, servicetest.Start(t, program, servicetest.FreeAddress(t), env).Serving(t))
 	}
 	var mu sync.Mutex
@@ -391,11 +395,13 @@ func startPrometheus(t *testing.T, program string, targets ...string) server {
 	dir, s := t.TempDir(), server{servicetest.FreeAddress(t)}
 	config := filepath.Join(dir, "prometheus.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, `{global: {scrape_interval: 1s, evaluation_interval: 1s}, rule_files: [%q],
-scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s]}]}]}`, rules, strings.Join(targets, ", ")), 0o600); err != nil {
+scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s]}]}]}`,
+		rules, strings.Join(targets, ", ")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var output servicetest.Output
-	cmd := exec.Command(program, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+s.address, "--log.level=warn")
+	cmd := exec.Command(program, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+s.address,
+		"--log.level=warn")
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -162,7 +162,8 @@ func (r *replicas) survives(t *testing.T, victim *node, inject func()) *history 
 		r.waitUntilWhole()
 		t.Logf("%s was back %.1f s after the fault began", victim.port(), time.Since(began).Seconds())
 		r.processes[victim.index].Serving(t)
-		_, err := r.processes[victim.index].SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: fmt.Sprintf("186%08d", 99_999_998), Signature: "back", TemplateCode: "SMS_1"})
+		_, err := r.processes[victim.index].SendSMS(t.Context(),
+			&pb.SendSMSRequest{PhoneNumber: fmt.Sprintf("186%08d", 99_999_998), Signature: "back", TemplateCode: "SMS_1"})
 		if err != nil {
 			t.Errorf("SendSMS at the replica of the recovered node: got %v; want nil", err)
 		}

@@ -111,7 +111,8 @@ func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string
 		"--innodb-flush-log-at-timeout=60", // no flush during the test
 	}})
 	fake := dysmsapitest.New(t)
-	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
+	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t),
+		append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
 	output = p.Output.String()
 	l := newLedger(fake)
 	var after string

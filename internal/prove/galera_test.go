@@ -140,8 +140,10 @@ func (n *node) log() string     { return filepath.Join(n.path(), "log.err") } //
 // command returns a command that runs the server as nobody in the node's namespace.
 func (n *node) command(args ...string) *exec.Cmd {
 	command := append([]string{
-		"-t", strconv.Itoa(n.netns.Pid), "-n", "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--pdeathsig=KILL",
-		n.mariadbd, "--no-defaults", "--datadir=" + filepath.Join(n.path(), "data"), "--tmpdir=" + n.path(), "--socket=s", "--pid-file=" + filepath.Join(n.path(), "pid"),
+		"-t", strconv.Itoa(n.netns.Pid), "-n", "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d",
+			nobody), "--clear-groups", "--pdeathsig=KILL",
+		n.mariadbd, "--no-defaults", "--datadir=" + filepath.Join(n.path(),
+			"data"), "--tmpdir=" + n.path(), "--socket=s", "--pid-file=" + filepath.Join(n.path(), "pid"),
 		"--skip-name-resolve", "--max-connections=500", "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
 		"--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-on=ON", "--wsrep-provider=" + galeraProvider, "--wsrep-sst-method=rsync",
 		"--wsrep-cluster-address=gcomm://198.18.0.1,198.18.0.2,198.18.0.3", "--wsrep-node-address=" + n.address(), "--wsrep-node-name=" + n.port(),
@@ -181,7 +183,8 @@ func (n *node) committed() int {
 
 // synced reports whether the node is up to date, in a primary cluster of this size.
 func (n *node) synced(size int) bool {
-	return n.status("wsrep_local_state_comment") == "Synced" && n.status("wsrep_cluster_status") == "Primary" && n.status("wsrep_cluster_size") == strconv.Itoa(size)
+	return n.status("wsrep_local_state_comment") == "Synced" && n.status("wsrep_cluster_status") == "Primary" &&
+		n.status("wsrep_cluster_size") == strconv.Itoa(size)
 }
 
 // waitForSize waits until the node is up to date in a primary cluster of this size.

@@ -61,7 +61,8 @@ func parallelGuesses(t *testing.T, binary string) (violations []string) {
 // send calls SendSMS on one of the replicas and returns the code.
 func (p *pair) send(t *testing.T, number string) string {
 	t.Helper()
-	if _, err := p.replicas[rand.N(2)].SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+	if _, err := p.replicas[rand.N(2)].SendSMS(t.Context(),
+		&pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
 		t.Fatalf("SendSMS: %v", err)
 	}
 	return p.code(number)

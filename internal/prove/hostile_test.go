@@ -377,7 +377,8 @@ func headerBombs(ctx context.Context, addr string) string {
 	kinds := []func(f *http2.Framer) error{
 		func(f *http2.Framer) error {
 			for id := uint32(1); id < 1000; id += 2 {
-				block := callHeaders(hpack.HeaderField{Name: "long", Value: long}, hpack.HeaderField{Name: "longer", Value: long}, hpack.HeaderField{Name: "longest", Value: long})
+				block := callHeaders(hpack.HeaderField{Name: "long", Value: long}, hpack.HeaderField{Name: "longer", Value: long},
+					hpack.HeaderField{Name: "longest", Value: long})
 				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}); err != nil {
 					return err
 				}
@@ -505,7 +506,10 @@ func garbage(ctx context.Context, addr string) string {
 		for i := range random {
 			random[i] = byte(rand.N(256))
 		}
-		c := connect(ctx, addr, []string{"", "PRI", http2.ClientPreface, "\x16\x03\x01\x02\x00", "POST " + validPath + " HTTP/1.1\r\n"}[rand.N(5)]+string(random))
+		c := connect(ctx, addr, []string{
+			"", "PRI", http2.ClientPreface, "\x16\x03\x01\x02\x00",
+			"POST " + validPath + " HTTP/1.1\r\n",
+		}[rand.N(5)]+string(random))
 		if c == nil {
 			return
 		}
@@ -519,7 +523,10 @@ func garbage(ctx context.Context, addr string) string {
 // webNonsense sends invalid gRPC-Web, Connect and gRPC requests over HTTP/1.1.
 func webNonsense(ctx context.Context, addr string) string {
 	bodies := [][]byte{nil, {0}, frame(0, nil), frame(0x80, []byte("grpc-status: 0\r\n")), binary.BigEndian.AppendUint32([]byte{0}, 1<<31), frame(1, []byte("no gzip")), frame(0xff, make([]byte, 8000)), bytes.Repeat(frame(0, []byte("\x0a\x01x")), 500)}
-	types := []string{"application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "application/grpc-web+json", "application/grpc", "application/connect+proto", "application/proto"}
+	types := []string{
+		"application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "application/grpc-web+json",
+		"application/grpc", "application/connect+proto", "application/proto",
+	}
 	requests := repeat(ctx, 8, func() {
 		q, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+validPath, bytes.NewReader(bodies[rand.N(len(bodies))]))
 		if err != nil {
@@ -633,7 +640,10 @@ func frameFloods(ctx context.Context, addr string) string {
 		},
 		func(f *http2.Framer, i uint32) error {
 			for _, end := range []bool{false, true} {
-				if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: headers, EndHeaders: true, EndStream: end}); err != nil {
+				if err := f.WriteHeaders(http2.HeadersFrameParam{
+					StreamID: 2*i + 1, BlockFragment: headers, EndHeaders: true,
+					EndStream: end,
+				}); err != nil {
 					return err
 				}
 			}

@@ -47,7 +47,8 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 			t.Parallel() // mostly waits
 			database := mariadbtest.Start(t)
 			fake := dysmsapitest.New(t)
-			p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), servicetest.Environment(fake, database.DSN(mariadbtest.Database))).Serving(t)
+			p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t),
+				servicetest.Environment(fake, database.DSN(mariadbtest.Database))).Serving(t)
 			send := func(number int) error {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()

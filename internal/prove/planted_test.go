@@ -39,9 +39,12 @@ var plantedBugs = []plantedBug{
 		violation: "is Illegal",
 	},
 	{
-		name:  "batched swaps without their versions",
-		edits: []edit{{"internal/store/batch.go", " WHEN phone_number = ? AND version = ? THEN ?", " WHEN phone_number = ? AND (version = ? OR 1) THEN ?"}},
-		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		name: "batched swaps without their versions",
+		edits: []edit{{
+			"internal/store/batch.go", " WHEN phone_number = ? AND version = ? THEN ?",
+			" WHEN phone_number = ? AND (version = ? OR 1) THEN ?",
+		}},
+		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
 		violation: "is Illegal",
 	},
 	{

@@ -179,11 +179,17 @@ func (l load) dial(t *testing.T) []pb.PhoneNumberServiceClient {
 	targets := l.replicas
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+			BaseDelay: 20 * time.Millisecond, Multiplier: 1.5,
+			MaxDelay: 100 * time.Millisecond,
+		}}),
 	}
 	if l.together {
 		targets = []string{"both:///"}
-		options = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithResolvers(allReplicas(l.replicas)), grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`)}
+		options = []grpc.DialOption{
+			grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithResolvers(allReplicas(l.replicas)),
+			grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
+		}
 	}
 	var clients []pb.PhoneNumberServiceClient
 	for _, target := range targets {
@@ -452,7 +458,8 @@ func (d *driver) note(replica int, at int64, err error, o outcome) {
 
 // expected are the codes besides OK that calls with valid fields may return.
 var expected = []codes.Code{
-	codes.Unavailable, codes.Unknown, codes.DeadlineExceeded, codes.Aborted, codes.ResourceExhausted, codes.FailedPrecondition, codes.InvalidArgument, codes.Canceled,
+	codes.Unavailable, codes.Unknown, codes.DeadlineExceeded, codes.Aborted, codes.ResourceExhausted, codes.FailedPrecondition,
+	codes.InvalidArgument, codes.Canceled,
 }
 
 // outcomeOf classifies an error as docs/errors.md describes for callers. An error without a reason
@@ -508,7 +515,10 @@ func (n *number) operations() []porcupine.Operation {
 		if len(s.codes) == 0 {
 			continue
 		}
-		o := porcupine.Operation{ClientId: s.client, Input: call{send: true, code: s.codes[0]}, Call: s.begun, Output: done, Return: s.end, Metadata: s.replica}
+		o := porcupine.Operation{
+			ClientId: s.client, Input: call{send: true, code: s.codes[0]}, Call: s.begun, Output: done, Return: s.end,
+			Metadata: s.replica,
+		}
 		if s.outcome != accepted {
 			o.Output, o.Return = noResult, never
 		}

@@ -176,7 +176,8 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 		res, err := healthpb.NewHealthClient(withoutCertificate).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if _, err := pb.NewPhoneNumberServiceClient(withoutCertificate).SendSMS(t.Context(), request("18600000000")); reasonOf(t, err) != "Unauthenticated CALLER_UNKNOWN" {
+	if _, err := pb.NewPhoneNumberServiceClient(withoutCertificate).SendSMS(t.Context(), request("18600000000")); reasonOf(t,
+		err) != "Unauthenticated CALLER_UNKNOWN" {
 		t.Errorf("a call without a certificate: got %v; want Unauthenticated CALLER_UNKNOWN", err)
 	}
 	if code, _, body := postJSON(t, httpsClient(t, ca.Client()), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 401 || !strings.Contains(body, "CALLER_UNKNOWN") {
@@ -355,7 +356,10 @@ callers:
 	for _, c := range []struct {
 		headers []string
 		want    int
-	}{{nil, 401}, {[]string{"Authorization", "Bearer x"}, 401}, {[]string{"Authorization", "Bearer token-of-checks"}, 403}, {[]string{"Authorization", "Bearer token-of-login"}, 429}} {
+	}{{nil, 401}, {[]string{"Authorization", "Bearer x"}, 401}, {
+		[]string{"Authorization", "Bearer token-of-checks"},
+		403,
+	}, {[]string{"Authorization", "Bearer token-of-login"}, 429}} {
 		if code, body := r.post(t, "SendSMS", `{"phone_number":"18600000000","signature":"阿里云","template_code":"SMS_123456789"}`, c.headers...); code != c.want {
 			t.Errorf("JSON with %v: got %d %s; want %d", c.headers, code, body, c.want)
 		}
@@ -426,12 +430,14 @@ func TestCORS_PagesOfAllowedOriginsMayCall(t *testing.T) {
 				return res
 			}
 			for origin, want := range map[string]bool{allowed: name != "none", other: name == "any"} {
-				preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,connect-protocol-version,content-type")
+				preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers",
+					"authorization,connect-protocol-version,content-type")
 				allowedOrigin := preflight.Header.Get("Access-Control-Allow-Origin")
 				if (allowedOrigin != "") != want || want && preflight.StatusCode/100 != 2 {
 					t.Errorf("preflight from %s: got %d %v; want it allowed: %v", origin, preflight.StatusCode, preflight.Header, want)
 				}
-				if preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-evil"); preflight.Header.Get("Access-Control-Allow-Headers") != "" {
+				if preflight := ask(http.MethodOptions, sendPath, origin, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers",
+					"x-evil"); preflight.Header.Get("Access-Control-Allow-Headers") != "" {
 					t.Errorf("preflight for the header x-evil: got %v; want no allowed headers", preflight.Header)
 				}
 				if res := ask(http.MethodGet, "/inbox.json", origin); res.StatusCode != http.StatusForbidden || res.Header.Get("Access-Control-Allow-Origin") != "" {
@@ -477,7 +483,8 @@ func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 		<-atAliyun
 	}
 	_, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
-	if info, retry, _ := details(t, status.Convert(err)); status.Code(err) != codes.Unavailable || info.Reason != "OVERLOADED" || retry == nil {
+	if info, retry, _ := details(t, status.Convert(err)); status.Code(err) != codes.Unavailable || info.Reason != "OVERLOADED" ||
+		retry == nil {
 		t.Errorf("over the limit: got %v, %v, %v; want Unavailable, OVERLOADED and a RetryInfo", err, info, retry)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)

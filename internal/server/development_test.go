@@ -46,7 +46,8 @@ func TestInbox_ListsNewestFirst(t *testing.T) {
 		for _, m := range messages {
 			numbers = append(numbers, m["phone_number"])
 			at, err := time.Parse(time.RFC3339, m["sent_at"])
-			if len(m) != 5 || m["signature"] != "阿里云" || m["template_code"] != "SMS_123456789" || len(m["code"]) != 6 || err != nil || time.Since(at) > time.Hour {
+			if len(m) != 5 || m["signature"] != "阿里云" || m["template_code"] != "SMS_123456789" || len(m["code"]) != 6 || err != nil ||
+				time.Since(at) > time.Hour {
 				t.Errorf("message: got %v; want the five fields of the send", m)
 			}
 		}
@@ -85,7 +86,8 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 		for host, want := range map[string]int{
 			"evil.example": 421, "evil.example:" + port: 421, "localhost.evil.example": 421, "127.0.0.1.nip.io": 421, "local": 200,
 			"EVIL.example.": 421, "localhost.evil": 421, "local.": 200, "localhost..": 421, ".": 421,
-			"localhost.": 200, "LocalHost:" + port: 200, "Phone.LOCAL": 200, "phone.local.": 200, "phone.local.:" + port: 200, "Sms.Internal.": 200, "127.0.0.1.": 200,
+			"localhost.": 200, "LocalHost:" + port: 200, "Phone.LOCAL": 200, "phone.local.": 200, "phone.local.:" + port: 200, "Sms.Internal.": 200,
+			"127.0.0.1.":        200,
 			"localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200, "sms:50511": 200, "sms.internal": 200, "phone.localhost": 200,
 		} {
 			for _, path := range []string{"/inbox.json", "/"} {
@@ -96,7 +98,8 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 				}
 			}
 		}
-		if warned := strings.Contains(r.log.String(), "shows every code to whoever reaches this address"); warned != (listens == "on every address") {
+		warned := strings.Contains(r.log.String(), "shows every code to whoever reaches this address")
+		if warned != (listens == "on every address") {
 			t.Errorf("listens %s: the log warns: got %v; want %v", listens, warned, !warned)
 		}
 	}
@@ -113,7 +116,8 @@ func TestDev_RejectsForeignPages(t *testing.T) {
 		{"Sec-Fetch-Site", "same-site"},
 	} {
 		for _, endpoint := range []string{
-			"GET /inbox.json", "DELETE /inbox.json", "GET /inbox/events", "GET /failures.json", "PUT /failures.json", "DELETE /failures.json", "GET /number.json?phone_number=1",
+			"GET /inbox.json", "DELETE /inbox.json", "GET /inbox/events", "GET /failures.json", "PUT /failures.json", "DELETE /failures.json",
+			"GET /number.json?phone_number=1",
 		} {
 			method, path, _ := strings.Cut(endpoint, " ")
 			if code, body := r.ask(t, method, path, `{"kind":"timeout"}`, headers...); code != 403 {
@@ -124,7 +128,8 @@ func TestDev_RejectsForeignPages(t *testing.T) {
 			t.Errorf("a link to the page, with %v: got %d; want 200", headers, code)
 		}
 	}
-	if code, _ := r.ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.addr, "Sec-Fetch-Site", "same-origin"); code != 200 || len(inbox.Messages("")) != 1 {
+	if code, _ := r.ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.addr, "Sec-Fetch-Site", "same-origin"); code != 200 ||
+		len(inbox.Messages("")) != 1 {
 		t.Errorf("the page of dev: got %d, %v; want 200 and one message", code, inbox.Messages(""))
 	}
 }
@@ -146,7 +151,8 @@ func TestInbox_WaitEndsWithAMessageOrInTime(t *testing.T) {
 		t.Errorf("a wait for +8618600000001: got %d %s; want 200 and one message", got.code, got.body)
 	}
 	began := time.Now()
-	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=18600000003&wait=150ms", ""); code != 200 || strings.TrimSpace(body) != "[]" || time.Since(began) < 150*time.Millisecond {
+	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=18600000003&wait=150ms", ""); code != 200 || strings.TrimSpace(body) != "[]" ||
+		time.Since(began) < 150*time.Millisecond {
 		t.Errorf("a wait without a message: got %d %s after %v; want 200 [] after 150ms", code, body, time.Since(began))
 	}
 }
@@ -205,7 +211,8 @@ func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 		number := freshNumber()
 		r.send(t, number)
 		earlier := inbox.Messages("")[0].Code
-		if status, body := r.ask(t, "PUT", "/failures.json", `{"kind":"`+f.kind+`","times":1}`); status != 200 || !strings.Contains(body, f.kind) {
+		if status, body := r.ask(t, "PUT", "/failures.json", `{"kind":"`+f.kind+`","times":1}`); status != 200 ||
+			!strings.Contains(body, f.kind) {
 			t.Fatalf("PUT %s: got %d %s", f.kind, status, body)
 		}
 		before := len(inbox.Messages(""))
@@ -388,7 +395,8 @@ func TestPage_HasSecurityHeadersAndIsSmall(t *testing.T) {
 		for name, want := range map[string]string{
 			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 				"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
-			"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
+			"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer",
+			"Cache-Control": "no-store",
 		} {
 			if got := h.Get(name); got != want {
 				t.Errorf("%s: %s: got %q; want %q", path, name, got, want)

@@ -24,7 +24,10 @@ import (
 // FuzzConnMux_Dispatch sends any first bytes, in two parts. One of the two servers must get
 // every byte, or the connection must be closed.
 func FuzzConnMux_Dispatch(f *testing.F) {
-	for _, seed := range []string{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST / HTTP/1.1\r\n\r\n", "PR", "", "PRX", "pri", "\x16\x03\x01", "\x00\x00\x00"} {
+	for _, seed := range []string{
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "POST / HTTP/1.1\r\n\r\n", "PR", "", "PRX", "pri", "\x16\x03\x01",
+		"\x00\x00\x00",
+	} {
 		f.Add([]byte(seed), uint8(1))
 		f.Add([]byte(seed), uint8(255))
 	}
@@ -83,10 +86,14 @@ var sixDigits = regexp.MustCompile(`[0-9]{6,}`)
 // the body.
 func FuzzUnaryHandler_Body(f *testing.F) {
 	for _, seed := range []string{
-		`{"phone_number":"18600000000","code":"123456"}`, `{"phoneNumber":"18600000000"}`, `{"123456":"code"}`, `{"code":123456}`, `{"code":"123456","code":"123456"}`,
+		`{"phone_number":"18600000000","code":"123456"}`, `{"phoneNumber":"18600000000"}`, `{"123456":"code"}`, `{"code":123456}`,
+		`{"code":"123456","code":"123456"}`,
 		`[123456]`, ``, `null`, `"123456`, "{\"code\":\"\xff123456\"}", `{"code":{"123456":"123456"}}`, `{"code":"\ud800123456"}`, "\n\v\x01\x00",
 	} {
-		for _, contentType := range []string{"application/json", "application/proto", "application/x-www-form-urlencoded", "application/grpc-web+proto", "application/connect+json"} {
+		for _, contentType := range []string{
+			"application/json", "application/proto", "application/x-www-form-urlencoded",
+			"application/grpc-web+proto", "application/connect+json",
+		} {
 			f.Add(contentType, []byte(seed))
 		}
 	}
@@ -94,13 +101,14 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 		var log bytes.Buffer
 		handled := false
 		interceptor := callInterceptor(telemetry.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
-		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, interceptor, DefaultLimits, func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
-			handled = true
-			if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
-				t.Errorf("fields: got %q, %q; want valid UTF-8", r.PhoneNumber, r.Code)
-			}
-			return &pb.ValidResponse{}, nil
-		}))
+		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, interceptor, DefaultLimits,
+			func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+				handled = true
+				if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
+					t.Errorf("fields: got %q, %q; want valid UTF-8", r.PhoneNumber, r.Code)
+				}
+				return &pb.ValidResponse{}, nil
+			}))
 		q := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pb.PhoneNumberService_Valid_FullMethodName, bytes.NewReader(body))
 		q.Header.Set("Content-Type", contentType)
 		response := httptest.NewRecorder()

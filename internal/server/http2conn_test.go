@@ -51,7 +51,10 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	pb.RegisterPhoneNumberServiceServer(s, slowService{})
 	healthpb.RegisterHealthServer(s, health.NewServer())
 	accepted := newChanListener(listener.Addr())
-	mux := &connMux{listener: listener, limits: DefaultLimits, rejected: watch.Rejected, http2: conns, grpcListener: accepted, httpListener: newChanListener(listener.Addr())}
+	mux := &connMux{
+		listener: listener, limits: DefaultLimits, rejected: watch.Rejected, http2: conns, grpcListener: accepted,
+		httpListener: newChanListener(listener.Addr()),
+	}
 	go mux.serve()
 	go s.Serve(accepted)
 	defer s.Stop()

@@ -108,12 +108,14 @@ func statusOf(t *testing.T, res *http.Response, body string) *status.Status {
 func TestHTTPResponse_IsNotCompressed(t *testing.T) {
 	r, _ := startDev(t)
 	for _, accepts := range []string{"", "identity", "gzip;q=0", "gzip", "gzip, deflate, br"} {
-		res, body := r.exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip", "Accept-Encoding", accepts)
+		res, body := r.exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip",
+			"Accept-Encoding", accepts)
 		if got := res.Header.Get("Content-Encoding"); res.StatusCode != 200 || got != "" || body != `{"valid":false}` {
 			t.Errorf("Accept-Encoding %q: got %d, Content-Encoding %q, %q; want {\"valid\":false} without compression", accepts, res.StatusCode, got, body)
 		}
 	}
-	res, body := r.exchange(t, "POST", validPath, enveloped(1, gzipped(validMessage(t))), "Content-Type", "application/grpc-web+proto", "Grpc-Encoding", "gzip", "Grpc-Accept-Encoding", "gzip")
+	res, body := r.exchange(t, "POST", validPath, enveloped(1, gzipped(validMessage(t))), "Content-Type", "application/grpc-web+proto",
+		"Grpc-Encoding", "gzip", "Grpc-Accept-Encoding", "gzip")
 	if got := res.Header.Get("Grpc-Encoding"); res.StatusCode != 200 || got != "" || !strings.HasPrefix(body, "\x00\x00\x00\x00\x00\x80") {
 		t.Errorf("gRPC-Web: got %d, Grpc-Encoding %q, %q; want an empty message without compression", res.StatusCode, got, body)
 	}
@@ -166,30 +168,75 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 		code               codes.Code
 		reason, field      string
 	}{
-		"no such path":         {"POST", "/" + quoted, validJSON, jsonType, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
-		"no such path, a GET":  {"GET", "/" + quoted, "", nil, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
-		"no such path, web":    {"POST", "/" + quoted, "", web, 200, codes.Unimplemented, "UNKNOWN_PATH", ""},
-		"GET":                  {"GET", sendPath + "?" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
-		"Connect GET":          {"GET", validPath + "?connect=v2&encoding=json&message=" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
-		"another method":       {"HUNTER2", validPath, validJSON, jsonType, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
-		"another type":         {"POST", sendPath, validJSON, []string{"Content-Type", "text/" + quoted}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
-		"gRPC-Web as text":     {"POST", sendPath, validJSON, []string{"Content-Type", "application/grpc-web-text"}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
-		"a foreign page":       {"POST", sendPath, validJSON, []string{"Content-Type", "text/plain", "Origin", "https://hunter2.example"}, 415, codes.InvalidArgument, "INVALID_FIELD", "Content-Type"},
-		"timeout":              {"POST", sendPath, validJSON, with(jsonType, "Connect-Timeout-Ms", quoted), 400, codes.InvalidArgument, "INVALID_FIELD", "Connect-Timeout-Ms"},
-		"long timeout":         {"POST", validPath, validJSON, with(jsonType, "Connect-Timeout-Ms", "12345678901"), 400, codes.InvalidArgument, "INVALID_FIELD", "Connect-Timeout-Ms"},
-		"timeout, web":         {"POST", validPath, "", with(web, "Grpc-Timeout", "1x"), 200, codes.InvalidArgument, "INVALID_FIELD", "Grpc-Timeout"},
-		"encoding":             {"POST", sendPath, validJSON, with(jsonType, "Content-Encoding", quoted), 501, codes.Unimplemented, "UNKNOWN_ENCODING", ""},
-		"encoding, web":        {"POST", validPath, "", with(web, "Grpc-Encoding", quoted), 200, codes.Unimplemented, "UNKNOWN_ENCODING", ""},
-		"version":              {"POST", sendPath, validJSON, with(jsonType, "Connect-Protocol-Version", quoted), 400, codes.InvalidArgument, "INVALID_FIELD", "Connect-Protocol-Version"},
-		"no gzip":              {"POST", sendPath, quoted, with(jsonType, "Content-Encoding", "gzip"), 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
-		"half a gzip":          {"POST", sendPath, gzipped(validJSON)[:30], with(jsonType, "Content-Encoding", "gzip"), 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
-		"a long message":       {"POST", sendPath, large, jsonType, 429, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
-		"a bomb":               {"POST", sendPath, gzipped(strings.Repeat(large, 20)), with(jsonType, "Content-Encoding", "gzip"), 429, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
-		"a bomb, web":          {"POST", validPath, enveloped(1, gzipped(large)), with(web, "Grpc-Encoding", "gzip"), 200, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
-		"a long message, web":  {"POST", validPath, enveloped(0, large), web, 200, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
-		"half an envelope":     {"POST", validPath, "\x00\x00", web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
-		"half a message, web":  {"POST", validPath, enveloped(0, validMessage(t))[:9], web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
-		"two messages, web":    {"POST", validPath, enveloped(0, "") + enveloped(0, ""), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"no such path":        {"POST", "/" + quoted, validJSON, jsonType, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
+		"no such path, a GET": {"GET", "/" + quoted, "", nil, 404, codes.Unimplemented, "UNKNOWN_PATH", ""},
+		"no such path, web":   {"POST", "/" + quoted, "", web, 200, codes.Unimplemented, "UNKNOWN_PATH", ""},
+		"GET":                 {"GET", sendPath + "?" + quoted, "", nil, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
+		"Connect GET": {
+			"GET", validPath + "?connect=v2&encoding=json&message=" + quoted, "", nil, 405, codes.InvalidArgument,
+			"INVALID_FIELD", "method",
+		},
+		"another method": {"HUNTER2", validPath, validJSON, jsonType, 405, codes.InvalidArgument, "INVALID_FIELD", "method"},
+		"another type": {
+			"POST", sendPath, validJSON,
+			[]string{"Content-Type", "text/" + quoted},
+			415, codes.InvalidArgument,
+			"INVALID_FIELD", "Content-Type",
+		},
+		"gRPC-Web as text": {
+			"POST", sendPath, validJSON,
+			[]string{"Content-Type", "application/grpc-web-text"},
+			415, codes.InvalidArgument,
+			"INVALID_FIELD", "Content-Type",
+		},
+		"a foreign page": {
+			"POST", sendPath, validJSON,
+			[]string{"Content-Type", "text/plain", "Origin", "https://hunter2.example"},
+			415,
+			codes.InvalidArgument, "INVALID_FIELD", "Content-Type",
+		},
+		"timeout": {
+			"POST", sendPath, validJSON, with(jsonType, "Connect-Timeout-Ms", quoted), 400, codes.InvalidArgument,
+			"INVALID_FIELD", "Connect-Timeout-Ms",
+		},
+		"long timeout": {
+			"POST", validPath, validJSON, with(jsonType, "Connect-Timeout-Ms", "12345678901"), 400, codes.InvalidArgument,
+			"INVALID_FIELD", "Connect-Timeout-Ms",
+		},
+		"timeout, web": {
+			"POST", validPath, "", with(web, "Grpc-Timeout", "1x"), 200, codes.InvalidArgument, "INVALID_FIELD",
+			"Grpc-Timeout",
+		},
+		"encoding": {
+			"POST", sendPath, validJSON, with(jsonType, "Content-Encoding", quoted), 501, codes.Unimplemented,
+			"UNKNOWN_ENCODING", "",
+		},
+		"encoding, web": {"POST", validPath, "", with(web, "Grpc-Encoding", quoted), 200, codes.Unimplemented, "UNKNOWN_ENCODING", ""},
+		"version": {
+			"POST", sendPath, validJSON, with(jsonType, "Connect-Protocol-Version", quoted), 400, codes.InvalidArgument,
+			"INVALID_FIELD", "Connect-Protocol-Version",
+		},
+		"no gzip": {
+			"POST", sendPath, quoted, with(jsonType, "Content-Encoding", "gzip"), 400, codes.InvalidArgument,
+			"INVALID_FIELD", "body",
+		},
+		"half a gzip": {
+			"POST", sendPath, gzipped(validJSON)[:30], with(jsonType, "Content-Encoding", "gzip"), 400,
+			codes.InvalidArgument, "INVALID_FIELD", "body",
+		},
+		"a long message": {"POST", sendPath, large, jsonType, 429, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"a bomb":         {"POST", sendPath, gzipped(strings.Repeat(large, 20)), with(jsonType, "Content-Encoding", "gzip"), 429, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"a bomb, web": {
+			"POST", validPath, enveloped(1, gzipped(large)), with(web, "Grpc-Encoding", "gzip"), 200,
+			codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "",
+		},
+		"a long message, web": {"POST", validPath, enveloped(0, large), web, 200, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", ""},
+		"half an envelope":    {"POST", validPath, "\x00\x00", web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"half a message, web": {"POST", validPath, enveloped(0, validMessage(t))[:9], web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
+		"two messages, web": {
+			"POST", validPath, enveloped(0, "") + enveloped(0, ""), web, 200, codes.InvalidArgument,
+			"INVALID_FIELD", "body",
+		},
 		"undeclared gzip, web": {"POST", validPath, enveloped(1, gzipped("")), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
 		"an unknown flag, web": {"POST", validPath, enveloped(0x80, ""), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
 		"no UTF-8, web":        {"POST", validPath, enveloped(0, "\x0a\x01\xff"), web, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
@@ -265,13 +312,28 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 			code                       codes.Code
 			reason, field              string
 		}{
-			"late":             {"application/json", "Content-Length: 100", `{"phone_number":`, late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
-			"late, nothing":    {"application/json", "Content-Length: 100", "", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
-			"late, chunked":    {"application/json", "Transfer-Encoding: chunked", "5\r\n{\"pho\r\n", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
-			"late, web":        {"application/grpc-web+proto", "Content-Length: 100", "\x00\x00", late, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
-			"garbage":          {"application/json", "Transfer-Encoding: chunked", "zz\r\n\r\n", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
-			"garbage, web":     {"application/grpc-web+proto", "Transfer-Encoding: chunked", "5\r\nabcdefgh", late, 200, codes.InvalidArgument, "INVALID_FIELD", "body"},
-			"a long chunk":     {"application/json", "Transfer-Encoding: chunked", "fffffffffffffffff\r\n", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"late":          {"application/json", "Content-Length: 100", `{"phone_number":`, late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"late, nothing": {"application/json", "Content-Length: 100", "", late, 400, codes.InvalidArgument, "INVALID_FIELD", "body"},
+			"late, chunked": {
+				"application/json", "Transfer-Encoding: chunked", "5\r\n{\"pho\r\n", late, 400, codes.InvalidArgument,
+				"INVALID_FIELD", "body",
+			},
+			"late, web": {
+				"application/grpc-web+proto", "Content-Length: 100", "\x00\x00", late, 200, codes.InvalidArgument,
+				"INVALID_FIELD", "body",
+			},
+			"garbage": {
+				"application/json", "Transfer-Encoding: chunked", "zz\r\n\r\n", late, 400, codes.InvalidArgument,
+				"INVALID_FIELD", "body",
+			},
+			"garbage, web": {
+				"application/grpc-web+proto", "Transfer-Encoding: chunked", "5\r\nabcdefgh", late, 200, codes.InvalidArgument,
+				"INVALID_FIELD", "body",
+			},
+			"a long chunk": {
+				"application/json", "Transfer-Encoding: chunked", "fffffffffffffffff\r\n", late, 400, codes.InvalidArgument,
+				"INVALID_FIELD", "body",
+			},
 			"cut off":          {"application/json", "Content-Length: 100", `{"phone_number":`, halfClosed, 499, codes.Canceled, "CALLER_GONE", ""},
 			"cut off, chunked": {"application/json", "Transfer-Encoding: chunked", "5\r\n{\"", halfClosed, 499, codes.Canceled, "CALLER_GONE", ""},
 			"cut off, web":     {"application/grpc-web+proto", "Content-Length: 100", "\x00", halfClosed, 200, codes.Canceled, "CALLER_GONE", ""},
@@ -312,7 +374,8 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 		raw.Close()
 		eventually(t, "the metrics count all 11 calls", func() bool {
 			_, metrics := scrape("/metrics")
-			return strings.Contains(metrics, `method="SendSMS",status="InvalidArgument"} 7`) && strings.Contains(metrics, `method="SendSMS",status="Canceled"} 4`)
+			return strings.Contains(metrics, `method="SendSMS",status="InvalidArgument"} 7`) &&
+				strings.Contains(metrics, `method="SendSMS",status="Canceled"} 4`)
 		})
 		if log := r.log.String(); strings.Count(log, "msg=call") != 11 || strings.Contains(log, "->") {
 			t.Errorf("TLS %v: log lines of calls: got %d; want 11, without addresses", secure, strings.Count(log, "msg=call"))
@@ -376,7 +439,8 @@ func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 		}
 		const json = `{"phone_number":"18600000000","signature":"a","template_code":"b"}`
 		for contentType, body := range map[string]string{
-			"application/json": json, "text/plain": json, "": json, "application/proto": string(message), "application/grpc-web+proto": enveloped(0, string(message)),
+			"application/json": json, "text/plain": json, "": json, "application/proto": string(message), "application/grpc-web+proto": enveloped(0,
+				string(message)),
 		} {
 			for _, c := range []struct {
 				headers []string

@@ -148,7 +148,8 @@ func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(t.Context(), tooLarge[0]), 1000*time.Hour)
 	defer cancel()
-	if _, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"}); reasonOf(t, err) != "ResourceExhausted HEADERS_TOO_LARGE" {
+	if _, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "1"}); reasonOf(t,
+		err) != "ResourceExhausted HEADERS_TOO_LARGE" {
 		t.Errorf("with a deadline in weeks: got %v; want RESOURCE_EXHAUSTED", err)
 	}
 	fits := metadata.NewOutgoingContext(t.Context(), metadata.Pairs("long", strings.Repeat("a", 7<<10)))

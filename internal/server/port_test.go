@@ -132,7 +132,8 @@ func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 				}
 			}
 		}
-		if err := json.Unmarshal([]byte(got), &response); err != nil || code != 400 || response.Code != "invalid_argument" || len(response.Details) != 2 {
+		if err := json.Unmarshal([]byte(got), &response); err != nil || code != 400 || response.Code != "invalid_argument" ||
+			len(response.Details) != 2 {
 			t.Errorf("%s %s: got %d %s; want 400 invalid_argument with two details", c.method, c.body, code, got)
 			continue
 		}
@@ -189,7 +190,10 @@ func TestWebPage_ForeignPageCannotSend(t *testing.T) {
 
 func TestHTTP_ServesGRPCWebAndConnectClients(t *testing.T) {
 	r, inbox := startDev(t)
-	for name, option := range map[string]connect.ClientOption{"grpc-web": connect.WithGRPCWeb(), "connect": connect.WithProtoJSON(), "connect binary": connect.WithAcceptCompression("gzip", nil, nil)} {
+	for name, option := range map[string]connect.ClientOption{
+		"grpc-web": connect.WithGRPCWeb(), "connect": connect.WithProtoJSON(),
+		"connect binary": connect.WithAcceptCompression("gzip", nil, nil),
+	} {
 		t.Run(name, func(t *testing.T) {
 			url := "http://" + r.addr
 			send := connect.NewClient[pb.SendSMSRequest, pb.Empty](http.DefaultClient, url+pb.PhoneNumberService_SendSMS_FullMethodName, option)
@@ -321,7 +325,8 @@ func TestMessage_TooLongOrNotUTF8IsRejected(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message over 4 KiB: got %v; want ResourceExhausted", err)
 	}
-	err = r.conn.Invoke(t.Context(), pb.PhoneNumberService_SendSMS_FullMethodName, []byte("\x0a\x02\xff\xfe"), nil, grpc.ForceCodecV2(rawCodec{}))
+	err = r.conn.Invoke(t.Context(), pb.PhoneNumberService_SendSMS_FullMethodName, []byte("\x0a\x02\xff\xfe"), nil,
+		grpc.ForceCodecV2(rawCodec{}))
 	if status.Code(err) != codes.Internal {
 		t.Errorf("invalid UTF-8: got %v; want Internal", err)
 	}
@@ -386,7 +391,8 @@ func TestReflection_DescribesTheService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+	list := &reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}
+	if err := stream.Send(list); err != nil {
 		t.Fatal(err)
 	}
 	res, err := stream.Recv()
@@ -413,7 +419,8 @@ func TestPanic_IsInternalAndTheProcessLives(t *testing.T) {
 	if got := reasonOf(t, err); got != "Internal INTERNAL" {
 		t.Errorf("over gRPC: got %s; want Internal INTERNAL", got)
 	}
-	if httpCode, body := r.post(t, "SendSMS", `{"phone_number":"`+number+`","signature":"a","template_code":"b"}`); httpCode != 500 || strings.Contains(body, code) {
+	if httpCode, body := r.post(t, "SendSMS", `{"phone_number":"`+number+`","signature":"a","template_code":"b"}`); httpCode != 500 ||
+		strings.Contains(body, code) {
 		t.Errorf("over HTTP: got %d %s; want 500 without the code", httpCode, body)
 	}
 	if log := r.log.String(); !strings.Contains(log, "panic in a call") || strings.Contains(log, code) {
@@ -440,11 +447,17 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 		}
 	}
 	wants := [][]string{
-		{"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "peer=127.0.0.1", "number=+86186****8888", "country=CN", "result=accepted", "aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0]},
+		{
+			"level=INFO", "method=SendSMS", "status=OK", "duration_ms=", "peer=127.0.0.1", "number=+86186****8888", "country=CN", "result=accepted",
+			"aliyun_code=OK", "biz_id=" + fake.Accepted()[0].BizID, "request_id=" + fake.RequestIDs()[0],
+		},
 		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=match"},
 		{"method=Valid", "status=OK", "peer=127.0.0.1", "number=+86186****8888", "outcome=no_code"},
 		{"method=Valid", "status=InvalidArgument", "peer=127.0.0.1", "error=\"phone_number must be one mobile number"},
-		{"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL", "request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun"},
+		{
+			"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL",
+			"request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun",
+		},
 	}
 	if len(calls) != len(wants) {
 		t.Fatalf("log lines of calls: got %d; want %d:\n%s", len(calls), len(wants), strings.Join(calls, ""))

@@ -47,11 +47,17 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 		{"limit by hour", limit("触发小时级流控Permits:5"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Hour, 0, ""},
 		{"limit by day", limit("触发天级流控Permits:10"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, ""},
 		{"limit without a tier", limit("limited"), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", time.Minute, 0, ""},
-		{"limit by day, in English", limit("The number has exceeded the limit for the day."), codes.ResourceExhausted, ali, "isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, ""},
+		{
+			"limit by day, in English", limit("The number has exceeded the limit for the day."), codes.ResourceExhausted, ali,
+			"isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, "",
+		},
 		{"valve of the minute", reply("VALVE:M_MC"), codes.ResourceExhausted, ali, "VALVE:M_MC", time.Minute, 0, ""},
 		{"valve of the hour", reply("VALVE:H_MC"), codes.ResourceExhausted, ali, "VALVE:H_MC", time.Hour, 0, ""},
 		{"valve of the day", reply("VALVE:D_MC"), codes.ResourceExhausted, ali, "VALVE:D_MC", 24 * time.Hour, 0, ""},
-		{"bad number by its old name", reply("InvalidRecNum.Malformed"), codes.InvalidArgument, ali, "InvalidRecNum.Malformed", 0, 0, "phone_number"},
+		{
+			"bad number by its old name", reply("InvalidRecNum.Malformed"), codes.InvalidArgument, ali, "InvalidRecNum.Malformed", 0, 0,
+			"phone_number",
+		},
 		{"bad number", reply("isv.MOBILE_NUMBER_ILLEGAL"), codes.InvalidArgument, ali, "isv.MOBILE_NUMBER_ILLEGAL", 0, 0, "phone_number"},
 
 		{"throttled", dysmsapitest.Reply(400, "Throttling.User", secretText), codes.Unavailable, ali, "Throttling.User", time.Second, 0, ""},
@@ -61,9 +67,15 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 		{"bad gateway", dysmsapitest.BadGateway(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
 		{"bad gateway after sending", dysmsapitest.BadGateway().ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
 		{"empty reply", dysmsapitest.Body(200, "application/json", ""), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
-		{"empty reply after sending", dysmsapitest.Body(200, "application/json", "").ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
+		{
+			"empty reply after sending", dysmsapitest.Body(200, "application/json", "").ButAccepted(), codes.Unknown, own,
+			"SMS_OUTCOME_UNKNOWN", 0, 1, "",
+		},
 		{"truncated reply", dysmsapitest.Truncated().ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
-		{"server error without a code", dysmsapitest.Body(503, "application/json", `{"Message":"busy"}`), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
+		{
+			"server error without a code", dysmsapitest.Body(503, "application/json", `{"Message":"busy"}`), codes.Unknown, own,
+			"SMS_OUTCOME_UNKNOWN", 0, 0, "",
+		},
 		{"redirect", dysmsapitest.Redirect(307, "http://127.0.0.1:1/"), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},
 		{"OK without a BizId", dysmsapitest.OKWithoutBizID().ButAccepted(), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 1, ""},
 		{"OK with HTTP 500", dysmsapitest.Reply(500, "OK", "OK"), codes.Unknown, own, "SMS_OUTCOME_UNKNOWN", 0, 0, ""},

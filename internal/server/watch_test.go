@@ -218,12 +218,16 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 					t.Errorf("the traces contain %s", secret)
 				}
 			}
-			for _, want := range []string{"login-codes", "+86186****", "isv.BUSINESS_LIMIT_CONTROL", fake.Accepted()[0].BizID, fake.RequestIDs()[1]} {
+			for _, want := range []string{
+				"login-codes", "+86186****", "isv.BUSINESS_LIMIT_CONTROL", fake.Accepted()[0].BizID,
+				fake.RequestIDs()[1],
+			} {
 				if !bytes.Contains(received.raw.Bytes(), []byte(want)) {
 					t.Errorf("the traces lack %s", want)
 				}
 			}
-			if log := r.log.String(); strings.Count(log, "msg=call") != 3 || strings.Count(log, "trace_id="+trace1) < 2 || !strings.Contains(log, "trace_id="+trace2) {
+			if log := r.log.String(); strings.Count(log, "msg=call") != 3 || strings.Count(log, "trace_id="+trace1) < 2 ||
+				!strings.Contains(log, "trace_id="+trace2) {
 				t.Errorf("the log lacks the trace IDs of the calls:\n%s", log)
 			}
 		})
@@ -235,7 +239,8 @@ func TestLog_HasTheCallersTraceIDWithoutExport(t *testing.T) {
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
 	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "nonsense\ttrace_id=1")
-	if log := r.log.String(); strings.Count(log, "trace_id="+trace) < 1 || strings.Contains(log, "trace_id=1") || strings.Contains(log, "nonsense") {
+	if log := r.log.String(); strings.Count(log, "trace_id="+trace) < 1 || strings.Contains(log, "trace_id=1") ||
+		strings.Contains(log, "nonsense") {
 		t.Errorf("the log: want the trace ID of the first call, and nothing of the second:\n%s", log)
 	}
 }

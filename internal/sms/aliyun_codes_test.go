@@ -16,7 +16,8 @@ var quietLog = log.New(io.Discard, "", 0)
 
 // The codes are those of Aliyun's documents and of practice, each with its HTTP statuses.
 func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
-	const ok, bad, forbidden, missing, broken = http.StatusOK, http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable
+	const ok, bad, forbidden, missing, broken = http.StatusOK, http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound,
+		http.StatusServiceUnavailable
 	fake := dysmsapitest.New(t)
 	a := sender(t, fake, "")
 	requests := 0
@@ -44,11 +45,13 @@ func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 		}},
 		{verify.SendRejected, []int{ok}, []string{ // a template that is not for codes
 			"isv.TEMPLATE_MISSING_PARAMETERS", "isv.TEMPLATE_PARAMS_ILLEGAL", "isv.PARAM_LENGTH_LIMIT", "isv.PARAM_NOT_SUPPORT_URL",
-			"isv.SMS_CONTENT_ILLEGAL", "isv.UNSUPPORTED_CONTENT", "isv.SMS_CONTENT_MISMATCH_TEMPLATE_TYPE", "CONTENT_MISSING_PARAMETERS", "PARAM_LENGTH_LIMIT",
+			"isv.SMS_CONTENT_ILLEGAL", "isv.UNSUPPORTED_CONTENT", "isv.SMS_CONTENT_MISMATCH_TEMPLATE_TYPE", "CONTENT_MISSING_PARAMETERS",
+			"PARAM_LENGTH_LIMIT",
 		}},
 		{verify.SendRejected, []int{ok, broken}, []string{"isv.NOT_YET_INVENTED", "isv.missing-thing:a,b(c)[d]#1"}},
 		{verify.SendRejected, []int{ok}, []string{ // the dotted names of the international API
-			"Account.Abnormal", "Amount.NotEnough", "OutOfService", "DayLimitControl", "MonthLimitControl", "Unsupport.CountryCode", "Unknown.CountryCode",
+			"Account.Abnormal", "Amount.NotEnough", "OutOfService", "DayLimitControl", "MonthLimitControl", "Unsupport.CountryCode",
+			"Unknown.CountryCode",
 		}},
 		{verify.SendRejected, []int{ok, bad}, []string{ // the API of before 2017
 			"InvalidSignName.Malformed", "isv.InvalidSignName.Malformed", "InvalidTemplateCode.MalFormed", "InvalidParamStringTemplate.Malformed",
@@ -56,18 +59,28 @@ func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 		}},
 		{verify.SendRejected, []int{bad, forbidden, missing, broken}, []string{ // key and clock
 			"SignatureDoesNotMatch", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive", "MissingAccessKeyId", "IncompleteSignature",
-			"InvalidSecurityToken.Expired", "MissingSecurityToken", "InvalidTimeStamp.Expired", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "NoPermission",
+			"InvalidSecurityToken.Expired", "MissingSecurityToken", "InvalidTimeStamp.Expired", "Forbidden.RAM", "Forbidden.AccessKeyDisabled",
+			"NoPermission",
 		}},
-		{verify.SendBadRequest, []int{ok}, []string{"isv.INVALID_JSON_PARAM", "isv.INVALID_PARAMETERS", "isv.MOBILE_COUNT_OVER_LIMIT", "INVALID_PARAMETERS"}},
+		{verify.SendBadRequest, []int{ok}, []string{
+			"isv.INVALID_JSON_PARAM", "isv.INVALID_PARAMETERS", "isv.MOBILE_COUNT_OVER_LIMIT",
+			"INVALID_PARAMETERS",
+		}},
 		{verify.SendBadRequest, []int{bad, missing}, []string{
-			"InvalidAction.NotFound", "InvalidVersion", "NoSuchVersion", "InvalidTimeStamp.Format", "IllegalTimestamp", "UnsupportedHTTPMethod", "UnsupportedParameter",
+			"InvalidAction.NotFound", "InvalidVersion", "NoSuchVersion", "InvalidTimeStamp.Format", "IllegalTimestamp", "UnsupportedHTTPMethod",
+			"UnsupportedParameter",
 			"MissingParameter", "MissingParameter.To", "MissingPhoneNumbers", "MissingSignName", "InvalidParameter", "InvalidParameter.Format",
 			"InvalidApi.NotFound", "InvalidProduct.NotFound", "InvalidProtocol.NeedSsl", "InvalidRegion.NotFound", "InvalidSignatureMethod",
 			"ContentLengthDoesNotMatch", "ContentMD5NotMatched", "InvalidParamString.MalFormed",
 		}},
-		{verify.SendNotAttempted, []int{bad, http.StatusTooManyRequests, broken}, []string{"Throttling", "Throttling.User", "Throttling.Api", "QPS_LIMIT_CONTROL"}},
+		{
+			verify.SendNotAttempted,
+			[]int{bad, http.StatusTooManyRequests, broken},
+			[]string{"Throttling", "Throttling.User", "Throttling.Api", "QPS_LIMIT_CONTROL"},
+		},
 		{verify.SendUnknown, []int{ok, bad, http.StatusInternalServerError, http.StatusBadGateway, broken}, []string{
-			"SignatureNonceUsed", "isp.SYSTEM_ERROR", "isp.GATEWAY_ERROR", "SYSTEM_ERROR", "InternalError", "ServiceUnavailable", "ONLINE_BILLING_FAILED", "Unlisted", "InvalidResponse",
+			"SignatureNonceUsed", "isp.SYSTEM_ERROR", "isp.GATEWAY_ERROR", "SYSTEM_ERROR", "InternalError", "ServiceUnavailable",
+			"ONLINE_BILLING_FAILED", "Unlisted", "InvalidResponse",
 			"Odd:Code", "Odd#Code@x~1", "a;b,c|d!*$(e)[f]",
 		}},
 	} {

@@ -97,7 +97,10 @@ func TestSend_AcceptedMessageArrivesUnchanged(t *testing.T) {
 		}
 		checkSent(t, fake, 1, 1)
 		got := fake.Accepted()[0]
-		want := dysmsapitest.Accepted{PhoneNumber: "18612345678", SignName: name, TemplateCode: "SMS_1", Code: "493817", BizID: got.BizID, At: got.At}
+		want := dysmsapitest.Accepted{
+			PhoneNumber: "18612345678", SignName: name, TemplateCode: "SMS_1", Code: "493817",
+			BizID: got.BizID, At: got.At,
+		}
 		if got != want {
 			t.Errorf("got %+v; want %+v", got, want)
 		}
@@ -554,7 +557,8 @@ func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 			t.Errorf("%q: got %v; want an error", in, u)
 		case want != "" && (err != nil || u.String() != want):
 			t.Errorf("%q: got %v, %v; want %s", in, u, err, want)
-		case err != nil && (!strings.Contains(err.Error(), DefaultAliyunEndpoint) || strings.Contains(err.Error(), "password") || strings.Contains(err.Error(), "secret")):
+		case err != nil && (!strings.Contains(err.Error(), DefaultAliyunEndpoint) || strings.Contains(err.Error(), "password") ||
+			strings.Contains(err.Error(), "secret")):
 			t.Errorf("%q: got %q; want the valid form and no part of the input", in, err)
 		}
 	}
@@ -593,7 +597,8 @@ func FuzzReadReply(f *testing.F) {
 		receipt, err := readReply(message, status, body)
 		var reply map[string]json.RawMessage
 		var code, bizID string
-		plain := json.Unmarshal(body, &reply) == nil && json.Unmarshal(reply["Code"], &code) == nil && json.Unmarshal(reply["BizId"], &bizID) == nil
+		plain := json.Unmarshal(body, &reply) == nil && json.Unmarshal(reply["Code"], &code) == nil &&
+			json.Unmarshal(reply["BizId"], &bizID) == nil
 		if err == nil && (status != 200 || !plain || code != "OK" || bizID == "") {
 			t.Errorf("HTTP %d %q: got nil; want nil only for OK with a business id", status, body)
 		}

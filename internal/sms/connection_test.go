@@ -38,7 +38,10 @@ func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 		{"trailers without end", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n0\r\n", "A: x\r\n"},
 	}
 	for _, status := range []int{100, 102, 200, 202, 302, 407, 426, 500, 999} {
-		replies = append(replies, reply{fmt.Sprint("a silent ", status), fmt.Sprintf("HTTP/1.1 %d X\r\n%sContent-Length: 99\r\n\r\n", status, upgrade), ""})
+		replies = append(replies, reply{
+			fmt.Sprint("a silent ", status),
+			fmt.Sprintf("HTTP/1.1 %d X\r\n%sContent-Length: 99\r\n\r\n", status, upgrade), "",
+		})
 	}
 	for _, c := range replies {
 		t.Run(c.name, func(t *testing.T) {

@@ -87,7 +87,10 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 			t.Errorf("%s: got whole %v, %v; want %v, %v", name, at.Whole, ids(at), whole, want)
 		}
 	}
-	seen := verify.Inspection{LastSendID: 1, Alive: []verify.CodeStatus{{SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1, Confirmed: true}}}
+	seen := verify.Inspection{LastSendID: 1, Alive: []verify.CodeStatus{{
+		SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1,
+		Confirmed: true,
+	}}}
 	step("a new state", func() { b.UpdateStates("+8618600000001", "", seen) }, false, 1)
 	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
 	step("a failure", func() { b.SetFailure(Failure{Kind: "timeout"}) }, false)
@@ -202,7 +205,10 @@ func TestUpdateStates_UsedReplacesAnEarlierState(t *testing.T) {
 
 func TestParseFailure_ReadsKindAndTimes(t *testing.T) {
 	for text, want := range map[string]Failure{
-		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {Kind: "no_balance", Times: 1000}, "none": {Kind: "none"},
+		"limit_day": {Kind: "limit_day"}, "timeout:3": {Kind: "timeout", Times: 3}, "no_balance:1000": {
+			Kind:  "no_balance",
+			Times: 1000,
+		}, "none": {Kind: "none"},
 	} {
 		b := newInbox()
 		if err := b.SetFailure(ParseFailure(text)); err != nil || !slices.Equal(b.Failures(), []Failure{want}) {

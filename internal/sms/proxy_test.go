@@ -27,12 +27,16 @@ func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, value := range []string{
-		"http://u:hunter#2@10.0.0.1:3128", "http://u:1#hunter@10.0.0.1:3128", "http://u:hunter/2@10.0.0.1:3128", "http://u:1/hunter@10.0.0.1:3128",
+		"http://u:hunter#2@10.0.0.1:3128", "http://u:1#hunter@10.0.0.1:3128", "http://u:hunter/2@10.0.0.1:3128",
+		"http://u:1/hunter@10.0.0.1:3128",
 		"http://u:hunter?2@10.0.0.1:3128", "http://u:hunter 2@10.0.0.1:3128", "http://u:hunter%2@10.0.0.1:3128", "u:hunter#2@10.0.0.1:3128",
 		"http:/10.0.0.1:3128", "http:10.0.0.1:3128", "http//10.0.0.1:3128", "http://http://10.0.0.1:3128",
-		"http://10.0.0.1:3128 ", " http://10.0.0.1:3128", "10.0.0.1:3128 ", "http://proxy ", "proxy\n", "http://10.0.0.1:3128\r", "http://10.0.0.1:31 28",
-		`"http://10.0.0.1:3128"`, `'http://10.0.0.1:3128'`, `"proxy"`, `'proxy'`, `"10.0.0.1:3128"`, `http://"proxy":3128`, "http://10.0.0.1:3128;",
-		"http://", "http://:3128", ":3128", "http://u:hunter2@", "http://u:hunter2@:3128", "http://10.0.0.1:", "http://10.0.0.1:0", "http://10.0.0.1:65536", "http://10.0.0.1:port",
+		"http://10.0.0.1:3128 ", " http://10.0.0.1:3128", "10.0.0.1:3128 ", "http://proxy ", "proxy\n", "http://10.0.0.1:3128\r",
+		"http://10.0.0.1:31 28",
+		`"http://10.0.0.1:3128"`, `'http://10.0.0.1:3128'`, `"proxy"`, `'proxy'`, `"10.0.0.1:3128"`, `http://"proxy":3128`,
+		"http://10.0.0.1:3128;",
+		"http://", "http://:3128", ":3128", "http://u:hunter2@", "http://u:hunter2@:3128", "http://10.0.0.1:", "http://10.0.0.1:0",
+		"http://10.0.0.1:65536", "http://10.0.0.1:port",
 		"http://fd00::1:3128", "http://[fd00::1:3128", "http://proxy..example", "http://$PROXY_HOST:3128", "http://{{ proxy }}:3128",
 		"ftp://10.0.0.1:3128", "socks://10.0.0.1:1080", "socks4://10.0.0.1:1080", "tcp://10.0.0.1:3128", "://10.0.0.1:3128",
 		"http://10.0.0.1:3128/path", "http://10.0.0.1:3128?", "http://10.0.0.1:3128?a=hunter", "http://10.0.0.1:3128#a",
@@ -44,7 +48,8 @@ func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
 				t.Errorf("%s=%q: got nil; want an error", name, value)
 				continue
 			}
-			if !strings.HasPrefix(err.Error(), name+" must be ") || strings.Contains(err.Error(), "hunter") || strings.Contains(err.Error(), "10.0.0.1") {
+			if !strings.HasPrefix(err.Error(), name+" must be ") || strings.Contains(err.Error(), "hunter") ||
+				strings.Contains(err.Error(), "10.0.0.1") {
 				t.Errorf("%s=%q: got %q; want the variable's name and no part of its value", name, value, err)
 			}
 			if _, again := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"}); again == nil || again.Error() != err.Error() {
@@ -156,7 +161,10 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 		{"refused connection", "http://" + closed.Addr().String(), "proxy: connection refused"},
 		{"unknown name", "http://proxy.invalid:3128", "proxy: host name not resolved"},
 		{"CONNECT refused", "http://" + listen(status(407), plain), "proxy: refused to connect to Aliyun, HTTP 407"},
-		{"CONNECT to a closed port", "http://" + listen(tunnelsTo(closed.Addr().String()), plain), "proxy: refused to connect to Aliyun, HTTP 502"},
+		{
+			"CONNECT to a closed port", "http://" + listen(tunnelsTo(closed.Addr().String()), plain),
+			"proxy: refused to connect to Aliyun, HTTP 502",
+		},
 		{"untrusted proxy", "https://" + overTLS, "proxy: server certificate not trusted"},
 		{"hangs up", "socks5://" + strings.TrimPrefix(hangsUp.URL, "http://"), "proxy: no connection"},
 		{"SOCKS refused connection", "socks5h://" + closed.Addr().String(), "proxy: connection refused"},

@@ -294,7 +294,8 @@ func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); db.RunPurge(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "the user needs SELECT, INSERT, UPDATE and DELETE") && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "the user needs SELECT, INSERT, UPDATE and DELETE") &&
+		time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()
@@ -326,7 +327,8 @@ func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
 	exec(t, admin, "GRANT SELECT, INSERT, UPDATE ON phone_numbers TO "+account)
 	db := openHere(t, cfg.FormatDSN())
 	begunAgo(t, db, 2*testRetention, numbered("1", 1)...)
-	if _, err := db.Purge(t.Context(), testRetention); err == nil || !strings.Contains(err.Error(), "needs SELECT, INSERT, UPDATE and DELETE") {
+	if _, err := db.Purge(t.Context(), testRetention); err == nil ||
+		!strings.Contains(err.Error(), "needs SELECT, INSERT, UPDATE and DELETE") {
 		t.Errorf("Purge = %v; want an error that names the rights", err)
 	}
 	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)

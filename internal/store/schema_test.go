@@ -114,9 +114,18 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		{"no key", "CREATE TABLE phone_numbers AS SELECT * FROM (SELECT CAST('+1' AS CHAR(16)) phone_number, CAST('x' AS BINARY(16)) version, CAST(1 AS SIGNED) begun_at, CAST('' AS BINARY(1024)) state) s", []string{noKey}},
 		{"a plain index", created(key, "KEY (phone_number)"), []string{noKey}},
 		{"a primary key over more columns", created(key, "PRIMARY KEY (phone_number, begun_at)"), []string{noKey}},
-		{"a key over a part of the number", created(key, "UNIQUE KEY part (phone_number(8))"), []string{noKey, "the unique key part refuses other numbers"}},
-		{"a key over a part of the number beside the right one", created(key, key+", UNIQUE KEY part (phone_number(8))"), []string{"the unique key part refuses other numbers"}},
-		{"a key over a part of the version", created(key, key+", UNIQUE KEY part (version(1))"), []string{"the unique key part refuses other numbers"}},
+		{
+			"a key over a part of the number", created(key, "UNIQUE KEY part (phone_number(8))"),
+			[]string{noKey, "the unique key part refuses other numbers"},
+		},
+		{
+			"a key over a part of the number beside the right one", created(key, key+", UNIQUE KEY part (phone_number(8))"),
+			[]string{"the unique key part refuses other numbers"},
+		},
+		{
+			"a key over a part of the version", created(key, key+", UNIQUE KEY part (version(1))"),
+			[]string{"the unique key part refuses other numbers"},
+		},
 		{"a unique key over the time", created(key, key+", UNIQUE KEY time (begun_at)"), []string{"the unique key time refuses other numbers"}},
 		{"a primary key over a constant", created(key, "tenant INT NOT NULL DEFAULT 1, PRIMARY KEY (tenant), UNIQUE (phone_number)"), []string{"the primary key refuses other numbers"}},
 		{"partitions by the time", created(key, "PRIMARY KEY (phone_number, begun_at)") + " PARTITION BY RANGE (begun_at) (PARTITION p VALUES LESS THAN MAXVALUE)", []string{noKey}},
@@ -124,9 +133,15 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		{"MEMORY", created("InnoDB", "MEMORY"), []string{"the engine MEMORY has no transactions"}},
 		{"Aria", created("InnoDB", "MyISAM /*M! ENGINE=Aria */"), []string{" has no transactions"}},
 		{"a number too short", created("VARCHAR(16)", "VARCHAR(15)"), []string{"phone_number is varchar(15)"}},
-		{"a number with padding", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "BINARY(16)"), []string{"phone_number is binary(16)"}},
+		{
+			"a number with padding", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "BINARY(16)"),
+			[]string{"phone_number is binary(16)"},
+		},
 		{"a number in a BIGINT", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "BIGINT"), []string{"phone_number is bigint"}},
-		{"a number in a TEXT", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "TEXT", "(phone_number)", "(phone_number(16))"), []string{"phone_number is text", noKey}},
+		{
+			"a number in a TEXT", created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "TEXT", "(phone_number)", "(phone_number(16))"),
+			[]string{"phone_number is text", noKey},
+		},
 		{"a version too short", created("BINARY(16)", "BINARY(15)"), []string{"version is binary(15)"}},
 		{"a version with padding", created("BINARY(16)", "BINARY(17)"), []string{"version is binary(17)"}},
 		{"a version of text", created("BINARY(16)", "VARCHAR(64)"), []string{"version is varchar(64)"}},
@@ -139,12 +154,16 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		{"a state with padding", created("VARBINARY(1024)", "BINARY(255)"), []string{"state is binary(255)"}},
 		{"a state of text", created("VARBINARY(1024)", "TEXT"), []string{"state is text"}},
 		{"a column without a default", created(key, key+", `house``s rule` VARCHAR(8) NOT NULL"), []string{"house`s rule has no default"}},
-		{"a column without a default in the primary key", created(key, "tenant INT NOT NULL, PRIMARY KEY (phone_number, tenant)"), []string{"tenant has no default", noKey}},
+		{
+			"a column without a default in the primary key", created(key, "tenant INT NOT NULL, PRIMARY KEY (phone_number, tenant)"),
+			[]string{"tenant has no default", noKey},
+		},
 		{"a column without a default as the primary key", created(key, "id BIGINT UNSIGNED NOT NULL PRIMARY KEY, UNIQUE (phone_number)"), []string{"id has no default"}},
 		{"a column without a default in a unique key", created(key, key+", serial INT NOT NULL UNIQUE"), []string{"serial has no default"}},
 		{"columns are missing", "CREATE TABLE phone_numbers (phone_number VARCHAR(16) NOT NULL PRIMARY KEY)", []string{"the column version is missing", "the column begun_at is missing", "the column state is missing"}},
 		{"everything", "CREATE TABLE phone_numbers (phone_number CHAR(8), version CHAR(16), begun_at TIMESTAMP NULL, state BLOB, tenant INT NOT NULL, UNIQUE KEY both_ (tenant, phone_number)) ENGINE=MyISAM", []string{
-			"phone_number is char(8)", "version is char(16)", "begun_at is timestamp", "tenant has no default", noKey, "the engine MyISAM has no transactions",
+			"phone_number is char(8)", "version is char(16)", "begun_at is timestamp", "tenant has no default", noKey,
+			"the engine MyISAM has no transactions",
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -164,16 +183,18 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 	const key = "PRIMARY KEY (phone_number)"
 	for name, create := range map[string]string{
-		"as shipped":                 created(),
-		"an id beside a unique key":  created(key, "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, UNIQUE KEY (phone_number)"),
-		"audit columns":              created(key, key+", created TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, changed DATETIME(6) NULL ON UPDATE CURRENT_TIMESTAMP(6), who VARCHAR(32) NOT NULL DEFAULT '', note TEXT"),
-		"generated columns":          created(key, key+", seconds BIGINT AS (begun_at DIV 1000000) VIRTUAL, minutes BIGINT AS (begun_at DIV 60000000) STORED"),
-		"an enumeration":             created(key, key+", kind ENUM('a', 'b') NOT NULL"), // which defaults to its first value
-		"a hidden column":            created(key, key+", hidden INT NOT NULL DEFAULT 1 INVISIBLE"),
-		"harmless unique keys":       created(key, key+", id CHAR(36) NOT NULL DEFAULT (UUID()) UNIQUE, absent INT UNIQUE, UNIQUE both_ (begun_at, phone_number), UNIQUE (version)"),
-		"wider columns":              created("VARCHAR(16)", "VARCHAR(64)", "BINARY(16)", "VARBINARY(64)", "BIGINT", "BIGINT UNSIGNED", "VARBINARY(1024)", "VARBINARY(4096)"),
-		"BLOBs":                      created("BINARY(16)", "TINYBLOB", "VARBINARY(1024)", "MEDIUMBLOB"),
-		"nullable columns":           created("BIGINT NOT NULL", "BIGINT", "VARBINARY(1024) NOT NULL", "BLOB", key, "UNIQUE (phone_number)", "COLLATE ascii_bin NOT NULL", "COLLATE ascii_bin"),
+		"as shipped":                created(),
+		"an id beside a unique key": created(key, "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, UNIQUE KEY (phone_number)"),
+		"audit columns":             created(key, key+", created TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, changed DATETIME(6) NULL ON UPDATE CURRENT_TIMESTAMP(6), who VARCHAR(32) NOT NULL DEFAULT '', note TEXT"),
+		"generated columns":         created(key, key+", seconds BIGINT AS (begun_at DIV 1000000) VIRTUAL, minutes BIGINT AS (begun_at DIV 60000000) STORED"),
+		"an enumeration":            created(key, key+", kind ENUM('a', 'b') NOT NULL"), // which defaults to its first value
+		"a hidden column":           created(key, key+", hidden INT NOT NULL DEFAULT 1 INVISIBLE"),
+		"harmless unique keys":      created(key, key+", id CHAR(36) NOT NULL DEFAULT (UUID()) UNIQUE, absent INT UNIQUE, UNIQUE both_ (begun_at, phone_number), UNIQUE (version)"),
+		"wider columns": created("VARCHAR(16)", "VARCHAR(64)", "BINARY(16)", "VARBINARY(64)", "BIGINT", "BIGINT UNSIGNED",
+			"VARBINARY(1024)", "VARBINARY(4096)"),
+		"BLOBs": created("BINARY(16)", "TINYBLOB", "VARBINARY(1024)", "MEDIUMBLOB"),
+		"nullable columns": created("BIGINT NOT NULL", "BIGINT", "VARBINARY(1024) NOT NULL", "BLOB", key, "UNIQUE (phone_number)",
+			"COLLATE ascii_bin NOT NULL", "COLLATE ascii_bin"),
 		"a number of bytes":          created("VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin", "VARBINARY(16)"),
 		"a number of a fixed length": created("VARCHAR(16)", "CHAR(20)"),
 		"a collation without case":   created("CHARACTER SET ascii COLLATE ascii_bin", "CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"),

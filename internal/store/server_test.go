@@ -204,7 +204,8 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		mustFail(t, server.DSN("Elsewhere"), "CREATE DATABASE IF NOT EXISTS `Elsewhere` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1049")
 	})
 	t.Run("a wrong password is named in the error", func(t *testing.T) {
-		mustFail(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1), "the password of the data source name is not right")
+		mustFail(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1),
+			"the password of the data source name is not right")
 	})
 	t.Run("a table of another shape gives its ALTER TABLE", func(t *testing.T) {
 		name := database(t, "shape", false)

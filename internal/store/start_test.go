@@ -54,7 +54,8 @@ func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 	server := mariadbtest.Start(t)
 	run, _ := admin(t, server.DSN(""))
 	own := server.DSN(mariadbtest.Database)
-	run("CREATE USER locked@'%' IDENTIFIED BY 'p' ACCOUNT LOCK", "CREATE USER elsewhere@'10.1.2.3' IDENTIFIED BY 'p'", "CREATE USER plugged@'%' IDENTIFIED VIA unix_socket")
+	run("CREATE USER locked@'%' IDENTIFIED BY 'p' ACCOUNT LOCK", "CREATE USER elsewhere@'10.1.2.3' IDENTIFIED BY 'p'",
+		"CREATE USER plugged@'%' IDENTIFIED VIA unix_socket")
 	for name, c := range map[string]struct {
 		dsn, set, reset string
 	}{

@@ -121,7 +121,8 @@ func TestMySQLErrors_BeforeALoginAreTransient(t *testing.T) {
 		errs []error
 	}{
 		{true, []error{
-			number(1040), number(1105), number(1129), number(1226), number(2003), number(2013), number(3032), number(4031), number(9001), number(65535),
+			number(1040), number(1105), number(1129), number(1226), number(2003), number(2013), number(3032), number(4031), number(9001),
+			number(65535),
 			driver.ErrBadConn, mysql.ErrInvalidConn, mysql.ErrMalformPkt, io.ErrUnexpectedEOF, context.DeadlineExceeded,
 			&net.DNSError{Name: "db", IsNotFound: true}, errors.New("unsupported protocol version 72"),
 		}},
@@ -148,7 +149,10 @@ func TestMySQLDSN_IsHardened(t *testing.T) {
 		t.Errorf("got ClientFoundRows %v, Loc %v, InterpolateParams %v, RejectReadOnly %v; want true, UTC, false, true",
 			cfg.ClientFoundRows, cfg.Loc, cfg.InterpolateParams, cfg.RejectReadOnly)
 	}
-	want := map[string]string{"time_zone": "'+00:00'", "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'", "autocommit": "1", "wsrep_sync_wait": "15"}
+	want := map[string]string{
+		"time_zone": "'+00:00'", "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'", "autocommit": "1",
+		"wsrep_sync_wait": "15",
+	}
 	if fmt.Sprint(cfg.Params) != fmt.Sprint(want) {
 		t.Errorf("got parameters %v; want %v", cfg.Params, want)
 	}
@@ -209,7 +213,10 @@ func TestOpen_ErrorShowsTheFormAndHidesTheDSN(t *testing.T) {
 }
 
 func TestRedact_RemovesTheServersText(t *testing.T) {
-	duplicate := &mysql.MySQLError{Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'}, Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'"}
+	duplicate := &mysql.MySQLError{
+		Number: 1062, SQLState: [5]byte{'2', '3', '0', '0', '0'},
+		Message: "Duplicate entry '+8618612345678' for key 'PRIMARY'",
+	}
 	for err, want := range map[error]string{
 		duplicate: "MySQL error 1062 (23000): the row is there already",
 		&notAppliedError{fmt.Errorf("deep: %w", duplicate)}: "MySQL error 1062 (23000): the row is there already",

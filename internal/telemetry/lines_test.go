@@ -56,7 +56,8 @@ func BenchmarkLine(b *testing.B) {
 				for range callers {
 					calling.Go(func() {
 						for range b.N / callers {
-							log.Info("call", "method", "Valid", "status", "OK", "duration_ms", 1.25, "peer", "127.0.0.1", "number", "+86186****0000", "country", "CN", "outcome", "mismatch")
+							log.Info("call", "method", "Valid", "status", "OK", "duration_ms", 1.25, "peer", "127.0.0.1", "number", "+86186****0000", "country",
+								"CN", "outcome", "mismatch")
 							runtime.Gosched() // as between two calls
 						}
 					})

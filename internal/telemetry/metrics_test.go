@@ -81,7 +81,8 @@ func TestMetrics_BoundTheAliyunCodes(t *testing.T) {
 	maxAliyunCodes := m.aliyunCodes.max
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for i := range 10 * maxAliyunCodes {
-		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendRejected, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(), verify.Message{Number: "+8618600000000"})
+		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendRejected, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(),
+			verify.Message{Number: "+8618600000000"})
 	}
 	scraped := scrape(t, m)
 	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
@@ -92,14 +93,21 @@ func TestMetrics_BoundTheAliyunCodes(t *testing.T) {
 
 func TestMetrics_CountVerificationsByOutcome(t *testing.T) {
 	m := NewMetrics("test")
-	for _, found := range []verify.Verification{{}, {Outcome: verify.Mismatch}, {Outcome: verify.Expired}, {Outcome: verify.Exhausted}, {Outcome: verify.Match, After: 7 * time.Second}} {
+	for _, found := range []verify.Verification{
+		{},
+		{Outcome: verify.Mismatch},
+		{Outcome: verify.Expired},
+		{Outcome: verify.Exhausted},
+		{Outcome: verify.Match, After: 7 * time.Second},
+	} {
 		m.ObserveCheck(t.Context(), "+8618600000000", found)
 	}
 	scraped := scrape(t, m)
 	for _, outcome := range []string{"no_code", "match", "mismatch", "expired", "exhausted"} {
 		mustHave(t, scraped, `phonenumber_verifications_total{caller="",country="CN",outcome="`+outcome+`"} 1`)
 	}
-	mustHave(t, scraped, `phonenumber_send_to_verification_seconds_bucket{le="5"} 0`, `phonenumber_send_to_verification_seconds_bucket{le="10"} 1`, `phonenumber_send_to_verification_seconds_count 1`)
+	mustHave(t, scraped, `phonenumber_send_to_verification_seconds_bucket{le="5"} 0`,
+		`phonenumber_send_to_verification_seconds_bucket{le="10"} 1`, `phonenumber_send_to_verification_seconds_count 1`)
 }
 
 type storeOf struct {

@@ -38,7 +38,10 @@ func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {
 }
 
 func TestTracing_CanBeDisabled(t *testing.T) {
-	for name, value := range map[string]string{"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": ""} {
+	for name, value := range map[string]string{
+		"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "",
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 			t.Setenv(name, value)

@@ -33,7 +33,10 @@ func TestSteadyClock_RunsOnIfTheWallClockIsSetBack(t *testing.T) {
 	passed, wall := time.Duration(0), start
 	now := steadyClock(start, func() time.Time { return wall }, func() time.Duration { return passed })
 	last := now()
-	for _, wall = range []time.Time{start.Add(time.Second), start.Add(-time.Hour), start.Add(-24 * time.Hour), start.Add(4 * time.Second), start} {
+	for _, wall = range []time.Time{
+		start.Add(time.Second), start.Add(-time.Hour), start.Add(-24 * time.Hour),
+		start.Add(4 * time.Second), start,
+	} {
 		passed += time.Second
 		got := now()
 		if got.Sub(last) < time.Second {

@@ -63,7 +63,10 @@ func TestNewCode_EveryDigitIsUniform(t *testing.T) {
 }
 
 func TestNewCode_KeepsLeadingZeros(t *testing.T) {
-	for pattern, want := range map[string]string{"\x00\x00\x00": "000000", "\x00\x00\x07": "000007", "\xff\x00\x2a": "983082", "\xf0\x00\x2a": "000042"} {
+	for pattern, want := range map[string]string{
+		"\x00\x00\x00": "000000", "\x00\x00\x07": "000007", "\xff\x00\x2a": "983082",
+		"\xf0\x00\x2a": "000042",
+	} {
 		if got, err := newCode(strings.NewReader(pattern)); err != nil || got != want {
 			t.Errorf("%x: got %q, %v, want %s", pattern, got, err, want)
 		}
@@ -72,7 +75,10 @@ func TestNewCode_KeepsLeadingZeros(t *testing.T) {
 
 func TestNewCode_FailsWithoutRandomness(t *testing.T) {
 	broken := errors.New("no entropy")
-	for name, random := range map[string]io.Reader{"a failing source": iotest.ErrReader(broken), "a truncated source": strings.NewReader("\x00")} {
+	for name, random := range map[string]io.Reader{
+		"a failing source":   iotest.ErrReader(broken),
+		"a truncated source": strings.NewReader("\x00"),
+	} {
 		if got, err := newCode(random); err == nil || got != "" {
 			t.Errorf("%s: got %q, %v, want an error", name, got, err)
 		}
@@ -190,7 +196,10 @@ func TestSign_SeparatesNumberAndCode(t *testing.T) {
 }
 
 func TestMACs_InvalidCodeHasNone(t *testing.T) {
-	for _, code := range []string{"", "12345", "1234567", "12345a", "12 456", " 123456", "123456 ", "+12345", "-12345", "1234５", "１２３４５６", "12345\x00", strings.Repeat("1", 2048)} {
+	for _, code := range []string{
+		"", "12345", "1234567", "12345a", "12 456", " 123456", "123456 ", "+12345", "-12345", "1234５", "１２３４５６",
+		"12345\x00", strings.Repeat("1", 2048),
+	} {
 		if got := RandomKeys().macs("+8618612345678", code); got != nil {
 			t.Errorf("%.20q: got %d MACs, want none", code, len(got))
 		}

@@ -159,7 +159,10 @@ func anyHistory() *rapid.Generator[History] {
 			history.Rejected = Rejected{integer("sendID"), integer("at"), kind, text.Draw(t, "code"), text.Draw(t, "request id")}
 		}
 		if rapid.Bool().Draw(t, "ended") {
-			history.End = CodeEnd{integer("sendID"), integer("at"), rapid.Bool().Draw(t, "used"), uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts"))}
+			history.End = CodeEnd{
+				integer("sendID"), integer("at"), rapid.Bool().Draw(t, "used"),
+				uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts")),
+			}
 		}
 		return history
 	})
@@ -190,14 +193,21 @@ func TestHistory_RoundTripsBesideTheState(t *testing.T) {
 
 func TestHistory_TruncatesLongTexts(t *testing.T) {
 	long := strings.Repeat("x", 300)
-	stored := History{Accepted{1, 1, long}, Rejected{1, 1, SendLimited, long, long}, CodeEnd{1, 1, true, 1}}.append(State{Codes: make([]Code, maxCodes)}.encode())
+	stored := History{
+		Accepted{1, 1, long},
+		Rejected{1, 1, SendLimited, long, long},
+		CodeEnd{1, 1, true, 1},
+	}.append(State{Codes: make([]Code, maxCodes)}.encode())
 	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
 		t.Errorf("got %d bytes with %q, want %d bytes at most, with the first %d of each text", len(stored), got.Accepted.BizID, MaxStateBytes, maxTokenLength)
 	}
 }
 
 func TestOutcome_HasItsName(t *testing.T) {
-	for o, want := range map[Outcome]string{NoCode: "no_code", Match: "match", Mismatch: "mismatch", Expired: "expired", Exhausted: "exhausted"} {
+	for o, want := range map[Outcome]string{
+		NoCode: "no_code", Match: "match", Mismatch: "mismatch", Expired: "expired",
+		Exhausted: "exhausted",
+	} {
 		if got := o.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}

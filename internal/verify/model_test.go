@@ -137,7 +137,8 @@ func (n *node) key(b []byte, w world) string {
 	}
 	b = append(b, 0xff, byte(n.begun), byte(n.tick), byte(flag(n.stormed)))
 	for _, s := range n.sends[:n.begun] {
-		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1), byte(min(s.calls, w.limit)), byte(s.compared), byte(s.total))
+		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1), byte(min(s.calls, w.limit)), byte(s.compared),
+			byte(s.total))
 		b = binary.AppendVarint(b, s.code.SendID)
 		if w.storm {
 			b = append(b, byte(s.younger))
@@ -223,7 +224,8 @@ func (n *node) events(to []event, w world) []event {
 	}
 	// A row is kept for the retention. The model uses a lower bound: no code of the row
 	// lives. So confirms and withdraws may also come after their row was purged.
-	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) && n.tick >= n.lastBegin()+2 {
+	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) &&
+		n.tick >= n.lastBegin()+2 {
 		to = append(to, event{kind: evPurge})
 	}
 	if w.storm && !n.stormed {

@@ -91,7 +91,8 @@ func TestParse_AmbiguousDoubleZeroIsRejected(t *testing.T) {
 func TestParse_DoubleZeroNeverReachesAnotherNumber(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	shapes := []string{ // of mobile numbers: CN, IN, JP, GB, SG, US, TW
-		"861[3-9]xxxxxxxxx", "91[6-9]xxxxxxxxx", "81[7-9]0[1-9]xxxxxxx", "447[4-9]xxxxxxxx", "65[89]xxxxxxx", "1[2-9][0-8]x[2-9]xxxxxx", "8869xxxxxxxx",
+		"861[3-9]xxxxxxxxx", "91[6-9]xxxxxxxxx", "81[7-9]0[1-9]xxxxxxx", "447[4-9]xxxxxxxx", "65[89]xxxxxxx", "1[2-9][0-8]x[2-9]xxxxxx",
+		"8869xxxxxxxx",
 	}
 	tried, rejected := 0, 0
 	for region := range phonenumbers.GetSupportedRegions() {
@@ -231,7 +232,10 @@ func TestParse_PlanGetsOnlyDialledDigits(t *testing.T) {
 
 // A plan cannot return a number that is not E.164, or a mainland number.
 func TestParse_RejectsAnInvalidResultOfThePlan(t *testing.T) {
-	for _, result := range []string{"", "+", "12015550123", "+0201555", "+1201555012345678", "+1201555a", "+1201555,0123", "+8610082325588", "+12015550123\n"} {
+	for _, result := range []string{
+		"", "+", "12015550123", "+0201555", "+1201555012345678", "+1201555a", "+1201555,0123", "+8610082325588",
+		"+12015550123\n",
+	} {
 		p := verify.NumberParser{Region: "US", Plan: func(string, string) (string, bool) { return result, true }}
 		if got, err := p.Parse("2015550123"); err == nil {
 			t.Errorf("a plan that returns %q: got %q, want a FieldError", result, got)
@@ -257,7 +261,10 @@ func TestMasked_HidesFourDigits(t *testing.T) {
 }
 
 func TestMainland_IsCountryCode86(t *testing.T) {
-	for number, want := range map[verify.Number]bool{"+8618612345678": true, "+85251234567": false, "+886912345678": false, "+85366123456": false} {
+	for number, want := range map[verify.Number]bool{
+		"+8618612345678": true, "+85251234567": false, "+886912345678": false,
+		"+85366123456": false,
+	} {
 		if got := number.Mainland(); got != want {
 			t.Errorf("%s: got %v, want %v", number, got, want)
 		}
@@ -268,7 +275,8 @@ func TestMainland_IsCountryCode86(t *testing.T) {
 func TestParse_RandomSpellingsOfOneNumberAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		national := rapid.StringMatching(`1[3-9][0-9]{9}`).Draw(t, "number")
-		digits := rapid.SampledFrom([]string{"", "86", "0086", "+86"}).Draw(t, "prefix") + rapid.SampledFrom([]string{"", "0"}).Draw(t, "trunk") + national
+		digits := rapid.SampledFrom([]string{"", "86", "0086", "+86"}).Draw(t, "prefix") + rapid.SampledFrom([]string{"", "0"}).Draw(t,
+			"trunk") + national
 		var raw strings.Builder
 		for _, d := range digits {
 			raw.WriteString(rapid.SampledFrom([]string{"", "", " ", "-", "(", ")", "\u200e", "\u00a0"}).Draw(t, "filler"))
@@ -284,7 +292,8 @@ func FuzzParse(f *testing.F) {
 	for _, raw := range []string{
 		"18612345678", "+86 186 1234 5678", "008618612345678", "(186) 1234-5678", "10086", "",
 		"+12015550123", "+5491123456789", "+5215512345678", "+390312345678", "+2250123456789", "+447400123456",
-		"１８６１２３４５６７８", "18612345678,18612345679", "+1 684 733 1234", "\x00", "+86 (0)186\u00a01234 5678", "0091 81234 56789", "\u202a018612345678\u202c", "+24103249100", "+870773111632", "+262692123456",
+		"１８６１２３４５６７８", "18612345678,18612345679", "+1 684 733 1234", "\x00", "+86 (0)186\u00a01234 5678", "0091 81234 56789",
+		"\u202a018612345678\u202c", "+24103249100", "+870773111632", "+262692123456",
 	} {
 		f.Add(raw, "CN")
 		f.Add(raw, "US")
@@ -303,7 +312,10 @@ func FuzzParse(f *testing.F) {
 		if !want.MatchString(string(n)) {
 			t.Fatalf("%q: got %q, want E.164", raw, n)
 		}
-		spellings := []string{string(n), " " + string(n[:3]) + "-(" + string(n[3:]) + ")", "\u202a" + string(n[:4]) + "\u00a0" + string(n[4:]) + "\u202c"}
+		spellings := []string{
+			string(n), " " + string(n[:3]) + "-(" + string(n[3:]) + ")",
+			"\u202a" + string(n[:4]) + "\u00a0" + string(n[4:]) + "\u202c",
+		}
 		if n.Mainland() {
 			spellings = append(spellings, "+86 (0)"+string(n[3:]))
 		}

@@ -68,7 +68,8 @@ func TestRules_FullListDropsItsOldestUnknownAfter30s(t *testing.T) {
 	s, sendIDs := begun(t, maxCodes)
 	s = testRules.Confirm(s, sendIDs[0], testNow)
 	exactly := testNow + unknownOutcomeAfter.Microseconds()
-	if got, sendID, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || sendID != 0 || !slices.Equal(got.Codes, s.Codes) {
+	if got, sendID, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || sendID != 0 ||
+		!slices.Equal(got.Codes, s.Codes) {
 		t.Errorf("30 s after: got send ID %d, %v, want 0, %v and the state unchanged", sendID, err, ErrSendInProgress)
 	}
 	got, _, err := testRules.Begin(s, MAC{99}, exactly+1)

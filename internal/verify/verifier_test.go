@@ -216,7 +216,10 @@ func forEachInterleaving(t *testing.T, operations int, test func(t *testing.T, s
 func isOnly(t *testing.T, err, want error) bool {
 	t.Helper()
 	var is []error
-	for _, sentinel := range []error{ErrStoreUnavailable, ErrOutcomeUnknown, ErrSentNotConfirmed, ErrSendInProgress, ErrCallerGone, ErrStateUnreadable} {
+	for _, sentinel := range []error{
+		ErrStoreUnavailable, ErrOutcomeUnknown, ErrSentNotConfirmed, ErrSendInProgress, ErrCallerGone,
+		ErrStateUnreadable,
+	} {
 		if errors.Is(err, sentinel) {
 			is = append(is, sentinel)
 		}
@@ -308,7 +311,8 @@ func TestSend_KeepsItsContractUnderStoreFaults(t *testing.T) {
 					if got := lives(m, ours); got == superseded {
 						t.Errorf("the sent code: got live %v, want %v", got, !superseded)
 					}
-					if i := slices.IndexFunc(m.state().Codes, func(c Code) bool { return c.MAC == stored(ours) }); i >= 0 && !m.state().Codes[i].Confirmed {
+					if i := slices.IndexFunc(m.state().Codes, func(c Code) bool { return c.MAC == stored(ours) }); i >= 0 &&
+						!m.state().Codes[i].Confirmed {
 						t.Error("the sent code: got not confirmed at the end, want confirmed")
 					}
 				case errors.Is(c.result, rejected):
@@ -601,7 +605,10 @@ func TestSend_RecoversPanicWhileStoringTheOutcome(t *testing.T) {
 
 // If a swap's reply is lost and the next load fails, the outcome stays unknown.
 func TestCheck_UnknownOutcomeIsNeverUnavailable(t *testing.T) {
-	for name, next := range map[string]error{"the store goes down": errNoEffect, "the store returns ErrStoreUnavailable": ErrStoreUnavailable} {
+	for name, next := range map[string]error{
+		"the store goes down":                   errNoEffect,
+		"the store returns ErrStoreUnavailable": ErrStoreUnavailable,
+	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var store brokenStore

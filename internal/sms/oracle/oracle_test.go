@@ -106,7 +106,11 @@ func TestSend_EqualsTheSDKsRequest(t *testing.T) {
 		"Acme", "阿里云", "测试 签名", "two  words", " edges ", "*", "~", "+", "%", "/", "%20", "a+b c*d~e/f%g", "&=?#;:@!$'()[]",
 		`"quoted" \ <b>`, "-_.", "é", "𠮷野家", "👍",
 	} {
-		for _, n := range []struct{ number, wire string }{{"+8618612345678", "18612345678"}, {"+85261234567", "85261234567"}, {"+13012345678", "0013012345678"}} {
+		for _, n := range []struct{ number, wire string }{
+			{"+8618612345678", "18612345678"},
+			{"+85261234567", "85261234567"},
+			{"+13012345678", "0013012345678"},
+		} {
 			t.Run(fmt.Sprintf("%s to %s", signName, n.number), func(t *testing.T) {
 				address, seen := capture(t)
 				a := sender(t, address)
