@@ -107,15 +107,14 @@ fuzz: ## Run each fuzz target for twenty seconds
 image: ## Build the image with docker
 	docker build --build-arg VERSION=$$(git describe --tags --always) -t phone-number-service .
 
-# A commit gives the same bytes on every machine with one version of Go. So the SBOM (CycloneDX)
-# gets the commit's time, and loses the hashes of cyclonedx-gomod's own binary.
+# A commit gives the same archives on every machine with one version of Go. The SBOM (CycloneDX)
+# also holds the hashes of the tool that wrote it.
 release: $(SBOM) ## Build the archives of a release, with SBOMs, in dist/
 	rm -rf dist
 	set -e; version=$$(git describe --tags --always --dirty); for arch in amd64 arm64; do \
 	 name=phone-number-service_$${version}_linux_$$arch; mkdir -p dist/$$name; \
 	 GOOS=linux GOARCH=$$arch CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$$version" -o dist/$$name .; \
-	 $(SBOM) bin -json -std -noserial -notimestamp -version $$version -output dist/$$name.cdx.json dist/$$name/phone-number-service; \
-	 sed -i -e '/^    "tools": /,/"externalReferences"/{/"hashes"/,/\]/d}' -e 's/^  "metadata": {$$/&\n    "timestamp": "'$$(git log -1 --format=%cI)'",/' dist/$$name.cdx.json; \
+	 $(SBOM) bin -json -std -licenses -noserial -notimestamp -version $$version -output dist/$$name.cdx.json dist/$$name/phone-number-service; \
 	 cp LICENSE README.md phonenumberservice.sql deploy/systemd/phone-number-service.service dist/$$name; \
 	 tar -C dist --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$$(git log -1 --format=%ct) -cf dist/$$name.tar $$name; \
 	 gzip -9n dist/$$name.tar; rm -r dist/$$name; \
