@@ -71,19 +71,19 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		line("Aliyun", "no answer to the last send is known: it is in progress, its answer was lost, its caller canceled it before Aliyun was asked, or an older version of the service wrote the row since")
 	}
 	if rejected.SendID != 0 {
-		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", rejected.Kind, at(time.UnixMicro(rejected.At)), cmp.Or(rejected.Code, "none"), cmp.Or(rejected.RequestID, "none"), ofEarlierSend(rejected.SendID))
+		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", rejected.Kind, at(time.UnixMicro(rejected.At)), cmp.Or(rejected.ProviderCode, "none"), cmp.Or(rejected.RequestID, "none"), ofEarlierSend(rejected.SendID))
 	}
 	if accepted.SendID != 0 {
 		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), ofEarlierSend(accepted.SendID))
 	}
-	for _, c := range found.Alive {
+	for _, c := range found.Live {
 		confirmed := "accepted by Aliyun"
 		if !c.Confirmed {
 			confirmed = "not confirmed by Aliyun"
 		}
 		line("code", "live until %s, %d of %d attempts used, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, ofEarlierSend(c.SendID))
 	}
-	if len(found.Alive) == 0 {
+	if len(found.Live) == 0 {
 		line("code", "no live code")
 	}
 	if expires := found.BegunAt.Add(rules.CodeTTL); accepted.SendID == found.LastSendID && end.SendID != found.LastSendID &&

@@ -50,7 +50,7 @@ var plantedBugs = []plantedBug{
 	{
 		name: "swap repeated with a new version after an unknown outcome",
 		edits: []edit{
-			{verifier, `unconfirmed, lastErr = next, err //`, `lastErr = err //`},
+			{verifier, `unknownSwap, lastErr = next, err //`, `lastErr = err //`},
 			{verifier, "\t\tlastWritten = next.Version\n", ""},
 		},
 		test: lostReplies, foundBy: "TestSwap_LostReplyTakesEffectOnce",
@@ -95,7 +95,7 @@ var plantedBugs = []plantedBug{
 	seen, _ := decodeState(first.State)
 	_, right, _ := v.Rules.Check(seen, macs, v.Now().UnixMicro())
 `},
-			{verifier, "\terr := v.updateForCaller(ctx, n, func(s State, t *History, now int64, inDoubt bool) (next State", "\terr = v.updateForCaller(ctx, n, func(s State, t *History, now int64, inDoubt bool) (next State"},
+			{verifier, "\terr := v.updateForCaller(ctx, n, func(s State, h *History, now int64, inDoubt bool) (next State", "\terr = v.updateForCaller(ctx, n, func(s State, h *History, now int64, inDoubt bool) (next State"},
 			{verifier, "\t\tnext, valid, changed = v.Rules.Check(s, macs, now)\n", `		if !right {
 			next, _, changed = v.Rules.Check(s, macs, now)
 			return next, changed, nil

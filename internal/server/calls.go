@@ -150,7 +150,7 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	switch {
 	case errors.As(err, &send):
 		text("result", send.Kind.String())
-		text("aliyun_code", send.Code)
+		text("aliyun_code", send.ProviderCode)
 		text("request_id", send.RequestID)
 	case n.receipt.BizID != "":
 		text("result", "accepted")

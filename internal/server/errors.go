@@ -224,8 +224,8 @@ func sendStatus(err *verify.SendError) *status.Status {
 		a.retryAfter = err.RetryAfter
 	}
 	reason := info(ownDomain, a.reason, err.RequestID)
-	if err.Code != "" {
-		reason = info(aliyunDomain, err.Code, err.RequestID)
+	if err.ProviderCode != "" {
+		reason = info(aliyunDomain, err.ProviderCode, err.RequestID)
 	}
 	s := withDetails(status.New(a.code, a.text), reason, a.retryInfo())
 	if err.Kind == verify.SendBadNumber {

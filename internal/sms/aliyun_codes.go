@@ -88,10 +88,10 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 		return s
 	}
 
-	e := &verify.SendError{Code: token("Code"), RequestID: token("RequestId"), HTTPStatus: status}
-	ok := e.Code == "OK"
+	e := &verify.SendError{ProviderCode: token("Code"), RequestID: token("RequestId"), HTTPStatus: status}
+	ok := e.ProviderCode == "OK"
 	if ok {
-		e.Code = "" // OK is not the reason of an error
+		e.ProviderCode = "" // OK is not the reason of an error
 	}
 	switch {
 	case len(body) > maxReplyBytes:
@@ -104,16 +104,16 @@ func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 		return verify.Receipt{BizID: token("BizId"), RequestID: e.RequestID}, nil
 	case ok:
 		e.Detail = "OK without HTTP 200 and a BizId"
-	case e.Code == "":
+	case e.ProviderCode == "":
 		e.Detail = "reply without a code"
 	default:
-		e.Kind = classify(e.Code)
+		e.Kind = classify(e.ProviderCode)
 		e.Detail = "refused by Aliyun"
 		switch e.Kind {
 		case verify.SendUnknown:
 			e.Detail = "failed at Aliyun"
 		case verify.SendLimited:
-			e.RetryAfter = retryAfter(e.Code, text("Message"))
+			e.RetryAfter = retryAfter(e.ProviderCode, text("Message"))
 		}
 	}
 	return verify.Receipt{}, e

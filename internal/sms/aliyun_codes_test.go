@@ -90,7 +90,7 @@ func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 					// The text has a number and a code, so it must not be passed on.
 					fake.Next(dysmsapitest.Reply(status, code, "18612345678 493817 触发天级流控"))
 					got := failure(t.Context(), t, a)
-					matches(t, got, verify.SendError{Kind: c.kind, Code: code, HTTPStatus: status})
+					matches(t, got, verify.SendError{Kind: c.kind, ProviderCode: code, HTTPStatus: status})
 					requests++
 					checkSent(t, fake, 0, requests)
 					if want := fake.RequestIDs()[requests-1]; got.RequestID != want {

@@ -66,9 +66,9 @@ func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 // matches compares all fields of two errors but RequestID and Detail. Detail must not be empty.
 func matches(t *testing.T, got *verify.SendError, want verify.SendError) {
 	t.Helper()
-	if got.Kind != want.Kind || got.Code != want.Code || got.RetryAfter != want.RetryAfter || got.HTTPStatus != want.HTTPStatus {
+	if got.Kind != want.Kind || got.ProviderCode != want.ProviderCode || got.RetryAfter != want.RetryAfter || got.HTTPStatus != want.HTTPStatus {
 		t.Errorf("got kind %d, code %q, retry after %v, HTTP %d (%s); want kind %d, code %q, retry after %v, HTTP %d",
-			got.Kind, got.Code, got.RetryAfter, got.HTTPStatus, got.Detail, want.Kind, want.Code, want.RetryAfter, want.HTTPStatus)
+			got.Kind, got.ProviderCode, got.RetryAfter, got.HTTPStatus, got.Detail, want.Kind, want.ProviderCode, want.RetryAfter, want.HTTPStatus)
 	}
 	if got.Detail == "" {
 		t.Error("got an empty Detail; want one for the log")
@@ -194,7 +194,7 @@ func TestSend_BrokenConnectionOrReplyIsUnknown(t *testing.T) {
 				}
 				fake.Next(fault)
 				got := failure(deadline(t, 10*time.Second), t, sender(t, fake, ""))
-				want := verify.SendError{Kind: verify.SendUnknown, Code: c.code, HTTPStatus: c.status}
+				want := verify.SendError{Kind: verify.SendUnknown, ProviderCode: c.code, HTTPStatus: c.status}
 				if c.name == "truncated" {
 					want.HTTPStatus = map[bool]int{false: 500, true: 200}[accepted]
 				}
@@ -222,8 +222,8 @@ func TestSend_DropsAnIDThatCouldHideText(t *testing.T) {
 		}
 		reply, _ = json.Marshal(map[string]string{"Code": "isv.X", "RequestId": id})
 		fake.Next(dysmsapitest.Body(200, "application/json", string(reply)))
-		if e := failure(t.Context(), t, a); e.RequestID != "" || e.Code != "isv.X" {
-			t.Errorf("%s: got code %q and request id %q; want isv.X and none", field, e.Code, e.RequestID)
+		if e := failure(t.Context(), t, a); e.RequestID != "" || e.ProviderCode != "isv.X" {
+			t.Errorf("%s: got code %q and request id %q; want isv.X and none", field, e.ProviderCode, e.RequestID)
 		}
 	}
 }
@@ -239,19 +239,19 @@ func TestSend_RejectionHidesTheGatewaysText(t *testing.T) {
 	}{
 		{
 			"wrong secret", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().secret = "wrong" }, 0,
-			verify.SendError{Kind: verify.SendRejected, Code: "SignatureDoesNotMatch", HTTPStatus: 400},
+			verify.SendError{Kind: verify.SendRejected, ProviderCode: "SignatureDoesNotMatch", HTTPStatus: 400},
 		},
 		{
 			"wrong key id", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().id = "wrong" }, 0,
-			verify.SendError{Kind: verify.SendRejected, Code: "InvalidAccessKeyId.NotFound", HTTPStatus: 404},
+			verify.SendError{Kind: verify.SendRejected, ProviderCode: "InvalidAccessKeyId.NotFound", HTTPStatus: 404},
 		},
 		{
 			"sign name", func(s *dysmsapitest.Server, _ *Aliyun) { s.AllowSign("another") }, 0,
-			verify.SendError{Kind: verify.SendRejected, Code: "isv.SMS_SIGNATURE_ILLEGAL", HTTPStatus: 200},
+			verify.SendError{Kind: verify.SendRejected, ProviderCode: "isv.SMS_SIGNATURE_ILLEGAL", HTTPStatus: 200},
 		},
 		{
 			"template", func(s *dysmsapitest.Server, _ *Aliyun) { s.AllowTemplate("SMS_2") }, 0,
-			verify.SendError{Kind: verify.SendRejected, Code: "isv.SMS_TEMPLATE_ILLEGAL", HTTPStatus: 200},
+			verify.SendError{Kind: verify.SendRejected, ProviderCode: "isv.SMS_TEMPLATE_ILLEGAL", HTTPStatus: 200},
 		},
 		{"minute limit", func(s *dysmsapitest.Server, a *Aliyun) {
 			s.Limits(true)

@@ -142,7 +142,7 @@ func TestSend_ReplyBeforeTheRequestIsUnknown(t *testing.T) {
 				t.Fatal(err)
 			}
 			var e *verify.SendError
-			if err := <-ended; !errors.As(err, &e) || e.Kind != verify.SendUnknown || e.Code != "" {
+			if err := <-ended; !errors.As(err, &e) || e.Kind != verify.SendUnknown || e.ProviderCode != "" {
 				t.Errorf("got %v (%+v); want an unknown outcome", err, e)
 			}
 		})
@@ -159,9 +159,9 @@ func TestSend_RejectionWithASeenRequestIDIsUnknown(t *testing.T) {
 		GotConn: func(got httptrace.GotConnInfo) { connections = append(connections, got.Conn) },
 	})
 	for i, want := range []verify.SendError{
-		{Kind: verify.SendLimited, RetryAfter: time.Minute, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RequestID: "A-1"},
+		{Kind: verify.SendLimited, RetryAfter: time.Minute, ProviderCode: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RequestID: "A-1"},
 		{Kind: verify.SendUnknown, HTTPStatus: 200, RequestID: "A-1"},
-		{Kind: verify.SendLimited, RetryAfter: time.Minute, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RequestID: "A-3"},
+		{Kind: verify.SendLimited, RetryAfter: time.Minute, ProviderCode: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RequestID: "A-3"},
 	} {
 		got := failure(ctx, t, a)
 		matches(t, got, want)

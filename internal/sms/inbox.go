@@ -301,13 +301,13 @@ func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspectio
 			continue
 		}
 		before := *m
-		at := slices.IndexFunc(seen.Alive, func(c verify.CodeStatus) bool { return c.SendID == m.sendID })
+		at := slices.IndexFunc(seen.Live, func(c verify.CodeStatus) bool { return c.SendID == m.sendID })
 		switch {
 		case at >= 0:
-			m.Expires, m.AttemptsLeft = seen.Alive[at].Expires, seen.Alive[at].AttemptsLeft
+			m.Expires, m.AttemptsLeft = seen.Live[at].Expires, seen.Live[at].AttemptsLeft
 		case m.Code == used && usedSendID == 0:
 			m.State, usedSendID = CodeUsed, m.sendID
-		case usedSendID > m.sendID || slices.ContainsFunc(seen.Alive,
+		case usedSendID > m.sendID || slices.ContainsFunc(seen.Live,
 			func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.sendID }):
 			m.State = CodeReplaced
 		case time.Now().Before(m.Expires):

@@ -53,7 +53,7 @@ func TestMetrics_CountSendsByResultCodeAndCountry(t *testing.T) {
 	}{
 		{"+8618600000000", nil},
 		{"+12025550123", nil},
-		{"+85251234567", &verify.SendError{Kind: verify.SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL"}},
+		{"+85251234567", &verify.SendError{Kind: verify.SendLimited, ProviderCode: "isv.BUSINESS_LIMIT_CONTROL"}},
 		{"+8618600000000", &verify.SendError{Kind: verify.SendTimedOut}},
 		{"+8618600000000", errors.New("654321 to +8618600000000")},
 	} {

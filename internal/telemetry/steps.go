@@ -140,7 +140,7 @@ func (w instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.
 	if err != nil {
 		sendErr := verify.SendErrorOf(err)
 		safeErr = sendErr
-		result, code, requestID = sendErr.Kind.String(), cmp.Or(sendErr.Code, "none"), sendErr.RequestID
+		result, code, requestID = sendErr.Kind.String(), cmp.Or(sendErr.ProviderCode, "none"), sendErr.RequestID
 	}
 	w.Metrics.observeSend(ctx, m.Number, result, code, step.took())
 	step.end(result, safeErr, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))

@@ -2,11 +2,13 @@ package verify
 
 import "time"
 
-// SteadyClock returns the clock by which codes expire: the later of the wall clock and
-// the process's start plus the elapsed monotonic time. A wall clock that is set back
-// therefore extends no code's lifetime. A wall clock that is set forward is followed,
-// since the other replicas' clocks may agree with it. If it is then set back, SteadyClock
-// returns to the monotonic time.
+// SteadyClock returns the clock for the expiry of codes. It returns the later of two times:
+// the wall clock, and the start time of the process plus the elapsed monotonic time.
+//
+// If the wall clock is set back, the second time is later, so no code lives longer. If the
+// wall clock is set forward, SteadyClock follows it, since the clocks of the other replicas
+// may have the same time. If the wall clock is then set back, SteadyClock returns the second
+// time again, so it can go back too.
 func SteadyClock() func() time.Time {
 	start := time.Now()
 	return steadyClock(start, time.Now, func() time.Duration { return time.Since(start) })

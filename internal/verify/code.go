@@ -17,7 +17,8 @@ const codeDigits = 6
 
 var codeCount = big.NewInt(1_000_000)
 
-// newCode returns six decimal digits, uniform over 000000 to 999999.
+// newCode generates a code: six random decimal digits. Each of the million codes has the
+// same probability.
 func newCode(random io.Reader) (string, error) {
 	n, err := rand.Int(random, codeCount)
 	if err != nil {
@@ -26,17 +27,18 @@ func newCode(random io.Reader) (string, error) {
 	return fmt.Sprintf("%0*d", codeDigits, n), nil
 }
 
-// A MAC is stored in place of a code: HMAC-SHA-256 over number and code.
+// MAC is the stored form of a code: the HMAC-SHA-256 of number and code. The database never
+// holds the code itself.
 type MAC [sha256.Size]byte
 
-// Keys sign and verify codes. The first key signs and all verify, so that a key rotation
-// invalidates no code. The keys are never in the database.
+// Keys are the HMAC keys for codes. The first key signs new codes, and every key verifies
+// codes, so that a key rotation invalidates no code. The keys are never in the database.
 type Keys [][]byte
 
 const minKeyBytes = 32
 
 // ParseKeys reads a comma-separated list of standard base64 keys of at least 32
-// bytes each. Its errors name a key by its position, never by its content.
+// bytes each. An error contains the position of the key, never its content.
 func ParseKeys(list string) (Keys, error) {
 	var keys Keys
 	for i, item := range strings.Split(list, ",") {
@@ -52,8 +54,8 @@ func ParseKeys(list string) (Keys, error) {
 	return keys, nil
 }
 
-// DeriveKeys derives one key by HKDF-SHA-256 from a secret that every replica already
-// has, so that replicas and restarts use the same key without another setting.
+// DeriveKeys derives one key from a secret by HKDF-SHA-256. Every replica has the secret
+// already. So all replicas have the same key, also after a restart, without another setting.
 func DeriveKeys(secret string) (Keys, error) {
 	if secret == "" {
 		return nil, errors.New("no secret to derive a key from")
@@ -72,11 +74,11 @@ func RandomKeys() Keys {
 	return Keys{key}
 }
 
-// sign returns the MAC to store for code.
+// sign returns the MAC of code under the first key. The MAC is stored.
 func (k Keys) sign(n Number, code string) MAC { return mac(k[0], n, code) }
 
-// macs returns the MACs under which code could be stored, one for each key. It returns
-// none if code is not six digits.
+// macs returns the MACs of code, one for each key: the code may have been stored under any
+// of the keys. It returns nil if code is not six digits.
 func (k Keys) macs(n Number, code string) []MAC {
 	if len(code) != codeDigits || strings.Trim(code, "0123456789") != "" {
 		return nil

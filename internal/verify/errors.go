@@ -6,53 +6,62 @@ import (
 	"time"
 )
 
-// Errors of Send and Check, besides FieldError (an invalid field) and SendError (an SMS
-// that the provider did not accept).
+// Send and Check return these errors. Send can also return a *SendError. NumberParser.Parse
+// returns a *FieldError.
 var (
-	// ErrSendInProgress: the number has as many codes that are live or in flight as
-	// its state can hold. Nothing was sent.
+	// ErrSendInProgress means that the stored list of codes is full, and that each of
+	// its codes is confirmed or may belong to a send in flight. Nothing was sent.
 	ErrSendInProgress = errors.New("too many sends to this number are under way")
-	// ErrStoreUnavailable: the store could not be reached. No SMS was sent and no
-	// attempt was counted.
+	// ErrStoreUnavailable means that the call could not use the store. No SMS was sent
+	// and no attempt was counted.
 	ErrStoreUnavailable = errors.New("store unavailable")
-	// ErrOutcomeUnknown: the store may have applied a swap, or may still apply it. A
-	// Store returns it from Swap. Check returns it if the attempt may have been
-	// counted or may have used the code.
+	// ErrOutcomeUnknown means that the store may have applied a swap, or may apply it
+	// later. Store.Swap returns it. Check returns it if the attempt may have been
+	// counted or the code may have been used.
 	ErrOutcomeUnknown = errors.New("outcome unknown")
-	// ErrSentNotConfirmed: the provider accepted the SMS, but this could not be stored
-	// in time. Its code is valid; older codes may be valid too.
+	// ErrSentNotConfirmed means that the provider accepted the SMS, but that the store
+	// did not record it in time. The new code is live. Older codes may be live too.
 	ErrSentNotConfirmed = errors.New("sent, but the store did not confirm it")
-	// ErrCallerGone: the caller disconnected or its deadline passed before an SMS was
-	// sent or an attempt counted. The error also wraps context.Canceled or
-	// context.DeadlineExceeded.
+	// ErrCallerGone means that the caller disconnected, or that its deadline passed,
+	// before an SMS was sent or an attempt was counted. The error also wraps
+	// context.Canceled or context.DeadlineExceeded.
 	ErrCallerGone = errors.New("the caller went away")
-	// ErrStateUnreadable: the stored state is in a format that this version does
-	// not know.
+	// ErrStateUnreadable means that the stored state has a format that this release of
+	// the service cannot read.
 	ErrStateUnreadable = errors.New("stored state is unreadable")
 )
 
-// A FieldError is an invalid field of a request.
+// FieldError is the error of a request with an invalid field.
 type FieldError struct {
-	Field string // as the proto spells it
+	Field string // the field's name in the proto file
 	Want  string // the valid form; never repeats the input
 }
 
 func (e *FieldError) Error() string { return e.Field + " " + e.Want }
 
-// A SendKind classifies the outcome of a send that the provider did not clearly accept.
+// SendKind classifies a send that the provider did not clearly accept.
 type SendKind int
 
-// SendUnknown and SendTimedOut leave the code live, since the SMS may arrive.
-// SendUnknown is the zero value, so that an unclassified error does the same. All other
-// kinds mean that the SMS was not sent. The values are stored: do not renumber them.
+// SendUnknown and SendTimedOut mean that the SMS may arrive, so the code stays live.
+// SendUnknown is the zero value, so that the code also stays live after an unclassified
+// error. All other kinds mean that the SMS was not sent. The values are stored in
+// histories: do not renumber them.
 const (
-	SendUnknown      SendKind = iota
-	SendTimedOut              // no answer within the deadline
-	SendNotAttempted          // no byte was sent, or the provider throttles
-	SendLimited               // the provider's limit for this sign name and number
-	SendBadNumber             // the provider says that the number is invalid
-	SendRejected              // blocked recipient, account, sign name, template, key, clock
-	SendBadRequest            // the service's request was malformed
+	SendUnknown SendKind = iota
+	// SendTimedOut means that the provider did not reply within the deadline.
+	SendTimedOut
+	// SendNotAttempted means that no byte of the request was sent, or that the provider
+	// throttled the request.
+	SendNotAttempted
+	// SendLimited means that the provider's limit for this sign name and number is reached.
+	SendLimited
+	// SendBadNumber means that the provider rejected the number as invalid.
+	SendBadNumber
+	// SendRejected means that the provider blocks the number, or that the operator must
+	// correct the account, sign name, template, access key or clock.
+	SendRejected
+	// SendBadRequest means that this service built an invalid request.
+	SendBadRequest
 )
 
 func (k SendKind) String() string {
@@ -66,20 +75,20 @@ func (k SendKind) String() string {
 // NotSent reports whether the SMS was definitely not sent.
 func (k SendKind) NotSent() bool { return k >= SendNotAttempted }
 
-// A SendError is the error of a Sender whose provider did not clearly accept the SMS. It
-// holds no part of the message and no text of the provider. Error omits Code and
-// RequestID, which log lines and metrics have as fields.
+// SendError is the error of Sender.Send if the provider did not clearly accept the SMS. It
+// holds no part of the message and no text of the provider. Error leaves out ProviderCode
+// and RequestID, since log lines and metrics have them as separate fields.
 type SendError struct {
-	Kind       SendKind
-	Code       string        // the provider's error code, "" if none
-	RequestID  string        // the provider's, "" if none
-	RetryAfter time.Duration // 0 if a retry does not help
-	HTTPStatus int           // 0 if there was no response
-	Detail     string        // the service's own text, for the log
+	Kind         SendKind
+	ProviderCode string        // the provider's error code, "" if none
+	RequestID    string        // the provider's request ID, "" if none
+	RetryAfter   time.Duration // 0 if a retry does not help
+	HTTPStatus   int           // 0 if there was no response
+	Detail       string        // text of this service, for the log
 }
 
-// SendErrorOf returns err as a SendError. It keeps nothing of an unclassified error,
-// whose text could quote the message.
+// SendErrorOf returns the *SendError in err. If err contains none, it returns a new one of
+// the kind SendUnknown and drops the text of err, which could quote the message.
 func SendErrorOf(err error) *SendError {
 	e := &SendError{Kind: SendUnknown, Detail: "unclassified"}
 	errors.As(err, &e)

@@ -6,63 +6,65 @@ import (
 	"time"
 )
 
-// A History holds the last events of a number, for the operator. It is written by the
-// swaps that store the State, so it costs no further write, and no rule depends on it. A
-// version of the service that does not know it drops it.
+// History holds the last events of a number, for the operator. A swap writes it together with
+// the State, so it needs no write of its own. No rule depends on it. A release of the service
+// that cannot read it drops it.
 type History struct {
 	Accepted Accepted // the last send that the provider accepted
-	Rejected Rejected // the last send that was not sent
-	End      CodeEnd  // of the last code that was used or exhausted
+	Rejected Rejected // the last send that sent no SMS
+	End      CodeEnd  // the last code that was used or exhausted
 }
 
-// Accepted is a send that the provider accepted. It is zero if there was none.
+// Accepted is a send that the provider accepted. It is zero if the provider accepted none.
 type Accepted struct {
 	SendID int64
-	At     int64 // microseconds since 1970
-	BizID  string
+	At     int64  // microseconds since 1970
+	BizID  string // the provider's ID of the SMS
 }
 
-// Rejected is a send that was definitely not sent. It is zero if there was none.
+// Rejected is a send that definitely sent no SMS. It is zero if there was none.
 type Rejected struct {
-	SendID    int64
-	At        int64 // microseconds since 1970
-	Kind      SendKind
-	Code      string // the provider's error code
-	RequestID string
+	SendID       int64
+	At           int64 // microseconds since 1970
+	Kind         SendKind
+	ProviderCode string // the provider's error code
+	RequestID    string
 }
 
-// A CodeEnd is the end of a code: used or exhausted. It is zero if there was none.
+// CodeEnd is the check that made a code used or exhausted. It is zero if there was none.
 type CodeEnd struct {
 	SendID   int64
 	At       int64 // microseconds since 1970
-	Used     bool  // false: no attempts were left
-	Attempts uint8 // including the last one
+	Used     bool  // false if exhausted
+	Attempts uint8 // attempts on the code, the last one included
 }
 
-// recordAccepted records that the provider accepted a send, unless a later send was
-// accepted before.
-func (t *History) recordAccepted(sendID, now int64, receipt Receipt) {
-	if sendID >= t.Accepted.SendID {
-		t.Accepted = Accepted{sendID, now, receipt.BizID}
+// recordAccepted stores that the provider accepted a send. It changes nothing if the history
+// has the acceptance of a later send already.
+func (h *History) recordAccepted(sendID, now int64, receipt Receipt) {
+	if sendID >= h.Accepted.SendID {
+		h.Accepted = Accepted{sendID, now, receipt.BizID}
 	}
 }
 
-// recordRejected records that a send was not sent, unless a later one was rejected before.
-func (t *History) recordRejected(sendID, now int64, err *SendError) {
-	if sendID >= t.Rejected.SendID {
-		t.Rejected = Rejected{sendID, now, err.Kind, err.Code, err.RequestID}
+// recordRejected stores that a send sent no SMS. It changes nothing if the history has the
+// rejection of a later send already.
+func (h *History) recordRejected(sendID, now int64, err *SendError) {
+	if sendID >= h.Rejected.SendID {
+		h.Rejected = Rejected{sendID, now, err.Kind, err.ProviderCode, err.RequestID}
 	}
 }
 
-// recordCheck records how a check that changed before into after ended a code, and
-// returns the check's outcome.
-func (t *History) recordCheck(r Rules, before, after State, valid, changed bool, now int64) Verification {
-	live := r.unexpired(before.Codes, now)
+// recordCheck returns the result of a check. before and after are the states before and after
+// it. If the check made a code used or exhausted, recordCheck stores that. If it did so for
+// more than one code, it stores the newest of them.
+func (h *History) recordCheck(r Rules, before, after State, valid, changed bool, now int64) Verification {
+	unexpired := r.unexpired(before.Codes, now)
 	if !changed {
-		return Verification{Outcome: t.noMatchOutcome(r, before.Codes, len(live) > 0, now)}
+		return Verification{Outcome: h.noMatchOutcome(r, before.Codes, len(unexpired) > 0, now)}
 	}
 	found := Verification{Outcome: Mismatch}
-	for _, c := range slices.Backward(live) {
+	for _, c := range slices.Backward(unexpired) {
 		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.SendID == c.SendID }) {
 			continue
 		}
@@ -70,9 +72,9 @@ func (t *History) recordCheck(r Rules, before, after State, valid, changed bool,
 		if !r.cannotMatch(c, now) {
 			attempts++
 		}
-		t.End = CodeEnd{SendID: c.SendID, At: now, Used: valid, Attempts: attempts}
-		if valid { // a match drops older codes too; the newest dropped code matched
-			// At least 0, since another replica's clock may have been ahead.
+		h.End = CodeEnd{SendID: c.SendID, At: now, Used: valid, Attempts: attempts}
+		if valid { // the newest dropped code is the match
+			// The difference is negative if the clock of another replica is ahead.
 			found = Verification{Match, max(0, time.Duration(now-c.BegunAt)*time.Microsecond)}
 		}
 		break
@@ -80,62 +82,65 @@ func (t *History) recordCheck(r Rules, before, after State, valid, changed bool,
 	return found
 }
 
-// noMatchOutcome returns why there was no live code: what ended the newest one.
-func (t *History) noMatchOutcome(r Rules, codes []Code, cannotMatch bool, now int64) Outcome {
-	newest := t.Accepted.SendID
+// noMatchOutcome returns the reason that no code was live: how the newest code ended.
+// hasUnexpired means that a code is unexpired, but that Check cannot compare it.
+func (h *History) noMatchOutcome(r Rules, codes []Code, hasUnexpired bool, now int64) Outcome {
+	newest := h.Accepted.SendID
 	for _, c := range codes {
 		newest = max(newest, c.SendID)
 	}
 	switch {
-	case cannotMatch:
+	case hasUnexpired:
 		return Exhausted
-	case newest > t.End.SendID: // and neither used nor exhausted
+	case newest > h.End.SendID: // the newest code was not used or exhausted
 		return Expired
-	case t.End.SendID == 0 || t.End.Used:
+	case h.End.SendID == 0 || h.End.Used:
 		return NoCode
-	case now < t.End.At+r.CodeTTL.Microseconds():
+	case now < h.End.At+r.CodeTTL.Microseconds():
 		return Exhausted
 	}
 	return Expired
 }
 
-// The stored form: a format byte, a bit set of the parts that follow, and the parts.
-// Integers are big-endian; a text follows its length. A zero History takes no byte.
+// The stored form of a History is: a format byte, a byte of flags for the parts that follow,
+// and the parts. Integers are big-endian. A text is a length byte and at most maxTextBytes
+// bytes. A zero History has no bytes.
 const (
-	historyFormat  = 1
-	acceptedPart   = 1
-	rejectedPart   = 2
-	endPart        = 4
-	usedFlag       = 0x80
-	maxTokenLength = 64
+	historyFormat = 1
+	acceptedPart  = 1
+	rejectedPart  = 2
+	endPart       = 4
+	usedFlag      = 0x80
+	maxTextBytes  = 64
 )
 
-func (t History) append(b []byte) []byte {
-	if t == (History{}) {
+// appendTo appends the stored form to b, which is an encoded State.
+func (h History) appendTo(b []byte) []byte {
+	if h == (History{}) {
 		return b
 	}
 	parts := len(b) + 1
 	b = append(b, historyFormat, 0)
 	integer := func(n int64) { b = binary.BigEndian.AppendUint64(b, uint64(n)) }
 	text := func(s string) {
-		s = s[:min(len(s), maxTokenLength)]
+		s = s[:min(len(s), maxTextBytes)]
 		b = append(append(b, byte(len(s))), s...)
 	}
-	if a := t.Accepted; a != (Accepted{}) {
+	if a := h.Accepted; a != (Accepted{}) {
 		b[parts] |= acceptedPart
 		integer(a.SendID)
 		integer(a.At)
 		text(a.BizID)
 	}
-	if r := t.Rejected; r != (Rejected{}) {
+	if r := h.Rejected; r != (Rejected{}) {
 		b[parts] |= rejectedPart
 		integer(r.SendID)
 		integer(r.At)
 		b = append(b, byte(r.Kind))
-		text(r.Code)
+		text(r.ProviderCode)
 		text(r.RequestID)
 	}
-	if e := t.End; e != (CodeEnd{}) {
+	if e := h.End; e != (CodeEnd{}) {
 		b[parts] |= endPart
 		integer(e.SendID)
 		integer(e.At)
@@ -148,9 +153,10 @@ func (t History) append(b []byte) []byte {
 	return b
 }
 
-// decodeHistory decodes the bytes after the codes of a stored state. It returns the zero
-// History if it cannot read them, since no rule depends on it.
-func decodeHistory(stored []byte) (t History) {
+// decodeHistory decodes the History that follows the codes in stored, the State of a Record.
+// If it cannot read the History, it returns the zero History and no error, since no rule
+// depends on the History.
+func decodeHistory(stored []byte) (h History) {
 	if len(stored) < headerBytes {
 		return History{}
 	}
@@ -171,44 +177,45 @@ func decodeHistory(stored []byte) (t History) {
 	integer := func() int64 { return int64(binary.BigEndian.Uint64(take(8))) }
 	text := func() string { return string(take(int(take(1)[0]))) }
 	if parts&acceptedPart != 0 {
-		t.Accepted = Accepted{integer(), integer(), text()}
+		h.Accepted = Accepted{integer(), integer(), text()}
 	}
 	if parts&rejectedPart != 0 {
-		t.Rejected = Rejected{integer(), integer(), SendKind(take(1)[0]), text(), text()}
+		h.Rejected = Rejected{integer(), integer(), SendKind(take(1)[0]), text(), text()}
 	}
 	if parts&endPart != 0 {
-		t.End = CodeEnd{SendID: integer(), At: integer()}
+		h.End = CodeEnd{SendID: integer(), At: integer()}
 		flags := take(1)[0]
-		t.End.Used, t.End.Attempts = flags&usedFlag != 0, flags&^usedFlag
+		h.End.Used, h.End.Attempts = flags&usedFlag != 0, flags&^usedFlag
 	}
 	if !ok {
 		return History{}
 	}
-	return t
+	return h
 }
 
-// An Outcome is the result of a check. The caller learns only whether it is Match.
+// Outcome is the outcome of a check. The caller learns only if it is Match. The others are for
+// metrics.
 type Outcome uint8
 
-// NoCode is the zero value: no code was sent, or the last one was used or its send was
-// rejected.
+// All outcomes but Match and Mismatch mean that no code was live. NoCode is the zero value: no
+// SMS was sent, or the last code was used.
 const (
-	NoCode Outcome = iota
-	Match
-	Mismatch  // there was a live code, but another one
-	Expired   // the last code has expired
-	Exhausted // the last code has no attempts left
+	NoCode    Outcome = iota
+	Match             // the entered code is a live code
+	Mismatch          // no live code is the entered code
+	Expired           // the last code has expired
+	Exhausted         // the last code has no attempts left
 )
 
 func (o Outcome) String() string {
 	return []string{"no_code", "match", "mismatch", "expired", "exhausted"}[o]
 }
 
-// A Verification is the result of a check.
+// Verification is the result of a check.
 type Verification struct {
 	Outcome Outcome
-	After   time.Duration // for Match: time since the send began
+	After   time.Duration // for Match: the time since the send began
 }
 
-// Valid reports whether the code matched.
+// Valid reports whether the entered code was a live code.
 func (v Verification) Valid() bool { return v.Outcome == Match }

@@ -121,10 +121,10 @@ func TestInspect_ReturnsTheLastSendsAndTheCodesEnd(t *testing.T) {
 func TestHistory_LateResultKeepsThatOfALaterSend(t *testing.T) {
 	var history History
 	history.recordAccepted(2, 4, Receipt{BizID: "second"})
-	history.recordRejected(2, 4, &SendError{Code: "second"})
+	history.recordRejected(2, 4, &SendError{ProviderCode: "second"})
 	before := history
 	history.recordAccepted(1, 5, Receipt{BizID: "first"})
-	history.recordRejected(1, 5, &SendError{Code: "first"})
+	history.recordRejected(1, 5, &SendError{ProviderCode: "first"})
 	if history != before {
 		t.Errorf("got %+v, want %+v", history, before)
 	}

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// A Number is one mobile number in E.164 form with its plus: "+8618612345678".
+// Number is a mobile number in E.164 form, with the plus: "+8618612345678".
 type Number string
 
-// Masked returns the number for logs, with four digits hidden: "+86186****5678".
+// Masked returns the form of the number for logs. It hides four digits: "+86186****5678".
 func (n Number) Masked() string {
 	const hidden, shown = 4, 4
 	if len(n) < len("+1")+hidden+shown {
@@ -17,19 +17,19 @@ func (n Number) Masked() string {
 	return string(n[:len(n)-hidden-shown]) + "****" + string(n[len(n)-shown:])
 }
 
-// Mainland reports whether the number belongs to mainland China, for which Aliyun's
-// limits and its eleven-digit form apply.
+// Mainland reports whether the number belongs to mainland China. Aliyun's default limits and
+// its form of eleven digits are only for these numbers.
 func (n Number) Mainland() bool { return strings.HasPrefix(string(n), "+86") }
 
-// NumberingPlan returns the E.164 form of number as dialled in region (ISO 3166
-// alpha-2), and false if it is not a mobile number. number is ASCII digits, after a plus
-// if it is international.
+// NumberingPlan returns the E.164 form of a number that a person in region (ISO 3166
+// alpha-2) dials. ok is false if it is not a mobile number. number consists of ASCII digits,
+// with a plus before them if they begin with a country code.
 type NumberingPlan func(number, region string) (e164 string, ok bool)
 
-// NumberParser parses the field phone_number into a Number, so that every spelling of a
-// number gives the same Number.
+// NumberParser parses the field phone_number into a Number. All forms of one number give the
+// same Number, so that a person cannot get more attempts by writing it in another form.
 type NumberParser struct {
-	Region string // for numbers without country code, ISO 3166 alpha-2
+	Region string // ISO 3166 alpha-2; for numbers without country code
 	Plan   NumberingPlan
 }
 
@@ -43,14 +43,15 @@ var (
 	e164           = regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
 )
 
-// IsMainlandMobile reports whether digits have the form of a mobile number within
-// mainland China: 1, then 3 to 9, then nine digits. It checks only the form, since new
-// ranges are assigned there faster than the metadata is updated.
+// IsMainlandMobile reports whether digits have the form of a mobile number of mainland China
+// without country code: 1, then 3 to 9, then nine digits. It checks only the form. It does
+// not use the metadata of the numbering plan, since China assigns new ranges before the
+// metadata has them.
 func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
-// isFiller reports whether c only formats a number: a space, a hyphen, a parenthesis, or
-// one of the invisible characters that contact apps put around numbers so that they are
-// shown from left to right and on one line.
+// isFiller reports whether c only formats a number. It is a space, a hyphen, a parenthesis,
+// or an invisible character. Contact apps put invisible characters around a number, so that
+// the number is displayed from left to right and on one line.
 func isFiller(c rune) bool {
 	switch c {
 	case ' ', '-', '(', ')', '\u00a0', '\u202f', '\u2060', '\ufeff':
@@ -59,10 +60,12 @@ func isFiller(c rune) bool {
 	return '\u200b' <= c && c <= '\u200f' || '\u202a' <= c && c <= '\u202e' || '\u2066' <= c && c <= '\u2069'
 }
 
-// Parse removes filler characters. It reads "+" as the start of a country code, and any
-// other number as dialled in the parser's region. It rejects a number that begins with 00
-// if replacing the 00 by + gives another number: people write 00 for + in every region,
-// even if 00 begins another prefix there. Its error never repeats the input.
+// Parse returns the Number of raw. It removes filler characters. If a plus comes first, a
+// country code follows it. If not, the number is dialled in the parser's region.
+//
+// Parse rejects a number that begins with 00 if it has two meanings: one as dialled in the
+// region, and another with + in place of the 00. People in every region write 00 for +, also
+// if 00 begins a different prefix there. An error never repeats the input.
 func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	if raw == "" {
 		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
@@ -82,7 +85,9 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	}
 	number := string(kept)
 	n, err := p.read(number)
-	// 0011 is only Australia's prefix: no area code of +1 begins with 1.
+	// A number that begins with 0011 has one meaning: 0011 is Australia's prefix for
+	// international calls. The other meaning would be +1 with an area code that begins
+	// with 1, and no area code of +1 does.
 	if international, ok := strings.CutPrefix(number, "00"); ok && err == nil && !strings.HasPrefix(international, "11") {
 		if other, err := p.read("+" + international); err == nil && other != n {
 			return "", &FieldError{"phone_number", numberWanted + "; this one, with its 00, can be read as two numbers: write + and the country code"}
@@ -91,19 +96,19 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	return n, err
 }
 
-// read parses ASCII digits, after a plus if they are international.
+// read parses ASCII digits, with a plus before them if they begin with a country code.
 func (p NumberParser) read(number string) (Number, *FieldError) {
-	// In other regions 00 can begin another prefix (Hong Kong dials 001, 0060 and
-	// more), which the plan knows.
+	// Only CN is handled here. In another region, 00 can begin a longer prefix (in Hong
+	// Kong 001 and 0060, for example); the Plan has these prefixes.
 	if rest, ok := strings.CutPrefix(number, "00"); ok && p.Region == "CN" {
 		number = "+" + rest
 	}
 	if p.Region == "CN" && number != "" && number[0] != '+' {
-		number = "+86" + strings.TrimPrefix(number, "86") // no mobile number begins with 86
+		number = "+86" + strings.TrimPrefix(number, "86") // mobile numbers begin with 1
 	}
 	if !strings.HasPrefix(number, "+86") {
 		var ok bool
-		if strings.HasPrefix(number, "+0") { // some plans accept it
+		if strings.HasPrefix(number, "+0") { // invalid, but a Plan may accept it
 			number = ""
 		}
 		if number, ok = p.Plan(number, p.Region); !ok || !e164.MatchString(number) {
@@ -112,7 +117,9 @@ func (p NumberParser) read(number string) (Number, *FieldError) {
 		}
 	}
 	if national, ok := strings.CutPrefix(number, "+86"); ok {
-		national = strings.TrimPrefix(national, "0") // a trunk zero: no area code begins with 013 to 019
+		// The zero of 0138… is a trunk prefix: the number is no landline, since no area
+		// code begins with 013 to 019.
+		national = strings.TrimPrefix(national, "0")
 		if !IsMainlandMobile(national) {
 			return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
 		}

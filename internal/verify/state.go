@@ -7,30 +7,32 @@ import (
 	"time"
 )
 
-// State is everything that the rules know about one number. It is a value: the
-// transitions below return a new State and never change their argument. They contain
-// every rule of the service; the store only loads and swaps.
+// State is the input and the output of the rules: the codes of one number. Begin, Confirm,
+// Withdraw and Check return a new State and never change their argument. These four contain
+// every rule of the service. The store only loads and swaps records.
 type State struct {
-	LastSendID int64  // of the last send, 0 before the first
+	LastSendID int64  // send ID of the last send, 0 before the first
 	Codes      []Code // at most maxCodes, oldest first
 }
 
-// Code is one send whose code may still be verified.
+// Code is a stored code, with the send that it belongs to. A code that was used, exhausted,
+// replaced or withdrawn is not stored. An expired code is ignored, and dropped by the next
+// write.
 type Code struct {
-	SendID    int64 // unique within the number; increases, never repeats
+	SendID    int64 // unique for the number; increases with each send
 	MAC       MAC
-	BegunAt   int64 // microseconds since 1970, before the provider was asked
-	Attempts  uint8 // checks compared with it since the last match
-	Confirmed bool  // the provider accepted it
+	BegunAt   int64 // microseconds since 1970, before the provider request
+	Attempts  uint8 // attempts on this code since the last match
+	Confirmed bool  // the provider accepted the SMS
 }
 
 const (
 	maxCodes = 8
-	// The outcome of a send is unknown if it began longer ago than this and is not
-	// confirmed: its call returned within twice storeTimeout and the longest
-	// SMSTimeout (20 s).
+	// If a send is not confirmed after this time, its outcome is unknown and it is no
+	// longer in flight: its call has returned, since the call takes at most twice
+	// storeTimeout and the longest SMSTimeout (20 s).
 	unknownOutcomeAfter = 30 * time.Second
-	// How far another replica's clock may be ahead of this one.
+	// The clock of another replica may be ahead of this replica's clock by this time.
 	clockTolerance = 5 * time.Second
 )
 
@@ -42,13 +44,14 @@ const (
 
 // Rules are the two limits that an operator may set.
 type Rules struct {
-	AttemptLimit int           // attempts per code, 1 to MaxAttemptLimit
-	CodeTTL      time.Duration // a code's lifetime, over 0, up to MaxCodeTTL
+	AttemptLimit int           // attempts for each code, 1 to MaxAttemptLimit
+	CodeTTL      time.Duration // lifetime of a code, at most MaxCodeTTL
 }
 
-// Begin adds a code before its SMS is requested, and returns its send ID. If the list
-// is full of codes that are confirmed or in flight, it returns ErrSendInProgress:
-// a burst of sends must not push out a live code.
+// Begin adds a code before the request to the provider, and returns its send ID. If the list
+// is full, Begin drops the oldest code whose send has an unknown outcome. If each code is
+// confirmed or in flight, Begin returns ErrSendInProgress, so that many sends at once cannot
+// drop a code that the person may still enter.
 func (r Rules) Begin(s State, mac MAC, now int64) (State, int64, error) {
 	codes := r.unexpired(s.Codes, now)
 	if len(codes) >= maxCodes {
@@ -60,15 +63,15 @@ func (r Rules) Begin(s State, mac MAC, now int64) (State, int64, error) {
 		}
 		codes = slices.Delete(codes, stale, stale+1)
 	}
-	// Never below the clock, so that a send ID is not used again after its row was
-	// purged.
+	// A send ID is not smaller than the clock. So no send ID repeats after the record was
+	// purged and its LastSendID is lost.
 	sendID := max(s.LastSendID+1, now)
 	codes = append(codes, Code{SendID: sendID, MAC: mac, BegunAt: now})
 	return State{LastSendID: sendID, Codes: codes}, sendID, nil
 }
 
-// Confirm records that the provider accepted the send, and drops every older code. It
-// does not put the code back if the code was used or has no attempts left.
+// Confirm marks the code of a send that the provider accepted, and drops every older code. If
+// the code was used or exhausted before, Confirm does not add it again.
 func (r Rules) Confirm(s State, sendID, now int64) State {
 	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.SendID < sendID })
 	if len(codes) > 0 && codes[0].SendID == sendID {
@@ -83,8 +86,10 @@ func (r Rules) Withdraw(s State, sendID, now int64) State {
 	return State{LastSendID: s.LastSendID, Codes: codes}
 }
 
-// Check compares the live codes with macs: the MACs of the entered code, one for each
-// key. changed is false if there was no live code, so that there is nothing to store.
+// Check compares the live codes with macs: the MACs of the entered code, one for each key. A
+// match drops the code and all older codes. Without a match, every live code has one attempt
+// less, and a code without attempts is dropped. changed is false if no code was live; there
+// is then nothing to store.
 func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed bool) {
 	codes := r.unexpired(s.Codes, now)
 	match := -1
@@ -98,7 +103,7 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 		c.Attempts++
 		for _, mac := range macs {
 			if subtle.ConstantTimeCompare(c.MAC[:], mac[:]) == 1 {
-				match = i // the newest, if two have the same digits
+				match = i // the newest of two equal codes
 			}
 		}
 	}
@@ -107,8 +112,9 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 	}
 	if match >= 0 {
 		codes = codes[match+1:]
-		// Newer codes belong to sends in flight. Their attempts are counted from
-		// this match on, as if they had been sent after it.
+		// No newer code is confirmed, since Confirm would have dropped the code that
+		// matched. The attempts of the newer codes start at zero again, as if their
+		// sends had begun after this match.
 		for i := range codes {
 			codes[i].Attempts = 0
 		}
@@ -118,27 +124,27 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 	return State{LastSendID: s.LastSendID, Codes: codes}, false, true
 }
 
-// A CodeStatus describes a stored code without its digits.
+// CodeStatus describes a live code without its digits.
 type CodeStatus struct {
 	SendID       int64
 	Expires      time.Time
 	AttemptsLeft int
-	Confirmed    bool // the provider accepted it
+	Confirmed    bool // the provider accepted the SMS
 }
 
-// Alive returns the codes that can still be verified, oldest first.
-func (r Rules) Alive(s State, now int64) []CodeStatus {
-	var alive []CodeStatus
+// Live returns the live codes, oldest first: Check would compare them.
+func (r Rules) Live(s State, now int64) []CodeStatus {
+	var live []CodeStatus
 	for _, c := range r.unexpired(s.Codes, now) {
 		if !r.cannotMatch(c, now) {
-			alive = append(alive, CodeStatus{c.SendID, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), r.AttemptLimit - int(c.Attempts), c.Confirmed})
+			live = append(live, CodeStatus{c.SendID, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), r.AttemptLimit - int(c.Attempts), c.Confirmed})
 		}
 	}
-	return alive
+	return live
 }
 
-// cannotMatch reports whether an unexpired code is excluded from comparison: it has no
-// attempts left, or it was begun by a replica whose clock is far ahead.
+// cannotMatch reports whether Check does not compare an unexpired code: it has no attempts
+// left, or it began more than clockTolerance in the future of this replica's clock.
 func (r Rules) cannotMatch(c Code, now int64) bool {
 	return c.BegunAt-clockTolerance.Microseconds() > now || int(c.Attempts) >= r.AttemptLimit
 }
@@ -154,20 +160,21 @@ func (r Rules) unexpired(codes []Code, now int64) []Code {
 	return kept
 }
 
-// contains reports whether the send with this ID and MAC is in the list.
+// contains reports whether the list has a code with this send ID and MAC.
 func (s State) contains(sendID int64, mac MAC) bool {
 	return slices.ContainsFunc(s.Codes, func(c Code) bool { return c.SendID == sendID && c.MAC == mac })
 }
 
-// The stored form: a format byte, the last send ID, the number of codes, then 49 bytes
-// for each code; big-endian. Bytes after the codes are not part of the State: decodeState
-// ignores them, so that a later version can add optional data while this one still runs
-// beside it. A version that does not know the data drops it on the next write.
+// The stored form of a State is: a format byte, the last send ID, the number of codes, then
+// 49 bytes for each code. Integers are big-endian. Bytes after the codes are not part of the
+// State, and decodeState ignores them. So a later release can add optional data there, while
+// replicas of this release run too. A release that cannot read the data drops it with its
+// next write of the record.
 const (
 	stateFormat   = 1
 	headerBytes   = 1 + 8 + 1
 	codeBytes     = 8 + len(MAC{}) + 8 + 1
-	confirmedFlag = 0x80 // free, since attempts stay below MaxAttemptLimit
+	confirmedFlag = 0x80 // free: attempts are at most MaxAttemptLimit
 )
 
 func (s State) encode() []byte {
@@ -188,8 +195,9 @@ func (s State) encode() []byte {
 	return b
 }
 
-// decodeState decodes the output of encode. Empty input is the state of a number that
-// has no row. It returns ErrStateUnreadable for any other input.
+// decodeState decodes the output of encode, and ignores bytes after the codes. Empty input
+// gives the zero State: the number has no record. decodeState returns ErrStateUnreadable if
+// the format is unknown, the list has more than maxCodes codes, or bytes are missing.
 func decodeState(b []byte) (State, error) {
 	if len(b) == 0 {
 		return State{}, nil
