@@ -330,8 +330,8 @@ type transitionFunc func(s State, h *History, now int64, inDoubt bool) (next Sta
 
 // update implements optimistic concurrency control. In each round it loads the number's record,
 // computes the next one with f and swaps it in. It returns nil when a swap was applied, or when
-// f has nothing to store. It returns an error of f or of decodeState unchanged. After a conflict, the next round
-// applies f again.
+// f has nothing to store. It returns an error of f or of decodeState unchanged. After a
+// conflict, the next round applies f again.
 //
 // After a swap of unknown outcome, the next round loads the record and compares its version:
 //   - the new version: the swap was applied, and update returns nil.
