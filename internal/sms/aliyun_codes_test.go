@@ -128,7 +128,7 @@ func TestSend_LimitHasARetryDelay(t *testing.T) {
 		fake := dysmsapitest.New(t)
 		fake.Next(dysmsapitest.Reply(200, c.code, c.message))
 		matches(t, failure(t.Context(), t, sender(t, fake, "")),
-			verify.SendError{Kind: verify.SendLimited, Code: c.code, HTTPStatus: 200, RetryAfter: c.want})
+			verify.SendError{Kind: verify.SendLimited, ProviderCode: c.code, HTTPStatus: 200, RetryAfter: c.want})
 		checkSent(t, fake, 0, 1)
 	}
 }

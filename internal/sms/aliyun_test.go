@@ -230,7 +230,7 @@ func TestSend_DropsAnIDThatCouldHideText(t *testing.T) {
 
 // The fake gateway rejects these requests by its own rules, without a fault of the test.
 func TestSend_RejectionHidesTheGatewaysText(t *testing.T) {
-	minute := verify.SendError{Kind: verify.SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RetryAfter: time.Minute}
+	minute := verify.SendError{Kind: verify.SendLimited, ProviderCode: "isv.BUSINESS_LIMIT_CONTROL", HTTPStatus: 200, RetryAfter: time.Minute}
 	for _, c := range []struct {
 		name     string
 		setUp    func(*dysmsapitest.Server, *Aliyun)
@@ -603,7 +603,7 @@ func FuzzReadReply(f *testing.F) {
 			t.Errorf("HTTP %d %q: got nil; want nil only for OK with a business id", status, body)
 		}
 		var e *verify.SendError
-		if err != nil && (!errors.As(err, &e) || e.Code != "" && !tokenShape.MatchString(e.Code)) {
+		if err != nil && (!errors.As(err, &e) || e.ProviderCode != "" && !tokenShape.MatchString(e.ProviderCode)) {
 			t.Errorf("HTTP %d %q: got %v; want a *verify.SendError with a valid code", status, body, err)
 		}
 		for _, text := range []string{receipt.BizID, receipt.RequestID, fmt.Sprint(err)} {

@@ -87,7 +87,7 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 			t.Errorf("%s: got whole %v, %v; want %v, %v", name, at.Whole, ids(at), whole, want)
 		}
 	}
-	seen := verify.Inspection{LastSendID: 1, Alive: []verify.CodeStatus{{
+	seen := verify.Inspection{LastSendID: 1, Live: []verify.CodeStatus{{
 		SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1,
 		Confirmed: true,
 	}}}
@@ -134,7 +134,7 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 			arrive(t, b, number, i+1, fmt.Sprintf("%06d", i+1))
 		}
 		arrive(t, b, "+8618600000002", 1, "000002") // another number: never changes
-		b.UpdateStates(number, c.used, verify.Inspection{LastSendID: 3, Alive: c.alive})
+		b.UpdateStates(number, c.used, verify.Inspection{LastSendID: 3, Live: c.alive})
 		check := func(when string) {
 			t.Helper()
 			u, _ := b.Since(-1)
@@ -173,7 +173,7 @@ func TestInbox_MessageIsLiveUntilMoreIsKnown(t *testing.T) {
 		t.Errorf("after a state from before the send: got %+v; want it live with 3 attempts", m)
 	}
 	expires := time.Now().Add(-time.Second)
-	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7, Alive: []verify.CodeStatus{{SendID: 7, Expires: expires, AttemptsLeft: 2}}})
+	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7, Live: []verify.CodeStatus{{SendID: 7, Expires: expires, AttemptsLeft: 2}}})
 	if m := tracked(); m.AttemptsLeft != 2 || !m.Expires.Equal(expires) {
 		t.Errorf("after a live state: got %+v; want its attempts and expiry", m)
 	}

@@ -81,7 +81,7 @@ func TestMetrics_BoundTheAliyunCodes(t *testing.T) {
 	maxAliyunCodes := m.aliyunCodes.max
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for i := range 10 * maxAliyunCodes {
-		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendRejected, Code: fmt.Sprint("isv.", i)}}).Send(t.Context(),
+		steps.Sender(sender{err: &verify.SendError{Kind: verify.SendRejected, ProviderCode: fmt.Sprint("isv.", i)}}).Send(t.Context(),
 			verify.Message{Number: "+8618600000000"})
 	}
 	scraped := scrape(t, m)

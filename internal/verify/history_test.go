@@ -105,7 +105,7 @@ func TestInspect_ReturnsTheLastSendsAndTheCodesEnd(t *testing.T) {
 		v.Check(t.Context(), testNumber, "000001")
 		end := CodeEnd{SendID: first.SendID, At: now(), Used: true, Attempts: 2}
 		inspect("used", History{Accepted: first, End: end})
-		v.Sender = failWith(&SendError{Kind: SendLimited, Code: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
+		v.Sender = failWith(&SendError{Kind: SendLimited, ProviderCode: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
 		send(v)
 		second := Rejected{m.state().LastSendID, now(), SendLimited, "isv.BUSINESS_LIMIT_CONTROL", "request-2"}
 		inspect("limited: the send before it stays", History{first, second, end})
@@ -171,7 +171,7 @@ func anyHistory() *rapid.Generator[History] {
 func TestHistory_RoundTripsBesideTheState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, want := anyState().Draw(t, "state"), anyHistory().Draw(t, "history")
-		stored := want.append(s.encode())
+		stored := want.appendTo(s.encode())
 		if len(stored) > MaxStateBytes {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
 		}
@@ -197,9 +197,9 @@ func TestHistory_TruncatesLongTexts(t *testing.T) {
 		Accepted{1, 1, long},
 		Rejected{1, 1, SendLimited, long, long},
 		CodeEnd{1, 1, true, 1},
-	}.append(State{Codes: make([]Code, maxCodes)}.encode())
-	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTokenLength] {
-		t.Errorf("got %d bytes with %q, want %d bytes at most, with the first %d of each text", len(stored), got.Accepted.BizID, MaxStateBytes, maxTokenLength)
+	}.appendTo(State{Codes: make([]Code, maxCodes)}.encode())
+	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTextBytes] {
+		t.Errorf("got %d bytes with %q, want %d bytes at most, with the first %d of each text", len(stored), got.Accepted.BizID, MaxStateBytes, maxTextBytes)
 	}
 }
 

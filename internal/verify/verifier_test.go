@@ -125,7 +125,7 @@ func TestInspect_ReturnsLiveCodesAndWritesNothing(t *testing.T) {
 			t.Helper()
 			before := m.record
 			got, err := v.Inspect(t.Context(), testNumber)
-			if last := m.state().LastSendID; err != nil || !slices.Equal(got.Alive, want) || got.LastSendID != last {
+			if last := m.state().LastSendID; err != nil || !slices.Equal(got.Live, want) || got.LastSendID != last {
 				t.Errorf("got %v, %v, want %v, the last %d", got, err, want, last)
 			}
 			if !reflect.DeepEqual(m.record, before) {
