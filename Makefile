@@ -32,14 +32,14 @@ deps-%:
 
 test: deps lint ## Run all linters and tests; on Debian, install what they need
 	go test -race -timeout 20m ./...
-	cd internal/sms/oracle && go vet ./... && go test ./...
+	cd test && go test ./aliyunsdk
 	$(MAKE) deploy
 	$(MAKE) page
 
 # Kubernetes' types, compose's loader and systemd read the files. -count=1, since go test's
 # cache does not watch files outside the module.
 deploy: deps-deploy ## Test the files of deploy/
-	cd internal/deploytest && go test -count=1 .
+	cd test && go test -count=1 ./deploy
 
 page: browser $(GRPCURL) ## Test the development page and examples/login in chromium
 	cd internal/pagetest && npx playwright test --project tests && CHROMIUM=/usr/bin/chromium npx playwright test -c ../../examples/login
@@ -57,10 +57,10 @@ browser: deps-page
 # Root may mount disks that lose power or fill up. Without root, the tests of these are skipped.
 test-consistency: deps-tests deps-disks ## Test the guarantees on the built program under faults
 	go test -count=1 -v -run WallClock ./internal/verify
-	cd internal/prove && go test -count=1 -v -timeout 10m -skip '^TestCluster' .
+	cd test && go test -count=1 -v -timeout 10m -skip '^TestCluster' ./consistency
 
 test-cluster: deps-cluster ## Test the guarantees on three Galera nodes
-	cd internal/prove && go test -count=1 -v -timeout 10m -run '^TestCluster' .
+	cd test && go test -count=1 -v -timeout 10m -run '^TestCluster' ./consistency
 
 # docs/performance.md explains the figures: ratios of the raw database's throughput.
 bench: deps-tests ## Measure throughput and latency, and benchmark single functions
@@ -71,11 +71,10 @@ soak: deps-tests ## Run half of the maximum load for ten minutes, and report gro
 	go test -run '^$$' -bench Soak -benchtime 1x -timeout 60m ./internal/bench -soak 10m
 
 lint: $(LINT) proto ## Run the linters
-	for module in . tools internal/sms/oracle internal/prove internal/deploytest; do (cd $$module && go mod verify && go mod tidy -diff) || exit 1; done
+	for module in . tools test; do (cd $$module && go mod verify && go mod tidy -diff) || exit 1; done
 	go vet ./...
 	$(LINT) run ./...
-	cd internal/prove && go vet ./... && ../../$(LINT) run ./...
-	cd internal/deploytest && go vet ./... && ../../$(LINT) run ./...
+	cd test && go vet ./... && ../$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(subst .bin/golangci-lint-,,$@)

@@ -253,7 +253,7 @@ func connectFailure(ctx context.Context, err error) string {
 }
 
 // NewRequest returns the signed request for one SMS as sent at now. The nonce must be unique.
-// Only Send uses it in production; it is exported so that the oracle module can compare it with
+// Only Send uses it in production; it is exported so that test/aliyunsdk can compare it with
 // the official SDK.
 func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time, nonce string) *http.Request {
 	u := *a.endpoint

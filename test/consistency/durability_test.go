@@ -1,4 +1,4 @@
-package prove
+package consistency
 
 import (
 	"fmt"
@@ -186,7 +186,7 @@ func requireRoot(t *testing.T) {
 	if os.Geteuid() == 0 {
 		return
 	}
-	const reason = "only root can mount the disks of this test: run make prove as root"
+	const reason = "only root can mount the disks of this test: run make test-consistency as root"
 	if os.Getenv("CI") != "" {
 		t.Fatal(reason)
 	}

@@ -1,7 +1,6 @@
-// Package deploytest tests the files of deploy/ with the programs and libraries that read them:
-// the types of Kubernetes, kustomize, the loader of compose, systemd, and the built program. It is
-// a separate module, so that the program's module does not require these libraries.
-package deploytest
+// Package deploy tests the files of deploy/ with the programs and libraries that read them:
+// the types of Kubernetes, kustomize, the loader of compose, systemd, and the built program.
+package deploy
 
 import (
 	"bufio"

@@ -1,4 +1,4 @@
-package prove
+package consistency
 
 import (
 	"database/sql"
@@ -25,7 +25,7 @@ import (
 const (
 	galeraProvider = "/usr/lib/galera/libgalera_smm.so"
 	galeraPackages = root + "/.bin/galera" // scripts of mariadb-server; its installation would start a server
-	howToGetGalera = "no Galera cluster: it needs root, and the packages that make prove-cluster installs"
+	howToGetGalera = "no Galera cluster: it needs root, and the packages that make test-cluster installs"
 	nobody         = 65534 // rsync, which fills a new node, does not run as root
 )
 

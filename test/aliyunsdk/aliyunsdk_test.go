@@ -1,7 +1,6 @@
-// Package oracle compares the requests of this repository's Aliyun sender with those of
-// Aliyun's official SDK, byte for byte. It is a separate module, so that the service does not
-// depend on the SDK.
-package oracle
+// Package aliyunsdk compares the requests of this repository's Aliyun sender with those of
+// Aliyun's official SDK, byte for byte.
+package aliyunsdk
 
 import (
 	"bufio"

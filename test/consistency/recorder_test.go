@@ -1,4 +1,4 @@
-package prove
+package consistency
 
 import (
 	"cmp"
@@ -106,17 +106,17 @@ const (
 	mayStillRun         // no reply of the service, or it still works on the call
 )
 
-// seedOf returns PROVE_SEED, or a new seed. The seed determines the calls, their order and
+// seedOf returns TEST_SEED, or a new seed. The seed determines the calls, their order and
 // Aliyun's faults. The interleaving depends on the machine.
 func seedOf(t *testing.T) uint64 {
 	t.Helper()
-	text := os.Getenv("PROVE_SEED")
+	text := os.Getenv("TEST_SEED")
 	if text == "" {
 		return rand.Uint64()
 	}
 	seed, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		t.Fatalf("got PROVE_SEED %q; want a whole number", text)
+		t.Fatalf("got TEST_SEED %q; want a whole number", text)
 	}
 	return seed
 }

@@ -1,4 +1,4 @@
-package prove
+package consistency
 
 import (
 	"cmp"
@@ -71,7 +71,7 @@ var specification = porcupine.Model{
 }
 
 // failuresIn is the variable of the directory for histories that violate the specification.
-const failuresIn = "PROVE_FAILURES"
+const failuresIn = "TEST_FAILURES"
 
 // never is the end of a call without a result: it may take effect until then.
 const never = int64(1) << 62
