@@ -31,6 +31,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
+	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
@@ -83,7 +84,7 @@ func main() {
 	ctx := untilStopped()
 	command := kong.Parse(&commands{},
 		kong.Name("phone-number-service"), kong.Description(description), kong.ShortUsageOnError(),
-		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(sms.FailureKinds(), ", ")},
+		kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(dev.FailureKinds(), ", ")},
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(out),
 		kong.Writers(os.Stdout, out.stderr), kong.Exit(out.exit),
 	)
@@ -197,11 +198,11 @@ func (c *devCommand) Run(ctx context.Context, out output) error {
 			f.add("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name)
 		}
 	}
-	inbox := &sms.Inbox{Rules: r.rules, OnMessage: func(d sms.Message) {
+	inbox := &dev.Inbox{Rules: r.rules, OnMessage: func(d dev.Message) {
 		fmt.Fprintf(out.stdout, "  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
 	}}
 	if c.FailSends != "" {
-		if err := inbox.SetFailure(sms.ParseFailure(c.FailSends)); err != nil {
+		if err := inbox.SetFailure(dev.ParseFailure(c.FailSends)); err != nil {
 			f.add("--fail-sends (PHONENUMBER_FAIL_SENDS) is %q; it must be KIND or KIND:TIMES: %v", c.FailSends, err)
 		}
 	}
@@ -223,8 +224,8 @@ func (r config) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *
 	}
 }
 
-// serve runs the service. inbox is nil in production.
-func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbox *sms.Inbox, collectors ...prometheus.Collector) error {
+// serve runs the service, for development if inbox is not nil.
+func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbox *dev.Inbox, collectors ...prometheus.Collector) error {
 	defer r.sampled.Flush()
 	listener, err := net.Listen("tcp", r.listen)
 	if err != nil {
@@ -257,20 +258,9 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 	serveCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	background.Go(func() { db.RunPurge(serveCtx, r.retention, r.log) })
-	if inbox != nil {
-		printBanner(r.out.stdout, listener.Addr(), r.access.tls != nil)
-	}
 	metricsAt := "nowhere"
 	if metricsListener != nil {
 		metricsAt = metricsListener.Addr().String()
-	}
-	tlsState, callers, warnings := r.access.startupSummary()
-	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState,
-		"callers", callers)
-	if inbox == nil {
-		for _, w := range warnings {
-			r.log.Warn(w)
-		}
 	}
 	config := server.Config{
 		Listener:     listener,
@@ -278,7 +268,6 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 		Numbers:      r.numbers,
 		Ready:        db.Ready,
 		DrainDelay:   r.drainDelay,
-		Inbox:        inbox,
 		TLS:          r.access.tls,
 		Authenticate: r.access.authenticator(),
 		Origins:      r.access.origins,
@@ -287,6 +276,17 @@ func serve(ctx context.Context, r config, db *store.DB, v *verify.Verifier, inbo
 		Version:      versionText(),
 		Telemetry:    tel,
 		Metrics:      metricsListener,
+	}
+	tlsState, callers, warnings := r.access.startupSummary()
+	if inbox != nil {
+		dev.Configure(&config, inbox)
+		printBanner(r.out.stdout, listener.Addr(), r.access.tls != nil)
+		warnings = nil // they are about production
+	}
+	r.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", versionText(), "tls", tlsState,
+		"callers", callers)
+	for _, w := range warnings {
+		r.log.Warn(w)
 	}
 	context.AfterFunc(ctx, func() { exitAfter(config.StopTimeout()+closeTimeout, r.log) })
 	return server.Serve(ctx, config)

@@ -13,9 +13,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -58,9 +58,9 @@ func Example() {
 	// false
 }
 
-// startService runs the service in this process, as "phone-number-service dev" does in a separate
-// one.
-func startService() (address string, inbox *sms.Inbox, stop func()) {
+// startService runs the service in this process, with the inbox that "phone-number-service dev"
+// has in place of Aliyun.
+func startService() (address string, inbox *dev.Inbox, stop func()) {
 	schema, err := os.ReadFile("../phonenumberservice.sql")
 	if err != nil {
 		log.Fatal(err)
@@ -76,7 +76,7 @@ func startService() (address string, inbox *sms.Inbox, stop func()) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	inbox = &sms.Inbox{}
+	inbox = &dev.Inbox{}
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan struct{})
 	go func() {
@@ -95,7 +95,6 @@ func startService() (address string, inbox *sms.Inbox, stop func()) {
 			},
 			Numbers:   verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 			Ready:     db.Ready,
-			Inbox:     inbox,
 			Limits:    server.DefaultLimits,
 			Telemetry: telemetry.Telemetry{Metrics: telemetry.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
 		})

@@ -13,9 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/server"
@@ -134,6 +136,13 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	return r
 }
 
+// startDev runs the service as the command dev does.
+func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *dev.Inbox) {
+	inbox := &dev.Inbox{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}}
+	config := append(change, func(c *server.Config) { dev.Configure(c, inbox) })
+	return start(t, openStore(t, "sqlite::memory:"), inbox, config...), inbox
+}
+
 var sharedKeys = verify.RandomKeys() // all replicas of a service share them
 
 func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
@@ -164,6 +173,14 @@ func (r *replica) valid(t *testing.T, number, code string) bool {
 
 func request(number string) *pb.SendSMSRequest {
 	return &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_123456789"}
+}
+
+// fieldOf returns the name of the first invalid field, or "".
+func fieldOf(bad *errdetails.BadRequest) string {
+	if len(bad.GetFieldViolations()) == 0 {
+		return ""
+	}
+	return bad.FieldViolations[0].Field
 }
 
 var lastNumber atomic.Int64

@@ -37,13 +37,11 @@ import (
 const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer returns the server for HTTP/1.1 connections of the port. It serves the two
-// calls as JSON and gRPC-Web, and the development endpoints if dev is not nil.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor grpc.UnaryServerInterceptor, a *admission,
-	c Config,
-) *http.Server {
+// calls as JSON and gRPC-Web.
+func newHTTPServer(svc pb.PhoneNumberServiceServer, interceptor grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
 	mux := http.NewServeMux()
 	admits := func(r *http.Request) error {
-		if dev == nil && fromPage(r, c.Origins) { // dev has a page; guardDNSRebinding protects it
+		if !c.AnyPage && fromPage(r, c.Origins) {
 			return errOrigin
 		}
 		return nil
@@ -69,16 +67,8 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, dev *devService, interceptor
 		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n", c.Version,
 			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName, documentation)
 	})
-	var handler http.Handler = mux
-	if dev != nil {
-		dev.register(mux)
-		handler = guardDNSRebinding(handler)
-		if addr, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
-			c.Telemetry.Log.Warn("the inbox shows every code to whoever reaches this address", "address", c.Listener.Addr().String())
-		}
-	}
 	return &http.Server{
-		Handler: handler,
+		Handler: mux,
 		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
 			return context.WithValue(ctx, acceptedAtKey{}, time.Now())
 		},
@@ -407,7 +397,7 @@ func jsonByDefault(next http.Handler) http.Handler {
 		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 		switch strings.TrimSpace(declared) {
 		case "", "application/x-www-form-urlencoded", "text/plain":
-			if r.Method == http.MethodPost && !isCrossSite(r) {
+			if r.Method == http.MethodPost && !IsCrossSite(r) {
 				r.Header.Set("Content-Type", "application/json")
 			}
 		}
@@ -447,8 +437,8 @@ func fromPage(r *http.Request, origins []string) bool {
 	return len(from) == 0 && site != "" && site != "none"
 }
 
-// isCrossSite reports whether a web page of another origin makes a request.
-func isCrossSite(r *http.Request) bool {
+// IsCrossSite reports whether a web page of another origin makes a request.
+func IsCrossSite(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true
 	}

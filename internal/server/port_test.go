@@ -26,8 +26,8 @@ import (
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -359,7 +359,7 @@ func TestConnections_SilentAreClosed(t *testing.T) {
 
 func TestHealth_FollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	var down atomic.Bool
-	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) {
+	r := start(t, openStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) {
 		ready := c.Ready
 		c.Ready = func(ctx context.Context) error {
 			if down.Load() {
@@ -478,7 +478,7 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 
 // The caller's deadline is none or very long, and the call's message never arrives.
 func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
-	r := start(t, openStore(t, "sqlite::memory:"), &sms.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
+	r := start(t, openStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
 	for _, hours := range []time.Duration{0, 1000} {
 		ctx, cancel := context.WithCancel(context.Background())
 		if hours > 0 {
@@ -533,7 +533,7 @@ func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
 // A call whose deadline passes during a slow Load is logged at INFO as the caller's doing.
 func TestLog_CallerDeadlineIsNoDatabaseOutage(t *testing.T) {
 	db := openStore(t, "sqlite::memory:")
-	r := start(t, db, &sms.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
+	r := start(t, db, &dev.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	r.SendSMS(ctx, request("18600000000"))

@@ -19,7 +19,6 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
-	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -45,7 +44,6 @@ type Config struct {
 	Numbers      verify.NumberParser
 	Ready        func(context.Context) error // nil if the store answers
 	DrainDelay   time.Duration               // between NOT_SERVING and closing the listener
-	Inbox        *sms.Inbox                  // development only; nil in production
 	TLS          *Certificates               // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
 	Origins      []string                    // web pages that may call, "*" for any
@@ -54,6 +52,13 @@ type Config struct {
 	Version      string
 	Telemetry    telemetry.Telemetry
 	Metrics      net.Listener // for scrapes and probes, nil for none
+
+	// Only internal/dev sets the following fields.
+
+	OptionalTemplate bool // accept an empty sign name and template code
+	AnyPage          bool // accept calls from web pages of all origins; Origins sets the CORS headers
+	WrapCalls        func(pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer
+	WrapHTTP         func(draining context.Context, next http.Handler) http.Handler // draining is done when the listener is closed
 }
 
 // Serve serves until ctx is done. Then it reports NOT_SERVING and accepts connections for
@@ -62,12 +67,11 @@ type Config struct {
 func Serve(ctx context.Context, c Config) error {
 	streamCtx, cancelStreams := context.WithCancel(context.Background())
 	defer cancelStreams()
-	base := &service{verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.Inbox != nil}
-	var svc pb.PhoneNumberServiceServer = base
-	var dev *devService
-	if c.Inbox != nil {
-		dev = &devService{service: base, inbox: c.Inbox, version: c.Version, started: time.Now(), shutdown: streamCtx}
-		svc = dev
+	var svc pb.PhoneNumberServiceServer = &service{
+		verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.OptionalTemplate,
+	}
+	if c.WrapCalls != nil {
+		svc = c.WrapCalls(svc)
 	}
 	interceptor := callInterceptor(c.Telemetry, c.Authenticate)
 	admitted := newAdmission(c.Limits, c.Authenticate, c.Telemetry)
@@ -83,7 +87,10 @@ func Serve(ctx context.Context, c Config) error {
 	if c.Reflection {
 		reflection.Register(grpcServer)
 	}
-	httpServer := newHTTPServer(svc, dev, interceptor, admitted, c)
+	httpServer := newHTTPServer(svc, interceptor, admitted, c)
+	if c.WrapHTTP != nil {
+		httpServer.Handler = c.WrapHTTP(streamCtx, httpServer.Handler)
+	}
 
 	grpcListener, httpListener := newChanListener(c.Listener.Addr()), newChanListener(c.Listener.Addr())
 	mux := &connMux{

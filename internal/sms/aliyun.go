@@ -171,7 +171,7 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: a.dialErrorDetail(ctx, err)}
 	}
 	if err != nil {
-		return verify.Receipt{}, lostReply(ctx, 0)
+		return verify.Receipt{}, LostReply(ctx, 0)
 	}
 	defer response.Body.Close()
 	if response.StatusCode == http.StatusSwitchingProtocols {
@@ -190,9 +190,9 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
 	if err != nil {
-		return verify.Receipt{}, lostReply(ctx, response.StatusCode)
+		return verify.Receipt{}, LostReply(ctx, response.StatusCode)
 	}
-	receipt, err := readReply(m, response.StatusCode, body)
+	receipt, err := ReadReply(m, response.StatusCode, body)
 	var refusal *verify.SendError
 	if errors.As(err, &refusal) && refusal.Kind.NotSent() && a.refusals.again(refusal.RequestID) {
 		x.conn.Load().Close()
@@ -204,7 +204,8 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	return receipt, err
 }
 
-func lostReply(ctx context.Context, status int) error {
+// LostReply returns the *verify.SendError for a request that was written and got no whole reply.
+func LostReply(ctx context.Context, status int) error {
 	if ctx.Err() != nil {
 		return &verify.SendError{Kind: verify.SendTimedOut, HTTPStatus: status, Detail: "time was up before the whole reply was there"}
 	}

@@ -70,10 +70,10 @@ func retryAfter(code, message string) time.Duration {
 // query needs.
 var tokenShape = regexp.MustCompile(`^[A-Za-z0-9_.:;,^~@#$*!|()\[\]-]{1,64}$`)
 
-// readReply turns a whole reply to m into a receipt or a *verify.SendError.
+// ReadReply turns a whole reply to m into a receipt or a *verify.SendError.
 // Whoever wrote the reply is not trusted: of its text only tokens are kept that
 // quote neither m's number nor its code.
-func readReply(m verify.Message, status int, body []byte) (verify.Receipt, error) {
+func ReadReply(m verify.Message, status int, body []byte) (verify.Receipt, error) {
 	var fields map[string]any // keys matched exactly, unlike a struct's
 	malformed := json.Unmarshal(body, &fields) != nil
 	text := func(field string) string {

@@ -594,7 +594,7 @@ func FuzzReadReply(f *testing.F) {
 		f.Add(502, []byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, status int, body []byte) {
-		receipt, err := readReply(message, status, body)
+		receipt, err := ReadReply(message, status, body)
 		var reply map[string]json.RawMessage
 		var code, bizID string
 		plain := json.Unmarshal(body, &reply) == nil && json.Unmarshal(reply["Code"], &code) == nil &&

@@ -21,7 +21,7 @@ func BenchmarkReadReply(b *testing.B) {
 	body := []byte(`{"Code":"OK","Message":"OK","BizId":"900619746936498440^0","RequestId":"F655A8D5-B967-440B-8683-DAD6FF8DE990"}`)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := readReply(message, 200, body); err != nil {
+		if _, err := ReadReply(message, 200, body); err != nil {
 			b.Fatal(err)
 		}
 	}

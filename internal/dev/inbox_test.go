@@ -1,4 +1,4 @@
-package sms
+package dev
 
 import (
 	"context"
@@ -27,13 +27,13 @@ func TestAwaitMessages_WakesForItsNumberOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newInbox()
 		got := make(chan []Message, 1)
-		go func() { got <- b.AwaitMessages(t.Context(), "+8618600000001") }()
+		go func() { got <- b.awaitMessages(t.Context(), "+8618600000001") }()
 		synctest.Wait()
 		arrive(t, b, "+8618600000002", 1, "111111")
 		synctest.Wait()
 		select {
 		case m := <-got:
-			t.Fatalf("after another number's message: got %v; want AwaitMessages to wait", m)
+			t.Fatalf("after another number's message: got %v; want awaitMessages to wait", m)
 		default:
 		}
 		arrive(t, b, "+8618600000001", 1, "222222")
@@ -42,7 +42,7 @@ func TestAwaitMessages_WakesForItsNumberOnly(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if m := b.AwaitMessages(ctx, "+8618600000003"); m == nil || len(m) != 0 {
+		if m := b.awaitMessages(ctx, "+8618600000003"); m == nil || len(m) != 0 {
 			t.Errorf("without a message: got %v; want an empty list", m)
 		}
 	})
@@ -63,8 +63,8 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000002", 1, "222222")
-	at, _ := b.Since(-1)
-	ids := func(u Update) (ids []int64) {
+	at, _ := b.since(-1)
+	ids := func(u changes) (ids []int64) {
 		for _, m := range u.Messages {
 			ids = append(ids, m.ID)
 		}
@@ -75,14 +75,14 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	}
 	step := func(name string, change func(), whole bool, want ...int64) {
 		t.Helper()
-		_, changed := b.Since(at.Revision)
+		_, changed := b.since(at.Revision)
 		change()
 		select {
 		case <-changed:
 		default:
 			t.Errorf("%s: got no wake-up; want one", name)
 		}
-		at, _ = b.Since(at.Revision)
+		at, _ = b.since(at.Revision)
 		if at.Whole != whole || !slices.Equal(ids(at), want) {
 			t.Errorf("%s: got whole %v, %v; want %v, %v", name, at.Whole, ids(at), whole, want)
 		}
@@ -91,17 +91,17 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 		SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1,
 		Confirmed: true,
 	}}}
-	step("a new state", func() { b.UpdateStates("+8618600000001", "", seen) }, false, 1)
+	step("a new state", func() { b.updateStates("+8618600000001", "", seen) }, false, 1)
 	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
 	step("a failure", func() { b.SetFailure(Failure{Kind: "timeout"}) }, false)
 	if !slices.Equal(at.Failures, []Failure{{Kind: "timeout"}}) {
 		t.Errorf("failures: got %v; want one timeout", at.Failures)
 	}
-	step("the end of the failure", func() { b.ClearFailure("") }, false)
-	step("a deletion", func() { b.Delete("+8618600000002") }, true, 3, 1)
+	step("the end of the failure", func() { b.clearFailure("") }, false)
+	step("a deletion", func() { b.delete("+8618600000002") }, true, 3, 1)
 	step("a message after the deletion", func() { arrive(t, b, "+8618600000004", 1, "444444") }, false, 4)
-	_, changed := b.Since(at.Revision)
-	b.UpdateStates("+8618600000001", "", seen)
+	_, changed := b.since(at.Revision)
+	b.updateStates("+8618600000001", "", seen)
 	select {
 	case <-changed:
 		t.Error("an unchanged state: got a wake-up; want none")
@@ -120,37 +120,37 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 		name  string
 		used  string
 		alive []verify.CodeStatus
-		want  []CodeState // of the three, oldest first
+		want  []codeState // of the three, oldest first
 	}{
-		{"all live", "", []verify.CodeStatus{live(1, 3), live(2, 3), live(3, 3)}, []CodeState{CodeLive, CodeLive, CodeLive}},
-		{"a newer code is confirmed", "", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeReplaced, CodeLive}},
-		{"one code was used", "000002", []verify.CodeStatus{live(3, 3)}, []CodeState{CodeReplaced, CodeUsed, CodeLive}},
-		{"the newest code was used", "000003", nil, []CodeState{CodeReplaced, CodeReplaced, CodeUsed}},
-		{"no code is left", "", nil, []CodeState{CodeSpent, CodeSpent, CodeSpent}},
-		{"older codes are spent beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []CodeState{CodeSpent, CodeSpent, CodeLive}},
+		{"all live", "", []verify.CodeStatus{live(1, 3), live(2, 3), live(3, 3)}, []codeState{codeLive, codeLive, codeLive}},
+		{"a newer code is confirmed", "", []verify.CodeStatus{live(3, 3)}, []codeState{codeReplaced, codeReplaced, codeLive}},
+		{"one code was used", "000002", []verify.CodeStatus{live(3, 3)}, []codeState{codeReplaced, codeUsed, codeLive}},
+		{"the newest code was used", "000003", nil, []codeState{codeReplaced, codeReplaced, codeUsed}},
+		{"no code is left", "", nil, []codeState{codeSpent, codeSpent, codeSpent}},
+		{"older codes are spent beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []codeState{codeSpent, codeSpent, codeLive}},
 	} {
 		b := newInbox()
 		for i := range int64(3) {
 			arrive(t, b, number, i+1, fmt.Sprintf("%06d", i+1))
 		}
 		arrive(t, b, "+8618600000002", 1, "000002") // another number: never changes
-		b.UpdateStates(number, c.used, verify.Inspection{LastSendID: 3, Live: c.alive})
+		b.updateStates(number, c.used, verify.Inspection{LastSendID: 3, Live: c.alive})
 		check := func(when string) {
 			t.Helper()
-			u, _ := b.Since(-1)
-			var got []CodeState
+			u, _ := b.since(-1)
+			var got []codeState
 			for _, m := range slices.Backward(u.Messages[1:]) {
 				got = append(got, m.State)
 			}
-			if !slices.Equal(got, c.want) || u.Messages[0].State != CodeLive {
+			if !slices.Equal(got, c.want) || u.Messages[0].State != codeLive {
 				t.Errorf("%s, %s: got %v and %v; want %v and live", c.name, when, got, u.Messages[0].State, c.want)
 			}
 		}
 		check("at once")
-		b.UpdateStates(number, "", verify.Inspection{LastSendID: 3})
+		b.updateStates(number, "", verify.Inspection{LastSendID: 3})
 		for i, s := range c.want {
-			if s == CodeLive {
-				c.want[i] = CodeSpent
+			if s == codeLive {
+				c.want[i] = codeSpent
 			}
 		}
 		check("later, with the final states kept")
@@ -161,24 +161,24 @@ func TestInbox_MessageIsLiveUntilMoreIsKnown(t *testing.T) {
 	const number = "+8618600000001"
 	b := newInbox()
 	arrive(t, b, number, 7, "111111")
-	tracked := func() TrackedMessage {
-		u, _ := b.Since(-1)
+	tracked := func() trackedMessage {
+		u, _ := b.since(-1)
 		return u.Messages[0]
 	}
-	if m := tracked(); m.State != CodeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
+	if m := tracked(); m.State != codeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
 		t.Errorf("at arrival: got %+v; want live, 3 attempts, 10 minutes", m)
 	}
-	b.UpdateStates(number, "", verify.Inspection{LastSendID: 6}) // read before this send began
-	if m := tracked(); m.State != CodeLive || m.AttemptsLeft != 3 {
+	b.updateStates(number, "", verify.Inspection{LastSendID: 6}) // read before this send began
+	if m := tracked(); m.State != codeLive || m.AttemptsLeft != 3 {
 		t.Errorf("after a state from before the send: got %+v; want it live with 3 attempts", m)
 	}
 	expires := time.Now().Add(-time.Second)
-	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7, Live: []verify.CodeStatus{{SendID: 7, Expires: expires, AttemptsLeft: 2}}})
+	b.updateStates(number, "", verify.Inspection{LastSendID: 7, Live: []verify.CodeStatus{{SendID: 7, Expires: expires, AttemptsLeft: 2}}})
 	if m := tracked(); m.AttemptsLeft != 2 || !m.Expires.Equal(expires) {
 		t.Errorf("after a live state: got %+v; want its attempts and expiry", m)
 	}
-	b.UpdateStates(number, "", verify.Inspection{LastSendID: 7})
-	if m := tracked(); m.State != CodeLive {
+	b.updateStates(number, "", verify.Inspection{LastSendID: 7})
+	if m := tracked(); m.State != codeLive {
 		t.Errorf("gone after its expiry: got %v; want live, which the page shows as expired", m.State)
 	}
 }
@@ -187,8 +187,8 @@ func TestUpdateStates_MarkTheNewestOfEqualCodesUsed(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000001", 2, "111111")
-	b.UpdateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 2})
-	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed || u.Messages[1].State != CodeReplaced {
+	b.updateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 2})
+	if u, _ := b.since(-1); u.Messages[0].State != codeUsed || u.Messages[1].State != codeReplaced {
 		t.Errorf("got %v, %v; want used, replaced", u.Messages[0].State, u.Messages[1].State)
 	}
 }
@@ -196,9 +196,9 @@ func TestUpdateStates_MarkTheNewestOfEqualCodesUsed(t *testing.T) {
 func TestUpdateStates_UsedReplacesAnEarlierState(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
-	b.UpdateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call read the state before Valid returned
-	b.UpdateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 1})
-	if u, _ := b.Since(-1); u.Messages[0].State != CodeUsed {
+	b.updateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call read the state before Valid returned
+	b.updateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 1})
+	if u, _ := b.since(-1); u.Messages[0].State != codeUsed {
 		t.Errorf("got %v; want used", u.Messages[0].State)
 	}
 }

@@ -1,4 +1,4 @@
-package server_test
+package dev
 
 import (
 	"encoding/json"
@@ -19,16 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/sms"
-	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
-
-// startDev runs the service as the command dev does.
-func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *sms.Inbox) {
-	inbox := &sms.Inbox{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}}
-	config := append(change, func(c *server.Config) { c.Inbox = inbox })
-	return start(t, openStore(t, "sqlite::memory:"), inbox, config...), inbox
-}
 
 func TestInbox_ListsNewestFirst(t *testing.T) {
 	r, _ := startDev(t)
@@ -218,9 +209,9 @@ func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 		before := len(inbox.Messages(""))
 		_, err := r.SendSMS(t.Context(), request(number))
 		s := status.Convert(err)
-		info, retry, bad := details(t, s)
-		if s.Code() != f.code || info.GetReason() != f.reason || retry.GetRetryDelay().AsDuration() != f.retry || fieldOf(bad) != f.field {
-			t.Errorf("%s: got %v, reason %s, retry %v, field %q; want %v, %s, %v, %q", f.kind, s, info.GetReason(), retry.GetRetryDelay().AsDuration(), fieldOf(bad), f.code, f.reason, f.retry, f.field)
+		info, retry, field := details(s)
+		if s.Code() != f.code || info.GetReason() != f.reason || retry.GetRetryDelay().AsDuration() != f.retry || field != f.field {
+			t.Errorf("%s: got %v, reason %s, retry %v, field %q; want %v, %s, %v, %q", f.kind, s, info.GetReason(), retry.GetRetryDelay().AsDuration(), field, f.code, f.reason, f.retry, f.field)
 		}
 		if info.GetDomain() == "aliyun.com" && info.GetMetadata()["request_id"] == "" {
 			t.Errorf("%s: got no request_id; want Aliyun's", f.kind)
@@ -242,12 +233,19 @@ func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 	}
 }
 
-// fieldOf returns the name of the first invalid field, or "".
-func fieldOf(bad *errdetails.BadRequest) string {
-	if len(bad.GetFieldViolations()) == 0 {
-		return ""
+// details returns the details of s, with the name of the first invalid field, or "".
+func details(s *status.Status) (info *errdetails.ErrorInfo, retry *errdetails.RetryInfo, field string) {
+	for _, d := range s.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			info = d
+		case *errdetails.RetryInfo:
+			retry = d
+		case *errdetails.BadRequest:
+			field = d.FieldViolations[0].Field
+		}
 	}
-	return bad.FieldViolations[0].Field
+	return info, retry, field
 }
 
 func TestFailures_OfANumberComeFirst(t *testing.T) {
@@ -274,7 +272,7 @@ func TestFailures_OfANumberComeFirst(t *testing.T) {
 		mustReturn("18600000002", codes.ResourceExhausted)
 	}
 	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
-	want := []sms.Failure{{Kind: "limit_hour"}, {PhoneNumber: "+8618600000002", Kind: "illegal_number"}}
+	want := []Failure{{Kind: "limit_hour"}, {PhoneNumber: "+8618600000002", Kind: "illegal_number"}}
 	if got := inbox.Failures(); !slices.Equal(got, want) {
 		t.Errorf("failures: got %v; want %v", got, want)
 	}

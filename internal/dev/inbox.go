@@ -1,4 +1,4 @@
-package sms
+package dev
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -22,28 +23,28 @@ type Message struct {
 	SentAt       time.Time     `json:"sent_at"`
 }
 
-// TrackedMessage is a message with the state of its code, as the page shows it.
-type TrackedMessage struct {
+// trackedMessage is a message with the state of its code, as the page shows it.
+type trackedMessage struct {
 	ID int64 `json:"id"`
 	Message
 	Expires      time.Time `json:"expires_at"`
 	AttemptsLeft int       `json:"attempts_left"`
-	State        CodeState `json:"state"`
+	State        codeState `json:"state"`
 
 	sendID  int64
 	changed int64 // the inbox's revision of its last change
 }
 
-// CodeState is the state of a delivered code. It does not include expiry; see
-// TrackedMessage.Expires.
-type CodeState string
+// codeState is the state of a delivered code. It does not include expiry; see
+// trackedMessage.Expires.
+type codeState string
 
 // The states of a code. A replaced or spent code may later become used.
 const (
-	CodeLive     CodeState = "live"
-	CodeUsed     CodeState = "used"     // a Valid succeeded with it
-	CodeReplaced CodeState = "replaced" // by a later success
-	CodeSpent    CodeState = "spent"    // no attempts are left
+	codeLive     codeState = "live"
+	codeUsed     codeState = "used"     // a Valid succeeded with it
+	codeReplaced codeState = "replaced" // by a later success
+	codeSpent    codeState = "spent"    // no attempts are left
 )
 
 // Failure makes sends fail as they fail at Aliyun (fault injection).
@@ -112,7 +113,7 @@ type Inbox struct {
 	OnMessage func(Message) // if set, called with each message
 
 	mu       sync.Mutex
-	messages []TrackedMessage // newest first
+	messages []trackedMessage // newest first
 	failures []Failure        // one for each number
 	ids      int64
 	revision int64
@@ -128,20 +129,17 @@ func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, err
 			continue
 		}
 		if f.code != "" {
-			reply, err := json.Marshal(map[string]string{
+			reply, _ := json.Marshal(map[string]string{ // strings never fail
 				"Code": f.code, "Message": f.message,
 				"RequestId": "DEVELOPMENT-" + strconv.FormatInt(m.SendID, 36),
 			})
-			if err != nil {
-				return verify.Receipt{}, err
-			}
-			return readReply(m, 200, reply)
+			return sms.ReadReply(m, 200, reply)
 		}
 		if f.arrives {
 			b.deliver(m)
 		}
 		<-ctx.Done()
-		return verify.Receipt{}, lostReply(ctx, 0)
+		return verify.Receipt{}, sms.LostReply(ctx, 0)
 	}
 	b.deliver(m)
 	return verify.Receipt{}, nil
@@ -151,9 +149,9 @@ func (b *Inbox) deliver(m verify.Message) {
 	d := Message{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
 	b.change(func() {
 		b.ids++
-		b.messages = slices.Insert(b.messages, 0, TrackedMessage{
+		b.messages = slices.Insert(b.messages, 0, trackedMessage{
 			b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit,
-			CodeLive, m.SendID, b.revision,
+			codeLive, m.SendID, b.revision,
 		})
 		b.messages = b.messages[:min(len(b.messages), inboxSize)]
 	})
@@ -223,8 +221,8 @@ func (b *Inbox) SetFailure(f Failure) error {
 	return err
 }
 
-// ClearFailure removes the failure for n, or all failures if n is empty.
-func (b *Inbox) ClearFailure(n verify.Number) {
+// clearFailure removes the failure for n, or all failures if n is empty.
+func (b *Inbox) clearFailure(n verify.Number) {
 	b.change(func() {
 		b.failures = slices.DeleteFunc(b.failures, func(f Failure) bool { return n == "" || f.PhoneNumber == n })
 	})
@@ -262,8 +260,8 @@ func (b *Inbox) nextChange() <-chan struct{} {
 	return b.changed
 }
 
-// AwaitMessages waits until there is a message to n or ctx is done, and returns Messages(n).
-func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Message {
+// awaitMessages waits until there is a message to n or ctx is done, and returns Messages(n).
+func (b *Inbox) awaitMessages(ctx context.Context, n verify.Number) []Message {
 	for {
 		found, changed := b.messagesAndChange(n)
 		if len(found) > 0 {
@@ -277,27 +275,27 @@ func (b *Inbox) AwaitMessages(ctx context.Context, n verify.Number) []Message {
 	}
 }
 
-// Delete removes the messages to n, or all if n is empty. Their codes stay valid.
-func (b *Inbox) Delete(n verify.Number) {
+// delete removes the messages to n, or all if n is empty. Their codes stay valid.
+func (b *Inbox) delete(n verify.Number) {
 	b.change(func() {
 		before := len(b.messages)
-		b.messages = slices.DeleteFunc(b.messages, func(m TrackedMessage) bool { return n == "" || m.PhoneNumber == n })
+		b.messages = slices.DeleteFunc(b.messages, func(m trackedMessage) bool { return n == "" || m.PhoneNumber == n })
 		if len(b.messages) < before {
 			b.cleared = b.revision
 		}
 	})
 }
 
-// UpdateStates updates the states of the codes that were sent to n from seen. used is the code
+// updateStates updates the states of the codes that were sent to n from seen. used is the code
 // that Valid has just accepted, or "".
-func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspection) {
+func (b *Inbox) updateStates(n verify.Number, used string, seen verify.Inspection) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var usedSendID int64 // of the newest, if codes are equal
 	var changed bool
 	for i := range b.messages {
 		m := &b.messages[i]
-		if m.PhoneNumber != n || m.sendID > seen.LastSendID || m.State != CodeLive && (m.Code != used || m.State == CodeUsed) {
+		if m.PhoneNumber != n || m.sendID > seen.LastSendID || m.State != codeLive && (m.Code != used || m.State == codeUsed) {
 			continue
 		}
 		before := *m
@@ -306,14 +304,14 @@ func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspectio
 		case at >= 0:
 			m.Expires, m.AttemptsLeft = seen.Live[at].Expires, seen.Live[at].AttemptsLeft
 		case m.Code == used && usedSendID == 0:
-			m.State, usedSendID = CodeUsed, m.sendID
+			m.State, usedSendID = codeUsed, m.sendID
 		case usedSendID > m.sendID || slices.ContainsFunc(seen.Live,
 			func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.sendID }):
-			m.State = CodeReplaced
+			m.State = codeReplaced
 		case time.Now().Before(m.Expires):
-			m.State = CodeSpent
+			m.State = codeSpent
 		}
-		if m.State != CodeLive {
+		if m.State != codeLive {
 			m.AttemptsLeft = 0
 		}
 		if *m != before {
@@ -325,22 +323,22 @@ func (b *Inbox) UpdateStates(n verify.Number, used string, seen verify.Inspectio
 	}
 }
 
-// Update describes the changes of an inbox since a revision.
-type Update struct {
-	Revision int64            `json:"-"`        // the argument of the next Since
+// changes describes the changes of an inbox since a revision.
+type changes struct {
+	Revision int64            `json:"-"`        // the argument of the next since
 	Whole    bool             `json:"whole"`    // Messages contains all messages
-	Messages []TrackedMessage `json:"messages"` // newest first
+	Messages []trackedMessage `json:"messages"` // newest first
 	Failures []Failure        `json:"failures"` // all
 }
 
-// Since returns the changes after a revision, -1 for everything, and a channel that is closed at
+// since returns the changes after a revision, -1 for everything, and a channel that is closed at
 // the next change.
-func (b *Inbox) Since(revision int64) (Update, <-chan struct{}) {
+func (b *Inbox) since(revision int64) (changes, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	u := Update{
+	u := changes{
 		Revision: b.revision, Whole: revision < b.cleared || revision < 0,
-		Messages: []TrackedMessage{}, Failures: append([]Failure{}, b.failures...),
+		Messages: []trackedMessage{}, Failures: append([]Failure{}, b.failures...),
 	}
 	for _, m := range b.messages {
 		if u.Whole || m.changed > revision {

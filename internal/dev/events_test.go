@@ -1,4 +1,4 @@
-package server_test
+package dev
 
 import (
 	"bufio"
@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -66,11 +65,11 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 	if settings.AttemptLimit != 3 || settings.CodeTTLSeconds != 600 || settings.Version != "test" || time.Since(settings.Now).Abs() > 5*time.Second || time.Since(settings.Started) > time.Minute {
 		t.Errorf("settings: got %+v; want limit 3, 600 s, version test, and the present time", settings)
 	}
-	known := map[int64]sms.TrackedMessage{}
+	known := map[int64]trackedMessage{}
 	var whole bool
 	update := func() {
 		t.Helper()
-		var u sms.Update
+		var u changes
 		next("inbox", &u)
 		if whole = u.Whole; whole {
 			clear(known)
@@ -79,12 +78,12 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 			known[m.ID] = m
 		}
 	}
-	waitFor := func(step string, id int64, state sms.CodeState, attempts int) {
+	waitFor := func(step string, id int64, state codeState, attempts int) {
 		t.Helper()
 		for m := known[id]; m.State != state || m.AttemptsLeft != attempts; m = known[id] {
 			update()
-			if known[1].State == sms.CodeUsed {
-				t.Fatalf("%s: state of the replaced code: got %s; want %s", step, sms.CodeUsed, sms.CodeReplaced)
+			if known[1].State == codeUsed {
+				t.Fatalf("%s: state of the replaced code: got %s; want %s", step, codeUsed, codeReplaced)
 			}
 		}
 		if left := time.Until(known[id].Expires); left < 9*time.Minute || left > 10*time.Minute {
@@ -95,33 +94,33 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 	if !whole || len(known) != 1 {
 		t.Fatalf("first update: got whole %v, %v; want true and one message", whole, known)
 	}
-	waitFor("sent before", 1, sms.CodeLive, 3)
+	waitFor("sent before", 1, codeLive, 3)
 	r.valid(t, "18600000001", "x")
-	waitFor("a wrong code", 1, sms.CodeLive, 2)
+	waitFor("a wrong code", 1, codeLive, 2)
 	r.send(t, "18600000001")
-	waitFor("a newer code", 1, sms.CodeReplaced, 0)
-	waitFor("the newer code", 2, sms.CodeLive, 3)
+	waitFor("a newer code", 1, codeReplaced, 0)
+	waitFor("the newer code", 2, codeLive, 3)
 	if whole {
 		t.Error("update after a change: got the whole inbox; want only the change")
 	}
 	if !r.valid(t, "18600000001", known[2].Code) {
 		t.Error("the code in the event: got invalid; want valid")
 	}
-	waitFor("the right code", 2, sms.CodeUsed, 0)
+	waitFor("the right code", 2, codeUsed, 0)
 	if r.valid(t, "18600000001", known[1].Code) {
 		t.Error("the replaced code: got valid; want invalid")
 	}
 	r.send(t, "18600000002")
-	waitFor("another number", 3, sms.CodeLive, 3)
+	waitFor("another number", 3, codeLive, 3)
 	for range 3 {
 		r.valid(t, "18600000002", "x")
 	}
-	waitFor("three wrong codes", 3, sms.CodeSpent, 0)
+	waitFor("three wrong codes", 3, codeSpent, 0)
 	r.ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
 	for !whole {
 		update()
 	}
-	if len(known) != 1 || known[3].State != sms.CodeSpent {
+	if len(known) != 1 || known[3].State != codeSpent {
 		t.Errorf("messages after DELETE: got %v; want the one of the other number", known)
 	}
 }
@@ -129,7 +128,7 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 func TestEvents_BurstIsFewEvents(t *testing.T) {
 	r, inbox := startDev(t)
 	next := r.listen(t)
-	var u sms.Update
+	var u changes
 	next("inbox", &u)
 	const sent = 200
 	go func() {
@@ -181,12 +180,12 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 			})
 		}
 		calls.Wait()
-		last, _ := inbox.Since(-1)
+		last, _ := inbox.since(-1)
 		for _, m := range last.Messages { // newest first; if it is dead, all are dead
 			if m.PhoneNumber != n {
 				break
 			}
-			if m.State != sms.CodeLive {
+			if m.State != codeLive {
 				if r.valid(t, number, m.Code) {
 					t.Fatalf("a code with the state %s: got valid; want invalid", m.State)
 				}
