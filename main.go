@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -38,9 +37,6 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
-
-//go:embed phonenumberservice.sql
-var schema string
 
 var version string // set by the release build
 
@@ -353,7 +349,7 @@ func waitForDatabase(ctx context.Context, db *store.DB, logger *slog.Logger) (up
 	waitCtx, cancel := context.WithTimeout(ctx, databaseStartTimeout)
 	defer cancel()
 	for {
-		err := db.Prepare(waitCtx, schema)
+		err := db.Prepare(waitCtx)
 		if err == nil {
 			return true, nil
 		}

@@ -7,7 +7,6 @@ import (
 	"log"
 	"log/slog"
 	"net"
-	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -61,15 +60,11 @@ func Example() {
 // startService runs the service in this process, with the inbox that "phone-number-service dev"
 // has in place of Aliyun.
 func startService() (address string, inbox *dev.Inbox, stop func()) {
-	schema, err := os.ReadFile("../phonenumberservice.sql")
-	if err != nil {
-		log.Fatal(err)
-	}
 	db, err := store.Open("sqlite::memory:")
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := db.Prepare(context.Background(), string(schema)); err != nil {
+	if err := db.Prepare(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

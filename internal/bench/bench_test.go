@@ -193,7 +193,7 @@ func BenchmarkPurge(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer purger.Close()
-	if err := purger.Prepare(b.Context(), ""); err != nil {
+	if err := purger.Prepare(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	rate := s.valids(64, s.sent(checks(64), r), r, callersPerConnection).perSecond / 2

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -39,16 +38,12 @@ type replica struct {
 // complete configuration before dev does.
 func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *Inbox) {
 	t.Helper()
-	schema, err := os.ReadFile("../../phonenumberservice.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
 	db, err := store.Open("sqlite::memory:")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if err := db.Prepare(t.Context(), string(schema)); err != nil {
+	if err := db.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

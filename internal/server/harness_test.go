@@ -52,16 +52,12 @@ func onBothStores(t *testing.T, test func(t *testing.T, replicas []*store.DB)) {
 
 func openStore(t testing.TB, dsn string) *store.DB {
 	t.Helper()
-	schema, err := os.ReadFile("../../phonenumberservice.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
 	db, err := store.Open(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if err := db.Prepare(t.Context(), string(schema)); err != nil {
+	if err := db.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return db

@@ -23,14 +23,6 @@ func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
 
 const number = verify.Number("+8618612345678")
 
-var schema = func() string {
-	text, err := os.ReadFile("../../phonenumberservice.sql")
-	if err != nil {
-		panic(err)
-	}
-	return string(text)
-}()
-
 // engines lists the databases. fresh makes an empty one and returns its data source name.
 var engines = []struct {
 	name   string
@@ -50,7 +42,7 @@ func open(t testing.TB, dsn string) *store.DB {
 		t.Fatalf("Open: %v", err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if err := db.Prepare(t.Context(), schema); err != nil {
+	if err := db.Prepare(t.Context()); err != nil {
 		t.Fatalf("Prepare: %v", err)
 	}
 	return db
@@ -266,7 +258,7 @@ func TestPrepare_IsSafeForConcurrentReplicas(t *testing.T) {
 					defer db.Close()
 					// SQLite lets only one handle at a time turn on a new file's WAL.
 					for err = store.ErrUnavailable; errors.Is(err, store.ErrUnavailable) && t.Context().Err() == nil; {
-						err = db.Prepare(t.Context(), schema)
+						err = db.Prepare(t.Context())
 					}
 					if err != nil {
 						t.Errorf("Prepare = %v; want nil or %v, then nil", err, store.ErrUnavailable)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	_ "embed"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +15,12 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
+
+// schema is equal to phonenumberservice.sql, which an operator can apply by hand. go:embed
+// cannot read a file outside its package.
+//
+//go:embed schema.sql
+var schema string
 
 // A table that phonenumberservice.sql did not create can break every guarantee without an
 // error: if it has no unique key, a number can have several rows. Prepare therefore rejects

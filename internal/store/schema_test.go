@@ -58,7 +58,7 @@ func prepare(t *testing.T, dsn string) error {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	return db.Prepare(t.Context(), schema)
+	return db.Prepare(t.Context())
 }
 
 // prepareError returns the final error of Prepare, which must contain all of wants, and the
@@ -381,9 +381,29 @@ func indexes(t *testing.T, path string) (count int) {
 	return count
 }
 
+// operatorsSchema returns the file that an operator can apply by hand.
+func operatorsSchema(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../phonenumberservice.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestSchema_EqualsTheOperatorsFile(t *testing.T) {
+	embedded, err := os.ReadFile("schema.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(embedded), operatorsSchema(t); got != want {
+		t.Errorf("schema.sql: got\n%s\nwant phonenumberservice.sql\n%s", got, want)
+	}
+}
+
 func TestSQLiteTable_AcceptedIfUsable(t *testing.T) {
 	for name, create := range map[string]string{
-		"as shipped":              schema,
+		"as shipped":              operatorsSchema(t),
 		"an id beside a key":      "CREATE TABLE phone_numbers (id INTEGER PRIMARY KEY AUTOINCREMENT, phone_number TEXT NOT NULL UNIQUE, version BLOB NOT NULL, begun_at INTEGER NOT NULL, state BLOB NOT NULL)",
 		"audit columns":           "CREATE TABLE phone_numbers (phone_number TEXT PRIMARY KEY, version BLOB, begun_at INTEGER, state BLOB, created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, note TEXT, seconds INTEGER AS (begun_at / 1000000))",
 		"without row identifiers": "CREATE TABLE phone_numbers (phone_number TEXT PRIMARY KEY, version BLOB, begun_at INTEGER, state BLOB) WITHOUT ROWID",

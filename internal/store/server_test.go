@@ -75,12 +75,12 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer waiting.Close()
-			if err := waiting.Prepare(t.Context(), schema); !errors.Is(err, store.ErrUnavailable) {
+			if err := waiting.Prepare(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("Prepare while the server is away = %v; want %v", err, store.ErrUnavailable)
 			}
 
 			server.Restart()
-			eventually(t, func() error { return waiting.Prepare(t.Context(), schema) })
+			eventually(t, func() error { return waiting.Prepare(t.Context()) })
 			for i, h := range histories {
 				got, err := db.Load(t.Context(), verify.Number(fmt.Sprint(name, i)))
 				if err != nil {
@@ -164,7 +164,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		err = db.Prepare(t.Context(), schema)
+		err = db.Prepare(t.Context())
 		if err == nil || errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("Prepare = %v; want a final error", err)
 		}
@@ -349,7 +349,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		if err := db.Prepare(t.Context(), schema); !errors.Is(err, store.ErrUnavailable) {
+		if err := db.Prepare(t.Context()); !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("Prepare = %v; want %v", err, store.ErrUnavailable)
 		}
 	})

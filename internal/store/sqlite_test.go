@@ -59,16 +59,12 @@ func openFile(t testing.TB, path string) *DB {
 
 func openHere(t testing.TB, dsn string) *DB {
 	t.Helper()
-	schema, err := os.ReadFile("../../phonenumberservice.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
 	db, err := Open(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	if err := db.Prepare(t.Context(), string(schema)); err != nil {
+	if err := db.Prepare(t.Context()); err != nil {
 		t.Fatalf("Prepare: %v", err)
 	}
 	return db
@@ -125,7 +121,7 @@ func TestSQLitePrepare_KeepsTheLocksOfTheProcess(t *testing.T) {
 	if before == 0 {
 		t.Fatal("got no lock on a file in use; want one")
 	}
-	if err := db.Prepare(t.Context(), ""); err != nil {
+	if err := db.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if got := locks(); got != before {
@@ -163,7 +159,7 @@ func TestSQLitePrepare_ErrorDescribesTheFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		if err := db.Prepare(t.Context(), ""); err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
+		if err := db.Prepare(t.Context()); err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
 			t.Errorf("Prepare(%s) = %v; want a final error with %q in it", path, err, want)
 		}
 	}

@@ -128,12 +128,12 @@ func withHint(hint string, err error) error {
 	return fmt.Errorf("%s: %w", hint, err)
 }
 
-// Prepare tries once to prepare the database: it applies schema if the table is missing
+// Prepare tries once to prepare the database: it applies schema.sql if the table is missing
 // (several replicas may do so at once), prepares the statements, and rejects a table that
 // they cannot rely on. Its error says what to run. It wraps ErrUnavailable if a retry may
 // succeed.
-func (db *DB) Prepare(ctx context.Context, schema string) error {
-	err := db.prepare(ctx, schema)
+func (db *DB) Prepare(ctx context.Context) error {
+	err := db.prepare(ctx)
 	if err == nil {
 		return nil
 	}
@@ -144,7 +144,7 @@ func (db *DB) Prepare(ctx context.Context, schema string) error {
 	return err
 }
 
-func (db *DB) prepare(ctx context.Context, schema string) error {
+func (db *DB) prepare(ctx context.Context) error {
 	if err := db.dialect.createFile(); err != nil {
 		return err
 	}
