@@ -276,10 +276,9 @@ func TestSettings_DefaultsEqualDefaultLimits(t *testing.T) {
 	if _, err := parser.Parse(nil); err != nil {
 		t.Fatal(err)
 	}
-	var errs configErrors
-	if got := serve.limitSettings.parse(&errs, (&verify.Verifier{SMSTimeout: 5 * time.Second}).LongestSend()); errs.err() != nil ||
-		got != server.DefaultLimits {
-		t.Errorf("got %+v, %v; want %+v", got, errs.err(), server.DefaultLimits)
+	var f configErrors
+	if got := serve.limitSettings.parse(&f, verify.LongestSend(5*time.Second)); f.err() != nil || got != server.DefaultLimits {
+		t.Errorf("got %+v, %v; want %+v", got, f.err(), server.DefaultLimits)
 	}
 	if want := strconv.Itoa(store.DefaultConnections); serve.DatabaseConnections != want {
 		t.Errorf("default of the database connections: got %s; want the store's %s", serve.DatabaseConnections, want)

@@ -123,7 +123,7 @@ func (s settings) parse(f *configErrors, out output, d commandDefaults) config {
 		f.add("%v", err)
 	}
 	r.access = s.accessSettings.parse(f, d.origins)
-	r.limits = s.limitSettings.parse(f, (&verify.Verifier{SMSTimeout: r.smsTimeout}).LongestSend())
+	r.limits = s.limitSettings.parse(f, verify.LongestSend(r.smsTimeout))
 	r.sampled = telemetry.NewSampled(telemetry.CallerHandler{Handler: s.logHandler(f, out.stderr)})
 	r.log = slog.New(r.sampled)
 	out.stderr.OnLoss(func(lost int) { r.log.Warn("dropped log lines", "count", lost) })

@@ -144,7 +144,7 @@ func Serve(ctx context.Context, c Config) error {
 
 // callsTimeout returns how long calls in flight may take after the listener is closed.
 func (c Config) callsTimeout() time.Duration {
-	return max(drainTimeout, c.Verifier.LongestSend()+time.Second)
+	return max(drainTimeout, verify.LongestSend(c.Verifier.SMSTimeout)+time.Second)
 }
 
 // StopTimeout returns the longest time that Serve takes to return after its context is done,

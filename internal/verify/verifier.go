@@ -297,8 +297,8 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	}, nil
 }
 
-// LongestSend returns the maximum time that Send takes.
-func (v *Verifier) LongestSend() time.Duration { return 2*storeTimeout + v.SMSTimeout }
+// LongestSend returns the maximum time that Send takes with this Verifier.SMSTimeout.
+func LongestSend(smsTimeout time.Duration) time.Duration { return 2*storeTimeout + smsTimeout }
 
 func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCallerGone, ctx.Err()) }
 
