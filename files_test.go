@@ -47,7 +47,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	complete := caller + limits + "  - name: batch\n    token_sha256: " + batchHash + "\n...\n"
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", complete))).serving(t)
-	gaugeIsSet := func() bool {
+	reloadFailed := func() bool {
 		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
 	}
 	for name, cut := range map[string]string{"after a caller": caller + limits, "inside a caller": caller, "at the start": ""} {
@@ -57,11 +57,11 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 		if byShop, byBatch := p.validBy(t, shop), p.validBy(t, batch); byShop != codes.PermissionDenied || byBatch != codes.OK {
 			t.Errorf("truncated %s: got %v for shop and %v for batch; want PermissionDenied and OK as before", name, byShop, byBatch)
 		}
-		if !gaugeIsSet() {
-			t.Errorf("truncated %s: the gauge of rejected files: got 0; want 1", name)
+		if !reloadFailed() {
+			t.Errorf("truncated %s: the gauge of the last reload: got 1; want 0", name)
 		}
 		put(t, dir, "callers.yaml", complete)
-		eventually(t, "the gauge is 0 again", func() bool { return !gaugeIsSet() })
+		eventually(t, "the gauge is 1 again", func() bool { return !reloadFailed() })
 	}
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") ||
 		strings.Contains(out, "reloaded callers") {
