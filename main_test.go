@@ -698,17 +698,3 @@ func TestServe_SendsARealSMS(t *testing.T) {
 		t.Fatalf("SendSMS: %v", status.Convert(err).Proto())
 	}
 }
-
-func TestSettings_AllAreDocumented(t *testing.T) {
-	page, err := os.ReadFile("docs/configuration.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	table := string(page)
-	for _, name := range append(knownEnv, "DATA_SOURCE_NAME", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET", "ALIYUN_ENDPOINT") {
-		if name, secret := strings.CutSuffix(name, "_FILE"); !strings.Contains(table, "`"+name+"`") ||
-			secret && !strings.Contains(table, "`"+name+"` †") {
-			t.Errorf("docs/configuration.md lacks %s", name)
-		}
-	}
-}

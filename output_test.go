@@ -23,6 +23,9 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
+// lastLinesTimeout is the time for the last lines when the process ends.
+const lastLinesTimeout = time.Second
+
 // smallPipe returns a pipe with a buffer of one page. Its write end blocks.
 func smallPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()

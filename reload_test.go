@@ -1,67 +1,15 @@
 package main
 
 import (
-	"errors"
-	"log/slog"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 )
-
-type content string
-
-func (content) changed(content) []string { return nil }
-
-// TestWatchFiles_BackOffToAMinute checks the seconds at which invalid contents are applied
-// again. A further change is applied and logged as soon as two reads are identical.
-func TestWatchFiles_BackOffToAMinute(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var current atomic.Value
-		current.Store(content("good"))
-		began, attempts := time.Now(), make(chan int, 100)
-		var log servicetest.Output
-		go watchFiles(t.Context(), slog.New(slog.NewTextHandler(&log, nil)),
-			prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "n"}, []string{"files"}), "good", watchedFiles[content]{
-				kind: "secrets",
-				read: func(*configErrors) content { return current.Load().(content) },
-				apply: func(_, next content) error {
-					attempts <- int(time.Since(began).Seconds())
-					if next == "better" {
-						return nil
-					}
-					return errors.New("wrong password")
-				},
-			})
-		time.Sleep(time.Second)
-		current.Store(content("bad"))
-		time.Sleep(5 * time.Minute)
-		logged := strings.Count(log.String(), "wrong password")
-		current.Store(content("worse")) // after 301 s
-		time.Sleep(4 * time.Second)
-		if got := strings.Count(log.String(), "wrong password") - logged; got != 1 {
-			t.Errorf("log lines about the change: got %d; want 1", got)
-		}
-		time.Sleep(26 * time.Second)
-		current.Store(content("better")) // after 331 s
-		time.Sleep(5 * time.Minute)
-		var got []int
-		for len(attempts) > 0 {
-			got = append(got, <-attempts)
-		}
-		if want := []int{4, 6, 10, 18, 34, 66, 126, 186, 246, 304, 306, 310, 318, 334}; !slices.Equal(got, want) {
-			t.Errorf("seconds of the attempts: got %v; want %v", got, want)
-		}
-	})
-}
 
 // TestReload_WrongPasswordIsDialledLessAndLess counts the logins that the server rejected.
 // A slow machine makes fewer attempts than the bound allows.

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"os"
@@ -12,24 +12,25 @@ import (
 // lastLinesTimeout bounds the time for the last lines when the process ends.
 const lastLinesTimeout = time.Second
 
-// output wraps stdout and stderr in writers that never block, so that a stopped or closed reader
-// blocks no call and no exit.
-type output struct {
+// process has the values of the process that commands use. Its stdout and stderr are writers that
+// never block, so that a stopped or closed reader blocks no call and no exit.
+type process struct {
+	version        string
 	stdout, stderr *telemetry.Lines
 	dropped        prometheus.Counter
 }
 
-func newOutput() output {
+func newProcess(version string) process {
 	dropped := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "phonenumber_log_lines_dropped_total", Help: "Log lines that were not written: their reader is too slow, or gone, or the disk is full.",
 	})
-	o := output{stderr: telemetry.NewLines(os.Stderr, dropped), dropped: dropped}
+	p := process{version: version, stderr: telemetry.NewLines(os.Stderr, dropped), dropped: dropped}
 	if sameFile(os.Stdout, os.Stderr) {
-		o.stdout = o.stderr // keeps the order of lines
+		p.stdout = p.stderr // keeps the order of lines
 	} else {
-		o.stdout = telemetry.NewLines(os.Stdout, dropped)
+		p.stdout = telemetry.NewLines(os.Stdout, dropped)
 	}
-	return o
+	return p
 }
 
 func sameFile(a, b *os.File) bool {
@@ -39,8 +40,8 @@ func sameFile(a, b *os.File) bool {
 }
 
 // exit writes the last lines and ends the process.
-func (o output) exit(code int) {
-	o.stdout.Flush(lastLinesTimeout)
-	o.stderr.Flush(lastLinesTimeout)
+func (p process) exit(code int) {
+	p.stdout.Flush(lastLinesTimeout)
+	p.stderr.Flush(lastLinesTimeout)
 	os.Exit(code)
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -8,23 +8,22 @@ import (
 	"os"
 	"time"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
 type inspectCommand struct {
-	ruleSettings
+	config.Rules
 	Number string `arg:"" help:"Phone number, in any form that SendSMS accepts."`
 }
 
-func (c *inspectCommand) Run(ctx context.Context) error {
-	var f configErrors
-	checkUnknownEnv(&f, os.Environ())
-	rules, numbers := c.parse(&f)
-	db := openStore(&f, dataSourceName(&f))
-	if err := f.err(); err != nil {
+func (c *inspectCommand) Run(ctx context.Context, errs []error) error {
+	db, err := openConfigured(errs)
+	if err != nil {
 		return err
 	}
 	defer db.Close()
+	rules, numbers := c.ForVerify()
 	n, invalid := numbers.Parse(c.Number)
 	if invalid != nil {
 		return invalid

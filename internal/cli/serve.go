@@ -1,0 +1,321 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/liulinhuai/phone-number-service/internal/config"
+	"github.com/liulinhuai/phone-number-service/internal/dev"
+	"github.com/liulinhuai/phone-number-service/internal/reload"
+	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+const (
+	metricsListen = "127.0.0.1:9090"
+	closeTimeout  = 5 * time.Second // for the purge, the last traces and the database
+)
+
+type serveCommand struct {
+	config.Config
+	AliyunEndpoint      string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"URL of Aliyun SMS (${default})."`
+	DatabaseConnections int    `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" min:"1" max:"1000" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
+}
+
+func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
+	s, err := newService(p, c.Config)
+	var reader config.SecretReader
+	secrets, secretsErr := reader.Read()
+	keys, keysErr := config.Keys(secrets)
+	db, dbErr := openStore(secrets[config.DataSourceName])
+	errs = append(errs, err, secretsErr, keysErr, dbErr)
+	if dsn := secrets[config.DataSourceName]; dsn == "sqlite::memory:" {
+		errs = append(errs, fmt.Errorf("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", dsn))
+	}
+	if os.Getenv(failSends) != "" {
+		errs = append(errs, fmt.Errorf("%s is for dev alone", failSends))
+	}
+	aliyun, err := newAliyun(c.AliyunEndpoint, secrets)
+	if err := config.Join(append(errs, err)...); err != nil {
+		return err
+	}
+	defer db.Close()
+	db.LimitConnections(c.DatabaseConnections)
+	if up, err := waitForDatabase(ctx, db, s.log); !up {
+		return err
+	}
+	for _, w := range db.Warnings(ctx) {
+		s.log.Warn(w)
+	}
+	v := s.verifier(db, keys, aliyun)
+	if config.SecretsInFiles() {
+		r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys, reader: reader}
+		go reload.Watcher{Kind: "secrets", Read: joined(r.read), Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
+	}
+	return s.serve(ctx, db, v, nil, aliyun.Collectors()...)
+}
+
+func newAliyun(endpoint string, secrets map[string]string) (*sms.Aliyun, error) {
+	u, err := sms.ParseAliyunEndpoint(endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("--aliyun-endpoint (ALIYUN_ENDPOINT): %w", err)
+	}
+	if err := sms.CheckProxy(u); err != nil {
+		return nil, err
+	}
+	id, secret := secrets[config.AccessKeyID], secrets[config.AccessKeySecret]
+	if id == "" || secret == "" {
+		return nil, nil // SecretReader reports them
+	}
+	return sms.NewAliyun(sms.AliyunConfig{AccessKeyID: id, AccessKeySecret: secret, Endpoint: endpoint})
+}
+
+// secretReloader applies changed secrets to the running service.
+type secretReloader struct {
+	db       *store.DB
+	verifier *verify.Verifier
+	aliyun   *sms.Aliyun
+	keys     verify.Keys // in use: the newest first
+	reader   config.SecretReader
+}
+
+func (r *secretReloader) read() (map[string]string, error) {
+	secrets, err := r.reader.Read()
+	_, keysErr := config.Keys(secrets)
+	return secrets, errors.Join(err, keysErr)
+}
+
+// apply applies all secrets or none: the steps that can fail come first.
+func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) error {
+	id, secret := now[config.AccessKeyID], now[config.AccessKeySecret]
+	if err := sms.CheckAccessKey(id, secret); err != nil {
+		return err
+	}
+	if dsn := now[config.DataSourceName]; dsn != before[config.DataSourceName] {
+		if err := r.db.ReplaceDSN(ctx, dsn); err != nil {
+			return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
+		}
+	}
+	previous, _ := config.Keys(before) // read has checked both
+	if next, _ := config.Keys(now); !reflect.DeepEqual(next, previous) {
+		if now[config.CodeKey] == "" { // keep the old keys for codes already sent
+			const maxOldKeys = 4
+			next = append(next, r.keys[:min(len(r.keys), maxOldKeys)]...)
+		}
+		r.keys = next
+		r.verifier.ReplaceKeys(next)
+	}
+	return r.aliyun.ReplaceAccessKey(id, secret)
+}
+
+// stableSecretReads returns how many identical reads a change of secrets needs. If one half of the
+// access key changed, the other half may change soon.
+func stableSecretReads(before, now reload.Files) int {
+	if (now[config.AccessKeyID] != before[config.AccessKeyID]) != (now[config.AccessKeySecret] != before[config.AccessKeySecret]) {
+		return 15
+	}
+	return 0
+}
+
+const failSends = "PHONENUMBER_FAIL_SENDS"
+
+type devCommand struct {
+	config.Config
+	FailSends         string `env:"PHONENUMBER_FAIL_SENDS" placeholder:"KIND[:TIMES]" help:"Make all sends fail, or the next TIMES, as Aliyun would: ${failure_kinds}."`
+	IgnoreCredentials bool   `help:"Start although Aliyun credentials are in the environment; they are not used."`
+}
+
+func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
+	if len(c.CORSOrigins) == 0 {
+		c.CORSOrigins = []string{"*"}
+	}
+	s, err := newService(p, c.Config)
+	errs = append(errs, err)
+	for _, name := range []string{config.AccessKeyID, config.AccessKeySecret} {
+		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
+			errs = append(errs, fmt.Errorf("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name))
+		}
+	}
+	rules, _ := c.ForVerify()
+	inbox := &dev.Inbox{Rules: rules, OnMessage: func(d dev.Message) {
+		fmt.Fprintf(p.stdout, "  %s  SMS to %s  【%s】 code %s  %s\n", d.SentAt.Format(time.TimeOnly), d.PhoneNumber, d.Signature, d.Code, d.TemplateCode)
+	}}
+	if c.FailSends != "" {
+		if err := inbox.SetFailure(dev.ParseFailure(c.FailSends)); err != nil {
+			errs = append(errs, fmt.Errorf("--fail-sends (PHONENUMBER_FAIL_SENDS) is %q; it must be KIND or KIND:TIMES: %w", c.FailSends, err))
+		}
+	}
+	db, err := openStore("sqlite::memory:")
+	if err := config.Join(append(errs, err)...); err != nil {
+		return err
+	}
+	defer db.Close()
+	if up, err := waitForDatabase(ctx, db, s.log); !up {
+		return err
+	}
+	return s.serve(ctx, db, s.verifier(db, verify.RandomKeys(), inbox), inbox)
+}
+
+// service has the values that serve and dev share.
+type service struct {
+	process
+	settings   config.Config
+	access     access
+	lastReload *prometheus.GaugeVec
+	log        *slog.Logger
+	sampled    telemetry.SamplingHandler // the handler of log
+}
+
+func newService(p process, settings config.Config) (service, error) {
+	settingsErr := settings.Complete()
+	a, accessErr := newAccess(settings.Access)
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(settings.LogLevel)) // Parse has checked it
+	options := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler = slog.NewTextHandler(p.stderr, options)
+	if settings.LogFormat == "json" {
+		handler = slog.NewJSONHandler(p.stderr, options)
+	}
+	sampled := telemetry.NewSampled(telemetry.CallerHandler{Handler: handler})
+	s := service{
+		process: p, settings: settings, access: a, log: slog.New(sampled), sampled: sampled,
+		lastReload: reload.NewMetric("callers", "certificates", "secrets"), // also without files
+	}
+	p.stderr.OnLoss(func(lost int) { s.log.Warn("dropped log lines", "count", lost) })
+	return s, errors.Join(settingsErr, telemetry.CheckTracing(), accessErr)
+}
+
+func (s service) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
+	rules, _ := s.settings.ForVerify()
+	return &verify.Verifier{
+		Rules: rules, Keys: keys, Store: db, Sender: sender, SMSTimeout: s.settings.SMSTimeout,
+		Now: verify.SteadyClock(), Random: rand.Reader, Log: s.log,
+	}
+}
+
+// serve runs the service, for development if inbox is not nil.
+func (s service) serve(ctx context.Context, db *store.DB, v *verify.Verifier, inbox *dev.Inbox, collectors ...prometheus.Collector) error {
+	defer s.sampled.Flush()
+	listener, err := net.Listen("tcp", s.settings.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
+	}
+	metricsListener, err := s.listenMetrics()
+	if err != nil {
+		return err
+	}
+	tracer, stopTracing, err := telemetry.Tracing(ctx, s.version, s.log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	tel := telemetry.Telemetry{Metrics: telemetry.NewMetrics(s.version), Tracer: tracer, Log: s.log}
+	tel.Metrics.Register(append(collectors, db.Collectors()...)...)
+	tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
+	}, func() float64 { return float64(v.Pending()) }))
+	tel.Metrics.Register(s.lastReload, s.dropped)
+	if s.access.tls != nil {
+		tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
+		}, func() float64 { return float64(s.access.tls.Expires().Unix()) }))
+	}
+	s.access.watchFiles(ctx, tel.Metrics, s.log, s.lastReload)
+	v.Store, v.Sender = tel.Store(v.Store), tel.Sender(v.Sender)
+	var background sync.WaitGroup
+	defer background.Wait()
+	serveCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	background.Go(func() { db.RunPurge(serveCtx, s.settings.Retention, s.log) })
+	metricsAt := "nowhere"
+	if metricsListener != nil {
+		metricsAt = metricsListener.Addr().String()
+	}
+	_, numbers := s.settings.ForVerify()
+	serverConfig := server.Config{
+		Listener:     listener,
+		Verifier:     v,
+		Numbers:      numbers,
+		Ready:        db.Ready,
+		DrainDelay:   s.settings.DrainDelay,
+		TLS:          s.access.tls,
+		Authenticate: s.access.authenticator(),
+		Origins:      s.access.CORSOrigins,
+		Reflection:   s.access.Reflection == "on",
+		Limits:       server.Limits(s.settings.Limits),
+		Version:      s.version,
+		Telemetry:    tel,
+		Metrics:      metricsListener,
+	}
+	tlsState, callers, warnings := s.access.startupSummary()
+	if inbox != nil {
+		dev.Configure(&serverConfig, inbox)
+		printBanner(s.stdout, listener.Addr(), s.access.tls != nil)
+		warnings = nil // they are about production
+	}
+	s.log.Info("listening", "address", listener.Addr().String(), "metrics", metricsAt, "version", s.version, "tls", tlsState,
+		"callers", callers)
+	for _, w := range warnings {
+		s.log.Warn(w)
+	}
+	context.AfterFunc(ctx, func() { exitAfter(serverConfig.StopTimeout()+closeTimeout, s.log) })
+	return server.Serve(ctx, serverConfig)
+}
+
+// exitAfter ends the process after timeout, if it still runs. It bounds the steps after Serve.
+func exitAfter(timeout time.Duration, log *slog.Logger) {
+	time.Sleep(timeout)
+	log.Error("exiting by force: stopping took too long", "after", timeout.String())
+	time.Sleep(time.Second) // for the log line
+	os.Exit(1)
+}
+
+// listenMetrics returns a nil listener if no address is set and the default one is in use,
+// because other replicas may run on this machine.
+func (s service) listenMetrics() (net.Listener, error) {
+	listener, err := net.Listen("tcp", cmp.Or(s.settings.MetricsListen, metricsListen))
+	switch {
+	case err == nil:
+		return listener, nil
+	case s.settings.MetricsListen != "":
+		return nil, fmt.Errorf("--metrics-listen (PHONENUMBER_METRICS_LISTEN): %w", err)
+	}
+	s.log.Warn("metrics are not served; set PHONENUMBER_METRICS_LISTEN", "error", err)
+	return nil, nil
+}
+
+func printBanner(w io.Writer, a net.Addr, tls bool) {
+	scheme, curl, grpcurl := "http", "", "-plaintext"
+	if tls {
+		scheme, curl, grpcurl = "https", "-k ", "-insecure"
+	}
+	address := a.String()
+	if t, ok := a.(*net.TCPAddr); ok && t.IP.IsUnspecified() {
+		address = fmt.Sprintf("localhost:%d", t.Port)
+	}
+	fmt.Fprintf(w, `phone-number-service for development: codes are shown here, no SMS is sent, nothing is kept.
+
+  open this page           %[2]s://%[1]s/
+  gRPC, JSON and gRPC-Web  %[1]s
+  for tests                %[2]s://%[1]s/openapi.json, docs/testing.md
+
+  curl %[3]s-d '{"phone_number":"18600000000"}' %[2]s://%[1]s/phonenumberservice.PhoneNumberService/SendSMS
+  grpcurl %[4]s -d '{"phone_number":"18600000000"}' %[1]s phonenumberservice.PhoneNumberService/SendSMS
+
+`, address, scheme, curl, grpcurl)
+}

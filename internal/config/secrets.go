@@ -1,0 +1,116 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// The secrets come only from these variables, or from files that variables with _FILE at their end
+// name. Flags would show them in the process list.
+const (
+	DataSourceName  = "DATA_SOURCE_NAME"
+	AccessKeyID     = "ALIYUN_ACCESS_KEY_ID"
+	AccessKeySecret = "ALIYUN_ACCESS_KEY_SECRET"
+	CodeKey         = "PHONENUMBER_CODE_KEY" // unset to derive one from AccessKeySecret
+
+	// The original service's README spells DATA_SOURCE_NAME both ways.
+	otherDataSourceName = "Data_SOURCE_NAME"
+)
+
+// SecretReader reads secrets. Its zero value is ready for use.
+type SecretReader struct {
+	// endedOnce contains the secrets whose file has ended with a newline. Their later versions
+	// must too, because a truncated file does not.
+	endedOnce map[string]bool
+}
+
+// Read returns all secrets by their variables.
+func (r *SecretReader) Read() (map[string]string, error) {
+	secrets := map[string]string{}
+	var errs [4]error
+	secrets[DataSourceName], errs[0] = r.DataSourceName()
+	secrets[AccessKeyID], errs[1] = r.required(AccessKeyID)
+	secrets[AccessKeySecret], errs[2] = r.required(AccessKeySecret)
+	secrets[CodeKey], errs[3] = r.read(CodeKey)
+	return secrets, errors.Join(errs[:]...)
+}
+
+// Keys returns the keys of codes.
+func Keys(secrets map[string]string) (keys verify.Keys, err error) {
+	switch {
+	case secrets[CodeKey] != "":
+		if keys, err = verify.ParseKeys(secrets[CodeKey]); err != nil {
+			err = fmt.Errorf("%s: %w; it must be a comma-separated list of base64 keys, each made by: openssl rand -base64 32", CodeKey, err)
+		}
+	case secrets[AccessKeySecret] != "":
+		if keys, err = verify.DeriveKeys(secrets[AccessKeySecret]); err != nil {
+			err = fmt.Errorf("%s is not set and could not be derived: %w", CodeKey, err)
+		}
+	}
+	return keys, err
+}
+
+// SecretsInFiles reports whether any of the secrets comes from a file.
+func SecretsInFiles() bool {
+	return fileOf(DataSourceName)+fileOf(otherDataSourceName)+fileOf(AccessKeyID)+fileOf(AccessKeySecret)+fileOf(CodeKey) != ""
+}
+
+// fileOf returns the file that a secret comes from, "" if it comes from its variable.
+func fileOf(secret string) string { return os.Getenv(secret + "_FILE") }
+
+// DataSourceName returns the data source name, in either spelling.
+func (r *SecretReader) DataSourceName() (string, error) {
+	dsn, err := r.read(DataSourceName)
+	other, otherErr := r.read(otherDataSourceName)
+	err = errors.Join(err, otherErr)
+	switch {
+	case dsn == "" && other == "" && fileOf(DataSourceName)+fileOf(otherDataSourceName) == "":
+		err = fmt.Errorf("%s is missing: user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db", DataSourceName)
+	case dsn != "" && other != "" && dsn != other:
+		err = errors.Join(err, fmt.Errorf("%s and %s are both set and differ; set one", DataSourceName, otherDataSourceName))
+	}
+	return cmp.Or(dsn, other), err
+}
+
+func (r *SecretReader) required(name string) (string, error) {
+	value, err := r.read(name)
+	if value == "" && fileOf(name) == "" {
+		err = fmt.Errorf("%s is missing (it may also be in a file that %s_FILE names)", name, name)
+	}
+	return value, err
+}
+
+// read returns a secret, "" if it is not set.
+func (r *SecretReader) read(name string) (string, error) {
+	value, file := os.Getenv(name), fileOf(name)
+	if file == "" {
+		return value, nil
+	}
+	var errs []error
+	if value != "" {
+		errs = append(errs, fmt.Errorf("%s and %s_FILE are both set; set one", name, name))
+	}
+	content, err := os.ReadFile(file)
+	// Do not log the path: it could be the secret itself, set in the wrong variable.
+	var pathError *fs.PathError
+	switch value = strings.TrimSpace(string(content)); {
+	case errors.As(err, &pathError):
+		errs = append(errs, fmt.Errorf("the file that %s_FILE names: %w", name, pathError.Err))
+	case err != nil || value == "":
+		errs = append(errs, fmt.Errorf("the file that %s_FILE names is empty", name))
+	case strings.HasSuffix(string(content), "\n"):
+		if r.endedOnce == nil {
+			r.endedOnce = map[string]bool{}
+		}
+		r.endedOnce[name] = true
+	case r.endedOnce[name]:
+		errs = append(errs, fmt.Errorf("the file that %s_FILE names must end with a newline, as it did before: it may be cut off", name))
+	}
+	return value, errors.Join(errs...)
+}

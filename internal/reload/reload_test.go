@@ -1,0 +1,57 @@
+package reload_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/reload"
+	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+)
+
+// TestWatcher_BacksOffToAMinute reads the seconds at which contents that cannot be used
+// are tried. A further change is tried and told as soon as it was read twice.
+func TestWatcher_BacksOffToAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var now atomic.Value
+		now.Store("good")
+		began, tried := time.Now(), make(chan int, 100)
+		var log servicetest.Output
+		go reload.Watcher{
+			Kind: "secrets",
+			Read: func() (reload.Files, error) { return reload.Files{"password": now.Load().(string)}, nil },
+			Apply: func(_ context.Context, _, now reload.Files) error {
+				tried <- int(time.Since(began).Seconds())
+				if now["password"] == "better" {
+					return nil
+				}
+				return errors.New("wrong password")
+			},
+		}.Run(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), reload.NewMetric(), reload.Files{"password": "good"})
+		time.Sleep(time.Second)
+		now.Store("bad")
+		time.Sleep(5 * time.Minute)
+		told := strings.Count(log.String(), "wrong password")
+		now.Store("worse") // after 301 s
+		time.Sleep(4 * time.Second)
+		if got := strings.Count(log.String(), "wrong password") - told; got != 1 {
+			t.Errorf("the change was told %d times; want once", got)
+		}
+		time.Sleep(26 * time.Second)
+		now.Store("better") // after 331 s
+		time.Sleep(5 * time.Minute)
+		var got []int
+		for len(tried) > 0 {
+			got = append(got, <-tried)
+		}
+		if want := []int{4, 6, 10, 18, 34, 66, 126, 186, 246, 304, 306, 310, 318, 334}; !slices.Equal(got, want) {
+			t.Errorf("got attempts after %v s; want %v", got, want)
+		}
+	})
+}
