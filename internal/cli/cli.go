@@ -5,11 +5,13 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -17,16 +19,26 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/grpclog"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/dev"
+	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
-const databaseStartTimeout = 60 * time.Second
+const (
+	databaseStartTimeout = 60 * time.Second
+	lastLinesTimeout     = time.Second // when the process ends
+)
 
 type commands struct {
 	Serve       serveCommand       `cmd:"" default:"withargs" set:"listen=:50511" set:"drain_delay=5s" help:"Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET."`
@@ -65,6 +77,40 @@ func Main(version string) {
 }
 
 var vars = kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(dev.FailureKinds(), ", ")}
+
+// process has the values of the process that commands use. Its stdout and stderr are writers that
+// never block, so that a stopped or closed reader blocks no call and no exit.
+type process struct {
+	version        string
+	stdout, stderr *telemetry.Lines
+	dropped        prometheus.Counter
+}
+
+func newProcess(version string) process {
+	dropped := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "phonenumber_log_lines_dropped_total", Help: "Log lines that were not written: their reader is too slow, or gone, or the disk is full.",
+	})
+	p := process{version: version, stderr: telemetry.NewLines(os.Stderr, dropped), dropped: dropped}
+	if sameFile(os.Stdout, os.Stderr) {
+		p.stdout = p.stderr // keeps the order of lines
+	} else {
+		p.stdout = telemetry.NewLines(os.Stdout, dropped)
+	}
+	return p
+}
+
+func sameFile(a, b *os.File) bool {
+	one, err := a.Stat()
+	other, otherErr := b.Stat()
+	return err == nil && otherErr == nil && os.SameFile(one, other)
+}
+
+// exit writes the last lines and ends the process.
+func (p process) exit(code int) {
+	p.stdout.Flush(lastLinesTimeout)
+	p.stderr.Flush(lastLinesTimeout)
+	os.Exit(code)
+}
 
 // untilStopped returns a context that is done after SIGTERM, SIGINT or SIGHUP.
 func untilStopped() context.Context {
@@ -135,6 +181,50 @@ func (*migrateCommand) Run(ctx context.Context, p process, errs []error) error {
 		return err
 	}
 	fmt.Println("the table is there")
+	return nil
+}
+
+type healthcheckCommand struct {
+	Address  string `env:"PHONENUMBER_LISTEN" default:":50511" placeholder:"HOST:PORT" help:"The service's listen address (${default})."`
+	TLSCert  string `env:"PHONENUMBER_TLS_CERT" name:"tls-cert" placeholder:"FILE" help:"Set it as for serve: if it is set, the port uses TLS."`
+	Liveness bool   `help:"Check only that the process answers, not its database."`
+}
+
+func (c *healthcheckCommand) Run(ctx context.Context) error {
+	host, port, err := net.SplitHostPort(c.Address)
+	if err != nil {
+		return fmt.Errorf("--address (PHONENUMBER_LISTEN) must be host:port or :port, such as 127.0.0.1:50511")
+	}
+	switch host {
+	case "", "0.0.0.0":
+		host = "127.0.0.1"
+	case "::":
+		host = "::1"
+	}
+	creds := insecure.NewCredentials()
+	if c.TLSCert != "" {
+		// The request contains no secrets, and the certificate need not name this address.
+		creds = credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}) //nolint:gosec // see above
+	}
+	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(host, port), grpc.WithNoProxy(), grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	service := ""
+	if c.Liveness {
+		service = server.Liveness
+	}
+	res, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
+	if err != nil {
+		return err
+	}
+	fmt.Println(res.Status)
+	if res.Status != healthpb.HealthCheckResponse_SERVING {
+		return errors.New("not serving")
+	}
 	return nil
 }
 

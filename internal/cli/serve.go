@@ -41,9 +41,8 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	s, err := newService(p, c.Config)
 	var reader config.SecretReader
 	secrets, secretsErr := reader.Read()
-	keys, keysErr := config.Keys(secrets)
 	db, dbErr := openStore(secrets[config.DataSourceName])
-	errs = append(errs, err, secretsErr, keysErr, dbErr)
+	errs = append(errs, err, secretsErr, dbErr)
 	if dsn := secrets[config.DataSourceName]; dsn == "sqlite::memory:" {
 		errs = append(errs, fmt.Errorf("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", dsn))
 	}
@@ -62,10 +61,11 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	for _, w := range db.Warnings(ctx) {
 		s.log.Warn(w)
 	}
+	keys, _ := config.Keys(secrets) // Read has checked them
 	v := s.verifier(db, keys, aliyun)
 	if config.SecretsInFiles() {
-		r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys, reader: reader}
-		go reload.Watcher{Kind: "secrets", Read: joined(r.read), Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
+		r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
+		go reload.Watcher{Kind: "secrets", Read: joined(reader.Read), Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
 	}
 	return s.serve(ctx, db, v, nil, aliyun.Collectors()...)
 }
@@ -91,13 +91,6 @@ type secretReloader struct {
 	verifier *verify.Verifier
 	aliyun   *sms.Aliyun
 	keys     verify.Keys // in use: the newest first
-	reader   config.SecretReader
-}
-
-func (r *secretReloader) read() (map[string]string, error) {
-	secrets, err := r.reader.Read()
-	_, keysErr := config.Keys(secrets)
-	return secrets, errors.Join(err, keysErr)
 }
 
 // apply applies all secrets or none: the steps that can fail come first.
@@ -111,7 +104,7 @@ func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) er
 			return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 		}
 	}
-	previous, _ := config.Keys(before) // read has checked both
+	previous, _ := config.Keys(before) // Read has checked both
 	if next, _ := config.Keys(now); !reflect.DeepEqual(next, previous) {
 		if now[config.CodeKey] == "" { // keep the old keys for codes already sent
 			const maxOldKeys = 4

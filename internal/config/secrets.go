@@ -30,14 +30,15 @@ type SecretReader struct {
 	endedOnce map[string]bool
 }
 
-// Read returns all secrets by their variables.
+// Read returns all secrets by their variables. Keys accepts them if there is no error.
 func (r *SecretReader) Read() (map[string]string, error) {
 	secrets := map[string]string{}
-	var errs [4]error
+	var errs [5]error
 	secrets[DataSourceName], errs[0] = r.DataSourceName()
 	secrets[AccessKeyID], errs[1] = r.required(AccessKeyID)
 	secrets[AccessKeySecret], errs[2] = r.required(AccessKeySecret)
 	secrets[CodeKey], errs[3] = r.read(CodeKey)
+	_, errs[4] = Keys(secrets)
 	return secrets, errors.Join(errs[:]...)
 }
 
