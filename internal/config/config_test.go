@@ -13,7 +13,7 @@ import (
 )
 
 type testCommands struct {
-	Run struct{ Config } `cmd:"" default:"withargs" set:"listen=:50511" set:"drain_delay=5s"`
+	Run struct{ Config } `kong:"cmd,default='withargs',set='listen=:50511',set='drain_delay=5s'"`
 }
 
 // parse returns the settings of args and the environment, and all errors.
