@@ -89,7 +89,8 @@ func TestParse_FlagsOverrideVariables(t *testing.T) {
 }
 
 func TestParse_AnEmptyOptionalSettingIsItsDefault(t *testing.T) {
-	got, err := parse("--listen=", "--drain-delay=", "--metrics-listen=", "--cors-origins=", "--call-timeout=", "--connection-age-grace=", "--sms-timeout=10s")
+	got, err := parse("--listen=", "--drain-delay=", "--metrics-listen=", "--cors-origins=",
+		"--call-timeout=", "--connection-age-grace=", "--sms-timeout=10s")
 	if err != nil {
 		t.Fatal(err)
 	}

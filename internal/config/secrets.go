@@ -16,8 +16,8 @@ import (
 const (
 	DataSourceName  = "DATA_SOURCE_NAME"
 	AccessKeyID     = "ALIYUN_ACCESS_KEY_ID"
-	AccessKeySecret = "ALIYUN_ACCESS_KEY_SECRET"
-	CodeKey         = "PHONENUMBER_CODE_KEY" // unset to derive one from AccessKeySecret
+	AccessKeySecret = "ALIYUN_ACCESS_KEY_SECRET" //nolint:gosec // a name
+	CodeKey         = "PHONENUMBER_CODE_KEY"     // unset to derive one from AccessKeySecret
 
 	// The original service's README spells DATA_SOURCE_NAME both ways.
 	otherDataSourceName = "Data_SOURCE_NAME"
