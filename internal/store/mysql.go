@@ -105,7 +105,7 @@ const (
 	mysqlIOTimeout    = 5 * time.Second // for a lost peer; calls have their context
 )
 
-type mysqlDialect struct {
+type mysqlEngine struct {
 	database    string
 	current     *swappableConnector
 	connections *connections
@@ -120,7 +120,15 @@ func openMySQL(dsn string) (*DB, error) {
 	pool := sql.OpenDB(connector{opened})
 	pool.SetConnMaxLifetime(mysqlConnLifetime)
 	pool.SetConnMaxIdleTime(mysqlConnIdleTime)
-	db := &DB{dialect: mysqlDialect{current.cfg.DBName, current, opened}, pool: pool, counters: newCounters()}
+	db := newDB(dialect{
+		insertSuffix: "", // a duplicate is error 1062
+		clockQuery:   "SELECT UNIX_TIMESTAMP()",
+		// Without the optimizer hint, MySQL 8 would return a cached number, up to a day old.
+		rowCountQuery: "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ TABLE_ROWS" +
+			" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'",
+		engine: mysqlEngine{current.cfg.DBName, current, opened},
+	}, pool)
+	db.executor = newMultiRow(&db.direct)
 	opened.pool, opened.count = pool, db.countError
 	opened.limit(DefaultConnections)
 	return db, nil
@@ -161,7 +169,7 @@ func (r *swappableConnector) use(ctx context.Context, dsn string) error {
 		if err == nil {
 			conn.Close()
 		} else if !isUserFull(err) { // full: the password was accepted
-			return mysqlDialect{}.redact(err)
+			return mysqlEngine{}.redact(err)
 		}
 	}
 	r.cfg = cfg
@@ -235,30 +243,15 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	return cfg, nil
 }
 
-func (e mysqlDialect) replaceDSN(ctx context.Context, dsn string) error {
+func (e mysqlEngine) replaceDSN(ctx context.Context, dsn string) error {
 	return e.current.use(ctx, dsn)
 }
 
-func (mysqlDialect) createFile() error { return nil }
-func (mysqlDialect) startBatching(db *DB) {
-	db.loads = newBatcher(loadWorkers, largeBatch, db.flushLoads)
-	db.swaps = newBatcher(updateWorkers, largeBatch, db.flushUpdates)
-}
+func (mysqlEngine) createFile() error { return nil }
 
-func (mysqlDialect) batchStatements(db *DB) []statement {
-	return []statement{
-		{&db.selectSmall, selectBatchSQL(smallBatch)},
-		{&db.selectLarge, selectBatchSQL(largeBatch)},
-		{&db.updateSmall, updateBatchSQL(smallBatch)},
-		{&db.updateLarge, updateBatchSQL(largeBatch)},
-	}
-}
-
-func (mysqlDialect) insertSuffix() string { return "" } // a duplicate is error 1062
-
-// classify implements dialect. An error of opening a connection is transient if it is not
+// classify implements engine. An error of opening a connection is transient if it is not
 // permanent.
-func (e mysqlDialect) classify(err error) errorClass {
+func (e mysqlEngine) classify(err error) errorClass {
 	var before *notAppliedError
 	if errors.As(err, &before) && !isPermanent(err) {
 		return e.classifyResponse(err) | transient
@@ -277,7 +270,7 @@ func isPermanent(err error) bool {
 	return errors.As(err, &untrusted) || slices.ContainsFunc(permanentErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
-func (mysqlDialect) classifyResponse(err error) errorClass {
+func (mysqlEngine) classifyResponse(err error) errorClass {
 	var server *mysql.MySQLError
 	if errors.As(err, &server) {
 		return mysqlErrors[server.Number].class
@@ -289,7 +282,7 @@ func (mysqlDialect) classifyResponse(err error) errorClass {
 	return 0
 }
 
-func (mysqlDialect) redact(err error) error {
+func (mysqlEngine) redact(err error) error {
 	var server *mysql.MySQLError
 	switch {
 	case errors.As(err, &server):
@@ -308,7 +301,7 @@ func (mysqlDialect) redact(err error) error {
 	return err
 }
 
-func (e mysqlDialect) hint(err error) string {
+func (e mysqlEngine) hint(err error) string {
 	var server *mysql.MySQLError
 	if !errors.As(err, &server) {
 		return ""
@@ -319,20 +312,11 @@ func (e mysqlDialect) hint(err error) string {
 	).Replace(mysqlHints[server.Number])
 }
 
-func (mysqlDialect) inPlace() error { return nil }
+func (mysqlEngine) inPlace() error { return nil }
 
-func (e mysqlDialect) limit(connections int) { e.connections.limit(connections) }
+func (e mysqlEngine) limit(connections int) { e.connections.limit(connections) }
 
-func (mysqlDialect) createIndexes(context.Context, *sql.DB) error { return nil }
-
-// metaQueries implements dialect. Without the optimizer hint, MySQL 8 would return a cached
-// number of rows, up to a day old.
-func (mysqlDialect) metaQueries() (clock, rows string) {
-	return "SELECT UNIX_TIMESTAMP()", "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ TABLE_ROWS" +
-		" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'"
-}
-
-func (e mysqlDialect) warnings(ctx context.Context, pool *sql.DB) []string {
+func (e mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
 	value := map[string]string{}
 	rows, err := pool.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN
 		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)

@@ -67,7 +67,7 @@ func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64,
 }
 
 func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged int64, err error) {
-	lease, err := db.loadDirect(ctx, purgeLeaseKey)
+	lease, err := db.direct.load(ctx, purgeLeaseKey)
 	if err != nil {
 		return 0, err
 	}
@@ -89,14 +89,11 @@ func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged i
 func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
 	next := verify.Record{BegunAt: time.Now().Add(by).UnixMicro(), State: []byte{}}
 	rand.Read(next.Version[:])
-	held, err = db.swapDirect(ctx, purgeLeaseKey, lease.Version, next)
-	if held {
+	r := db.direct.swap(ctx, swapRequest{purgeLeaseKey, lease.Version, next})
+	if held = r.outcome == outcomeApplied; held {
 		*lease = next
 	}
-	if db.classify(err)&conflict != 0 {
-		err = nil
-	}
-	return held, err
+	return held, r.err
 }
 
 // deleteOld deletes one key per statement. For a list of keys on a small table the
@@ -104,9 +101,8 @@ func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Dura
 const deleteOld = "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?"
 
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
-	clock, _ := db.dialect.metaQueries()
 	var seconds int64
-	if err := db.pool.QueryRowContext(ctx, clock).Scan(&seconds); err != nil {
+	if err := db.pool.QueryRowContext(ctx, db.dialect.clockQuery).Scan(&seconds); err != nil {
 		return 0, db.countError(err)
 	}
 	now := time.Now()
@@ -122,10 +118,11 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 	var cursor int64 // older rows are already deleted
 	for {
 		started := time.Now()
-		old, err := db.oldest(ctx, &cursor, before)
+		old, next, err := db.oldest(ctx, cursor, before)
 		if err != nil || len(old) == 0 {
 			return purged, err
 		}
+		cursor = next
 		rows, err := db.remove(ctx, remove, old, before)
 		if db.countError(err) != nil && db.classify(err)&conflict == 0 {
 			return purged, err
@@ -167,28 +164,27 @@ func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, be
 	return rows, tx.Commit()
 }
 
-// oldest returns the numbers with the oldest sends from cursor on and before a time, and
-// advances cursor.
-func (db *DB) oldest(ctx context.Context, cursor *int64, before int64) (numbers []string, err error) {
-	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", *cursor, before, purgeRows)
+// oldest returns the numbers with the oldest sends from cursor on and before a time, and the
+// cursor for the next ones.
+func (db *DB) oldest(ctx context.Context, cursor, before int64) (numbers []string, next int64, err error) {
+	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", cursor, before, purgeRows)
 	if err != nil {
-		return nil, db.countError(err)
+		return nil, 0, db.countError(err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var n string
-		if err := rows.Scan(&n, cursor); err != nil {
-			return nil, err
+		if err := rows.Scan(&n, &next); err != nil {
+			return nil, 0, err
 		}
 		numbers = append(numbers, n)
 	}
-	return numbers, db.countError(rows.Err())
+	return numbers, next, db.countError(rows.Err())
 }
 
 func (db *DB) estimateRows(ctx context.Context) error {
-	_, rows := db.dialect.metaQueries()
 	var n int64
-	err := db.pool.QueryRowContext(ctx, rows).Scan(&n)
+	err := db.pool.QueryRowContext(ctx, db.dialect.rowCountQuery).Scan(&n)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}

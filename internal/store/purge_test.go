@@ -53,7 +53,7 @@ func mustPurge(t *testing.T, db *DB, want int64) {
 
 func isThere(t *testing.T, db *DB, n verify.Number) bool {
 	t.Helper()
-	r, err := db.loadDirect(t.Context(), n)
+	r, err := db.direct.load(t.Context(), n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func isThere(t *testing.T, db *DB, n verify.Number) bool {
 // setLease makes the next purge due at that time.
 func setLease(t *testing.T, db *DB, due time.Time) {
 	t.Helper()
-	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+	lease, err := db.direct.load(t.Context(), purgeLeaseKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestPurge_OneReplicaPurgesOncePerHour(t *testing.T) {
 		begunAgo(t, db, 2*testRetention, numbered("3", 10)...)
 		setLease(t, db, time.Now().Add(24*time.Hour)) // written by a clock that was ahead
 		mustPurge(t, db, 10)
-		lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+		lease, err := db.direct.load(t.Context(), purgeLeaseKey)
 		if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next > purgeInterval || next < purgeInterval-time.Minute {
 			t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
 		}
@@ -155,12 +155,17 @@ func TestPurge_KeepsANumberWithANewSend(t *testing.T) {
 		for s := range senders {
 			sending.Go(func() {
 				for i := s; i < len(numbers); i += senders {
-					old, err := other.loadDirect(t.Context(), numbers[i])
-					if err == nil && old.Version != (verify.Version{}) {
-						sent[i], err = other.swapDirect(t.Context(), numbers[i], old.Version, randomRecord(time.Now().UnixMicro()))
-					}
+					old, err := other.direct.load(t.Context(), numbers[i])
 					if err != nil && other.classify(err)&(conflict|notApplied) == 0 {
 						t.Error(err)
+						return
+					}
+					if err != nil || old.Version == (verify.Version{}) {
+						continue
+					}
+					got := other.direct.swap(t.Context(), swapRequest{numbers[i], old.Version, randomRecord(time.Now().UnixMicro())})
+					if sent[i] = got.outcome == outcomeApplied; got.outcome == outcomeUnknown {
+						t.Error(got.err)
 						return
 					}
 				}
@@ -261,7 +266,7 @@ func TestPurge_LockedRowDelaysItsOwnDeleteOnly(t *testing.T) {
 	if err := unlockOld(); err != nil {
 		t.Fatal(err)
 	}
-	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+	lease, err := db.direct.load(t.Context(), purgeLeaseKey)
 	if wait := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || wait > purgeLeaseTTL {
 		t.Errorf("the next purge is due in %v, %v; want %v at most", wait, err, purgeLeaseTTL)
 	}
@@ -331,7 +336,7 @@ func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
 		!strings.Contains(err.Error(), "needs SELECT, INSERT, UPDATE and DELETE") {
 		t.Errorf("Purge = %v; want an error that names the rights", err)
 	}
-	lease, err := db.loadDirect(t.Context(), purgeLeaseKey)
+	lease, err := db.direct.load(t.Context(), purgeLeaseKey)
 	if next := time.Until(time.UnixMicro(lease.BegunAt)); err != nil || next < purgeInterval-time.Minute {
 		t.Errorf("the next purge is due in %v, %v; want an hour", next, err)
 	}
@@ -356,8 +361,8 @@ func TestMetrics_CountStatementErrorsByNumber(t *testing.T) {
 		t.Errorf("errors 1205: got a count of %v; want 1", got)
 	}
 	db.pool.Close()
-	if _, err := db.loadDirect(t.Context(), "+1"); err == nil {
-		t.Fatal("loadDirect on a closed pool = nil; want an error")
+	if _, err := db.direct.load(t.Context(), "+1"); err == nil {
+		t.Fatal("load on a closed pool = nil; want an error")
 	}
 	if got := counted(t, db.counters.errors.WithLabelValues("other")); got != 1 {
 		t.Errorf("other errors: got a count of %v; want 1", got)

@@ -78,7 +78,7 @@ type keyPart struct {
 
 // check reads the table's description and none of its rows. It does not examine triggers,
 // checks and foreign keys. If the description cannot be read, it returns prepared.
-func (mysqlDialect) check(ctx context.Context, db *DB, prepared error) error {
+func (mysqlEngine) check(ctx context.Context, db *DB, prepared error) error {
 	t, err := readMySQLTable(ctx, db.pool)
 	if err != nil && prepared == nil && (ctx.Err() != nil || db.classify(err)&transient != 0) {
 		return err
@@ -237,10 +237,13 @@ var errNotShipped = errors.New("it is not the table of phonenumberservice.sql")
 
 // check stores two numbers in a transaction, reads one back and rolls back. A trial shows
 // more than the declaration: SQLite derives a column's affinity from its type's name.
-func (sqliteDialect) check(ctx context.Context, db *DB, prepared error) error {
+func (e sqliteEngine) check(ctx context.Context, db *DB, prepared error) error {
 	err := prepared
 	if err == nil {
 		err = db.tryTable(ctx)
+	}
+	if err == nil {
+		return e.createIndexes(ctx, db.pool)
 	}
 	var result interface{ Code() int }
 	if !errors.Is(err, errNotShipped) && (!errors.As(err, &result) ||
@@ -259,21 +262,19 @@ func (db *DB) tryTable(ctx context.Context) error {
 		return err
 	}
 	defer tx.Rollback()
-	insert, update := tx.StmtContext(ctx, db.insert), tx.StmtContext(ctx, db.update)
+	insert, update := tx.StmtContext(ctx, db.direct.insert), tx.StmtContext(ctx, db.direct.update)
 	first := verify.Record{Version: verify.Version{1}, BegunAt: begunAt, State: []byte{}}
 	second := verify.Record{Version: verify.Version{2}, BegunAt: begunAt, State: make([]byte, verify.MaxStateBytes)}
 	for _, s := range []struct {
-		number verify.Number
-		old    verify.Version
-		next   verify.Record
-		want   bool
+		swapRequest
+		want bool
 	}{
-		{one, verify.Version{}, first, true},
-		{one, verify.Version{}, second, false},
-		{other, verify.Version{}, first, true},
-		{one, first.Version, second, true},
+		{swapRequest{one, verify.Version{}, first}, true},
+		{swapRequest{one, verify.Version{}, second}, false},
+		{swapRequest{other, verify.Version{}, first}, true},
+		{swapRequest{one, first.Version, second}, true},
 	} {
-		done, err := swap(ctx, insert, update, s.number, s.old, s.next)
+		done, err := swap(ctx, insert, update, s.swapRequest)
 		if err != nil {
 			return err
 		}

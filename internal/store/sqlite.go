@@ -26,7 +26,7 @@ var sqliteErrors = map[int]errorClass{
 	sqlite3.SQLITE_CONSTRAINT: notApplied, // not of the key; see insertSuffix
 }
 
-type sqliteDialect struct {
+type sqliteEngine struct {
 	path   string                 // "" for a database in memory
 	opened map[string]fs.FileInfo // by name: database and write-ahead log
 }
@@ -58,17 +58,24 @@ func openSQLite(path string) (*DB, error) {
 	// and a database in memory exists only in its connection.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
-	return &DB{dialect: sqliteDialect{path, map[string]fs.FileInfo{}}, pool: pool, counters: newCounters()}, nil
+	db := newDB(dialect{
+		insertSuffix:  " ON CONFLICT (phone_number) DO NOTHING",
+		clockQuery:    "SELECT unixepoch()",
+		rowCountQuery: "SELECT COUNT(*) FROM phone_numbers",
+		engine:        sqliteEngine{path, map[string]fs.FileInfo{}},
+	}, pool)
+	db.executor = newGroupCommit(&db.direct)
+	return db, nil
 }
 
-func (sqliteDialect) limit(int) {} // always one connection
+func (sqliteEngine) limit(int) {} // always one connection
 
-func (sqliteDialect) replaceDSN(context.Context, string) error { return errOtherDatabase }
+func (sqliteEngine) replaceDSN(context.Context, string) error { return errOtherDatabase }
 
 // createFile creates the file with access only for its owner. SQLite gives the files beside
 // it the same mode. It does not open an existing file: closing that would release the
 // locks that this process holds on it.
-func (e sqliteDialect) createFile() error {
+func (e sqliteEngine) createFile() error {
 	if e.path == "" {
 		return nil
 	}
@@ -82,15 +89,7 @@ func (e sqliteDialect) createFile() error {
 	return err
 }
 
-func (sqliteDialect) batchStatements(*DB) []statement { return nil }
-
-func (sqliteDialect) startBatching(db *DB) {
-	db.swaps, db.inserts = newBatcher(1, maxTxSwaps, db.flushSwapsTx), true
-}
-
-func (sqliteDialect) insertSuffix() string { return " ON CONFLICT (phone_number) DO NOTHING" }
-
-func (sqliteDialect) classify(err error) errorClass {
+func (sqliteEngine) classify(err error) errorClass {
 	var result interface{ Code() int } // *sqlite.Error
 	if errors.As(err, &result) {
 		return sqliteErrors[result.Code()&0xff]
@@ -98,10 +97,10 @@ func (sqliteDialect) classify(err error) errorClass {
 	return 0
 }
 
-// redact implements dialect. SQLite's texts name tables and columns, never values.
-func (sqliteDialect) redact(err error) error { return err }
+// redact implements engine. SQLite's texts name tables and columns, never values.
+func (sqliteEngine) redact(err error) error { return err }
 
-func (e sqliteDialect) hint(err error) string {
+func (e sqliteEngine) hint(err error) string {
 	var result interface{ Code() int }
 	var file *fs.PathError
 	if !errors.As(err, &file) && (!errors.As(err, &result) || result.Code()&0xff != sqlite3.SQLITE_CANTOPEN) {
@@ -110,7 +109,8 @@ func (e sqliteDialect) hint(err error) string {
 	return "this user must be able to read and write " + e.path + " and its directory"
 }
 
-func (e sqliteDialect) createIndexes(ctx context.Context, pool *sql.DB) error {
+// createIndexes creates the purge's index, and remembers the files for inPlace.
+func (e sqliteEngine) createIndexes(ctx context.Context, pool *sql.DB) error {
 	_, err := pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
 	if err != nil || e.path == "" {
 		return err
@@ -127,7 +127,7 @@ func (e sqliteDialect) createIndexes(ctx context.Context, pool *sql.DB) error {
 
 // inPlace returns an error if a file was removed or replaced. SQLite continues to use the
 // removed file, whose content is lost when this process ends.
-func (e sqliteDialect) inPlace() error {
+func (e sqliteEngine) inPlace() error {
 	for name, opened := range e.opened {
 		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {
 			return fmt.Errorf("%s was removed or replaced while it was open; what is stored now is lost when the service stops: restart it", name)
@@ -136,8 +136,4 @@ func (e sqliteDialect) inPlace() error {
 	return nil
 }
 
-func (sqliteDialect) metaQueries() (clock, rows string) {
-	return "SELECT unixepoch()", "SELECT COUNT(*) FROM phone_numbers"
-}
-
-func (sqliteDialect) warnings(context.Context, *sql.DB) []string { return nil }
+func (sqliteEngine) warnings(context.Context, *sql.DB) []string { return nil }

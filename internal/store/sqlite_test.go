@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -39,7 +40,7 @@ func TestSQLiteErrors_HaveTheirClass(t *testing.T) {
 		{resultCode(21), 0, "MISUSE"},
 		{context.DeadlineExceeded, 0, "the statement may be running"},
 	}
-	checkClasses(t, &DB{dialect: sqliteDialect{}}, cases)
+	checkClasses(t, newDB(dialect{engine: sqliteEngine{}}, nil), cases)
 	for code := range sqliteErrors {
 		tested := false
 		for _, c := range cases {
@@ -74,6 +75,26 @@ func exec(t testing.TB, db *DB, statement string) {
 	t.Helper()
 	if _, err := db.pool.ExecContext(t.Context(), statement); err != nil {
 		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+func newRecord(first byte) verify.Record {
+	return verify.Record{Version: verify.Version{first, 1}, State: []byte{first}, BegunAt: int64(first)}
+}
+
+// randomRecord returns a record with random bytes as version and state.
+func randomRecord(begunAt int64) verify.Record {
+	r := verify.Record{BegunAt: begunAt, State: make([]byte, 59)}
+	rand.Read(r.Version[:])
+	rand.Read(r.State)
+	return r
+}
+
+func mustBeStored(t *testing.T, db *DB, n verify.Number, want verify.Record) {
+	t.Helper()
+	got, err := db.Load(t.Context(), n)
+	if err != nil || got.Version != want.Version || got.BegunAt != want.BegunAt || string(got.State) != string(want.State) {
+		t.Errorf("Load(%s) = %v, %v; want %v", n, got, err, want)
 	}
 }
 

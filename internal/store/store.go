@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -25,34 +24,40 @@ const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/pat
 
 // A DB is a verify.Store. Load, Swap and Ready need a Prepare that succeeded.
 type DB struct {
-	dialect dialect
-	pool    *sql.DB
-
-	load, insert, update                               *sql.Stmt
-	selectSmall, selectLarge, updateSmall, updateLarge *sql.Stmt // see batch.go
-
-	// nil if batching does not help on this database.
-	loads   *batcher[loadRequest]
-	swaps   *batcher[*swapRequest]
-	inserts bool // swaps also takes inserts of new numbers
-
-	remarks []string // about the table, for Warnings
-
-	batchingPausedUntil atomic.Int64 // nanoseconds since 1970
-	counters            counters
+	dialect  dialect
+	pool     *sql.DB
+	direct   direct
+	executor executor // of Load and Swap
+	remarks  []string // about the table, for Warnings
+	counters counters
 }
 
-// A dialect implements the parts that differ between the databases.
-type dialect interface {
+// newDB returns a DB that runs each request as a statement of its own.
+func newDB(dialect dialect, pool *sql.DB) *DB {
+	db := &DB{dialect: dialect, pool: pool, counters: newCounters()}
+	db.direct.db = db
+	db.executor = &db.direct
+	return db
+}
+
+// A dialect has the parts that differ between the databases.
+type dialect struct {
+	// insertSuffix is the clause that makes an INSERT do nothing if the row exists. It is ""
+	// for a database without one, whose error is then classified as conflict.
+	insertSuffix  string
+	clockQuery    string // for the database's time in seconds since 1970
+	rowCountQuery string // for the approximate number of rows
+	engine
+}
+
+// An engine implements the parts of a dialect that are not SQL.
+type engine interface {
 	// replaceDSN makes new connections use the credentials of another data source name.
 	replaceDSN(ctx context.Context, dsn string) error
 	// limit sets the maximum number of open connections, if the database allows a choice.
 	limit(connections int)
 	// createFile creates the database file before the first connection, if there is one.
 	createFile() error
-	// insertSuffix returns the clause that makes an INSERT do nothing if the row exists.
-	// It is "" for a database without one, whose error is then classified as conflict.
-	insertSuffix() string
 	classify(err error) errorClass
 	// redact returns err without any text that could hold a phone number.
 	redact(err error) error
@@ -60,19 +65,34 @@ type dialect interface {
 	hint(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
 	// check returns prepared, which is the error of preparing the statements, or instead
-	// the reason why the statements cannot rely on the table. It adds to db.remarks.
+	// the reason why the statements cannot rely on the table. It adds to db.remarks, and
+	// creates indexes that the shared schema file defines only for MySQL.
 	check(ctx context.Context, db *DB, prepared error) error
 	// inPlace returns an error if the database is no longer the one that Prepare found.
 	inPlace() error
-	// createIndexes creates indexes that the shared schema file defines only for MySQL.
-	createIndexes(ctx context.Context, pool *sql.DB) error
-	// metaQueries returns two queries: for the database's time in seconds since 1970, and
-	// for the approximate number of rows.
-	metaQueries() (clock, rows string)
-	// startBatching starts the batchers that help on this database.
-	startBatching(db *DB)
-	// batchStatements returns the statements that the batchers need.
-	batchStatements(db *DB) []statement
+}
+
+// An executor runs loads and swaps: direct, multiRow or groupCommit.
+type executor interface {
+	// statements returns the statements to prepare before the first load.
+	statements() []statement
+	load(ctx context.Context, n verify.Number) (verify.Record, error)
+	swap(ctx context.Context, s swapRequest) result
+	// close fails the requests that wait.
+	close()
+}
+
+// A statement is prepared into *stmt.
+type statement struct {
+	stmt **sql.Stmt
+	text string
+}
+
+// A swapRequest has the parameters of Swap.
+type swapRequest struct {
+	number verify.Number
+	old    verify.Version
+	next   verify.Record
 }
 
 // An errorClass is a set of facts that an error proves about its statement. Zero means
@@ -111,7 +131,9 @@ func (db *DB) ReplaceDSN(ctx context.Context, dsn string) error {
 
 // PrepareToRead prepares only Load. It creates nothing and needs only the right to read.
 func (db *DB) PrepareToRead(ctx context.Context) (err error) {
-	if db.load, err = db.pool.PrepareContext(ctx, loadOne); err == nil {
+	db.executor.close()
+	db.executor = &db.direct
+	if db.direct.selectOne, err = db.pool.PrepareContext(ctx, selectOneSQL); err == nil {
 		return nil
 	}
 	hint := db.dialect.hint(err)
@@ -158,31 +180,14 @@ func (db *DB) prepare(ctx context.Context) error {
 	if db.remarks = nil; db.classify(err)&transient == 0 {
 		err = db.dialect.check(ctx, db, err)
 	}
-	if err == nil {
-		err = db.dialect.createIndexes(ctx, db.pool)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = db.probe(ctx) // a Galera node without quorum only prepares
-	}
-	if err == nil {
-		db.dialect.startBatching(db)
-	}
-	return err
-}
-
-const loadOne = "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"
-
-type statement struct {
-	stmt **sql.Stmt
-	text string
+	return db.probe(ctx) // a Galera node without quorum only prepares
 }
 
 func (db *DB) prepareStatements(ctx context.Context) error {
-	for _, s := range append([]statement{
-		{&db.load, loadOne},
-		{&db.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + db.dialect.insertSuffix()},
-		{&db.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
-	}, db.dialect.batchStatements(db)...) {
+	for _, s := range db.executor.statements() {
 		if *s.stmt != nil {
 			continue // prepared by an earlier call
 		}
@@ -196,34 +201,11 @@ func (db *DB) prepareStatements(ctx context.Context) error {
 
 // Load implements verify.Store.
 func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	read := db.loadDirect
-	if db.loads != nil && !db.batchingPaused() {
-		read = db.loadBatched
-	}
-	r, err := read(ctx, n)
+	r, err := db.executor.load(ctx, n)
 	if err != nil {
 		return verify.Record{}, fmt.Errorf("load: %w", db.dialect.redact(err))
 	}
 	return r, nil
-}
-
-func (db *DB) loadDirect(ctx context.Context, n verify.Number) (verify.Record, error) {
-	r, err := scan(db.load.QueryRowContext(ctx, string(n)))
-	if errors.Is(err, sql.ErrNoRows) {
-		return verify.Record{}, nil
-	}
-	return r, db.countError(err)
-}
-
-func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
-	var r verify.Record
-	var version []byte
-	err := row.Scan(append([]any{&version, &r.BegunAt, &r.State}, also...)...)
-	if err == nil && len(version) != len(r.Version) {
-		err = fmt.Errorf("a stored version has %d bytes; want %d", len(version), len(r.Version))
-	}
-	copy(r.Version[:], version)
-	return r, err
 }
 
 // Swap implements verify.Store. It also returns false after a deadlock or a failed Galera
@@ -235,37 +217,82 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	if next.State == nil {
 		next.State = []byte{} // nil would be NULL
 	}
-	var done bool
-	var err error
-	if db.swaps != nil && (db.inserts || old != verify.Version{}) && !db.batchingPaused() {
-		done, err = db.swapBatched(ctx, n, old, next)
-	} else {
-		done, err = db.swapDirect(ctx, n, old, next)
-	}
-	switch class := db.classify(err); {
-	case err == nil:
-		return done, nil
-	case class&conflict != 0:
+	switch r := db.executor.swap(ctx, swapRequest{n, old, next}); r.outcome {
+	case outcomeApplied:
+		return true, nil
+	case outcomeConflict:
 		return false, nil
-	case class&notApplied != 0:
-		return false, fmt.Errorf("swap: %w", db.dialect.redact(err))
+	case outcomeNotApplied:
+		return false, fmt.Errorf("swap: %w", db.dialect.redact(r.err))
 	default:
-		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.dialect.redact(err))
+		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.dialect.redact(r.err))
 	}
 }
 
-func (db *DB) swapDirect(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
-	done, err := swap(ctx, db.insert, db.update, n, old, next)
-	return done, db.countError(err)
+// swapResult returns the result of a statement, from its error and whether it changed a row.
+func (db *DB) swapResult(done bool, err error) result {
+	switch class := db.classify(err); {
+	case done && err == nil:
+		return result{outcome: outcomeApplied}
+	case err == nil, class&conflict != 0:
+		return result{outcome: outcomeConflict}
+	case class&notApplied != 0:
+		return result{outcomeNotApplied, err}
+	default:
+		return result{outcomeUnknown, err}
+	}
 }
 
-func swap(ctx context.Context, insert, update *sql.Stmt, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+// direct runs each load and each swap as a statement of its own.
+type direct struct {
+	db                        *DB
+	selectOne, insert, update *sql.Stmt
+}
+
+const selectOneSQL = "SELECT version, begun_at, state FROM phone_numbers WHERE phone_number = ?"
+
+func (d *direct) statements() []statement {
+	return []statement{
+		{&d.selectOne, selectOneSQL},
+		{&d.insert, "INSERT INTO phone_numbers (phone_number, version, begun_at, state) VALUES (?, ?, ?, ?)" + d.db.dialect.insertSuffix},
+		{&d.update, "UPDATE phone_numbers SET version = ?, begun_at = ?, state = ? WHERE phone_number = ? AND version = ?"},
+	}
+}
+
+func (*direct) close() {} // no request waits
+
+func (d *direct) load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	r, err := scan(d.selectOne.QueryRowContext(ctx, string(n)))
+	if errors.Is(err, sql.ErrNoRows) {
+		return verify.Record{}, nil
+	}
+	return r, d.db.countError(err)
+}
+
+// scan reads a record, and the columns after it into also.
+func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
+	var r verify.Record
+	var version []byte
+	err := row.Scan(append([]any{&version, &r.BegunAt, &r.State}, also...)...)
+	if err == nil && len(version) != len(r.Version) {
+		err = fmt.Errorf("a stored version has %d bytes; want %d", len(version), len(r.Version))
+	}
+	copy(r.Version[:], version)
+	return r, err
+}
+
+func (d *direct) swap(ctx context.Context, s swapRequest) result {
+	done, err := swap(ctx, d.insert, d.update, s)
+	return d.db.swapResult(done, d.db.countError(err))
+}
+
+// swap runs a swap by two prepared statements, which may belong to a transaction.
+func swap(ctx context.Context, insert, update *sql.Stmt, s swapRequest) (done bool, err error) {
 	var result sql.Result
-	var err error
-	if old == (verify.Version{}) {
-		result, err = insert.ExecContext(ctx, string(n), next.Version[:], next.BegunAt, next.State)
+	if s.old == (verify.Version{}) {
+		result, err = insert.ExecContext(ctx, string(s.number), s.next.Version[:], s.next.BegunAt, s.next.State)
 	} else {
-		result, err = update.ExecContext(ctx, next.Version[:], next.BegunAt, next.State, string(n), old[:])
+		result, err = update.ExecContext(ctx, s.next.Version[:], s.next.BegunAt, s.next.State, string(s.number), s.old[:])
 	}
 	if err != nil {
 		return false, err
@@ -285,10 +312,10 @@ func (db *DB) Ready(ctx context.Context) error {
 // probe reads a row and updates a row that does not exist. A read-only server rejects this
 // update too.
 func (db *DB) probe(ctx context.Context) error {
-	if _, err := db.loadDirect(ctx, ""); err != nil {
+	if _, err := db.direct.load(ctx, ""); err != nil {
 		return err
 	}
-	_, err := db.update.ExecContext(ctx, []byte{}, 0, []byte{}, "", []byte{})
+	_, err := db.direct.update.ExecContext(ctx, []byte{}, 0, []byte{}, "", []byte{})
 	return db.countError(err)
 }
 
@@ -300,8 +327,7 @@ func (db *DB) Warnings(ctx context.Context) []string {
 
 // Close closes all connections. Requests that still wait fail.
 func (db *DB) Close() error {
-	db.loads.close()
-	db.swaps.close()
+	db.executor.close()
 	return db.pool.Close()
 }
 

@@ -33,7 +33,7 @@ func checkClasses(t *testing.T, db *DB, cases []errorCase) {
 			t.Errorf("%v (%s): got class %04b, want %04b", c.err, c.about, got, c.want)
 		}
 		got, want := db.classify(&notAppliedError{c.err}), c.want|notApplied
-		if _, ok := db.dialect.(mysqlDialect); ok { // TestMySQLErrors_BeforeALoginAreTransient has the rest
+		if _, ok := db.dialect.engine.(mysqlEngine); ok { // TestMySQLErrors_BeforeALoginAreTransient has the rest
 			got, want = got&^transient, want&^transient
 		}
 		if got != want {
@@ -46,7 +46,7 @@ func number(n uint16) error { return &mysql.MySQLError{Number: n} }
 
 func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 	const unknown = errorClass(0)
-	db := &DB{dialect: mysqlDialect{}}
+	db := newDB(dialect{engine: mysqlEngine{}}, nil)
 	cases := []errorCase{
 		{number(1020), conflict, "record changed since last read"},
 		{number(1040), notApplied | transient, "too many connections"},
@@ -132,7 +132,7 @@ func TestMySQLErrors_BeforeALoginAreTransient(t *testing.T) {
 		}},
 	} {
 		for _, err := range c.errs {
-			if got := (mysqlDialect{}).classify(&notAppliedError{err})&transient != 0; got != c.want {
+			if got := (mysqlEngine{}).classify(&notAppliedError{err})&transient != 0; got != c.want {
 				t.Errorf("%v: got transient %v; want %v", err, got, c.want)
 			}
 		}
@@ -225,7 +225,7 @@ func TestRedact_RemovesTheServersText(t *testing.T) {
 		driver.ErrBadConn:   "driver: bad connection (the server went away or is read-only)",
 		io.ErrUnexpectedEOF: "unexpected EOF",
 	} {
-		if got := (mysqlDialect{}).redact(err).Error(); got != want {
+		if got := (mysqlEngine{}).redact(err).Error(); got != want {
 			t.Errorf("redact(%v) = %q; want %q", err, got, want)
 		}
 	}

@@ -32,7 +32,7 @@ var plantedBugs = []plantedBug{
 		name: "swap without version",
 		edits: []edit{
 			{"internal/store/store.go", `WHERE phone_number = ? AND version = ?"`, `WHERE phone_number = ?"`},
-			{"internal/store/store.go", `string(n), old[:])`, `string(n))`},
+			{"internal/store/store.go", `string(s.number), s.old[:])`, `string(s.number))`},
 			{"internal/store/store.go", `"", []byte{})`, `"")`},
 		},
 		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
@@ -41,7 +41,7 @@ var plantedBugs = []plantedBug{
 	{
 		name: "batched swaps without their versions",
 		edits: []edit{{
-			"internal/store/batch.go", " WHEN phone_number = ? AND version = ? THEN ?",
+			"internal/store/batch_mysql.go", " WHEN phone_number = ? AND version = ? THEN ?",
 			" WHEN phone_number = ? AND (version = ? OR 1) THEN ?",
 		}},
 		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",

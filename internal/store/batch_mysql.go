@@ -1,0 +1,226 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
+)
+
+// To a MySQL server a statement is more work than a row. So a batch of loads is one
+// statement, and a batch of swaps too. Each statement is prepared in two sizes; if a batch
+// has fewer requests than the statement has rows, a number is repeated.
+const (
+	loadWorkers   = 2
+	updateWorkers = 4 // more, since a commit can take longer than a read
+	smallBatch    = 16
+	largeBatch    = 64
+	minBisected   = smallBatch / 2 // a batch of as many in conflict runs directly
+	// Shorter than a call's storeTimeout, so that a call whose batch timed out can still
+	// find out whether its swap was applied.
+	batchTimeout = 1500 * time.Millisecond
+)
+
+// multiRow runs a batch of loads as one SELECT, and a batch of swaps as one UPDATE. It
+// inserts new numbers directly.
+type multiRow struct {
+	*direct
+	selectSmall, selectLarge, updateSmall, updateLarge *sql.Stmt
+
+	loads *batcher[*loadRequest]
+	swaps *batcher[swapRequest]
+}
+
+// A loadRequest gets its record if the load succeeds.
+type loadRequest struct {
+	number verify.Number
+	record verify.Record
+}
+
+func newMultiRow(d *direct) *multiRow {
+	m := &multiRow{direct: d}
+	pause := &breaker{pauses: d.db.counters.batchingPaused}
+	m.loads = newBatcher(loadWorkers, largeBatch, pause, m.loadDirect, m.flushLoads)
+	m.swaps = newBatcher(updateWorkers, largeBatch, pause, d.swap, m.flushUpdates)
+	return m
+}
+
+func (m *multiRow) statements() []statement {
+	return append(m.direct.statements(),
+		statement{&m.selectSmall, selectBatchSQL(smallBatch)},
+		statement{&m.selectLarge, selectBatchSQL(largeBatch)},
+		statement{&m.updateSmall, updateBatchSQL(smallBatch)},
+		statement{&m.updateLarge, updateBatchSQL(largeBatch)},
+	)
+}
+
+func (m *multiRow) close() {
+	m.loads.close()
+	m.swaps.close()
+}
+
+func (m *multiRow) load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	l := &loadRequest{number: n}
+	if r := m.loads.do(ctx, l); r.err != nil {
+		return verify.Record{}, r.err // a batch may still write to l
+	}
+	return l.record, nil
+}
+
+func (m *multiRow) loadDirect(ctx context.Context, l *loadRequest) result {
+	var err error
+	if l.record, err = m.direct.load(ctx, l.number); err != nil {
+		return result{outcomeUnknown, err}
+	}
+	return result{outcome: outcomeApplied}
+}
+
+// flushLoads loads all numbers in one statement.
+func (m *multiRow) flushLoads(all []*request[*loadRequest]) error {
+	all = claim(all)
+	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
+	defer cancel()
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		r := m.loadDirect(ctx, all[0].value)
+		finish(r, all[0])
+		return r.err
+	}
+	records, err := m.loadBatch(ctx, all)
+	if err != nil {
+		return m.db.countError(err)
+	}
+	for _, l := range all {
+		l.value.record = records[l.value.number]
+		finish(result{outcome: outcomeApplied}, l)
+	}
+	return nil
+}
+
+func selectBatchSQL(rows int) string {
+	return "SELECT version, begun_at, state, phone_number FROM phone_numbers WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ")"
+}
+
+func (m *multiRow) loadBatch(ctx context.Context, all []*request[*loadRequest]) (map[verify.Number]verify.Record, error) {
+	load, numbers := m.selectSmall, make([]any, smallBatch)
+	if len(all) > smallBatch {
+		load, numbers = m.selectLarge, make([]any, largeBatch)
+	}
+	for i := range numbers {
+		numbers[i] = string(all[min(i, len(all)-1)].value.number) // a repeated number is found once
+	}
+	rows, err := load.QueryContext(ctx, numbers...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	records := make(map[verify.Number]verify.Record, len(all))
+	for rows.Next() {
+		var n string
+		r, err := scan(rows, &n)
+		if err != nil {
+			return nil, err
+		}
+		records[verify.Number(n)] = r
+	}
+	return records, rows.Err()
+}
+
+func (m *multiRow) swap(ctx context.Context, s swapRequest) result {
+	if s.old == (verify.Version{}) {
+		return m.direct.swap(ctx, s)
+	}
+	return m.swaps.do(ctx, s)
+}
+
+// updateBatchSQL returns an UPDATE that swaps all of its rows or none. A row whose version
+// is not the expected one gets version = NULL; the column is NOT NULL, so in strict mode the
+// whole statement fails (error 1048). The last condition matches no row if the session is
+// not strict. A transaction of several statements would report each row, but would hold its
+// locks if this process froze between two of them.
+func updateBatchSQL(rows int) string {
+	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
+		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
+		" END, version = CASE" + strings.Repeat(" WHEN phone_number = ? AND version = ? THEN ?", rows) +
+		" END WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ") AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
+}
+
+// flushUpdates runs the swaps in one statement. If a number occurs twice, its second swap
+// runs directly.
+func (m *multiRow) flushUpdates(all []*request[swapRequest]) error {
+	var batch []*request[swapRequest]
+	for _, r := range claim(all) {
+		if slices.ContainsFunc(batch, func(other *request[swapRequest]) bool { return other.value.number == r.value.number }) {
+			finish(result{outcome: outcomeRunDirect}, r)
+			continue
+		}
+		batch = append(batch, r)
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
+	defer cancel()
+	return m.updateBisecting(ctx, batch)
+}
+
+// updateBisecting swaps the batch in one statement. If a row conflicts, nothing was applied:
+// it then retries each half, and lets batches of eight or fewer run directly.
+func (m *multiRow) updateBisecting(ctx context.Context, all []*request[swapRequest]) error {
+	if len(all) == 1 {
+		r := m.direct.swap(ctx, all[0].value)
+		finish(r, all[0])
+		return r.err
+	}
+	err := m.db.countError(m.updateBatch(ctx, all))
+	r := m.db.swapResult(err == nil, err)
+	if r.outcome == outcomeConflict && len(all) > minBisected {
+		half := len(all) / 2
+		return errors.Join(m.updateBisecting(ctx, all[:half]), m.updateBisecting(ctx, all[half:]))
+	}
+	failure := r.err
+	if r.outcome == outcomeConflict || r.outcome == outcomeNotApplied {
+		r = result{outcome: outcomeRunDirect}
+	}
+	finish(r, all...)
+	return failure
+}
+
+// updateBatch swaps all rows or none, with one exception: if a row is missing, such as
+// after a purge, the others are swapped, and the error leaves every outcome unknown.
+func (m *multiRow) updateBatch(ctx context.Context, all []*request[swapRequest]) error {
+	update, rows := m.updateSmall, smallBatch
+	if len(all) > smallBatch {
+		update, rows = m.updateLarge, largeBatch
+	}
+	args := make([]any, 8*rows)
+	begunAt, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
+	for i := range rows {
+		number, old, next := "", []byte{}, verify.Record{State: []byte{}} // unused row: matches no number
+		if i < len(all) {
+			s := &all[i].value
+			number, old, next = string(s.number), s.old[:], s.next
+		}
+		numbers[i] = cmp.Or(number, string(all[0].value.number))
+		begunAt[2*i], begunAt[2*i+1] = number, next.BegunAt
+		state[2*i], state[2*i+1] = number, next.State
+		version[3*i], version[3*i+1], version[3*i+2] = number, old, next.Version[:]
+	}
+	result, err := update.ExecContext(ctx, args...)
+	if err != nil {
+		return err
+	}
+	changed, err := result.RowsAffected()
+	if err == nil && changed != int64(len(all)) {
+		err = fmt.Errorf("%d of %d rows were there", changed, len(all))
+	}
+	return err
+}
