@@ -4,12 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/go-sql-driver/mysql"
 )
 
 // DefaultConnections is the default size of the pool. A pool that is smaller than the
@@ -42,8 +39,7 @@ type connections struct {
 // for which database/sql asks the pool again; the pool is smaller by then.
 func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
-	var server *mysql.MySQLError
-	if !errors.As(err, &server) || server.Number != 1040 && !isUserFull(err) {
+	if mysqlNumber(err) != 1040 && !isUserFull(err) {
 		return conn, err
 	}
 	if !c.shrink() {
@@ -58,8 +54,8 @@ func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 // isUserFull reports whether the server refused a user whose password it accepted, for
 // the number of the user's connections.
 func isUserFull(err error) bool {
-	var server *mysql.MySQLError
-	return errors.As(err, &server) && (server.Number == 1203 || server.Number == 1226)
+	n := mysqlNumber(err)
+	return n == 1203 || n == 1226
 }
 
 // shrink makes the pool smaller by the refused connection, and reports whether the pool has

@@ -55,17 +55,13 @@ func (db *DB) countError(err error) error {
 
 // errorName returns the label of an error: short, and one of a small set.
 func errorName(err error) string {
-	var (
-		server  *mysql.MySQLError
-		sqlite  interface{ Code() int }
-		network net.Error
-		notRun  *notAppliedError
-	)
-	switch {
-	case errors.As(err, &server):
-		return strconv.Itoa(int(server.Number))
-	case errors.As(err, &sqlite):
-		return "sqlite_" + strconv.Itoa(sqlite.Code()&0xff)
+	var network net.Error
+	var notRun *notAppliedError
+	switch server, sqlite := mysqlNumber(err), sqliteCode(err); {
+	case server != 0:
+		return strconv.Itoa(int(server))
+	case sqlite != 0:
+		return "sqlite_" + strconv.Itoa(sqlite)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
 	case errors.As(err, &network), errors.As(err, &notRun), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):

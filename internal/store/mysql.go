@@ -194,8 +194,7 @@ func (c lockTimeoutConnector) Connect(ctx context.Context) (driver.Conn, error) 
 		return nil, err
 	}
 	_, err = conn.(driver.ExecerContext).ExecContext(ctx, "SET innodb_lock_wait_timeout = 1", nil)
-	var server *mysql.MySQLError
-	if err != nil && !errors.As(err, &server) {
+	if err != nil && mysqlNumber(err) == 0 {
 		conn.Close()
 		return nil, err
 	}
@@ -249,11 +248,18 @@ func (e mysqlEngine) replaceDSN(ctx context.Context, dsn string) error {
 
 func (mysqlEngine) createFile() error { return nil }
 
+// mysqlNumber returns the number of a server's error, 0 for any other error.
+func mysqlNumber(err error) uint16 {
+	if server, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		return server.Number
+	}
+	return 0
+}
+
 // classify implements engine. An error of opening a connection is transient if it is not
 // permanent.
 func (e mysqlEngine) classify(err error) errorClass {
-	var before *notAppliedError
-	if errors.As(err, &before) && !isPermanent(err) {
+	if _, ok := errors.AsType[*notAppliedError](err); ok && !isPermanent(err) {
 		return e.classifyResponse(err) | transient
 	}
 	return e.classifyResponse(err)
@@ -262,18 +268,16 @@ func (e mysqlEngine) classify(err error) errorClass {
 // isPermanent reports whether err, which prevented opening a connection, is a configuration
 // error that waiting does not resolve.
 func isPermanent(err error) bool {
-	var server *mysql.MySQLError
-	if errors.As(err, &server) {
-		return slices.Contains(permanent, server.Number)
+	if n := mysqlNumber(err); n != 0 {
+		return slices.Contains(permanent, n)
 	}
-	var untrusted *tls.CertificateVerificationError
-	return errors.As(err, &untrusted) || slices.ContainsFunc(permanentErrors, func(e error) bool { return errors.Is(err, e) })
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	return untrusted || slices.ContainsFunc(permanentErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
 func (mysqlEngine) classifyResponse(err error) errorClass {
-	var server *mysql.MySQLError
-	if errors.As(err, &server) {
-		return mysqlErrors[server.Number].class
+	if n := mysqlNumber(err); n != 0 {
+		return mysqlErrors[n].class
 	}
 	var network net.Error
 	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) {
@@ -302,14 +306,10 @@ func (mysqlEngine) redact(err error) error {
 }
 
 func (e mysqlEngine) hint(err error) string {
-	var server *mysql.MySQLError
-	if !errors.As(err, &server) {
-		return ""
-	}
 	return strings.NewReplacer(
 		"{database}", "`"+strings.ReplaceAll(e.database, "`", "``")+"`",
 		"{user}", "'"+strings.NewReplacer("'", "''", `\`, `\\`).Replace(e.current.inner.Load().user)+"'@'%'",
-	).Replace(mysqlHints[server.Number])
+	).Replace(mysqlHints[mysqlNumber(err)])
 }
 
 func (mysqlEngine) inPlace() error { return nil }

@@ -245,9 +245,8 @@ func (e sqliteEngine) check(ctx context.Context, db *DB, prepared error) error {
 	if err == nil {
 		return e.createIndexes(ctx, db.pool)
 	}
-	var result interface{ Code() int }
-	if !errors.Is(err, errNotShipped) && (!errors.As(err, &result) ||
-		!slices.Contains([]int{sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}, result.Code()&0xff)) {
+	if !errors.Is(err, errNotShipped) &&
+		!slices.Contains([]int{sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}, sqliteCode(err)) {
 		return err
 	}
 	return fmt.Errorf("the table phone_numbers cannot be used: %w; have the service make its own, after which the codes of the last ten minutes are refused: ALTER TABLE phone_numbers RENAME TO phone_numbers_before; DROP INDEX IF EXISTS phone_numbers_begun_at", err)

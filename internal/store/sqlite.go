@@ -90,9 +90,16 @@ func (e sqliteEngine) createFile() error {
 }
 
 func (sqliteEngine) classify(err error) errorClass {
-	var result interface{ Code() int } // *sqlite.Error
-	if errors.As(err, &result) {
-		return sqliteErrors[result.Code()&0xff]
+	return sqliteErrors[sqliteCode(err)]
+}
+
+// sqliteCode returns the primary result code of SQLite's error, 0 for any other error.
+func sqliteCode(err error) int {
+	if result, ok := errors.AsType[interface { // *sqlite.Error
+		error
+		Code() int
+	}](err); ok {
+		return result.Code() & 0xff
 	}
 	return 0
 }
@@ -101,9 +108,7 @@ func (sqliteEngine) classify(err error) errorClass {
 func (sqliteEngine) redact(err error) error { return err }
 
 func (e sqliteEngine) hint(err error) string {
-	var result interface{ Code() int }
-	var file *fs.PathError
-	if !errors.As(err, &file) && (!errors.As(err, &result) || result.Code()&0xff != sqlite3.SQLITE_CANTOPEN) {
+	if _, ok := errors.AsType[*fs.PathError](err); !ok && sqliteCode(err) != sqlite3.SQLITE_CANTOPEN {
 		return ""
 	}
 	return "this user must be able to read and write " + e.path + " and its directory"

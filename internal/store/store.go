@@ -336,8 +336,7 @@ func (db *DB) classify(err error) errorClass {
 		return 0 // fast path: errors.As allocates
 	}
 	class := db.dialect.classify(err)
-	var notRun *notAppliedError
-	if errors.As(err, &notRun) || errors.Is(err, driver.ErrBadConn) {
+	if _, ok := errors.AsType[*notAppliedError](err); ok || errors.Is(err, driver.ErrBadConn) {
 		// Both drivers return ErrBadConn only if no statement was sent, or if the server
 		// rejected it as read-only. database/sql relies on that when it retries.
 		class |= notApplied
