@@ -12,12 +12,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// An outcome is what is known of a request after it ran.
+// An outcome states whether a request took effect.
 type outcome uint8
 
 const (
 	outcomeUnknown    outcome = iota // it may have been applied or may still be
-	outcomeApplied                   // a swap was applied, or a load found its record
+	outcomeApplied                   // the swap was applied, or the load succeeded
 	outcomeConflict                  // not applied: another swap was first
 	outcomeNotApplied                // was not applied and never will be
 	outcomeRunDirect                 // not run in its batch: run it as a single statement

@@ -21,7 +21,6 @@ const (
 	updateWorkers = 4 // more, since a commit can take longer than a read
 	smallBatch    = 16
 	largeBatch    = 64
-	minBisected   = smallBatch / 2 // a batch of as many in conflict runs directly
 	// Shorter than a call's storeTimeout, so that a call whose batch timed out can still
 	// find out whether its swap was applied.
 	batchTimeout = 1500 * time.Millisecond
@@ -31,10 +30,20 @@ const (
 // inserts new numbers directly.
 type multiRow struct {
 	*direct
-	selectSmall, selectLarge, updateSmall, updateLarge *sql.Stmt
+	selects, updates [len(batchRows)]*sql.Stmt
+	loads            *batcher[*loadRequest]
+	swaps            *batcher[swapRequest]
+}
 
-	loads *batcher[*loadRequest]
-	swaps *batcher[swapRequest]
+// batchRows are the rows of the statements in each size.
+var batchRows = [...]int{smallBatch, largeBatch}
+
+// sizeFor returns the index in batchRows of the statement for a batch.
+func sizeFor(requests int) int {
+	if requests > smallBatch {
+		return 1
+	}
+	return 0
 }
 
 // A loadRequest gets its record if the load succeeds.
@@ -52,12 +61,11 @@ func newMultiRow(d *direct) *multiRow {
 }
 
 func (m *multiRow) statements() []statement {
-	return append(m.direct.statements(),
-		statement{&m.selectSmall, selectBatchSQL(smallBatch)},
-		statement{&m.selectLarge, selectBatchSQL(largeBatch)},
-		statement{&m.updateSmall, updateBatchSQL(smallBatch)},
-		statement{&m.updateLarge, updateBatchSQL(largeBatch)},
-	)
+	all := m.direct.statements()
+	for i, rows := range batchRows {
+		all = append(all, statement{&m.selects[i], selectBatchSQL(rows)}, statement{&m.updates[i], updateBatchSQL(rows)})
+	}
+	return all
 }
 
 func (m *multiRow) close() {
@@ -110,14 +118,12 @@ func selectBatchSQL(rows int) string {
 }
 
 func (m *multiRow) loadBatch(ctx context.Context, all []*request[*loadRequest]) (map[verify.Number]verify.Record, error) {
-	load, numbers := m.selectSmall, make([]any, smallBatch)
-	if len(all) > smallBatch {
-		load, numbers = m.selectLarge, make([]any, largeBatch)
-	}
+	size := sizeFor(len(all))
+	numbers := make([]any, batchRows[size])
 	for i := range numbers {
 		numbers[i] = string(all[min(i, len(all)-1)].value.number) // a repeated number is found once
 	}
-	rows, err := load.QueryContext(ctx, numbers...)
+	rows, err := m.selects[size].QueryContext(ctx, numbers...)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +188,7 @@ func (m *multiRow) updateBisecting(ctx context.Context, all []*request[swapReque
 	}
 	err := m.db.countError(m.updateBatch(ctx, all))
 	r := m.db.swapResult(err == nil, err)
-	if r.outcome == outcomeConflict && len(all) > minBisected {
+	if r.outcome == outcomeConflict && len(all) > smallBatch/2 {
 		half := len(all) / 2
 		return errors.Join(m.updateBisecting(ctx, all[:half]), m.updateBisecting(ctx, all[half:]))
 	}
@@ -197,10 +203,8 @@ func (m *multiRow) updateBisecting(ctx context.Context, all []*request[swapReque
 // updateBatch swaps all rows or none, with one exception: if a row is missing, such as
 // after a purge, the others are swapped, and the error leaves every outcome unknown.
 func (m *multiRow) updateBatch(ctx context.Context, all []*request[swapRequest]) error {
-	update, rows := m.updateSmall, smallBatch
-	if len(all) > smallBatch {
-		update, rows = m.updateLarge, largeBatch
-	}
+	size := sizeFor(len(all))
+	rows := batchRows[size]
 	args := make([]any, 8*rows)
 	begunAt, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
 	for i := range rows {
@@ -214,7 +218,7 @@ func (m *multiRow) updateBatch(ctx context.Context, all []*request[swapRequest])
 		state[2*i], state[2*i+1] = number, next.State
 		version[3*i], version[3*i+1], version[3*i+2] = number, old, next.Version[:]
 	}
-	result, err := update.ExecContext(ctx, args...)
+	result, err := m.updates[size].ExecContext(ctx, args...)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ type DB struct {
 	dialect  dialect
 	pool     *sql.DB
 	direct   direct
-	executor executor // of Load and Swap
+	executor executor // runs Load and Swap
 	remarks  []string // about the table, for Warnings
 	counters counters
 }
