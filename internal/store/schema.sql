@@ -1,12 +1,12 @@
--- The one table of phone-number-service, for MySQL-compatible engines and for
--- SQLite (which reads /*! ... */ as a comment). The service applies it at start;
--- where its user may not create tables, apply it by hand:
+-- Creates the only table of phone-number-service, on MySQL-compatible engines and on
+-- SQLite (to which /*! ... */ is a comment). The service applies this file at start.
+-- If its user may not create tables, apply it by hand:
 --   CREATE DATABASE PhoneNumberService DEFAULT CHARACTER SET ascii COLLATE ascii_bin;
 --   mysql PhoneNumberService < phonenumberservice.sql
 CREATE TABLE IF NOT EXISTS phone_numbers (
   phone_number VARCHAR(16)     NOT NULL PRIMARY KEY, -- E.164 with its plus
-  version      BINARY(16)      NOT NULL,             -- random, new with every write
-  begun_at     BIGINT          NOT NULL,             -- last send, microseconds since 1970 UTC
+  version      BINARY(16)      NOT NULL,             -- random, changes with every write
+  begun_at     BIGINT          NOT NULL,             -- time of last send, microseconds since 1970 UTC
   state        VARBINARY(1024) NOT NULL              -- format byte, send IDs, HMACs of codes
   /*! , KEY begun_at (begun_at) */
 ) /*! ENGINE=InnoDB DEFAULT CHARACTER SET ascii COLLATE ascii_bin */;
