@@ -14,9 +14,9 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/config"
+	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/reload"
-	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -24,7 +24,7 @@ import (
 // access has the certificates and the callers, with the files that they come from.
 type access struct {
 	config.Access
-	tls         *server.Certificates // nil for plaintext
+	tls         *connmux.Certificates // nil for plaintext
 	tlsFiles    reload.Files
 	registry    *auth.Registry // nil without a callers file
 	callersFile reload.Files
@@ -35,7 +35,7 @@ func newAccess(settings config.Access) (access, error) {
 	a := access{Access: settings}
 	var tlsErr, callersErr error
 	if a.TLSCert != "" && a.TLSKey != "" {
-		a.tls = &server.Certificates{}
+		a.tls = &connmux.Certificates{}
 		if a.tlsFiles, tlsErr = a.ReadTLS(); tlsErr == nil {
 			tlsErr = a.replaceCertificates(a.tlsFiles)
 		}
@@ -94,8 +94,8 @@ func joined(read func() (map[string]string, error)) func() (reload.Files, error)
 
 // replaceCertificates uses the certificates of files. After an error, the previous ones stay.
 func (a access) replaceCertificates(files reload.Files) error {
-	file := func(name string) server.File { return server.File{Name: name, Content: files[name]} }
-	return a.tls.Replace(server.CertificateFiles{Certificate: file(a.TLSCert), Key: file(a.TLSKey), ClientCA: file(a.TLSClientCA)})
+	file := func(name string) connmux.File { return connmux.File{Name: name, Content: files[name]} }
+	return a.tls.Replace(connmux.CertificateFiles{Certificate: file(a.TLSCert), Key: file(a.TLSKey), ClientCA: file(a.TLSClientCA)})
 }
 
 // replaceCallers uses the callers of files. After an error, the previous ones stay.

@@ -28,21 +28,22 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/catest"
+	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 // certificates returns certificates for the port, issued by ca. clientCA may be nil.
-func certificates(t *testing.T, ca, clientCA *catest.CA) (*server.Certificates, server.CertificateFiles) {
+func certificates(t *testing.T, ca, clientCA *catest.CA) (*connmux.Certificates, connmux.CertificateFiles) {
 	t.Helper()
-	var f server.CertificateFiles
+	var f connmux.CertificateFiles
 	f.Certificate.Name, f.Key.Name = "tls.crt", "tls.key"
 	f.Certificate.Content, f.Key.Content = ca.Issue("127.0.0.1")
 	if clientCA != nil {
-		f.ClientCA = server.File{Name: "ca.crt", Content: clientCA.PEM}
+		f.ClientCA = connmux.File{Name: "ca.crt", Content: clientCA.PEM}
 	}
-	c := &server.Certificates{}
+	c := &connmux.Certificates{}
 	if err := c.Replace(f); err != nil {
 		t.Fatal(err)
 	}
@@ -208,8 +209,8 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 
 func TestCertificates_ReplaceCutsNoCallAndRejectsInvalid(t *testing.T) {
 	before, after, clients := catest.New(t), catest.New(t), catest.New(t)
-	var certs *server.Certificates
-	var files server.CertificateFiles
+	var certs *connmux.Certificates
+	var files connmux.CertificateFiles
 	r, _ := startDev(t, func(c *server.Config) {
 		certs, files = certificates(t, before, clients)
 		c.TLS, c.Authenticate = certs, auth.AnyCertificate
@@ -229,17 +230,17 @@ func TestCertificates_ReplaceCutsNoCallAndRejectsInvalid(t *testing.T) {
 	}
 	good := files
 	for name, c := range map[string]struct {
-		change func(*server.CertificateFiles)
+		change func(*connmux.CertificateFiles)
 		want   string
 	}{
-		"another key":        {func(f *server.CertificateFiles) { _, f.Key.Content = after.Issue("127.0.0.1") }, "tls.key: line 1: must be the key of the first certificate in tls.crt"},
-		"no key":             {func(f *server.CertificateFiles) { f.Key.Content = "secret words" }, "tls.key: line 1: must be a private key in PEM"},
-		"half a certificate": {func(f *server.CertificateFiles) { f.Certificate.Content = "# mine\n" + f.Certificate.Content[:200] }, "tls.crt: line 2: is no whole certificate in PEM"},
-		"no certificate":     {func(f *server.CertificateFiles) { f.Certificate.Content = "" }, "tls.crt: line 1: must hold a certificate"},
-		"an invalid one in a list": {func(f *server.CertificateFiles) {
+		"another key":        {func(f *connmux.CertificateFiles) { _, f.Key.Content = after.Issue("127.0.0.1") }, "tls.key: line 1: must be the key of the first certificate in tls.crt"},
+		"no key":             {func(f *connmux.CertificateFiles) { f.Key.Content = "secret words" }, "tls.key: line 1: must be a private key in PEM"},
+		"half a certificate": {func(f *connmux.CertificateFiles) { f.Certificate.Content = "# mine\n" + f.Certificate.Content[:200] }, "tls.crt: line 2: is no whole certificate in PEM"},
+		"no certificate":     {func(f *connmux.CertificateFiles) { f.Certificate.Content = "" }, "tls.crt: line 1: must hold a certificate"},
+		"an invalid one in a list": {func(f *connmux.CertificateFiles) {
 			f.ClientCA.Content += "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 		}, fmt.Sprintf("ca.crt: line %d: is no X.509 certificate", 1+strings.Count(clients.PEM, "\n"))},
-		"an empty client CA": {func(f *server.CertificateFiles) { f.ClientCA.Content = "\n" }, "ca.crt: line 1: must hold a certificate"},
+		"an empty client CA": {func(f *connmux.CertificateFiles) { f.ClientCA.Content = "\n" }, "ca.crt: line 1: must hold a certificate"},
 	} {
 		files := good
 		c.change(&files)

@@ -2,15 +2,19 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"net"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
+	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
@@ -51,8 +55,8 @@ func (l Limits) grpcOptions() []grpc.ServerOption {
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(uint32(l.Streams)),
 		grpc.MaxRecvMsgSize(l.MessageBytes),
-		grpc.MaxHeaderListSize(maxHeaderBytes), // the tap enforces Limits.HeaderBytes
-		grpc.ReadBufferSize(0),                 // see http2Conn
+		grpc.MaxHeaderListSize(connmux.MaxHeaderBytes), // the tap enforces Limits.HeaderBytes
+		grpc.ReadBufferSize(0),                         // see connmux.HTTP2Conn
 		grpc.ConnectionTimeout(l.ConnectionTimeout),
 		grpc.StaticStreamWindowSize(64 << 10), // messages are small
 		grpc.StaticConnWindowSize(64 << 10),
@@ -76,8 +80,8 @@ func (g *semaphore) tryAcquire() bool {
 func (g *semaphore) release() { g.inUse.Add(-1) }
 
 // admission implements admission control: it bounds the calls in flight. A call is in flight
-// while its handler runs: a send continues after its caller resets the stream. http2Conns
-// bounds the calls whose message does not arrive and the replies that peers do not read.
+// while its handler runs: a send continues after its caller resets the stream. connmux bounds
+// the calls whose message does not arrive and the replies that peers do not read.
 type admission struct {
 	calls semaphore
 	// unauthenticated counts health watches, reflection, and calls of unknown callers.
@@ -96,10 +100,9 @@ func newAdmission(l Limits, authenticate authenticator, tel telemetry.Telemetry)
 
 type streamKey struct{}
 
-// stream identifies the HTTP/2 stream of a gRPC call.
+// stream is the HTTP/2 stream of a gRPC call.
 type stream struct {
-	conn     *http2Conn
-	id       uint32
+	connmux.Stream
 	rejected bool // its headers are too large
 }
 
@@ -108,7 +111,8 @@ const rejectedTimeout = 100 * time.Millisecond
 // run runs the handler of the gRPC call of ctx, and records its start and end in the connection.
 func run[T any](ctx context.Context, handler func() (T, error)) (res T, err error) {
 	s := ctx.Value(streamKey{}).(stream)
-	defer s.conn.run(s.id)()
+	s.Start()
+	defer s.End()
 	if s.rejected {
 		return res, headersTooLarge.status().Err()
 	}
@@ -118,13 +122,12 @@ func run[T any](ctx context.Context, handler func() (T, error)) (res T, err erro
 // tap implements grpc.InTapHandle. It rejects calls with too large headers, and bounds the
 // time of the others, before their message arrives.
 func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	conn := connInfoFrom(ctx).conn
-	call := stream{conn: conn, id: conn.current.stream}
-	if size := conn.current.bytes; size > a.limits.HeaderBytes {
+	call := stream{Stream: connInfoFrom(ctx).conn.LastStream()}
+	if call.HeaderBytes > a.limits.HeaderBytes {
 		a.telemetry.Rejected("headers")
-		conn.spend(size / rejectedBytesPerFrame)
+		call.ChargeHeaders()
 		if _, ok := ctx.Deadline(); !ok {
-			conn.earn()
+			call.Earn()
 			return nil, headersTooLarge.status().Err()
 		}
 		// grpc-go never stops the timer of a call that the tap rejects, and a peer may ask for
@@ -137,6 +140,30 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 	}
 	return context.WithValue(ctx, streamKey{}, call), nil
 }
+
+// connInfo describes the connection of a call.
+type connInfo struct {
+	tls  *tls.ConnectionState // nil for plaintext
+	conn *connmux.HTTP2Conn   // nil over HTTP/1.1
+}
+
+// AuthType implements credentials.AuthInfo.
+func (*connInfo) AuthType() string { return "connInfo" }
+
+// completedHandshakeCreds passes the connInfo of a connection to grpc-go. connmux has done
+// the handshake already.
+type completedHandshakeCreds struct {
+	credentials.TransportCredentials
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn := c.(*connmux.HTTP2Conn)
+	return c, &connInfo{conn.TLS, conn}, nil
+}
+
+// Clone implements credentials.TransportCredentials.
+func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
 // connInfoFrom returns the connInfo of a call over either protocol.
 func connInfoFrom(ctx context.Context) *connInfo {

@@ -19,6 +19,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -44,7 +45,7 @@ type Config struct {
 	Numbers      verify.NumberParser
 	Ready        func(context.Context) error // nil if the store answers
 	DrainDelay   time.Duration               // between NOT_SERVING and closing the listener
-	TLS          *Certificates               // nil for plaintext
+	TLS          *connmux.Certificates       // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
 	Origins      []string                    // web pages that may call, "*" for any
 	Reflection   bool
@@ -92,18 +93,17 @@ func Serve(ctx context.Context, c Config) error {
 		httpServer.Handler = c.WrapHTTP(streamCtx, httpServer.Handler)
 	}
 
-	grpcListener, httpListener := newChanListener(c.Listener.Addr()), newChanListener(c.Listener.Addr())
-	mux := &connMux{
-		listener: c.Listener, tls: c.TLS, limits: c.Limits, rejected: c.Telemetry.Rejected,
-		http2: newHTTP2Conns(c.Limits, c.Telemetry.Rejected), grpcListener: grpcListener, httpListener: httpListener,
-	}
+	mux := connmux.New(connmux.Config{
+		Listener: c.Listener, TLS: c.TLS, Connections: c.Limits.Connections, Timeout: c.Limits.ConnectionTimeout,
+		RequestTimeout: c.Limits.CallTimeout, WaitingStreams: c.Limits.Calls / 2, Rejected: c.Telemetry.Rejected,
+	})
 	sweepCtx, stopSweeping := context.WithCancel(context.Background())
 	defer stopSweeping()
-	go mux.http2.sweep(sweepCtx)
+	go mux.Sweep(sweepCtx)
 	failed := make(chan error, 3)
-	go func() { failed <- grpcServer.Serve(grpcListener) }()
-	go func() { failed <- httpServer.Serve(httpListener) }()
-	go func() { failed <- mux.serve() }()
+	go func() { failed <- grpcServer.Serve(mux.HTTP2()) }()
+	go func() { failed <- httpServer.Serve(mux.HTTP1()) }()
+	go func() { failed <- mux.Serve() }()
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	ready := &readiness{health: healthServer, metrics: c.Telemetry.Metrics}

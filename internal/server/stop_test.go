@@ -11,7 +11,6 @@ import (
 
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -112,31 +111,4 @@ func (s hangingStore) Load(ctx context.Context, n verify.Number) (verify.Record,
 		s.hang()
 	}
 	return s.Store.Load(ctx, n)
-}
-
-// A truncated file is rejected, unless complete certificates remain. A reload logs that these are
-// fewer than before.
-func TestCertificates_RejectATruncatedFile(t *testing.T) {
-	ca := catest.New(t)
-	certs, good := certificates(t, ca, ca)
-	good.Certificate.Content += ca.PEM
-	good.ClientCA.Content += catest.New(t).PEM
-	for name, file := range map[string]func(*server.CertificateFiles) *string{
-		"certificate": func(f *server.CertificateFiles) *string { return &f.Certificate.Content },
-		"key":         func(f *server.CertificateFiles) *string { return &f.Key.Content },
-		"client CA":   func(f *server.CertificateFiles) *string { return &f.ClientCA.Content },
-	} {
-		complete := *file(&good)
-		for i := 0; i < len(strings.TrimSpace(complete)); i += 3 {
-			truncated := good
-			*file(&truncated) = complete[:i]
-			const begin = "-----BEGIN CERTIFICATE-----"
-			if certs.Replace(truncated) == nil && strings.Count(complete[:i], begin) >= strings.Count(complete, begin) {
-				t.Errorf("%s truncated after %d of %d bytes: got no error; want one", name, i, len(complete))
-			}
-		}
-	}
-	if err := certs.Replace(good); err != nil {
-		t.Errorf("the complete files: got %v; want no error", err)
-	}
 }

@@ -67,7 +67,7 @@ func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 func matches(t *testing.T, got *verify.SendError, want verify.SendError) {
 	t.Helper()
 	if got.Kind != want.Kind || got.ProviderCode != want.ProviderCode || got.RetryAfter != want.RetryAfter ||
-	got.HTTPStatus != want.HTTPStatus {
+		got.HTTPStatus != want.HTTPStatus {
 		t.Errorf("got kind %d, code %q, retry after %v, HTTP %d (%s); want kind %d, code %q, retry after %v, HTTP %d",
 			got.Kind, got.ProviderCode, got.RetryAfter, got.HTTPStatus, got.Detail, want.Kind, want.ProviderCode, want.RetryAfter, want.HTTPStatus)
 	}

@@ -1,4 +1,4 @@
-package server
+package connmux
 
 import (
 	"bufio"
@@ -20,10 +20,11 @@ import (
 )
 
 const (
-	// A call with more headers than Limits.HeaderBytes is rejected. A call with more than
-	// these ends its connection: grpc-go has to keep up with the compression of headers,
-	// and takes about 100 bytes for each field, which can be one byte on the wire.
-	maxHeaderBytes  = 1 << 20
+	// MaxHeaderBytes is the most bytes of headers, decoded, and maxHeaderFields the most fields
+	// that a call can have. A call with more ends its connection: grpc-go has to keep up with
+	// the compression of headers, and takes about 100 bytes for each field, which can be one
+	// byte on the wire.
+	MaxHeaderBytes  = 1 << 20
 	maxHeaderFields = 1 << 10
 	// maxUnfinishedHeaders bounds the headers of all connections that wait for the rest of
 	// their bytes.
@@ -45,9 +46,8 @@ const (
 	// unreadTimeout is the time that a peer has to read a reply.
 	unreadTimeout = 5 * time.Second
 	sweepInterval = 250 * time.Millisecond
-	// If more streams wait than half of the calls that may be in flight, a connection may
-	// open one only if none of its own waits, and those are closed whose peer lets a stream
-	// wait for crowdedTimeout.
+	// If more streams wait than Config.WaitingStreams, a connection may open one only if none
+	// of its own waits, and those are closed whose peer lets a stream wait for crowdedTimeout.
 	crowdedTimeout = time.Second
 	pauseInterval  = 100 * time.Millisecond
 )
@@ -68,28 +68,25 @@ var (
 // peer's reading of the reply is missing. grpc-go keeps such a stream with its headers,
 // for as long as the peer likes.
 type http2Conns struct {
-	limits     Limits
-	rejected   func(reason string)
+	config     Config
 	waiting    atomic.Int64 // streams
 	unfinished atomic.Int64 // bytes of header blocks
 
 	crowded chan struct{} // wakes sweep
 
 	mu   sync.Mutex
-	open map[*http2Conn]struct{}
+	open map[*HTTP2Conn]struct{}
 }
 
-func newHTTP2Conns(l Limits, rejected func(reason string)) *http2Conns {
-	return &http2Conns{limits: l, rejected: rejected, crowded: make(chan struct{}, 1), open: map[*http2Conn]struct{}{}}
+func newHTTP2Conns(c Config) *http2Conns {
+	return &http2Conns{config: c, crowded: make(chan struct{}, 1), open: map[*HTTP2Conn]struct{}{}}
 }
 
-// maxWaiting is the number of streams that may wait without consequence.
-func (r *http2Conns) maxWaiting() int { return r.limits.Calls / 2 }
+func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.config.WaitingStreams) }
 
-func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.maxWaiting()) }
-
-// sweep closes the connections that have stalled streams, until ctx ends.
-func (r *http2Conns) sweep(ctx context.Context) {
+// Sweep closes the connections that have stalled streams, until ctx ends.
+func (d *Mux) Sweep(ctx context.Context) {
+	r := d.http2Conns
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
@@ -101,7 +98,7 @@ func (r *http2Conns) sweep(ctx context.Context) {
 			time.Sleep(sweepInterval / 10)
 		}
 		for _, c := range r.stalled(time.Now()) {
-			r.rejected("unread")
+			r.config.Rejected("unread")
 			go c.Close() // under TLS it can wait for the peer
 		}
 	}
@@ -109,11 +106,11 @@ func (r *http2Conns) sweep(ctx context.Context) {
 
 // stalled returns the connections that are to be closed: those with a stream that waits for
 // too long, and if too many streams wait, those whose streams have waited most.
-func (r *http2Conns) stalled(now time.Time) (stalled []*http2Conn) {
+func (r *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	type candidate struct {
-		conn    *http2Conn
+		conn    *HTTP2Conn
 		waiting int
 		waited  time.Duration // the sum of its streams
 	}
@@ -131,20 +128,20 @@ func (r *http2Conns) stalled(now time.Time) (stalled []*http2Conn) {
 	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.waited, b.waited) })
 	kept := 0
 	for _, c := range candidates {
-		if kept += c.waiting; kept > r.maxWaiting() {
+		if kept += c.waiting; kept > r.config.WaitingStreams {
 			stalled = append(stalled, c.conn)
 		}
 	}
 	return stalled
 }
 
-// An http2Conn is an HTTP/2 connection that grpc-go serves. It follows the frames of both
+// An HTTP2Conn is an HTTP/2 connection that grpc-go serves. It follows the frames of both
 // directions, since grpc-go has no hook for the end of a stream on the wire. grpc-go must read
 // from it without a buffer of its own: then a call's headers are the last that were
 // delivered when the tap is called.
-type http2Conn struct {
+type HTTP2Conn struct {
 	net.Conn
-	tls *tls.ConnectionState // nil for plaintext
+	TLS *tls.ConnectionState // nil for plaintext
 	all *http2Conns
 
 	// Used only by the goroutine that reads.
@@ -192,10 +189,10 @@ const (
 	streamEnded                        // its reply is not on the wire yet
 )
 
-// add returns the http2Conn for conn that grpc-go serves.
-func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *http2Conn {
-	c := &http2Conn{
-		Conn: conn, tls: state, all: r, in: bufio.NewReaderSize(conn, readBufferBytes),
+// add returns the HTTP2Conn for conn that grpc-go serves.
+func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *HTTP2Conn {
+	c := &HTTP2Conn{
+		Conn: conn, TLS: state, all: r, in: bufio.NewReaderSize(conn, readBufferBytes),
 		left: len(http2.ClientPreface), refilled: time.Now(), resume: make(chan struct{}, 1), streams: map[uint32]wireStream{},
 	}
 	c.spareFrames.Store(maxSpareFrames)
@@ -204,7 +201,7 @@ func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *http2Conn {
 		c.current.bytes += int(f.Size())
 		c.current.fields++
 	})
-	c.hpack.SetMaxStringLength(maxHeaderBytes)
+	c.hpack.SetMaxStringLength(MaxHeaderBytes)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.open[c] = struct{}{}
@@ -212,7 +209,7 @@ func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *http2Conn {
 }
 
 // Close implements net.Conn.
-func (c *http2Conn) Close() error {
+func (c *HTTP2Conn) Close() error {
 	c.all.mu.Lock()
 	delete(c.all.open, c)
 	c.all.mu.Unlock()
@@ -224,7 +221,7 @@ func (c *http2Conn) Close() error {
 }
 
 // Read implements net.Conn.
-func (c *http2Conn) Read(p []byte) (int, error) {
+func (c *HTTP2Conn) Read(p []byte) (int, error) {
 	if c.left == 0 && c.block.Len() == 0 {
 		if err := c.nextFrame(); err != nil {
 			return 0, err
@@ -258,7 +255,7 @@ func parseFrameHeader(b []byte) frameHeader {
 }
 
 // nextFrame makes the next frame ready for Read.
-func (c *http2Conn) nextFrame() error {
+func (c *HTTP2Conn) nextFrame() error {
 	f, err := c.peek()
 	if err != nil {
 		return err
@@ -282,13 +279,13 @@ func (c *http2Conn) nextFrame() error {
 }
 
 // peek returns the header of the next frame, and spends a frame.
-func (c *http2Conn) peek() (frameHeader, error) {
+func (c *HTTP2Conn) peek() (frameHeader, error) {
 	b, err := c.in.Peek(frameHeaderBytes)
 	if err != nil {
 		return frameHeader{}, err
 	}
 	if !c.spend(1) {
-		c.all.rejected("frames")
+		c.all.config.Rejected("frames")
 		return frameHeader{}, errFrameFlood
 	}
 	return parseFrameHeader(b), nil
@@ -296,7 +293,7 @@ func (c *http2Conn) peek() (frameHeader, error) {
 
 // readHeaders reads the frames of a header block, of which f is the first, and measures
 // the block before grpc-go keeps it.
-func (c *http2Conn) readHeaders(f frameHeader) error {
+func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 	c.current = headers{stream: f.stream}
 	var unfinished int64
 	defer func() { c.all.unfinished.Add(-unfinished) }()
@@ -312,7 +309,7 @@ func (c *http2Conn) readHeaders(f frameHeader) error {
 			if c.all.unfinished.Add(int64(size)) > maxUnfinishedHeaders {
 				return c.tooManyHeaders()
 			}
-			if err := c.SetReadDeadline(time.Now().Add(c.all.limits.ConnectionTimeout)); err != nil {
+			if err := c.SetReadDeadline(time.Now().Add(c.all.config.Timeout)); err != nil {
 				return err
 			}
 		}
@@ -329,7 +326,7 @@ func (c *http2Conn) readHeaders(f frameHeader) error {
 		if _, err := c.hpack.Write(fragment); err != nil {
 			return err
 		}
-		if c.current.bytes > maxHeaderBytes || c.current.fields > maxHeaderFields || c.block.Len() > maxHeaderBytes {
+		if c.current.bytes > MaxHeaderBytes || c.current.fields > maxHeaderFields || c.block.Len() > MaxHeaderBytes {
 			return c.tooManyHeaders()
 		}
 		if ended {
@@ -353,8 +350,8 @@ func (c *http2Conn) readHeaders(f frameHeader) error {
 	return c.SetReadDeadline(time.Time{})
 }
 
-func (c *http2Conn) tooManyHeaders() error {
-	c.all.rejected("headers")
+func (c *HTTP2Conn) tooManyHeaders() error {
+	c.all.config.Rejected("headers")
 	return errHeaderBlock
 }
 
@@ -384,7 +381,7 @@ func (f frameHeader) fragment(payload []byte) ([]byte, bool) {
 }
 
 // spend takes frames from what the connection may send, and reports whether it had them.
-func (c *http2Conn) spend(frames int) bool {
+func (c *HTTP2Conn) spend(frames int) bool {
 	if c.spareFrames.Add(-int64(frames)) >= 0 {
 		return true
 	}
@@ -396,15 +393,8 @@ func (c *http2Conn) spend(frames int) bool {
 	return c.spareFrames.Add(refill) >= 0
 }
 
-// earn adds what one call may take.
-func (c *http2Conn) earn() {
-	if c.spareFrames.Load() < maxSpareFrames {
-		c.spareFrames.Add(framesPerCall)
-	}
-}
-
 // Write implements net.Conn.
-func (c *http2Conn) Write(p []byte) (int, error) {
+func (c *HTTP2Conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	for b := p[:n]; len(b) > 0; {
 		if c.outLeft > 0 {
@@ -428,7 +418,7 @@ func (c *http2Conn) Write(p []byte) (int, error) {
 }
 
 // opened adds a stream that the peer opens.
-func (c *http2Conn) opened(id uint32, whole bool) {
+func (c *HTTP2Conn) opened(id uint32, whole bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed || id <= c.last {
@@ -444,7 +434,7 @@ func (c *http2Conn) opened(id uint32, whole bool) {
 }
 
 // requested records that the request of a stream is complete.
-func (c *http2Conn) requested(id uint32) {
+func (c *HTTP2Conn) requested(id uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s, ok := c.streams[id]; ok && s.state == streamOpened {
@@ -454,7 +444,7 @@ func (c *http2Conn) requested(id uint32) {
 
 // pause delays the next stream of a connection that has a waiting one if too many wait in
 // the process: backpressure on the peers that cause it.
-func (c *http2Conn) pause() {
+func (c *HTTP2Conn) pause() {
 	for c.all.isCrowded() {
 		c.mu.Lock()
 		waiting := c.waiting // 0 once it is closed
@@ -470,7 +460,7 @@ func (c *http2Conn) pause() {
 }
 
 // offWire removes a stream that either side has ended, and returns its last state.
-func (c *http2Conn) offWire(id uint32) (s wireStream, ok bool) {
+func (c *HTTP2Conn) offWire(id uint32) (s wireStream, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s, ok = c.streams[id]; !ok {
@@ -483,15 +473,38 @@ func (c *http2Conn) offWire(id uint32) (s wireStream, ok bool) {
 	return s, true
 }
 
-// run records that the handler of a stream starts, and returns the function that records its
-// end.
-func (c *http2Conn) run(id uint32) (ended func()) {
-	c.earn()
-	c.setState(id, streamRunning, -1)
-	return func() { c.setState(id, streamEnded, 1) }
+// A Stream is the stream of one call.
+type Stream struct {
+	HeaderBytes int // decoded, as RFC 9113, 6.5.2 counts them
+
+	conn *HTTP2Conn
+	id   uint32
 }
 
-func (c *http2Conn) setState(id uint32, state streamState, waiting int) {
+// LastStream returns the stream whose headers were read last. Only the goroutine that reads may
+// call it.
+func (c *HTTP2Conn) LastStream() Stream { return Stream{c.current.bytes, c, c.current.stream} }
+
+// ChargeHeaders counts the headers of a call that is rejected for their size, as frames.
+func (s Stream) ChargeHeaders() { s.conn.spend(s.HeaderBytes / rejectedBytesPerFrame) }
+
+// Earn adds the frames that one call may take.
+func (s Stream) Earn() {
+	if s.conn.spareFrames.Load() < maxSpareFrames {
+		s.conn.spareFrames.Add(framesPerCall)
+	}
+}
+
+// Start records that the handler of the stream starts.
+func (s Stream) Start() {
+	s.Earn()
+	s.conn.setState(s.id, streamRunning, -1)
+}
+
+// End records that the handler of the stream has ended.
+func (s Stream) End() { s.conn.setState(s.id, streamEnded, 1) }
+
+func (c *HTTP2Conn) setState(id uint32, state streamState, waiting int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.streams[id]; ok { // else the peer has reset it
@@ -501,7 +514,7 @@ func (c *http2Conn) setState(id uint32, state streamState, waiting int) {
 }
 
 // wait counts streams that wait. It needs c.mu.
-func (c *http2Conn) wait(n int) {
+func (c *HTTP2Conn) wait(n int) {
 	c.waiting += n
 	c.all.waiting.Add(int64(n))
 	wake := c.all.crowded
@@ -518,7 +531,7 @@ func (c *http2Conn) wait(n int) {
 
 // waits returns how many streams wait for the peer, for how long the first and all of them
 // do, and whether one is late.
-func (c *http2Conn) waits(now time.Time) (waiting int, longest, sum time.Duration, late bool) {
+func (c *HTTP2Conn) waits(now time.Time) (waiting int, longest, sum time.Duration, late bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.waiting == 0 {
@@ -530,7 +543,7 @@ func (c *http2Conn) waits(now time.Time) (waiting int, longest, sum time.Duratio
 		case streamRequested, streamRunning:
 			continue
 		case streamOpened:
-			limit += c.all.limits.CallTimeout // which ends its handler
+			limit += c.all.config.RequestTimeout // which ends its handler
 		}
 		waits := now.Sub(s.since)
 		waiting, longest, sum, late = waiting+1, max(longest, waits), sum+waits, late || waits > limit

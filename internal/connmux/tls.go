@@ -1,4 +1,4 @@
-package server
+package connmux
 
 import (
 	"crypto/tls"
@@ -10,8 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc/credentials"
 )
 
 // File is the name and the content of a file that a setting names.
@@ -41,7 +39,7 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 		if config.ClientCAs, err = readCAs(f.ClientCA); err != nil {
 			errs = append(errs, err)
 		}
-		// Health checks need no certificate; callInterceptor checks it for calls.
+		// Health checks need no certificate; the server checks it for calls.
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -122,30 +120,6 @@ type tlsConn struct {
 }
 
 func (c *tlsConn) ConnectionState() tls.ConnectionState { return c.state }
-
-// connInfo describes the connection of a call.
-type connInfo struct {
-	tls  *tls.ConnectionState // nil for plaintext
-	conn *http2Conn           // nil over HTTP/1.1
-}
-
-// AuthType implements credentials.AuthInfo.
-func (*connInfo) AuthType() string { return "connInfo" }
-
-// completedHandshakeCreds passes the connInfo of a connection to grpc-go. connMux has done
-// the handshake already.
-type completedHandshakeCreds struct {
-	credentials.TransportCredentials
-}
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn := c.(*http2Conn)
-	return c, &connInfo{conn.tls, conn}, nil
-}
-
-// Clone implements credentials.TransportCredentials.
-func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
 // handshake does the TLS handshake on a connection. It answers a plaintext HTTP request
 // with a hint.

@@ -1,10 +1,9 @@
-package server
+package connmux
 
 import (
 	"bytes"
 	"context"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -13,11 +12,13 @@ import (
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 
-	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -36,6 +37,42 @@ func (slowService) SendSMS(ctx context.Context, _ *pb.SendSMSRequest) (*pb.Empty
 	return nil, ctx.Err()
 }
 
+// connCreds passes an HTTP2Conn to the tap.
+type connCreds struct {
+	credentials.TransportCredentials
+}
+
+type connAuthInfo struct{ *HTTP2Conn }
+
+func (connAuthInfo) AuthType() string { return "HTTP2Conn" }
+
+func (connCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c, connAuthInfo{c.(*HTTP2Conn)}, nil
+}
+
+func (c connCreds) Clone() credentials.TransportCredentials { return c }
+
+type streamKey struct{}
+
+func tapStream(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	p, _ := peer.FromContext(ctx)
+	return context.WithValue(ctx, streamKey{}, p.AuthInfo.(connAuthInfo).LastStream()), nil
+}
+
+func startUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	s := ctx.Value(streamKey{}).(Stream)
+	s.Start()
+	defer s.End()
+	return handler(ctx, req)
+}
+
+func startStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	s := ss.Context().Value(streamKey{}).(Stream)
+	s.Start()
+	defer s.End()
+	return handler(srv, ss)
+}
+
 // Calls of every kind end in every way. Afterwards no stream and no byte is counted any more,
 // and the connections are open.
 func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
@@ -43,20 +80,16 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	watch := telemetry.Telemetry{Metrics: telemetry.NewMetrics("test"), Log: slog.New(slog.DiscardHandler)}
-	conns := newHTTP2Conns(DefaultLimits, watch.Rejected)
-	admitted := newAdmission(DefaultLimits, nil, watch)
-	s := grpc.NewServer(append(DefaultLimits.grpcOptions(), grpc.InTapHandle(admitted.tap), grpc.UnaryInterceptor(admitted.unary),
-		grpc.StreamInterceptor(admitted.stream), grpc.Creds(completedHandshakeCreds{insecure.NewCredentials()}))...)
+	config := testConfig
+	config.Listener = listener
+	mux := New(config)
+	conns := mux.http2Conns
+	s := grpc.NewServer(grpc.ReadBufferSize(0), grpc.InTapHandle(tapStream), grpc.UnaryInterceptor(startUnary),
+		grpc.StreamInterceptor(startStream), grpc.Creds(connCreds{insecure.NewCredentials()}))
 	pb.RegisterPhoneNumberServiceServer(s, slowService{})
 	healthpb.RegisterHealthServer(s, health.NewServer())
-	accepted := newChanListener(listener.Addr())
-	mux := &connMux{
-		listener: listener, limits: DefaultLimits, rejected: watch.Rejected, http2: conns, grpcListener: accepted,
-		httpListener: newChanListener(listener.Addr()),
-	}
-	go mux.serve()
-	go s.Serve(accepted)
+	go mux.Serve()
+	go s.Serve(mux.HTTP2())
 	defer s.Stop()
 	defer listener.Close()
 
@@ -152,7 +185,7 @@ func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
 	write(framer.WritePing(true, [8]byte{1, 2, 3}))
 	write(framer.WriteRSTStream(7, http2.ErrCodeNo))
 	for size := 1; size <= 40; size++ {
-		conns := newHTTP2Conns(DefaultLimits, func(string) {})
+		conns := newHTTP2Conns(testConfig)
 		c := conns.add(&writerConn{}, nil)
 		for _, id := range []uint32{1, 3, 5, 7, 9} {
 			c.opened(id, true)
@@ -190,7 +223,7 @@ func FuzzHTTP2Conn_Read(f *testing.F) {
 			remote.Write(in)
 			remote.Close()
 		}()
-		conns := newHTTP2Conns(DefaultLimits, func(string) {})
+		conns := newHTTP2Conns(testConfig)
 		c := conns.add(local, nil)
 		var got []byte
 		var err error
