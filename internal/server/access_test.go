@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -163,6 +165,32 @@ func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 	onlyHTTP2, _ := startProxy(t, &http.Transport{Protocols: protocols})
 	if err := call(t, onlyHTTP2); err != nil {
 		t.Errorf("gRPC through a proxy that offers only h2: got %v; want OK", err)
+	}
+}
+
+// A caller that is removed after the headers of its call, and before its message, is rejected.
+func TestAuthorization_ChecksTheCallerWhenTheMessageArrives(t *testing.T) {
+	var removed atomic.Bool
+	r, _ := startDev(t, func(c *server.Config) {
+		c.Authenticate = func([]string, *x509.Certificate) (*auth.Caller, error) {
+			if removed.Load() {
+				return nil, auth.ErrUnknown
+			}
+			return &auth.Caller{Name: "shop"}, nil
+		}
+	})
+	r.send(t, freshNumber())
+	stream, err := r.conn.NewStream(t.Context(), &grpc.StreamDesc{}, pb.PhoneNumberService_SendSMS_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // until the headers have arrived
+	removed.Store(true)
+	if err := stream.SendMsg(request(freshNumber())); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(&pb.Empty{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a call whose caller was removed before the message: got %v; want UNAUTHENTICATED", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -9,16 +10,18 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
+	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -26,113 +29,189 @@ import (
 
 var errPanic = errors.New("panic")
 
-// callInfo collects attributes for the log line of a call. The handlers fill it in.
-type callInfo struct {
+// call is one call, over gRPC or HTTP. The tap makes it for gRPC, unaryHandler for HTTP. It is
+// in the context of the call; the interceptors and the handlers fill it in.
+type call struct {
+	peer    string               // address without the port
+	tls     *tls.ConnectionState // nil for plaintext
+	headers metadata.MD          // over HTTP only those that are read
+
+	stream          connmux.Stream // over gRPC
+	headersTooLarge bool           // of stream
+	http            *httpRequest   // over HTTP
+
+	fullMethod string // "/package.Service/Method"
+	req        any    // nil over HTTP
+	handler    grpc.UnaryHandler
+
 	caller  *auth.Caller // nil without authentication
+	authErr error        // the caller is unknown
+
+	// For the log line.
 	number  verify.Number
 	receipt verify.Receipt
 	outcome string // of Valid
+	err     error  // the cause of the status
 }
 
-type callInfoKey struct{}
+type callKey struct{}
 
-func callInfoFrom(ctx context.Context) *callInfo {
-	if n, ok := ctx.Value(callInfoKey{}).(*callInfo); ok {
-		return n
+// callFrom returns the call of ctx. It panics if there is none, since the fields of the log
+// line would be lost.
+func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
+
+func (c *call) method() string { return c.fullMethod[strings.LastIndexByte(c.fullMethod, '/')+1:] }
+
+// A handler handles a call.
+type handler func(ctx context.Context, c *call) (any, error)
+
+// An interceptor wraps the next handler of a call.
+type interceptor func(ctx context.Context, c *call, next handler) (any, error)
+
+// chain returns the handler that runs the interceptors, the first outermost, around the call's
+// own handler. Each call of it allocates nothing.
+func chain(interceptors ...interceptor) handler {
+	next := func(ctx context.Context, c *call) (any, error) { return c.handler(ctx, c.req) }
+	for _, i := range slices.Backward(interceptors) {
+		inner := next
+		next = func(ctx context.Context, c *call) (any, error) { return i(ctx, c, inner) }
 	}
-	return &callInfo{}
+	return next
+}
+
+// chains are the handlers of all unary calls.
+type chains struct{ calls, healthCheck, healthList handler }
+
+func newChains(a *admission, f authenticator, tel telemetry.Telemetry) chains {
+	return chains{
+		calls: chain(authenticate(f), a.admit, observe(tel), errorsToStatus, recoverPanics(tel.Log), authorize),
+		// Frequent probes would hide the calls in logs and metrics. A check is never rejected, or
+		// probes would restart an overloaded replica.
+		healthCheck: chain(recoverPanics(tel.Log)),
+		healthList:  chain(authenticate(f), a.admit, recoverPanics(tel.Log)),
+	}
+}
+
+// unary implements grpc.UnaryServerInterceptor.
+func (h chains) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	c := callFrom(ctx)
+	c.stream.Start()
+	defer c.stream.End()
+	if c.headersTooLarge {
+		return nil, headersTooLarge.status().Err()
+	}
+	c.fullMethod, c.req, c.handler = info.FullMethod, req, handler
+	switch info.FullMethod {
+	case healthpb.Health_Check_FullMethodName:
+		return h.healthCheck(ctx, c)
+	case healthpb.Health_List_FullMethodName:
+		return h.healthList(ctx, c)
+	}
+	return h.calls(ctx, c)
 }
 
 // An authenticator returns the caller that the values of the header authorization and the
 // verified client certificate belong to. The certificate is nil if there is none.
 type authenticator func(authorization []string, certificate *x509.Certificate) (*auth.Caller, error)
 
-// caller returns the caller that makes the call of ctx. A nil authenticator returns a nil caller.
-func (f authenticator) caller(ctx context.Context) (*auth.Caller, error) {
-	if f == nil {
-		return nil, nil
-	}
-	var certificate *x509.Certificate
-	if a := connInfoFrom(ctx); a.tls != nil && len(a.tls.VerifiedChains) > 0 && time.Now().Before(a.tls.VerifiedChains[0][0].NotAfter) {
-		certificate = a.tls.VerifiedChains[0][0]
-	}
-	return f(metadata.ValueFromIncomingContext(ctx, "authorization"), certificate)
-}
-
-// callInterceptor wraps every call, over gRPC and HTTP. It authenticates the caller, starts
-// the span, recovers panics, converts errors to statuses, and records metrics and one log
-// line.
-func callInterceptor(tel telemetry.Telemetry, authenticate authenticator) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		start := time.Now()
-		method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
-		if strings.HasPrefix(info.FullMethod, "/grpc.health.") {
-			// Frequent health probes would hide the calls in logs and metrics.
-			return recoverPanic(ctx, tel.Log, method, func() (any, error) { return handler(ctx, req) })
-		}
-		if parent := metadata.ValueFromIncomingContext(ctx, "traceparent"); len(parent) == 1 {
-			ctx = telemetry.WithTrace(ctx, parent[0], strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ","))
-		}
-		caller, authErr := authenticate.caller(ctx)
-		switch {
-		case authErr != nil:
-			ctx = telemetry.WithCaller(ctx, auth.Unknown)
-		case caller != nil:
-			ctx = telemetry.WithCaller(ctx, caller.Name)
-			authErr = caller.AuthorizeCall(method)
-		}
-		n := &callInfo{caller: caller}
-		ctx, span := tel.Call(context.WithValue(ctx, callInfoKey{}, n), info.FullMethod)
-		res, err := recoverPanic(ctx, tel.Log, method, func() (any, error) {
-			if authErr != nil {
-				return nil, authErr
+// authenticate returns an interceptor that sets the caller. authorize rejects an unknown one, so
+// that its call is logged. Without an authenticator the caller is nil, which may do everything.
+func authenticate(f authenticator) interceptor {
+	return func(ctx context.Context, c *call, next handler) (any, error) {
+		if f != nil {
+			var certificate *x509.Certificate
+			if c.tls != nil && len(c.tls.VerifiedChains) > 0 && time.Now().Before(c.tls.VerifiedChains[0][0].NotAfter) {
+				certificate = c.tls.VerifiedChains[0][0]
 			}
-			return handler(ctx, req)
-		})
-		var s *status.Status // nil is OK
-		if err != nil {
-			res, s = nil, toStatus(err)
+			c.caller, c.authErr = f(c.headers["authorization"], certificate)
 		}
-		took := time.Since(start)
-		span.End(s.Code(), n.number)
-		tel.Metrics.ObserveCall(ctx, method, s.Code().String(), took)
-		logCall(ctx, tel.Log, method, s.Code(), n, took, err)
-		return res, s.Err()
+		return next(ctx, c)
 	}
 }
 
-// recoverPanic turns a panic into an error. It logs only the type of the panic's value,
-// unless it is a runtime.Error, because the value could contain a code.
-func recoverPanic(ctx context.Context, log *slog.Logger, method string, f func() (any, error)) (res any, err error) {
-	defer func() {
-		p := recover()
-		if p == nil {
-			return
+// observe returns an interceptor that starts the span, and records metrics and one log line.
+func observe(tel telemetry.Telemetry) interceptor {
+	return func(ctx context.Context, c *call, next handler) (any, error) {
+		start := time.Now()
+		if parent := c.headers["traceparent"]; len(parent) == 1 {
+			ctx = telemetry.WithTrace(ctx, parent[0], strings.Join(c.headers["tracestate"], ","))
 		}
-		value := fmt.Sprintf("%T", p)
-		if r, ok := p.(runtime.Error); ok {
-			value = r.Error()
+		switch {
+		case c.authErr != nil:
+			ctx = telemetry.WithCaller(ctx, auth.Unknown)
+		case c.caller != nil:
+			ctx = telemetry.WithCaller(ctx, c.caller.Name)
 		}
-		log.ErrorContext(ctx, "panic in a call", "method", method, "panic", value, "stack", string(debug.Stack()))
-		res, err = nil, errPanic
-	}()
-	return f()
+		ctx, span := tel.Call(ctx, c.fullMethod)
+		res, err := next(ctx, c)
+		took, code := time.Since(start), status.Code(err)
+		span.End(code, c.number)
+		tel.Metrics.ObserveCall(ctx, c.method(), code.String(), took)
+		logCall(ctx, tel.Log, c, code, took)
+		return res, err
+	}
 }
 
-func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Code, n *callInfo, took time.Duration, err error) {
+// errorsToStatus is an interceptor. It replaces an error by its status, and keeps the error for
+// the log line.
+func errorsToStatus(ctx context.Context, c *call, next handler) (any, error) {
+	res, err := next(ctx, c)
+	if err != nil {
+		c.err = err
+		return nil, toStatus(err).Err()
+	}
+	return res, nil
+}
+
+// recoverPanics returns an interceptor that turns a panic into errPanic.
+func recoverPanics(log *slog.Logger) interceptor {
+	return func(ctx context.Context, c *call, next handler) (res any, err error) {
+		defer recoverPanic(ctx, log, c.method(), &err)
+		return next(ctx, c)
+	}
+}
+
+// recoverPanic sets err after a panic of the function that defers it. It logs only the type of
+// the panic's value, unless it is a runtime.Error, because the value could contain a code.
+func recoverPanic(ctx context.Context, log *slog.Logger, method string, err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	value := fmt.Sprintf("%T", p)
+	if r, ok := p.(runtime.Error); ok {
+		value = r.Error()
+	}
+	log.ErrorContext(ctx, "panic in a call", "method", method, "panic", value, "stack", string(debug.Stack()))
+	*err = errPanic
+}
+
+// authorize is an interceptor. It rejects an unknown caller, and one that may not use the
+// method.
+func authorize(ctx context.Context, c *call, next handler) (any, error) {
+	if c.authErr != nil {
+		return nil, c.authErr
+	}
+	if err := c.caller.AuthorizeCall(c.method()); err != nil {
+		return nil, err
+	}
+	return next(ctx, c)
+}
+
+func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, took time.Duration) {
 	level := slog.LevelWarn
 	switch code {
 	case codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Aborted:
 		level = slog.LevelInfo
 	}
-	if errors.Is(err, verify.ErrCallerGone) {
+	if errors.Is(c.err, verify.ErrCallerGone) {
 		level = slog.LevelInfo
 	}
 	if !log.Enabled(ctx, level) {
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 15),
-		slog.String("method", method),
+		slog.String("method", c.method()),
 		slog.String("status", code.String()),
 		slog.Float64("duration_ms", telemetry.Milliseconds(took)))
 	text := func(key, value string) {
@@ -140,27 +219,27 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 			attrs = append(attrs, slog.String(key, value))
 		}
 	}
-	text("peer", peerOf(ctx))
-	if n.number != "" {
-		text("number", n.number.Masked())
-		text("country", numberplan.Country(n.number))
+	text("peer", c.peer)
+	if c.number != "" {
+		text("number", c.number.Masked())
+		text("country", numberplan.Country(c.number))
 	}
-	text("outcome", n.outcome)
+	text("outcome", c.outcome)
 	var send *verify.SendError
 	switch {
-	case errors.As(err, &send):
+	case errors.As(c.err, &send):
 		text("result", send.Kind.String())
 		text("aliyun_code", send.ProviderCode)
 		text("request_id", send.RequestID)
-	case n.receipt.BizID != "":
+	case c.receipt.BizID != "":
 		text("result", "accepted")
 		text("aliyun_code", "OK")
-		text("request_id", n.receipt.RequestID)
-		text("biz_id", n.receipt.BizID)
+		text("request_id", c.receipt.RequestID)
+		text("biz_id", c.receipt.BizID)
 	}
 	text("trace_id", telemetry.TraceID(ctx))
-	if err != nil {
-		text("error", err.Error())
+	if c.err != nil {
+		text("error", c.err.Error())
 	}
 	// Bypass slog.Logger, which would call runtime.Callers for the source position.
 	record := slog.NewRecord(time.Now(), level, "call", 0)
@@ -168,18 +247,10 @@ func logCall(ctx context.Context, log *slog.Logger, method string, code codes.Co
 	log.Handler().Handle(ctx, record)
 }
 
-// peerOf returns the peer's address of a call, without its port.
-func peerOf(ctx context.Context) string {
-	p, ok := peer.FromContext(ctx)
-	if !ok || p.Addr == nil {
-		return ""
+// hostOf returns an address without its port.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
 	}
-	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
-		return tcp.IP.String()
-	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
-	if err != nil {
-		return p.Addr.String()
-	}
-	return host
+	return addr
 }

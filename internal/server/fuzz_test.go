@@ -38,8 +38,9 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		var log bytes.Buffer
 		handled := false
-		interceptor := callInterceptor(telemetry.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
-		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, interceptor, DefaultLimits,
+		tel := telemetry.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		handle := newChains(newAdmission(DefaultLimits, tel), nil, tel).calls
+		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, DefaultLimits,
 			func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 				handled = true
 				if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {

@@ -23,9 +23,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/rs/cors"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -38,7 +36,7 @@ const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer returns the server for HTTP/1.1 connections of the port. It serves the two
 // calls as JSON and gRPC-Web.
-func newHTTPServer(svc pb.PhoneNumberServiceServer, interceptor grpc.UnaryServerInterceptor, a *admission, c Config) *http.Server {
+func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *http.Server {
 	mux := http.NewServeMux()
 	admits := func(r *http.Request) error {
 		if !c.AnyPage && fromPage(r, c.Origins) {
@@ -46,16 +44,13 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, interceptor grpc.UnaryServer
 		}
 		return nil
 	}
-	admitted := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		return a.admit(ctx, req, info, func(ctx context.Context, req any) (any, error) { return interceptor(ctx, req, info, handler) })
-	}
 	call := func(method string, handler http.Handler) {
-		mux.Handle(method, withCORS(c.Origins, withIncomingContext(c.Limits, jsonByDefault(handler))))
+		mux.Handle(method, withCORS(c.Origins, jsonByDefault(handler)))
 	}
 	call(pb.PhoneNumberService_SendSMS_FullMethodName,
-		unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, admitted, c.Limits, admits, svc.SendSMS))
+		unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, handle, c.Limits, admits, svc.SendSMS))
 	call(pb.PhoneNumberService_Valid_FullMethodName,
-		unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, admitted, c.Limits, admits, svc.Valid))
+		unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, c.Limits, admits, svc.Valid))
 	errorWriter := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -81,25 +76,16 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, interceptor grpc.UnaryServer
 	}
 }
 
-// unaryHandler serves one call over HTTP/1.1. The call passes the interceptor as a call over
-// gRPC does, even if the request is invalid. connect only writes the response: it gets an
-// empty request without the client's headers and message, so that it never rejects a request
-// with a text of its own.
-func unaryHandler[Req, Res any](method string, interceptor grpc.UnaryServerInterceptor, limits Limits, admits func(*http.Request) error,
+// unaryHandler serves one call over HTTP/1.1. The call passes handle as a call over gRPC
+// does, even if the request is invalid. connect only writes the response: it gets an empty
+// request without the client's headers and message, so that it never rejects a request with
+// a text of its own.
+func unaryHandler[Req, Res any](method string, handle handler, limits Limits, admits func(*http.Request) error,
 	f func(context.Context, *Req) (*Res, error),
 ) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
-		c := ctx.Value(httpCallKey{}).(*httpCall)
-		res, err := interceptor(c.ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(ctx context.Context, _ any) (any, error) {
-			if c.err != nil {
-				return nil, c.err
-			}
-			request := new(Req)
-			if err := c.form.unmarshal(c.message, any(request).(proto.Message)); err != nil {
-				return nil, err
-			}
-			return f(ctx, request)
-		})
+		c := callFrom(ctx)
+		res, err := handle(c.http.ctx, c)
 		if err != nil {
 			return nil, connectError(status.Convert(err))
 		}
@@ -109,24 +95,43 @@ func unaryHandler[Req, Res any](method string, interceptor grpc.UnaryServerInter
 		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
 		connect.WithCodec(codec{"proto", proto.Marshal}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, end := readCall(w.Header(), r, limits.MessageBytes, admits(r))
+		if acceptedAt, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(acceptedAt) > limits.ConnectionAge {
+			w.Header().Set("Connection", "close")
+		}
+		c := &call{peer: hostOf(r.RemoteAddr), tls: r.TLS, fullMethod: method, headers: metadata.MD{
+			"authorization": r.Header.Values("Authorization"),
+			"traceparent":   r.Header.Values("Traceparent"),
+			"tracestate":    r.Header.Values("Tracestate"),
+		}}
+		r = r.WithContext(context.WithValue(withTimeout(r.Context(), limits.CallTimeout), callKey{}, c))
+		q, end := readRequest(w.Header(), r, limits.MessageBytes, admits(r))
 		defer end()
-		if c.httpStatus != 0 {
-			w = statusWriter{w, http.StatusBadRequest, c.httpStatus}
+		c.http, c.handler = q, func(ctx context.Context, _ any) (any, error) {
+			if q.err != nil {
+				return nil, q.err
+			}
+			request := new(Req)
+			if err := q.form.unmarshal(q.message, any(request).(proto.Message)); err != nil {
+				return nil, err
+			}
+			return f(ctx, request)
+		}
+		if q.httpStatus != 0 {
+			w = statusWriter{w, http.StatusBadRequest, q.httpStatus}
 		}
 		empty := &http.Request{
-			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(c.form.empty())),
-			Header: http.Header{"Content-Type": {c.contentType}}, Body: io.NopCloser(bytes.NewReader(c.form.empty())),
+			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(q.form.empty())),
+			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(q.form.empty())),
 		}
-		// Do not use c.ctx: connect writes its own error if it is done.
-		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.WithoutCancel(r.Context()), httpCallKey{}, c)))
+		// Do not use q.ctx: connect writes its own error if it is done.
+		writer.ServeHTTP(w, empty.WithContext(context.WithoutCancel(r.Context())))
 	})
 }
 
-type httpCallKey struct{}
+type acceptedAtKey struct{}
 
-// httpCall is a request over HTTP/1.1 after its body was read.
-type httpCall struct {
+// httpRequest is a request over HTTP/1.1 after its body was read.
+type httpRequest struct {
 	ctx         context.Context // done on disconnect or at the deadline
 	form        form
 	contentType string
@@ -170,21 +175,21 @@ func (f form) empty() []byte {
 	return nil
 }
 
-// readCall reads a request whose message has at most maxBytes. It sets c.err if refused is
-// not nil or the request is invalid; c.form is then the encoding of the error response. The
+// readRequest reads a request whose message has at most maxBytes. It sets q.err if refused is
+// not nil or the request is invalid; q.form is then the encoding of the error response. The
 // function end must be called after the call.
-func readCall(header http.Header, r *http.Request, maxBytes int, refused error) (c *httpCall, end func()) {
+func readRequest(header http.Header, r *http.Request, maxBytes int, refused error) (q *httpRequest, end func()) {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
 	f, known := forms[mediaType]
-	c = &httpCall{ctx: r.Context(), form: f, contentType: mediaType}
+	q = &httpRequest{ctx: r.Context(), form: f, contentType: mediaType}
 	if !known || r.Method != http.MethodPost {
-		c.form, c.contentType = forms["application/json"], "application/json"
+		q.form, q.contentType = forms["application/json"], "application/json"
 	} else if mediaType == "application/json" && strings.Contains(strings.ToLower(parameters), "charset") {
-		c.contentType = "application/json; charset=utf-8" // the only charset of JSON
+		q.contentType = "application/json; charset=utf-8" // the only charset of JSON
 	}
 	invalid := func(field, want string) {
-		c.err = fieldErrors{{Field: field, Want: want}}
+		q.err = fieldErrors{{Field: field, Want: want}}
 	}
 	timeoutName, timeoutForm, encodingName := "Connect-Timeout-Ms", connectTimeout, "Content-Encoding"
 	timeoutWant := "must be milliseconds, 1 to 10 digits, or left out"
@@ -197,30 +202,30 @@ func readCall(header http.Header, r *http.Request, maxBytes int, refused error) 
 	switch {
 	case r.Method != http.MethodPost:
 		invalid("method", "must be POST")
-		c.httpStatus = http.StatusMethodNotAllowed
+		q.httpStatus = http.StatusMethodNotAllowed
 		header.Set("Allow", http.MethodPost)
 	case refused != nil:
-		c.err = refused
+		q.err = refused
 	case !known:
 		invalid("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
-		c.httpStatus = http.StatusUnsupportedMediaType
+		q.httpStatus = http.StatusUnsupportedMediaType
 		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
 	case !f.enveloped && version != "" && version != "1":
 		invalid("Connect-Protocol-Version", "must be 1, or left out")
 	case timeout != "" && !timeoutForm.MatchString(timeout):
 		invalid(timeoutName, timeoutWant)
 	case encoding != "" && encoding != "identity" && encoding != "gzip":
-		c.err = errUnknownEncoding
+		q.err = errUnknownEncoding
 	}
-	if c.err != nil {
-		return c, func() {}
+	if q.err != nil {
+		return q, func() {}
 	}
 	end = func() {}
 	if timeout != "" {
-		c.ctx, end = context.WithTimeout(c.ctx, timeoutOf(timeout))
+		q.ctx, end = context.WithTimeout(q.ctx, timeoutOf(timeout))
 	}
-	c.message, c.err = f.read(r.Body, encoding == "gzip", maxBytes)
-	return c, end
+	q.message, q.err = f.read(r.Body, encoding == "gzip", maxBytes)
+	return q, end
 }
 
 // timeoutOf parses a timeout that matches connectTimeout or grpcTimeout.
@@ -292,32 +297,6 @@ func (w statusWriter) WriteHeader(status int) {
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
-
-// withIncomingContext stores an HTTP request's peer and metadata in its context as grpc-go
-// does, so that later code need not know the protocol. It also bounds the call's time.
-func withIncomingContext(l Limits, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if acceptedAt, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(acceptedAt) > l.ConnectionAge {
-			w.Header().Set("Connection", "close")
-		}
-		p := &peer.Peer{Addr: address(r.RemoteAddr), AuthInfo: &connInfo{tls: r.TLS}}
-		incoming := metadata.MD{}
-		for _, name := range []string{"authorization", "traceparent", "tracestate"} {
-			if values := r.Header.Values(name); values != nil {
-				incoming[name] = values
-			}
-		}
-		next.ServeHTTP(w, r.WithContext(withTimeout(metadata.NewIncomingContext(peer.NewContext(r.Context(), p), incoming), l.CallTimeout)))
-	})
-}
-
-type acceptedAtKey struct{}
-
-// address implements net.Addr for the text of an address.
-type address string
-
-func (address) Network() string  { return "tcp" }
-func (a address) String() string { return string(a) }
 
 // codec marshals messages. Unmarshal does nothing, because connect gets an empty message.
 type codec struct {

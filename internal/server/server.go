@@ -74,12 +74,12 @@ func Serve(ctx context.Context, c Config) error {
 	if c.WrapCalls != nil {
 		svc = c.WrapCalls(svc)
 	}
-	interceptor := callInterceptor(c.Telemetry, c.Authenticate)
-	admitted := newAdmission(c.Limits, c.Authenticate, c.Telemetry)
+	admission := newAdmission(c.Limits, c.Telemetry)
+	chains := newChains(admission, c.Authenticate, c.Telemetry)
 	options := append(c.Limits.grpcOptions(),
-		grpc.InTapHandle(admitted.tap),
-		grpc.ChainUnaryInterceptor(admitted.unary, interceptor),
-		grpc.ChainStreamInterceptor(admitted.stream, cancelStreamsOnDrain(streamCtx)),
+		grpc.InTapHandle(admission.tap),
+		grpc.UnaryInterceptor(chains.unary),
+		grpc.ChainStreamInterceptor(admission.stream, cancelStreamsOnDrain(streamCtx)),
 		grpc.Creds(completedHandshakeCreds{insecure.NewCredentials()}))
 	grpcServer := grpc.NewServer(options...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
@@ -88,7 +88,7 @@ func Serve(ctx context.Context, c Config) error {
 	if c.Reflection {
 		reflection.Register(grpcServer)
 	}
-	httpServer := newHTTPServer(svc, interceptor, admitted, c)
+	httpServer := newHTTPServer(svc, chains.calls, c)
 	if c.WrapHTTP != nil {
 		httpServer.Handler = c.WrapHTTP(streamCtx, httpServer.Handler)
 	}
@@ -131,7 +131,7 @@ func Serve(ctx context.Context, c Config) error {
 	stopCalls(grpcServer, httpServer, c.callsTimeout())
 	flushCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeFlushTimeout)
 	defer cancel()
-	abandoned := admitted.wait(flushCtx)
+	abandoned := admission.wait(flushCtx)
 	c.Verifier.Wait(flushCtx)
 	if abandoned > 0 {
 		c.Telemetry.Log.Error("abandoned calls that did not end", "calls", abandoned)
@@ -193,23 +193,6 @@ func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, timeout time.Du
 	}
 }
 
-// wait waits until no call is in flight or ctx is done. It returns how many calls are still
-// in flight.
-func (a *admission) wait(ctx context.Context) (inFlight int64) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		inFlight = a.calls.inUse.Load() + a.unauthenticated.inUse.Load()
-		if inFlight == 0 || ctx.Err() != nil {
-			return inFlight
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
 // readiness sets the health status of "" and of the service, and the metric.
 type readiness struct {
 	health  *health.Server
@@ -227,7 +210,10 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 	last := healthpb.HealthCheckResponse_UNKNOWN
 	for {
 		probe, cancel := context.WithTimeout(ctx, 2*readinessInterval)
-		_, err := recoverPanic(ctx, log, "readiness", func() (any, error) { return nil, ready(probe) })
+		err := func() (err error) {
+			defer recoverPanic(ctx, log, "readiness", &err)
+			return ready(probe)
+		}()
 		cancel()
 		now := healthpb.HealthCheckResponse_SERVING
 		if err != nil {

@@ -52,15 +52,15 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 	if invalid != nil {
 		return nil, invalid
 	}
-	caller := callInfoFrom(ctx).caller
-	if err := caller.AuthorizeSend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
+	c := callFrom(ctx)
+	if err := c.caller.AuthorizeSend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
 		return nil, err
 	}
-	if err := caller.AllowSend(); err != nil {
+	if err := c.caller.AllowSend(); err != nil {
 		return nil, err
 	}
 	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), r.GetTemplateCode())
-	callInfoFrom(ctx).receipt = receipt
+	c.receipt = receipt
 	if sendErr != nil {
 		return nil, sendErr
 	}
@@ -77,14 +77,14 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 		return nil, err
 	}
 	s.metrics.ObserveCheck(ctx, number, found)
-	callInfoFrom(ctx).outcome = found.Outcome.String()
+	callFrom(ctx).outcome = found.Outcome.String()
 	return &pb.ValidResponse{Valid: found.Valid()}, nil
 }
 
 func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
 	n, invalid := s.numbers.Parse(raw)
 	if invalid == nil {
-		callInfoFrom(ctx).number = n
+		callFrom(ctx).number = n
 	}
 	return n, invalid
 }

@@ -1,0 +1,153 @@
+package server
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
+
+	"github.com/liulinhuai/phone-number-service/internal/connmux"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
+)
+
+// inFlight counts calls in flight, at most max. A call is in flight from the time when its
+// whole message has arrived until its handler returns, which frees its slot. A send keeps its
+// slot after its caller resets the stream. connmux bounds the calls whose message does not
+// arrive and the replies that peers do not read.
+type inFlight struct {
+	max int64
+	n   atomic.Int64
+}
+
+// start takes a slot, and reports whether one was free. It never blocks.
+func (f *inFlight) start() bool {
+	if f.n.Add(1) <= f.max {
+		return true
+	}
+	f.end()
+	return false
+}
+
+// end frees the slot of a start that returned true.
+func (f *inFlight) end() { f.n.Add(-1) }
+
+// admission implements admission control: it bounds the headers, the time and the number of
+// calls.
+type admission struct {
+	calls inFlight
+	// unauthenticated counts health watches, reflection, and calls of unknown callers, so that
+	// these cannot use up the callers' limit.
+	unauthenticated inFlight
+	limits          Limits
+	telemetry       telemetry.Telemetry
+}
+
+func newAdmission(l Limits, tel telemetry.Telemetry) *admission {
+	return &admission{calls: inFlight{max: int64(l.Calls)}, unauthenticated: inFlight{max: int64(l.Calls)}, limits: l, telemetry: tel}
+}
+
+// connInfo passes an HTTP/2 connection to the tap.
+type connInfo struct {
+	*connmux.HTTP2Conn
+	peer string // address without the port
+}
+
+// AuthType implements credentials.AuthInfo.
+func (connInfo) AuthType() string { return "connInfo" }
+
+// completedHandshakeCreds passes the connInfo of a connection to grpc-go. connmux has done
+// the handshake already.
+type completedHandshakeCreds struct {
+	credentials.TransportCredentials
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c, connInfo{c.(*connmux.HTTP2Conn), hostOf(c.RemoteAddr().String())}, nil
+}
+
+// Clone implements credentials.TransportCredentials.
+func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
+
+const rejectedTimeout = 100 * time.Millisecond
+
+// tap implements grpc.InTapHandle. It makes the call of a gRPC stream, before its message
+// arrives. It rejects calls with too large headers, and bounds the time of the others.
+func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	p, _ := peer.FromContext(ctx)
+	conn := p.AuthInfo.(connInfo)
+	c := &call{peer: conn.peer, tls: conn.TLS, headers: info.Header, stream: conn.LastStream()}
+	switch {
+	case c.stream.HeaderBytes > a.limits.HeaderBytes:
+		a.telemetry.Rejected("headers")
+		c.stream.ChargeHeaders()
+		if _, ok := ctx.Deadline(); !ok {
+			c.stream.Earn()
+			return nil, headersTooLarge.status().Err()
+		}
+		// grpc-go never stops the timer of a call that the tap rejects, and a peer may ask for
+		// a deadline in years. So let the call through with a short deadline; the interceptors
+		// of unary calls and streams reject it.
+		c.headersTooLarge = true
+		ctx = withTimeout(ctx, rejectedTimeout)
+	case info.FullMethodName != healthpb.Health_Watch_FullMethodName: // it has no time limit
+		ctx = withTimeout(ctx, a.limits.CallTimeout)
+	}
+	return context.WithValue(ctx, callKey{}, c), nil
+}
+
+// admit is an interceptor. It gives the call a slot, or rejects it.
+func (a *admission) admit(ctx context.Context, c *call, next handler) (any, error) {
+	slots := &a.calls
+	if c.authErr != nil {
+		slots = &a.unauthenticated
+	}
+	if !slots.start() {
+		return nil, a.overloaded()
+	}
+	defer slots.end()
+	return next(ctx, c)
+}
+
+// stream implements grpc.StreamServerInterceptor.
+func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	c := callFrom(ss.Context())
+	c.stream.Start()
+	defer c.stream.End()
+	if c.headersTooLarge {
+		return headersTooLarge.status().Err()
+	}
+	if !a.unauthenticated.start() {
+		return a.overloaded()
+	}
+	defer a.unauthenticated.end()
+	return handler(srv, ss)
+}
+
+func (a *admission) overloaded() error {
+	a.telemetry.Rejected("calls")
+	return overloaded.status().Err()
+}
+
+// wait waits until no call is in flight or ctx is done. It returns how many calls are still
+// in flight.
+func (a *admission) wait(ctx context.Context) (calls int64) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		calls = a.calls.n.Load() + a.unauthenticated.n.Load()
+		if calls == 0 || ctx.Err() != nil {
+			return calls
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
