@@ -29,23 +29,19 @@ type Config struct {
 // bytes. Connections that start with the HTTP/2 preface go to one server, all others to
 // another. gRPC through net/http would cost three times the CPU of grpc-go's own transport.
 type Mux struct {
-	config       Config
-	http1, http2 *chanListener
-	http2Conns   *http2Conns
-	open         atomic.Int64
+	// HTTP1 and HTTP2 are listeners for the two servers. Under TLS a connection of HTTP1 has a
+	// method ConnectionState, for Request.TLS. A connection of HTTP2 is an *HTTP2Conn.
+	HTTP1, HTTP2 *chanListener
+
+	config     Config
+	http2Conns *http2Conns
+	open       atomic.Int64
 }
 
 // New returns a Mux for the connections of c.Listener.
 func New(c Config) *Mux {
-	return &Mux{config: c, http1: newChanListener(c.Listener), http2: newChanListener(c.Listener), http2Conns: newHTTP2Conns(c)}
+	return &Mux{HTTP1: newChanListener(c.Listener), HTTP2: newChanListener(c.Listener), config: c, http2Conns: newHTTP2Conns(c)}
 }
-
-// HTTP1 returns the listener for the server of HTTP/1.1. Under TLS its connections have a method
-// ConnectionState, for Request.TLS.
-func (d *Mux) HTTP1() net.Listener { return d.http1 }
-
-// HTTP2 returns the listener for the server of HTTP/2. Its connections are *HTTP2Conn.
-func (d *Mux) HTTP2() net.Listener { return d.http2 }
 
 // Serve returns when the listener is closed.
 func (d *Mux) Serve() error {
@@ -98,11 +94,11 @@ func (d *Mux) dispatch(conn net.Conn) {
 	}
 	switch {
 	case string(first) == "PRI":
-		d.http2.deliver(d.http2Conns.add(&peeked, state))
+		d.HTTP2.deliver(d.http2Conns.add(&peeked, state))
 	case state != nil:
-		d.http1.deliver(&tlsConn{peeked, *state})
+		d.HTTP1.deliver(&tlsConn{peeked, *state})
 	default:
-		d.http1.deliver(&peeked)
+		d.HTTP1.deliver(&peeked)
 	}
 }
 

@@ -45,9 +45,9 @@ func FuzzMux_Dispatch(f *testing.F) {
 		var got net.Conn
 		var isGRPC bool
 		select {
-		case got = <-mux.http2.conns:
+		case got = <-mux.HTTP2.conns:
 			isGRPC = true
-		case got = <-mux.http1.conns:
+		case got = <-mux.HTTP1.conns:
 		case <-dispatched:
 			if len(sent) >= 3 || len(rejected) != 1 || rejected[0] != "silent" {
 				t.Fatalf("%q: got a closed connection, rejected as %v; want it dispatched, or fewer than 3 bytes and silent", sent, rejected)

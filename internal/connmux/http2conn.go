@@ -148,7 +148,7 @@ type HTTP2Conn struct {
 	in       *bufio.Reader
 	left     int          // undelivered bytes of the current frame
 	block    bytes.Buffer // undelivered frames of the current header block
-	current  headers      // of the last header block
+	current  Stream       // of the last header block
 	hpack    *hpack.Decoder
 	refilled time.Time
 
@@ -166,12 +166,6 @@ type HTTP2Conn struct {
 	last    uint32
 	streams map[uint32]wireStream
 	waiting int
-}
-
-// headers are the headers of one call.
-type headers struct {
-	stream        uint32
-	bytes, fields int // decoded, as RFC 9113, 6.5.2 counts them
 }
 
 // A wireStream is a stream that is open on the wire.
@@ -198,7 +192,7 @@ func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *HTTP2Conn {
 	c.spareFrames.Store(maxSpareFrames)
 	const tableBytes = 4096 // the protocol's default, and grpc-go's
 	c.hpack = hpack.NewDecoder(tableBytes, func(f hpack.HeaderField) {
-		c.current.bytes += int(f.Size())
+		c.current.HeaderBytes += int(f.Size())
 		c.current.fields++
 	})
 	c.hpack.SetMaxStringLength(MaxHeaderBytes)
@@ -294,7 +288,7 @@ func (c *HTTP2Conn) peek() (frameHeader, error) {
 // readHeaders reads the frames of a header block, of which f is the first, and measures
 // the block before grpc-go keeps it.
 func (c *HTTP2Conn) readHeaders(f frameHeader) error {
-	c.current = headers{stream: f.stream}
+	c.current = Stream{conn: c, id: f.stream}
 	var unfinished int64
 	defer func() { c.all.unfinished.Add(-unfinished) }()
 	for {
@@ -326,7 +320,7 @@ func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 		if _, err := c.hpack.Write(fragment); err != nil {
 			return err
 		}
-		if c.current.bytes > MaxHeaderBytes || c.current.fields > maxHeaderFields || c.block.Len() > MaxHeaderBytes {
+		if c.current.HeaderBytes > MaxHeaderBytes || c.current.fields > maxHeaderFields || c.block.Len() > MaxHeaderBytes {
 			return c.tooManyHeaders()
 		}
 		if ended {
@@ -477,13 +471,14 @@ func (c *HTTP2Conn) offWire(id uint32) (s wireStream, ok bool) {
 type Stream struct {
 	HeaderBytes int // decoded, as RFC 9113, 6.5.2 counts them
 
-	conn *HTTP2Conn
-	id   uint32
+	fields int
+	conn   *HTTP2Conn
+	id     uint32
 }
 
 // LastStream returns the stream whose headers were read last. Only the goroutine that reads may
 // call it.
-func (c *HTTP2Conn) LastStream() Stream { return Stream{c.current.bytes, c, c.current.stream} }
+func (c *HTTP2Conn) LastStream() Stream { return c.current }
 
 // ChargeHeaders counts the headers of a call that is rejected for their size, as frames.
 func (s Stream) ChargeHeaders() { s.conn.spend(s.HeaderBytes / rejectedBytesPerFrame) }

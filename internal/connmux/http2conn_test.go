@@ -89,7 +89,7 @@ func TestHTTP2Conns_CountNoStreamTwice(t *testing.T) {
 	pb.RegisterPhoneNumberServiceServer(s, slowService{})
 	healthpb.RegisterHealthServer(s, health.NewServer())
 	go mux.Serve()
-	go s.Serve(mux.HTTP2())
+	go s.Serve(mux.HTTP2)
 	defer s.Stop()
 	defer listener.Close()
 

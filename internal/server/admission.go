@@ -69,7 +69,8 @@ type completedHandshakeCreds struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return c, connInfo{c.(*connmux.HTTP2Conn), hostOf(c.RemoteAddr().String())}, nil
+	host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+	return c, connInfo{c.(*connmux.HTTP2Conn), host}, nil
 }
 
 // Clone implements credentials.TransportCredentials.

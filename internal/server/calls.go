@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -245,12 +244,4 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, to
 	record := slog.NewRecord(time.Now(), level, "call", 0)
 	record.AddAttrs(attrs...)
 	log.Handler().Handle(ctx, record)
-}
-
-// hostOf returns an address without its port.
-func hostOf(addr string) string {
-	if host, _, err := net.SplitHostPort(addr); err == nil {
-		return host
-	}
-	return addr
 }

@@ -98,7 +98,8 @@ func unaryHandler[Req, Res any](method string, handle handler, limits Limits, ad
 		if acceptedAt, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(acceptedAt) > limits.ConnectionAge {
 			w.Header().Set("Connection", "close")
 		}
-		c := &call{peer: hostOf(r.RemoteAddr), tls: r.TLS, fullMethod: method, headers: metadata.MD{
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		c := &call{peer: host, tls: r.TLS, fullMethod: method, headers: metadata.MD{
 			"authorization": r.Header.Values("Authorization"),
 			"traceparent":   r.Header.Values("Traceparent"),
 			"tracestate":    r.Header.Values("Tracestate"),

@@ -101,8 +101,8 @@ func Serve(ctx context.Context, c Config) error {
 	defer stopSweeping()
 	go mux.Sweep(sweepCtx)
 	failed := make(chan error, 3)
-	go func() { failed <- grpcServer.Serve(mux.HTTP2()) }()
-	go func() { failed <- httpServer.Serve(mux.HTTP1()) }()
+	go func() { failed <- grpcServer.Serve(mux.HTTP2) }()
+	go func() { failed <- httpServer.Serve(mux.HTTP1) }()
 	go func() { failed <- mux.Serve() }()
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
