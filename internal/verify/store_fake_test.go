@@ -9,22 +9,46 @@ import (
 	"time"
 )
 
-// A fakeStore is a Store in memory that keeps the record of one number and never fails.
+// A fakeStore is a Store in memory that never fails. The tests read and write the record of
+// testNumber.
 type fakeStore struct {
 	mu      sync.Mutex
-	record  Record
-	history []Record // every record that was written
+	record  Record            // of testNumber
+	others  map[Number]Record // of other numbers
+	history []Record          // every record of testNumber that was written
 }
 
-func (m *fakeStore) Load(context.Context, Number) (Record, error) {
+func (m *fakeStore) Load(ctx context.Context, n Number) (Record, error) {
+	if err := ctx.Err(); err != nil {
+		return Record{}, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if n != testNumber {
+		return m.others[n], nil
+	}
 	return m.record, nil
 }
 
-func (m *fakeStore) Swap(_ context.Context, _ Number, old Version, next Record) (bool, error) {
+func (m *fakeStore) Swap(ctx context.Context, n Number, old Version, next Record) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if len(next.State) > MaxStateBytes {
+		return false, errors.New("state too large")
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if n != testNumber {
+		if m.others[n].Version != old {
+			return false, nil
+		}
+		if m.others == nil {
+			m.others = map[Number]Record{}
+		}
+		m.others[n] = next
+		return true, nil
+	}
 	if m.record.Version != old {
 		return false, nil
 	}
@@ -164,7 +188,7 @@ func (s *scriptedStore) Load(ctx context.Context, n Number) (Record, error) {
 
 func (s *scriptedStore) Swap(ctx context.Context, n Number, old Version, next Record) (bool, error) {
 	swap := func() bool {
-		done, _ := s.fakeStore.Swap(ctx, n, old, next)
+		done, _ := s.fakeStore.Swap(context.WithoutCancel(ctx), n, old, next) // a delayed copy has no context
 		if done {
 			s.ownSwaps[next.Version]++
 		}
