@@ -78,7 +78,7 @@ func startService() (address string, inbox *dev.Inbox, stop func()) {
 		defer close(stopped)
 		server.Serve(ctx, server.Config{
 			Listener: listener,
-			Verifier: &verify.Verifier{
+			Verifier: verify.New(verify.Config{
 				Rules:      verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute},
 				Keys:       verify.RandomKeys(),
 				Store:      db,
@@ -87,7 +87,7 @@ func startService() (address string, inbox *dev.Inbox, stop func()) {
 				Now:        verify.SteadyClock(),
 				Random:     rand.Reader,
 				Log:        slog.New(slog.DiscardHandler),
-			},
+			}),
 			Numbers:   verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 			Ready:     db.Ready,
 			Limits:    server.DefaultLimits,

@@ -33,8 +33,7 @@ func (c *inspectCommand) Run(ctx context.Context, errs []error) error {
 	if err := db.PrepareToRead(ctx); err != nil {
 		return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
 	}
-	v := &verify.Verifier{Rules: rules, Store: db, Now: time.Now}
-	found, err := v.Inspect(ctx, n)
+	found, err := verify.New(verify.Config{Rules: rules, Store: db, Now: time.Now}).Inspect(ctx, n)
 	if err != nil {
 		return err
 	}

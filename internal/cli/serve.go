@@ -61,13 +61,18 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	for _, w := range db.Warnings(ctx) {
 		s.log.Warn(w)
 	}
+	tel, flush, err := s.telemetry(ctx)
+	if err != nil {
+		return err
+	}
+	defer flush()
 	keys, _ := config.Keys(secrets) // Read has checked them
-	v := s.verifier(db, keys, aliyun)
+	v := s.verifier(tel, db, keys, aliyun)
 	if config.SecretsInFiles() {
 		r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
 		go reload.Watcher{Kind: "secrets", Read: joined(reader.Read), Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
 	}
-	return s.serve(ctx, db, v, nil, aliyun.Collectors()...)
+	return s.serve(ctx, tel, db, v, nil, aliyun.Collectors()...)
 }
 
 func newAliyun(endpoint string, secrets map[string]string) (*sms.Aliyun, error) {
@@ -161,7 +166,12 @@ func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
 	if up, err := waitForDatabase(ctx, db, s.log); !up {
 		return err
 	}
-	return s.serve(ctx, db, s.verifier(db, verify.RandomKeys(), inbox), inbox)
+	tel, flush, err := s.telemetry(ctx)
+	if err != nil {
+		return err
+	}
+	defer flush()
+	return s.serve(ctx, tel, db, s.verifier(tel, db, verify.RandomKeys(), inbox), inbox)
 }
 
 // service has the values that serve and dev share.
@@ -193,17 +203,25 @@ func newService(p process, settings config.Config) (service, error) {
 	return s, errors.Join(settingsErr, telemetry.CheckTracing(), accessErr)
 }
 
-func (s service) verifier(db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
+// telemetry returns the telemetry of the service. flush writes its last traces and log lines.
+func (s service) telemetry(ctx context.Context) (tel telemetry.Telemetry, flush func(), err error) {
+	tracer, stopTracing, err := telemetry.Tracing(ctx, s.version, s.log)
+	tel = telemetry.Telemetry{Metrics: telemetry.NewMetrics(s.version), Tracer: tracer, Log: s.log}
+	return tel, func() { stopTracing(); s.sampled.Flush() }, err
+}
+
+func (s service) verifier(tel telemetry.Telemetry, db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
 	rules, _ := s.settings.ForVerify()
-	return &verify.Verifier{
-		Rules: rules, Keys: keys, Store: db, Sender: sender, SMSTimeout: s.settings.SMSTimeout,
+	return verify.New(verify.Config{
+		Rules: rules, Keys: keys, Store: tel.Store(db), Sender: tel.Sender(sender), SMSTimeout: s.settings.SMSTimeout,
 		Now: verify.SteadyClock(), Random: rand.Reader, Log: s.log,
-	}
+	})
 }
 
 // serve runs the service, for development if inbox is not nil.
-func (s service) serve(ctx context.Context, db *store.DB, v *verify.Verifier, inbox *dev.Inbox, collectors ...prometheus.Collector) error {
-	defer s.sampled.Flush()
+func (s service) serve(
+	ctx context.Context, tel telemetry.Telemetry, db *store.DB, v *verify.Verifier, inbox *dev.Inbox, collectors ...prometheus.Collector,
+) error {
 	listener, err := net.Listen("tcp", s.settings.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
@@ -212,12 +230,6 @@ func (s service) serve(ctx context.Context, db *store.DB, v *verify.Verifier, in
 	if err != nil {
 		return err
 	}
-	tracer, stopTracing, err := telemetry.Tracing(ctx, s.version, s.log)
-	if err != nil {
-		return err
-	}
-	defer stopTracing()
-	tel := telemetry.Telemetry{Metrics: telemetry.NewMetrics(s.version), Tracer: tracer, Log: s.log}
 	tel.Metrics.Register(append(collectors, db.Collectors()...)...)
 	tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
@@ -229,7 +241,6 @@ func (s service) serve(ctx context.Context, db *store.DB, v *verify.Verifier, in
 		}, func() float64 { return float64(s.access.tls.Expires().Unix()) }))
 	}
 	s.access.watchFiles(ctx, tel.Metrics, s.log, s.lastReload)
-	v.Store, v.Sender = tel.Store(v.Store), tel.Sender(v.Sender)
 	var background sync.WaitGroup
 	defer background.Wait()
 	serveCtx, stop := context.WithCancel(ctx)

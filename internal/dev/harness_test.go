@@ -55,7 +55,7 @@ func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *Inbox) {
 	inbox := newInbox()
 	config := server.Config{
 		Listener: listener,
-		Verifier: &verify.Verifier{
+		Verifier: &verify.Verifier{Config: verify.Config{
 			Rules:      inbox.Rules,
 			Keys:       verify.RandomKeys(),
 			Store:      db,
@@ -64,7 +64,7 @@ func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *Inbox) {
 			Now:        verify.SteadyClock(),
 			Random:     rand.Reader,
 			Log:        log,
-		},
+		}},
 		Numbers:   verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 		Ready:     db.Ready,
 		Version:   "test",
@@ -74,6 +74,7 @@ func startDev(t *testing.T, change ...func(*server.Config)) (*replica, *Inbox) {
 	for _, f := range change {
 		f(&config)
 	}
+	config.Verifier = verify.New(config.Verifier.Config)
 	Configure(&config, inbox)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel

@@ -86,7 +86,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	log := slog.New(telemetry.CallerHandler{Handler: slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})})
 	config := server.Config{
 		Listener: listener,
-		Verifier: &verify.Verifier{
+		Verifier: &verify.Verifier{Config: verify.Config{
 			Rules:      verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute},
 			Keys:       sharedKeys,
 			Store:      db,
@@ -95,7 +95,7 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 			Now:        verify.SteadyClock(),
 			Random:     rand.Reader,
 			Log:        log,
-		},
+		}},
 		Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 		Ready:   db.Ready,
 		Version: "test",
@@ -105,8 +105,9 @@ func start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	for _, f := range change {
 		f(&config)
 	}
-	config.Verifier.Store = config.Telemetry.Store(config.Verifier.Store)
-	config.Verifier.Sender = config.Telemetry.Sender(config.Verifier.Sender)
+	domain := config.Verifier.Config
+	domain.Store, domain.Sender = config.Telemetry.Store(domain.Store), config.Telemetry.Sender(domain.Sender)
+	config.Verifier = verify.New(domain)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	go func() {

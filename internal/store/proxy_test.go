@@ -164,11 +164,11 @@ func (s sender) Send(_ context.Context, m verify.Message) (verify.Receipt, error
 }
 
 func newVerifier(s verify.Store, send sender) *verify.Verifier {
-	return &verify.Verifier{
+	return verify.New(verify.Config{
 		Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}, Keys: verify.RandomKeys(),
 		Store: s, Sender: send, SMSTimeout: time.Second,
 		Now: verify.SteadyClock(), Random: rand.Reader, Log: slog.New(slog.DiscardHandler),
-	}
+	})
 }
 
 // TestVerifier_ResolvesLostReplies runs the whole domain on a proxy that loses replies. The
@@ -237,7 +237,7 @@ func TestVerifier_ResolvesLostReplies(t *testing.T) {
 		var code string
 		v := newVerifier(open(t, proxy.dsn), func(m verify.Message) error { code = m.Code; return nil })
 		other := newVerifier(direct, nil)
-		other.Keys = v.Keys
+		other.ReplaceKeys(v.Keys)
 		if _, err := v.Send(t.Context(), number, "", ""); err != nil {
 			t.Fatal(err)
 		}

@@ -71,10 +71,10 @@ func BenchmarkState(b *testing.B) {
 // BenchmarkCheck measures the domain without the cost of a store and a provider.
 func BenchmarkCheck(b *testing.B) {
 	var m fakeStore
-	v := &Verifier{
+	v := New(Config{
 		Rules: Rules{AttemptLimit: MaxAttemptLimit, CodeTTL: MaxCodeTTL}, Keys: testKeys, Store: &m, Now: time.Now,
 		Log: slog.New(slog.DiscardHandler),
-	}
+	})
 	sent(b, &m, "123456")
 	fresh := m.record
 	b.ReportAllocs()

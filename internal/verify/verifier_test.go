@@ -34,7 +34,7 @@ var testKeys = Keys{bytes.Repeat([]byte{1}, minKeyBytes)}
 // newVerifier returns a Verifier with the clock of a synctest bubble. Its codes are
 // 000001, 000002, …
 func newVerifier(store Store, sender senderFunc) *Verifier {
-	return &Verifier{
+	return New(Config{
 		Rules:      testRules,
 		Keys:       testKeys,
 		Store:      store,
@@ -43,7 +43,7 @@ func newVerifier(store Store, sender senderFunc) *Verifier {
 		Now:        time.Now,
 		Random:     &counter{},
 		Log:        slog.New(slog.DiscardHandler),
-	}
+	})
 }
 
 // stored returns the MAC of a code, as a replica stores it.

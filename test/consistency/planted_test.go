@@ -24,6 +24,7 @@ type edit struct{ file, old, new string }
 
 const (
 	verifier = "internal/verify/verifier.go"
+	update   = "internal/verify/update.go"
 	state    = "internal/verify/state.go"
 )
 
@@ -50,8 +51,8 @@ var plantedBugs = []plantedBug{
 	{
 		name: "swap repeated with a new version after an unknown outcome",
 		edits: []edit{
-			{verifier, `unknownSwap, lastErr = next, err //`, `lastErr = err //`},
-			{verifier, "\t\tlastWritten = next.Version\n", ""},
+			{update, `u.unknown, u.lastErr = true, err`, `u.lastErr = err`},
+			{update, `if u.swap.Version != (Version{}) &&`, `if u.unknown &&`},
 		},
 		test: lostReplies, foundBy: "TestSwap_LostReplyTakesEffectOnce",
 		violation: "was counted twice",
@@ -64,7 +65,7 @@ var plantedBugs = []plantedBug{
 	},
 	{
 		name:  "begin repeated with the same code",
-		edits: []edit{{verifier, `if code, err = newCode(v.Random); err != nil {`, "if code != \"\" {\n} else if code, err = newCode(v.Random); err != nil {"}},
+		edits: []edit{{verifier, `if s.code, err = newCode(`, "if s.code != \"\" {\n} else if s.code, err = newCode("}},
 		test:  freshCodes, foundBy: "TestSendSMS_RepeatedBeginUsesAFreshCode",
 		violation: "a code without attempts left was stored again",
 	},
@@ -87,23 +88,20 @@ var plantedBugs = []plantedBug{
 		name: "compare before count",
 		edits: []edit{
 			{verifier, "\t\"log/slog\"\n", "\t\"log/slog\"\n\t\"slices\"\n"},
-			{verifier, "\tvar valid bool\n", `	var valid bool
-	first, err := v.Store.Load(ctx, n)
+			{verifier, "\tfound Verification\n", "\tfound Verification\n\tright bool\n"},
+			{verifier, "\tif _, err := v.updateForCaller(ctx, n, c.count)", `	first, err := v.Store.Load(ctx, n)
 	if err != nil {
 		return Verification{}, ErrStoreUnavailable
 	}
 	seen, _ := decodeState(first.State)
-	_, right, _ := v.Rules.Check(seen, macs, v.Now().UnixMicro())
-`},
-			{verifier, "\terr := v.updateForCaller(ctx, n, func(s State, h *History, now int64, inDoubt bool) (next State", "\terr = v.updateForCaller(ctx, n, func(s State, h *History, now int64, inDoubt bool) (next State"},
-			{verifier, "\t\tnext, valid, changed = v.Rules.Check(s, macs, now)\n", `		if !right {
-			next, _, changed = v.Rules.Check(s, macs, now)
-			return next, changed, nil
-		}
-		i := slices.IndexFunc(s.Codes, func(c Code) bool { return slices.Contains(macs, c.MAC) })
-		if valid = i >= 0; valid {
-			next, changed = State{LastSendID: s.LastSendID, Codes: s.Codes[i+1:]}, true
-		}
+	_, c.right, _ = v.Rules.Check(seen, c.macs, v.Now().UnixMicro())
+	if _, err := v.updateForCaller(ctx, n, c.count)`},
+			{verifier, "\tnext, valid, changed := c.rules.Check(in.state, c.macs, in.now)\n", `	next, valid, changed := in.state, false, false
+	if !c.right {
+		next, _, changed = c.rules.Check(in.state, c.macs, in.now)
+	} else if i := slices.IndexFunc(in.state.Codes, func(s Code) bool { return slices.Contains(c.macs, s.MAC) }); i >= 0 {
+		next, valid, changed = State{LastSendID: in.state.LastSendID, Codes: in.state.Codes[i+1:]}, true, true
+	}
 `},
 			// Spent codes stay in the list, as in a table with a column of attempts.
 			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit })\n", ""},
@@ -114,17 +112,17 @@ var plantedBugs = []plantedBug{
 	{
 		name: "false from a remembered record",
 		edits: []edit{
-			{verifier, "\tbackground     atomic.Int64", "\tremembered     sync.Map\n\tbackground     atomic.Int64"},
-			{verifier, "\tvar valid bool\n", `	if state, ok := v.remembered.Load(n); ok {
+			{verifier, "\t\"sync/atomic\"\n", "\t\"sync\"\n\t\"sync/atomic\"\n"},
+			{verifier, "\tbackground atomic.Int64", "\tremembered sync.Map\n\tbackground atomic.Int64"},
+			{verifier, "\tif _, err := v.updateForCaller(ctx, n, c.count)", `	if state, ok := v.remembered.Load(n); ok {
 		s, _ := decodeState(state.([]byte))
-		if _, _, alive := v.Rules.Check(s, macs, v.Now().UnixMicro()); !alive {
+		if _, _, alive := v.Rules.Check(s, c.macs, v.Now().UnixMicro()); !alive {
 			return Verification{}, nil
 		}
 	}
-	var valid bool
-`},
-			{verifier, "\t\tif lastWritten != (Version{}) && current.Version == lastWritten {", "\t\tv.remembered.Store(n, current.State)\n\t\tif lastWritten != (Version{}) && current.Version == lastWritten {"},
-			{verifier, "\t\tcase done:\n", "\t\tcase done:\n\t\t\tv.remembered.Store(n, next.State)\n"},
+	if _, err := v.updateForCaller(ctx, n, c.count)`},
+			{update, "\tif u.swap.Version != (Version{}) &&", "\tu.v.remembered.Store(u.number, current.State)\n\tif u.swap.Version != (Version{}) &&"},
+			{update, "\t\tu.known = u.swap\n", "\t\tu.known = u.swap\n\t\tu.v.remembered.Store(u.number, u.swap.State)\n"},
 		},
 		test: codeOfOtherReplica, foundBy: "TestValid_AcceptsACodeSentByAnotherReplica",
 		violation: "a code was not accepted exactly once",
@@ -150,8 +148,8 @@ var plantedBugs = []plantedBug{
 	{
 		name: "SMS requested again after an error",
 		edits: []edit{{
-			verifier, "\tif err == nil {\n\t\tif !v.recordOutcome(",
-			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: code})\n\t}\n\tif err == nil {\n\t\tif !v.recordOutcome(",
+			verifier, "\tif err == nil {\n\t\tconfirm := ",
+			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: s.code})\n\t}\n\tif err == nil {\n\t\tconfirm := ",
 		}},
 		test: aliyunFails, foundBy: "TestLinearizable_WhileAliyunFails",
 		violation: "2 SMS for one call",
