@@ -129,14 +129,29 @@ const (
 	swapFaults
 )
 
+// An otherWrite is the write of another replica during a call.
+type otherWrite int
+
+const (
+	otherChecked otherWrite = iota + 1
+	otherUsed
+	otherSent
+	otherBegan
+)
+
+type otherWriter struct {
+	does  otherWrite
+	write func()
+}
+
 // A scriptedStore gives its first operations the results that its schedule chooses, and
 // lets one other writer write before one of them. Later operations succeed.
 type scriptedStore struct {
 	fakeStore
 	schedule     *schedule
 	left         int             // operations whose result schedule chooses
-	otherWriters []func()        // possible writes of another writer
-	otherWriter  int             // the one that happened, from 1; 0: none
+	otherWriters []otherWriter   // possible writes of another writer
+	by           otherWrite      // the one that happened, 0 if none
 	ownSwaps     map[Version]int // applied swaps of the Verifier
 	unknown      bool            // an outcome was unknown
 	soon         []func()        // delayed copies of swaps
@@ -152,9 +167,10 @@ func (s *scriptedStore) fault(of int) int {
 		return fine
 	}
 	s.left--
-	if s.otherWriter == 0 {
-		if s.otherWriter = s.schedule.choose(1 + len(s.otherWriters)); s.otherWriter > 0 {
-			s.otherWriters[s.otherWriter-1]()
+	if s.by == 0 {
+		if i := s.schedule.choose(1 + len(s.otherWriters)); i > 0 {
+			s.by = s.otherWriters[i-1].does
+			s.otherWriters[i-1].write()
 		}
 	}
 	return s.schedule.choose(of)
