@@ -139,7 +139,7 @@ func BenchmarkGrowth(b *testing.B) {
 	var systems []*system
 	for _, n := range []int{10_000, *numbers} {
 		systems = append(systems, onServer(b, server, fmt.Sprint("numbers", n), n, 1))
-		rows = append(rows, &row{name: fmt.Sprintf("flows, %d numbers", n)}, &row{name: "Valid, warm"})
+		rows = append(rows, &row{name: fmt.Sprintf("flows, %d numbers", n)}, &row{name: "Valid"})
 	}
 	for range *rounds {
 		for i, s := range systems {
@@ -340,31 +340,27 @@ func BenchmarkSoak(b *testing.B) {
 	fmt.Printf("goroutines afterwards: %d\n", r.goroutines(b))
 }
 
-// BenchmarkService measures Valid on the replica that sent the code (warm) and on the other one
-// (cold), and flows. Each round begins with a measurement of the raw statement.
+// BenchmarkService measures Valid and flows. Each round begins with a measurement of the raw
+// statement.
 func BenchmarkService(b *testing.B) {
-	s := onMariaDB(b, *numbers, 2)
-	sender, other := s.replicas[0], s.replicas[1]
+	s := onMariaDB(b, *numbers, 1)
+	r := s.replicas[0]
 	var rows []*row
 	for _, n := range callers(b) {
-		raw, warm, cold, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ",
-			n)}, &row{name: "Valid, warm"}, &row{name: "Valid, cold"}, &row{name: "flows, × 3"}
+		raw, check, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ", n)}, &row{name: "Valid"}, &row{name: "flows, × 3"}
 		for range *rounds {
 			ceiling, c := s.measured(func() measurement { return s.raw(n, *span) })
 			raw.add(ceiling, c, ceiling.perSecond, 1)
-			var result measurement
-			for checker, r := range map[*replica]*row{sender: warm, other: cold} {
-				sent := s.sent(checks(n), sender)
-				result, c = s.measured(func() measurement { return s.valids(n, sent, checker, callersPerConnection) })
-				r.add(result, c, ceiling.perSecond, 1)
-			}
-			profiled(sender, func() {
-				result, c = s.measured(func() measurement { return s.flows(n, *span, sender, callersPerConnection) })
+			sent := s.sent(checks(n), r)
+			result, c := s.measured(func() measurement { return s.valids(n, sent, r, callersPerConnection) })
+			check.add(result, c, ceiling.perSecond, 1)
+			profiled(r, func() {
+				result, c = s.measured(func() measurement { return s.flows(n, *span, r, callersPerConnection) })
 			})
 			flow.add(result, c, ceiling.perSecond, 3)
 		}
-		rows = append(rows, raw, warm, cold, flow)
+		rows = append(rows, raw, check, flow)
 	}
 	printTable(rows)
-	fmt.Printf("resident memory afterwards: %.0f MiB, and %.0f MiB\n", memory(b, sender.PID), memory(b, other.PID))
+	fmt.Printf("resident memory afterwards: %.0f MiB\n", memory(b, r.PID))
 }

@@ -239,3 +239,39 @@ func TestWait_IsSafeDuringSends(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// The outcome's first swap replaces the record that begin wrote, without a load. If another
+// replica wrote in between, that swap conflicts, and the outcome is stored after a load.
+func TestSend_HandsTheBegunRecordToTheOutcome(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		meanwhile    func(m *fakeStore) // during the call to the provider
+		loads, swaps int
+	}{
+		{"no other writer", func(*fakeStore) {}, 1, 2},
+		{"another replica wrote", func(m *fakeStore) { checked(m, wrongGuess) }, 2, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				loads, swaps := 0, 0
+				store := brokenStore{
+					load: func(context.Context) error { loads++; return nil },
+					swap: func(context.Context) error { swaps++; return nil },
+				}
+				v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
+					c.meanwhile(&store.fakeStore)
+					return Receipt{}, nil
+				})
+				if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
+					t.Errorf("got %v, want nil", err)
+				}
+				if loads != c.loads || swaps != c.swaps {
+					t.Errorf("got %d loads and %d swaps, want %d and %d", loads, swaps, c.loads, c.swaps)
+				}
+				if codes := store.state().Codes; len(codes) != 1 || !codes[0].Confirmed {
+					t.Errorf("got codes %v, want one, confirmed", codes)
+				}
+			})
+		})
+	}
+}

@@ -55,8 +55,8 @@ type update struct {
 	next        transition
 	maxFailures int // of loads and swaps, 0 means no limit; conflicts do not count
 
-	// known is the record that the next step replaces without a load, if another writer
-	// has not replaced it. The zero Record means that the step loads the record.
+	// known is the record of the number, as far as the update knows. Another writer may
+	// have replaced it. If it is the zero Record, the next step loads the record.
 	known    Record
 	base     Version // the version that the last swap replaces
 	swap     Record  // the record that the last swap writes
@@ -94,44 +94,23 @@ func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCall
 // maxFailures too. The error is ErrOutcomeUnknown if a swap has an unknown outcome, ErrCallerGone
 // if run gave up because of callerCtx, and ErrStoreUnavailable otherwise.
 func (u *update) run(callerCtx, ctx context.Context) (Record, error) {
-	cached, _ := u.v.cache.take(u.number)
-	// If the cached record is old, another replica has probably written since.
-	if u.known.Version == (Version{}) && u.v.Now().UnixMicro()-cached.BegunAt < u.v.Rules.CodeTTL.Microseconds() {
-		u.known = cached
-	}
-	for retries := 0; ; {
-		result, err := u.step(callerCtx, ctx)
-		switch result {
-		case done:
+	for retries := 1; ; retries++ {
+		if done, err := u.step(callerCtx, ctx); done {
 			return u.known, err
-		case retryNow:
-			retries = 0
-		case retryLater:
-			retries++
-			if err := backOff(ctx, retries); err != nil {
-				return Record{}, u.giveUp(cmp.Or(u.lastErr, err))
-			}
+		}
+		if err := backOff(ctx, retries); err != nil {
+			return Record{}, u.giveUp(cmp.Or(u.lastErr, err))
 		}
 	}
 }
 
-type stepResult int
-
-const (
-	done stepResult = iota
-	retryNow
-	retryLater
-)
-
-// step loads, computes and swaps once. If it is done, known is the record of the number.
-func (u *update) step(callerCtx, ctx context.Context) (stepResult, error) {
+// step loads, computes and swaps once. It reports whether the update is done.
+func (u *update) step(callerCtx, ctx context.Context) (done bool, err error) {
 	if callerCtx.Err() != nil && ctx.Err() == nil && !u.unknown && !u.inDoubt {
-		return done, callerGone(callerCtx)
+		return true, callerGone(callerCtx)
 	}
-	wasKnown := u.known.Version != (Version{})
 	current := u.known
-	if !wasKnown {
-		var err error
+	if current.Version == (Version{}) {
 		if current, err = u.v.Store.Load(ctx, u.number); err != nil {
 			return u.failed(err)
 		}
@@ -139,7 +118,7 @@ func (u *update) step(callerCtx, ctx context.Context) (stepResult, error) {
 	u.known = Record{}
 	if u.swap.Version != (Version{}) && current.Version == u.swap.Version {
 		u.known = current // the swap was applied; also after a conflict, since a proxy may repeat swaps
-		return done, nil
+		return true, nil
 	}
 	if u.unknown && current.Version != u.base {
 		// Another writer replaced the record, before this swap or after it.
@@ -147,16 +126,12 @@ func (u *update) step(callerCtx, ctx context.Context) (stepResult, error) {
 	}
 	if !u.unknown {
 		next, err := u.compute(current)
-		switch {
-		case err != nil && wasKnown:
-			// The cached record may be stale, and without a swap nothing shows that it is
-			// not. So load the record, and compute the next one again.
-			return retryNow, nil
-		case errors.Is(err, errUnchanged):
+		if errors.Is(err, errUnchanged) {
 			u.known = current
-			return done, nil
-		case err != nil:
-			return done, err
+			return true, nil
+		}
+		if err != nil {
+			return true, err
 		}
 		u.base, u.swap = current.Version, next
 	}
@@ -164,17 +139,13 @@ func (u *update) step(callerCtx, ctx context.Context) (stepResult, error) {
 	switch {
 	case applied:
 		u.known = u.swap
-		u.v.cache.put(u.number, u.swap)
-		return done, nil
+		return true, nil
 	case errors.Is(err, ErrOutcomeUnknown):
 		u.unknown, u.lastErr = true, err
-		return retryLater, nil
 	case err != nil:
 		return u.failed(err)
-	case wasKnown:
-		return retryNow, nil // it was stale
 	}
-	return retryLater, nil
+	return false, nil
 }
 
 // compute returns the record that follows current, with a new random version.
@@ -196,13 +167,13 @@ func (u *update) compute(current Record) (Record, error) {
 	return record, nil
 }
 
-// failed counts a load or a swap that failed without effect.
-func (u *update) failed(err error) (stepResult, error) {
+// failed counts a load or a swap that failed without effect. It is the end of a step.
+func (u *update) failed(err error) (done bool, _ error) {
 	u.lastErr = err
 	if u.failures++; u.maxFailures > 0 && u.failures >= u.maxFailures && !u.unknown {
-		return done, u.giveUp(err)
+		return true, u.giveUp(err)
 	}
-	return retryLater, nil
+	return false, nil
 }
 
 // giveUp formats the cause with %s, not %w. An error that wraps two errors of this package would

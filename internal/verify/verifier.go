@@ -86,7 +86,6 @@ type Config struct {
 type Verifier struct {
 	Config
 	keys       atomic.Pointer[Keys]
-	cache      recordCache
 	background atomic.Int64  // number of running background updates
 	storeSlots chan struct{} // semaphore for foreground updates
 }

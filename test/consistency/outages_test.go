@@ -35,7 +35,7 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 	}{
 		{"killed", []codes.Code{codes.Unavailable}, (*mariadbtest.Server).Kill, (*mariadbtest.Server).Restart},
 		{
-			// A replica with a cached record sends its swap, which may be applied when the
+			// A swap that was sent before the server froze may be applied when the
 			// server continues.
 			"frozen",
 			[]codes.Code{codes.Unavailable, codes.Unknown},
