@@ -1,3 +1,5 @@
+// Package sms implements verify.Sender with Aliyun SMS: requests, signatures, proxies, and the
+// meaning of Aliyun's codes. It is a package because only this code knows Aliyun's API.
 package sms
 
 import (
