@@ -1,7 +1,7 @@
-// Package connmux shares one port between an HTTP/2 and an HTTP/1.1 server: it accepts
-// connections, does their TLS handshakes, and bounds what a peer can cost before a request
-// reaches a handler. It is a package because it knows bytes, frames and certificates, but no
-// calls and neither of the two servers.
+// Package connmux shares one port between an HTTP/2 and an HTTP/1.1 server. It accepts
+// connections, does their TLS handshakes, and limits the resources that a peer can use before a
+// request reaches a handler. It is a separate package because it handles only bytes, frames and
+// certificates: it depends on no call and on neither of the two servers.
 package connmux
 
 import (
@@ -19,10 +19,10 @@ type Config struct {
 	Listener       net.Listener
 	TLS            *Certificates       // nil for plaintext
 	Connections    int                 // open at once
-	Timeout        time.Duration       // for TLS, first bytes, and the rest of a header block
-	RequestTimeout time.Duration       // ends the handler of a request whose message is missing
-	WaitingStreams int                 // HTTP/2 streams that may wait for their peers without consequence
-	Rejected       func(reason string) // called for each connection that is closed
+	Timeout        time.Duration       // TLS and first bytes; also a header block
+	RequestTimeout time.Duration       // the server ends incomplete requests after it
+	WaitingStreams int                 // HTTP/2 streams; see the constant crowdedTimeout
+	Rejected       func(reason string) // called for each rejected connection
 }
 
 // Mux accepts connections, does the TLS handshake if TLS is configured, and reads the first
@@ -30,7 +30,8 @@ type Config struct {
 // another. gRPC through net/http would cost three times the CPU of grpc-go's own transport.
 type Mux struct {
 	// HTTP1 and HTTP2 are listeners for the two servers. Under TLS a connection of HTTP1 has a
-	// method ConnectionState, for Request.TLS. A connection of HTTP2 is an *HTTP2Conn.
+	// method ConnectionState, which net/http calls for Request.TLS. A connection of HTTP2 is an
+	// *HTTP2Conn.
 	HTTP1, HTTP2 *chanListener
 
 	config     Config
@@ -43,11 +44,11 @@ func New(c Config) *Mux {
 	return &Mux{HTTP1: newChanListener(c.Listener), HTTP2: newChanListener(c.Listener), config: c, http2Conns: newHTTP2Conns(c)}
 }
 
-// Serve returns when the listener is closed.
-func (d *Mux) Serve() error {
+// Serve accepts connections until the listener is closed.
+func (m *Mux) Serve() error {
 	var wait time.Duration
 	for {
-		conn, err := d.config.Listener.Accept()
+		conn, err := m.config.Listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -57,31 +58,32 @@ func (d *Mux) Serve() error {
 			continue
 		}
 		wait = 0
-		if d.open.Add(1) > int64(d.config.Connections) {
-			d.open.Add(-1)
-			d.config.Rejected("connections")
+		if m.open.Add(1) > int64(m.config.Connections) {
+			m.open.Add(-1)
+			m.config.Rejected("connections")
 			conn.Close()
 			continue
 		}
-		go d.dispatch(&countedConn{Conn: conn, closed: sync.OnceFunc(func() { d.open.Add(-1) })})
+		go m.dispatch(&countedConn{Conn: conn, onClose: sync.OnceFunc(func() { m.open.Add(-1) })})
 	}
 }
 
-func (d *Mux) dispatch(conn net.Conn) {
-	conn.SetDeadline(time.Now().Add(d.config.Timeout))
+// dispatch passes a connection to the server for its protocol.
+func (m *Mux) dispatch(conn net.Conn) {
+	conn.SetDeadline(time.Now().Add(m.config.Timeout))
 	var secure *tls.Conn
-	if d.config.TLS != nil {
+	if m.config.TLS != nil {
 		var err error
-		if secure, err = d.config.TLS.handshake(conn); err != nil {
-			d.config.Rejected("handshake")
+		if secure, err = m.config.TLS.handshake(conn); err != nil {
+			m.config.Rejected("handshake")
 			conn.Close()
 			return
 		}
 		conn = secure
 	}
-	first := make([]byte, 3) // no HTTP/1.1 method starts with PRI
+	first := make([]byte, 3) // "PRI" starts only HTTP/2
 	if _, err := io.ReadFull(conn, first); err != nil {
-		d.config.Rejected("silent")
+		m.config.Rejected("silent")
 		conn.Close()
 		return
 	}
@@ -94,27 +96,27 @@ func (d *Mux) dispatch(conn net.Conn) {
 	}
 	switch {
 	case string(first) == "PRI":
-		d.HTTP2.deliver(d.http2Conns.add(&peeked, state))
+		m.HTTP2.deliver(m.http2Conns.add(&peeked, state))
 	case state != nil:
-		d.HTTP1.deliver(&tlsConn{peeked, *state})
+		m.HTTP1.deliver(&tlsConn{peeked, *state})
 	default:
-		d.HTTP1.deliver(&peeked)
+		m.HTTP1.deliver(&peeked)
 	}
 }
 
-// countedConn calls closed when it is closed.
+// countedConn calls onClose when it is closed.
 type countedConn struct {
 	net.Conn
-	closed func()
+	onClose func()
 }
 
 func (c *countedConn) Close() error {
-	defer c.closed()
+	defer c.onClose()
 	return c.Conn.Close()
 }
 
-// chanListener returns the connections passed to deliver. Each of the two servers accepts from
-// one. Close does not close the Listener.
+// chanListener is a listener whose Accept returns the connections that deliver gets. Each of the
+// two servers has one. Close does not close the embedded Listener, which both share.
 type chanListener struct {
 	net.Listener
 	conns  chan net.Conn
@@ -126,29 +128,31 @@ func newChanListener(l net.Listener) *chanListener {
 	return &chanListener{Listener: l, conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (s *chanListener) deliver(c net.Conn) {
+// deliver passes c to Accept, or closes it if the chanListener is closed.
+func (l *chanListener) deliver(c net.Conn) {
 	select {
-	case s.conns <- c:
-	case <-s.closed:
+	case l.conns <- c:
+	case <-l.closed:
 		c.Close()
 	}
 }
 
-func (s *chanListener) Accept() (net.Conn, error) {
+func (l *chanListener) Accept() (net.Conn, error) {
 	select {
-	case c := <-s.conns:
+	case c := <-l.conns:
 		return c, nil
-	case <-s.closed:
+	case <-l.closed:
 		return nil, net.ErrClosed
 	}
 }
 
-func (s *chanListener) Close() error {
-	s.close.Do(func() { close(s.closed) })
+func (l *chanListener) Close() error {
+	l.close.Do(func() { close(l.closed) })
 	return nil
 }
 
-// prefixedConn returns the bytes that Mux already read, then those of Conn.
+// prefixedConn is a connection whose Read returns first the bytes that Mux has already read, and
+// then those of Conn.
 type prefixedConn struct {
 	net.Conn
 	prefix []byte

@@ -20,41 +20,47 @@ import (
 )
 
 const (
-	// MaxHeaderBytes is the most bytes of headers, decoded, and maxHeaderFields the most fields
-	// that a call can have. A call with more ends its connection: grpc-go has to keep up with
-	// the compression of headers, and takes about 100 bytes for each field, which can be one
+	// MaxHeaderBytes limits the size of a call's decoded headers, and maxHeaderFields limits the
+	// number of their fields. If a call exceeds one of them, its connection is closed. A single
+	// call cannot be rejected: header compression has a state for each connection, so grpc-go
+	// must decode all headers, and would take about 100 bytes for each field, which can be one
 	// byte on the wire.
 	MaxHeaderBytes  = 1 << 20
 	maxHeaderFields = 1 << 10
-	// maxUnfinishedHeaders bounds the headers of all connections that wait for the rest of
-	// their bytes.
+	// maxUnfinishedHeaders limits the bytes of incomplete header blocks, summed over all
+	// connections.
 	maxUnfinishedHeaders = 4 << 20
 
-	// A connection may send maxSpareFrames frames, and framesPerSecond more, beyond the
-	// framesPerCall of each call whose handler starts. A call of the usual clients takes
-	// three to seven. This bounds rapid reset (CVE-2023-44487) and floods of SETTINGS, PING,
-	// PRIORITY, WINDOW_UPDATE, CONTINUATION (CVE-2024-24549) and empty DATA frames.
+	// A connection has a budget of frames (token bucket). It starts with maxSpareFrames. Each
+	// frame takes one. Each call whose handler starts adds framesPerCall, and each second adds
+	// framesPerSecond. A call of the usual clients takes three to seven frames. If the budget is
+	// empty, the connection is closed. This limits rapid reset (CVE-2023-44487) and floods of
+	// SETTINGS, PING, PRIORITY, WINDOW_UPDATE, CONTINUATION (CVE-2024-24549) and empty DATA
+	// frames.
 	maxSpareFrames  = 1000
 	framesPerSecond = 20
 	framesPerCall   = 20
-	// A call that is reset before its handler starts counts as so many more: a peer that
-	// resets two of five calls spends as many frames as its other calls earn.
+	// framesPerEarlyReset is the number of additional frames that a call takes if the peer
+	// resets it before its handler starts. A peer that resets two of five calls takes as many
+	// frames as its other calls add.
 	framesPerEarlyReset = 20
-	// Headers that are rejected were decoded; this many bytes of them count as a frame.
+	// rejectedBytesPerFrame converts the size of rejected headers to frames, because they cost
+	// the time to decode them.
 	rejectedBytesPerFrame = 1 << 10
 
-	// unreadTimeout is the time that a peer has to read a reply.
+	// unreadTimeout is the time in which a peer must read a reply.
 	unreadTimeout = 5 * time.Second
 	sweepInterval = 250 * time.Millisecond
-	// If more streams wait than Config.WaitingStreams, a connection may open one only if none
-	// of its own waits, and those are closed whose peer lets a stream wait for crowdedTimeout.
+	// The process is crowded if more streams wait for their peers than Config.WaitingStreams.
+	// Then a connection can open a stream only if none of its streams waits, and connections with
+	// a stream that waits for longer than crowdedTimeout can be closed.
 	crowdedTimeout = time.Second
-	pauseInterval  = 100 * time.Millisecond
+	pauseInterval  = 100 * time.Millisecond // between checks if it is still crowded
 )
 
 const (
 	frameHeaderBytes = 9
-	maxFrameBytes    = 16 << 10 // of a payload: grpc-go's, and the protocol's default
+	maxFrameBytes    = 16 << 10 // of a payload; default of HTTP/2 and grpc-go
 	readBufferBytes  = 4 << 10
 )
 
@@ -63,16 +69,16 @@ var (
 	errHeaderBlock = errors.New("http2: headers too large or too slow")
 )
 
-// http2Conns are the open HTTP/2 connections of the process. It bounds the streams that
-// are open on the wire although no handler runs for them: their request message or the
-// peer's reading of the reply is missing. grpc-go keeps such a stream with its headers,
-// for as long as the peer likes.
+// http2Conns holds the open HTTP/2 connections of the process. It limits the streams that wait:
+// they are open on the wire, but no handler runs for them, because the peer has not sent the complete
+// request or has not read the complete reply. grpc-go has no time limit for these streams, and keeps
+// their headers in memory.
 type http2Conns struct {
 	config     Config
-	waiting    atomic.Int64 // streams
-	unfinished atomic.Int64 // bytes of header blocks
+	waiting    atomic.Int64 // streams that wait
+	unfinished atomic.Int64 // bytes of incomplete header blocks
 
-	crowded chan struct{} // wakes sweep
+	crowded chan struct{} // wakes Sweep
 
 	mu   sync.Mutex
 	open map[*HTTP2Conn]struct{}
@@ -82,11 +88,11 @@ func newHTTP2Conns(c Config) *http2Conns {
 	return &http2Conns{config: c, crowded: make(chan struct{}, 1), open: map[*HTTP2Conn]struct{}{}}
 }
 
-func (r *http2Conns) isCrowded() bool { return r.waiting.Load() > int64(r.config.WaitingStreams) }
+func (h *http2Conns) isCrowded() bool { return h.waiting.Load() > int64(h.config.WaitingStreams) }
 
-// Sweep closes the connections that have stalled streams, until ctx ends.
-func (d *Mux) Sweep(ctx context.Context) {
-	r := d.http2Conns
+// Sweep periodically closes the connections whose streams have stalled, until ctx ends.
+func (m *Mux) Sweep(ctx context.Context) {
+	h := m.http2Conns
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
@@ -94,30 +100,31 @@ func (d *Mux) Sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-r.crowded:
+		case <-h.crowded:
 			time.Sleep(sweepInterval / 10)
 		}
-		for _, c := range r.stalled(time.Now()) {
-			r.config.Rejected("unread")
-			go c.Close() // under TLS it can wait for the peer
+		for _, c := range h.stalled(time.Now()) {
+			h.config.Rejected("unread")
+			go c.Close() // with TLS, Close can block
 		}
 	}
 }
 
-// stalled returns the connections that are to be closed: those with a stream that waits for
-// too long, and if too many streams wait, those whose streams have waited most.
-func (r *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// stalled returns the connections to close. They are the connections with a late stream, and, if
+// the process is crowded, those with the largest sum of waiting times. It keeps the others, up to
+// Config.WaitingStreams waiting streams.
+func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	type candidate struct {
 		conn    *HTTP2Conn
 		waiting int
-		waited  time.Duration // the sum of its streams
+		waited  time.Duration // sum over its streams
 	}
 	var candidates []candidate
-	crowded := r.isCrowded()
-	for c := range r.open {
-		waiting, longest, waited, late := c.waits(now)
+	crowded := h.isCrowded()
+	for c := range h.open {
+		waiting, longest, waited, late := c.waitStats(now)
 		switch {
 		case late:
 			stalled = append(stalled, c)
@@ -128,108 +135,108 @@ func (r *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.waited, b.waited) })
 	kept := 0
 	for _, c := range candidates {
-		if kept += c.waiting; kept > r.config.WaitingStreams {
+		if kept += c.waiting; kept > h.config.WaitingStreams {
 			stalled = append(stalled, c.conn)
 		}
 	}
 	return stalled
 }
 
-// An HTTP2Conn is an HTTP/2 connection that grpc-go serves. It follows the frames of both
-// directions, since grpc-go has no hook for the end of a stream on the wire. grpc-go must read
-// from it without a buffer of its own: then a call's headers are the last that were
-// delivered when the tap is called.
+// An HTTP2Conn is an HTTP/2 connection that grpc-go serves. It parses the frames of both
+// directions, because grpc-go has no hook for the end of a stream on the wire. grpc-go must read
+// from it without a buffer (grpc.ReadBufferSize(0)). Then, when grpc-go calls the tap (its hook
+// for the start of a call), LastStream returns the stream of this call.
 type HTTP2Conn struct {
 	net.Conn
-	TLS *tls.ConnectionState // nil for plaintext
-	all *http2Conns
+	TLS   *tls.ConnectionState // nil for plaintext
+	conns *http2Conns
 
 	// Used only by the goroutine that reads.
-	in       *bufio.Reader
-	left     int          // undelivered bytes of the current frame
-	block    bytes.Buffer // undelivered frames of the current header block
-	current  Stream       // of the last header block
-	hpack    *hpack.Decoder
-	refilled time.Time
+	in          *bufio.Reader
+	unread      int          // bytes of the current frame not read
+	headerBlock bytes.Buffer // frames of a header block not read
+	current     Stream       // of the last header block
+	hpack       *hpack.Decoder
+	refilled    time.Time // when time last added frames
 
-	spareFrames atomic.Int64
+	spareFrames atomic.Int64 // see maxSpareFrames
 
 	// Used only by the goroutine that writes.
 	outHeader [frameHeaderBytes]byte
-	outFilled int
-	outLeft   int // bytes of the current frame's payload
+	outFilled int // bytes in outHeader
+	outLeft   int // payload bytes still to write
 
-	resume chan struct{} // wakes the reader after fewer streams wait
+	resume chan struct{} // wakes pause if fewer streams wait
 
 	mu      sync.Mutex
 	closed  bool
-	last    uint32
+	lastID  uint32 // ID of the newest stream
 	streams map[uint32]wireStream
-	waiting int
+	waiting int // streams whose handler does not run
 }
 
 // A wireStream is a stream that is open on the wire.
 type wireStream struct {
 	state streamState
-	since time.Time
+	since time.Time // when its present wait began
 }
 
 type streamState uint8
 
 const (
-	streamOpened    streamState = iota // its request is incomplete
-	streamRequested                    // its handler does not run yet
-	streamRunning                      // its handler runs
-	streamEnded                        // its reply is not on the wire yet
+	streamOpened    streamState = iota // the request is incomplete
+	streamRequested                    // complete; the handler has not started
+	streamRunning                      // the handler runs
+	streamEnded                        // the handler ended; the reply is incomplete
 )
 
-// add returns the HTTP2Conn for conn that grpc-go serves.
-func (r *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *HTTP2Conn {
+// add wraps conn in an HTTP2Conn for grpc-go, and adds it to the open connections.
+func (h *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *HTTP2Conn {
 	c := &HTTP2Conn{
-		Conn: conn, TLS: state, all: r, in: bufio.NewReaderSize(conn, readBufferBytes),
-		left: len(http2.ClientPreface), refilled: time.Now(), resume: make(chan struct{}, 1), streams: map[uint32]wireStream{},
+		Conn: conn, TLS: state, conns: h, in: bufio.NewReaderSize(conn, readBufferBytes),
+		unread: len(http2.ClientPreface), refilled: time.Now(), resume: make(chan struct{}, 1), streams: map[uint32]wireStream{},
 	}
 	c.spareFrames.Store(maxSpareFrames)
-	const tableBytes = 4096 // the protocol's default, and grpc-go's
+	const tableBytes = 4096 // default of HTTP/2 and grpc-go
 	c.hpack = hpack.NewDecoder(tableBytes, func(f hpack.HeaderField) {
 		c.current.HeaderBytes += int(f.Size())
 		c.current.fields++
 	})
 	c.hpack.SetMaxStringLength(MaxHeaderBytes)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.open[c] = struct{}{}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.open[c] = struct{}{}
 	return c
 }
 
 // Close implements net.Conn.
 func (c *HTTP2Conn) Close() error {
-	c.all.mu.Lock()
-	delete(c.all.open, c)
-	c.all.mu.Unlock()
+	c.conns.mu.Lock()
+	delete(c.conns.open, c)
+	c.conns.mu.Unlock()
 	c.mu.Lock()
 	c.closed, c.streams = true, nil
-	c.wait(-c.waiting)
+	c.addWaiting(-c.waiting)
 	c.mu.Unlock()
 	return c.Conn.Close()
 }
 
 // Read implements net.Conn.
 func (c *HTTP2Conn) Read(p []byte) (int, error) {
-	if c.left == 0 && c.block.Len() == 0 {
+	if c.unread == 0 && c.headerBlock.Len() == 0 {
 		if err := c.nextFrame(); err != nil {
 			return 0, err
 		}
 	}
-	if c.block.Len() > 0 {
-		n, err := c.block.Read(p)
-		if c.block.Len() == 0 && c.block.Cap() > readBufferBytes {
-			c.block = bytes.Buffer{} // a connection keeps no large one
+	if c.headerBlock.Len() > 0 {
+		n, err := c.headerBlock.Read(p)
+		if c.headerBlock.Len() == 0 && c.headerBlock.Cap() > readBufferBytes {
+			c.headerBlock = bytes.Buffer{} // free a large buffer
 		}
 		return n, err
 	}
-	n, err := c.in.Read(p[:min(len(p), c.left)])
-	c.left -= n
+	n, err := c.in.Read(p[:min(len(p), c.unread)])
+	c.unread -= n
 	return n, err
 }
 
@@ -248,9 +255,10 @@ func parseFrameHeader(b []byte) frameHeader {
 	}
 }
 
-// nextFrame makes the next frame ready for Read.
+// nextFrame handles the header of the next frame, or reads a complete header block. Then Read can
+// return its bytes.
 func (c *HTTP2Conn) nextFrame() error {
-	f, err := c.peek()
+	f, err := c.peekFrame()
 	if err != nil {
 		return err
 	}
@@ -265,54 +273,55 @@ func (c *HTTP2Conn) nextFrame() error {
 		}
 	case http2.FrameRSTStream:
 		if s, ok := c.offWire(f.stream); ok && s.state < streamRunning {
-			c.spend(framesPerEarlyReset)
+			c.takeFrames(framesPerEarlyReset)
 		}
 	}
-	c.left = frameHeaderBytes + f.length
+	c.unread = frameHeaderBytes + f.length
 	return nil
 }
 
-// peek returns the header of the next frame, and spends a frame.
-func (c *HTTP2Conn) peek() (frameHeader, error) {
+// peekFrame returns the header of the next frame without reading it, and takes one frame from the
+// budget.
+func (c *HTTP2Conn) peekFrame() (frameHeader, error) {
 	b, err := c.in.Peek(frameHeaderBytes)
 	if err != nil {
 		return frameHeader{}, err
 	}
-	if !c.spend(1) {
-		c.all.config.Rejected("frames")
+	if !c.takeFrames(1) {
+		c.conns.config.Rejected("frames")
 		return frameHeader{}, errFrameFlood
 	}
 	return parseFrameHeader(b), nil
 }
 
-// readHeaders reads the frames of a header block, of which f is the first, and measures
-// the block before grpc-go keeps it.
+// readHeaders reads the frames of a header block into c.headerBlock, and checks its size before grpc-go
+// reads it. The block is a HEADERS frame, whose header is f, and its CONTINUATION frames.
 func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 	c.current = Stream{conn: c, id: f.stream}
 	var unfinished int64
-	defer func() { c.all.unfinished.Add(-unfinished) }()
+	defer func() { c.conns.unfinished.Add(-unfinished) }()
 	for {
 		size := frameHeaderBytes + f.length
 		if f.length > maxFrameBytes {
-			c.left = size // grpc-go ends the connection
+			c.unread = size // grpc-go ends the connection
 			break
 		}
-		ended := f.flags.Has(http2.FlagHeadersEndHeaders) // as FlagContinuationEndHeaders
+		ended := f.flags.Has(http2.FlagHeadersEndHeaders) // equals FlagContinuationEndHeaders
 		if !ended || c.in.Buffered() < size {
 			unfinished += int64(size)
-			if c.all.unfinished.Add(int64(size)) > maxUnfinishedHeaders {
+			if c.conns.unfinished.Add(int64(size)) > maxUnfinishedHeaders {
 				return c.tooManyHeaders()
 			}
-			if err := c.SetReadDeadline(time.Now().Add(c.all.config.Timeout)); err != nil {
+			if err := c.SetReadDeadline(time.Now().Add(c.conns.config.Timeout)); err != nil {
 				return err
 			}
 		}
-		c.block.Grow(size)
-		frame := c.block.AvailableBuffer()[:size]
+		c.headerBlock.Grow(size)
+		frame := c.headerBlock.AvailableBuffer()[:size]
 		if _, err := io.ReadFull(c.in, frame); err != nil {
 			return fmt.Errorf("%w: %w", errHeaderBlock, err)
 		}
-		c.block.Write(frame)
+		c.headerBlock.Write(frame)
 		fragment, ok := f.fragment(frame[frameHeaderBytes:])
 		if !ok {
 			break // grpc-go ends the connection
@@ -320,13 +329,13 @@ func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 		if _, err := c.hpack.Write(fragment); err != nil {
 			return err
 		}
-		if c.current.HeaderBytes > MaxHeaderBytes || c.current.fields > maxHeaderFields || c.block.Len() > MaxHeaderBytes {
+		if c.current.HeaderBytes > MaxHeaderBytes || c.current.fields > maxHeaderFields || c.headerBlock.Len() > MaxHeaderBytes {
 			return c.tooManyHeaders()
 		}
 		if ended {
 			break
 		}
-		next, err := c.peek()
+		next, err := c.peekFrame()
 		if err != nil {
 			return err
 		}
@@ -345,11 +354,12 @@ func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 }
 
 func (c *HTTP2Conn) tooManyHeaders() error {
-	c.all.config.Rejected("headers")
+	c.conns.config.Rejected("headers")
 	return errHeaderBlock
 }
 
-// fragment returns the part of a frame's payload that is of the header block.
+// fragment returns the part of a frame's payload that belongs to the header block, without padding
+// and priority. It returns false if the payload is malformed.
 func (f frameHeader) fragment(payload []byte) ([]byte, bool) {
 	if f.kind != http2.FrameHeaders {
 		return payload, true
@@ -374,8 +384,9 @@ func (f frameHeader) fragment(payload []byte) ([]byte, bool) {
 	return payload[:len(payload)-padding], true
 }
 
-// spend takes frames from what the connection may send, and reports whether it had them.
-func (c *HTTP2Conn) spend(frames int) bool {
+// takeFrames takes frames from the budget of the connection (see maxSpareFrames), and reports whether
+// the budget had that many.
+func (c *HTTP2Conn) takeFrames(frames int) bool {
 	if c.spareFrames.Add(-int64(frames)) >= 0 {
 		return true
 	}
@@ -411,20 +422,21 @@ func (c *HTTP2Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// opened adds a stream that the peer opens.
-func (c *HTTP2Conn) opened(id uint32, whole bool) {
+// opened adds a stream that the peer opens. complete is true if its request has no message, so that
+// the request is complete.
+func (c *HTTP2Conn) opened(id uint32, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || id <= c.last {
-		return // trailers, or an error that ends the connection
+	if c.closed || id <= c.lastID {
+		return // trailers, or an error for grpc-go
 	}
-	c.last = id
+	c.lastID = id
 	state := streamOpened
-	if whole {
+	if complete {
 		state = streamRequested
 	}
 	c.streams[id] = wireStream{state, time.Now()}
-	c.wait(1)
+	c.addWaiting(1)
 }
 
 // requested records that the request of a stream is complete.
@@ -436,10 +448,10 @@ func (c *HTTP2Conn) requested(id uint32) {
 	}
 }
 
-// pause delays the next stream of a connection that has a waiting one if too many wait in
-// the process: backpressure on the peers that cause it.
+// pause blocks the reader before a new stream, while the process is crowded and a stream of this
+// connection waits. This is backpressure on the peers that cause the crowding.
 func (c *HTTP2Conn) pause() {
-	for c.all.isCrowded() {
+	for c.conns.isCrowded() {
 		c.mu.Lock()
 		waiting := c.waiting // 0 once it is closed
 		c.mu.Unlock()
@@ -448,7 +460,7 @@ func (c *HTTP2Conn) pause() {
 		}
 		select {
 		case <-c.resume:
-		case <-time.After(pauseInterval): // it may be less crowded
+		case <-time.After(pauseInterval): // streams of other connections may end
 		}
 	}
 }
@@ -462,28 +474,29 @@ func (c *HTTP2Conn) offWire(id uint32) (s wireStream, ok bool) {
 	}
 	delete(c.streams, id)
 	if s.state != streamRunning {
-		c.wait(-1)
+		c.addWaiting(-1)
 	}
 	return s, true
 }
 
-// A Stream is the stream of one call.
+// A Stream is the HTTP/2 stream of one call.
 type Stream struct {
-	HeaderBytes int // decoded, as RFC 9113, 6.5.2 counts them
+	HeaderBytes int // decoded size; see RFC 9113, 6.5.2
 
 	fields int
 	conn   *HTTP2Conn
 	id     uint32
 }
 
-// LastStream returns the stream whose headers were read last. Only the goroutine that reads may
-// call it.
+// LastStream returns the stream of the last header block that was read. Only the goroutine
+// that reads may call it.
 func (c *HTTP2Conn) LastStream() Stream { return c.current }
 
-// ChargeHeaders counts the headers of a call that is rejected for their size, as frames.
-func (s Stream) ChargeHeaders() { s.conn.spend(s.HeaderBytes / rejectedBytesPerFrame) }
+// ChargeHeaders takes frames from the budget of the connection for a call that is rejected because
+// its headers are too large.
+func (s Stream) ChargeHeaders() { s.conn.takeFrames(s.HeaderBytes / rejectedBytesPerFrame) }
 
-// Earn adds the frames that one call may take.
+// Earn adds the frames of one call to the budget of the connection.
 func (s Stream) Earn() {
 	if s.conn.spareFrames.Load() < maxSpareFrames {
 		s.conn.spareFrames.Add(framesPerCall)
@@ -499,23 +512,26 @@ func (s Stream) Start() {
 // End records that the handler of the stream has ended.
 func (s Stream) End() { s.conn.setState(s.id, streamEnded, 1) }
 
+// setState changes the state of a stream, and adds waiting to the number of waiting streams.
 func (c *HTTP2Conn) setState(id uint32, state streamState, waiting int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.streams[id]; ok { // else the peer has reset it
+	if _, ok := c.streams[id]; ok { // otherwise the peer has reset it
 		c.streams[id] = wireStream{state, time.Now()}
-		c.wait(waiting)
+		c.addWaiting(waiting)
 	}
 }
 
-// wait counts streams that wait. It needs c.mu.
-func (c *HTTP2Conn) wait(n int) {
+// addWaiting adds n, which can be negative, to the number of waiting streams of the connection and of
+// the process. It wakes Sweep if the process is crowded, and pause if n is negative. The calling
+// function must hold c.mu.
+func (c *HTTP2Conn) addWaiting(n int) {
 	c.waiting += n
-	c.all.waiting.Add(int64(n))
-	wake := c.all.crowded
+	c.conns.waiting.Add(int64(n))
+	wake := c.conns.crowded
 	if n < 0 {
 		wake = c.resume
-	} else if !c.all.isCrowded() {
+	} else if !c.conns.isCrowded() {
 		return
 	}
 	select {
@@ -524,9 +540,10 @@ func (c *HTTP2Conn) wait(n int) {
 	}
 }
 
-// waits returns how many streams wait for the peer, for how long the first and all of them
-// do, and whether one is late.
-func (c *HTTP2Conn) waits(now time.Time) (waiting int, longest, sum time.Duration, late bool) {
+// waitStats returns the number of streams that wait for the peer, the longest waiting time, the sum of
+// all waiting times, and whether a stream is late. A stream is late if it has waited for longer than
+// unreadTimeout. While its request is incomplete, the limit is larger by Config.RequestTimeout.
+func (c *HTTP2Conn) waitStats(now time.Time) (waiting int, longest, sum time.Duration, late bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.waiting == 0 {
@@ -538,7 +555,7 @@ func (c *HTTP2Conn) waits(now time.Time) (waiting int, longest, sum time.Duratio
 		case streamRequested, streamRunning:
 			continue
 		case streamOpened:
-			limit += c.all.config.RequestTimeout // which ends its handler
+			limit += c.conns.config.RequestTimeout // first the server ends it
 		}
 		waits := now.Sub(s.since)
 		waiting, longest, sum, late = waiting+1, max(longest, waits), sum+waits, late || waits > limit

@@ -12,26 +12,28 @@ import (
 	"time"
 )
 
-// File is the name and the content of a file that a setting names.
+// File is a file whose name is the value of a setting, with its content.
 type File struct{ Name, Content string }
 
-// CertificateFiles are PEM files: the server certificate with its chain, its key, and the
-// CAs for client certificates (the zero File for none).
+// CertificateFiles are PEM files: the server certificate with its chain, its private key, and the
+// certificate authorities (CAs) that sign client certificates. ClientCA is the zero File if the
+// server accepts no client certificates.
 type CertificateFiles struct{ Certificate, Key, ClientCA File }
 
-// Certificates holds the TLS configuration of the port. It can be replaced at any time; new
-// connections use the new one.
+// Certificates holds the TLS configuration of the port. Replace can change the configuration at
+// any time, and only new connections use it.
 type Certificates struct{ config atomic.Pointer[tls.Config] }
 
-// Replace uses the certificates of f for new connections. After an error the previous ones
-// stay.
+// Replace makes new connections use the certificates of f. If it returns an error, new connections
+// use the previous certificates.
 func (c *Certificates) Replace(f CertificateFiles) error {
 	pair, errs := readKeyPair(f)
 	config := &tls.Config{
 		Certificates: []tls.Certificate{pair},
 		MinVersion:   tls.VersionTLS12,
-		// The server's order decides. Clients that offer both (browsers, curl) get HTTP/1.1 and
-		// can use JSON and gRPC-Web; gRPC clients offer only h2.
+		// The server selects its first protocol that the client also offers. Clients that offer
+		// both (browsers, curl) get HTTP/1.1, and can use JSON and gRPC-Web. gRPC clients offer
+		// only h2.
 		NextProtos: []string{"http/1.1", "h2"},
 	}
 	if f.ClientCA.Name != "" {
@@ -39,13 +41,14 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 		if config.ClientCAs, err = readCAs(f.ClientCA); err != nil {
 			errs = append(errs, err)
 		}
-		// Health checks need no certificate; the server checks it for calls.
+		// A health check needs no certificate. For calls, the package server checks it.
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	// A new Config has new session-ticket keys, so no resumed session outlives a CA.
+	// A new Config has new session-ticket keys. So a client cannot resume a session with a
+	// certificate of a CA that was removed.
 	c.config.Store(config)
 	return nil
 }
@@ -53,7 +56,7 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 // Expires returns the time at which the server certificate expires.
 func (c *Certificates) Expires() time.Time { return c.config.Load().Certificates[0].Leaf.NotAfter }
 
-// AsksClients reports whether clients are asked for a certificate.
+// AsksClients reports whether the server asks clients for a certificate in the handshake.
 func (c *Certificates) AsksClients() bool { return c.config.Load().ClientCAs != nil }
 
 func readKeyPair(f CertificateFiles) (tls.Certificate, []error) {
@@ -67,7 +70,7 @@ func readKeyPair(f CertificateFiles) (tls.Certificate, []error) {
 	if errs != nil {
 		return tls.Certificate{}, errs
 	}
-	// Its errors quote nothing from the files.
+	// Errors of X509KeyPair contain no text of the files.
 	pair, err := tls.X509KeyPair([]byte(f.Certificate.Content), []byte(f.Key.Content))
 	if err != nil {
 		return pair, []error{fmt.Errorf("%s: line 1: must be the key of the first certificate in %s: %w", f.Key.Name, f.Certificate.Name, err)}
@@ -87,8 +90,8 @@ func readCAs(f File) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readCertificates returns the certificates of a PEM file, at least one. It ignores other
-// PEM blocks: some tools also write the key into the file.
+// readCertificates returns the certificates of a PEM file, and an error if there are none. It
+// ignores other PEM blocks, because some tools also write the key into the file.
 func readCertificates(f File) (certificates []*x509.Certificate, err error) {
 	for text := f.Content; ; {
 		start := strings.Index(text, "-----BEGIN CERTIFICATE-----")
@@ -112,8 +115,8 @@ func readCertificates(f File) (certificates []*x509.Certificate, err error) {
 	return certificates, nil
 }
 
-// tlsConn is a connection whose TLS handshake is done. net/http calls ConnectionState for
-// Request.TLS.
+// tlsConn is a connection after its TLS handshake. net/http sets Request.TLS to the result of its
+// method ConnectionState.
 type tlsConn struct {
 	prefixedConn
 	state tls.ConnectionState
@@ -121,8 +124,8 @@ type tlsConn struct {
 
 func (c *tlsConn) ConnectionState() tls.ConnectionState { return c.state }
 
-// handshake does the TLS handshake on a connection. It answers a plaintext HTTP request
-// with a hint.
+// handshake does the TLS handshake on a connection. If the client sends an HTTP request without
+// TLS, the response is a hint to use https.
 func (c *Certificates) handshake(plain net.Conn) (*tls.Conn, error) {
 	conn := tls.Server(plain, c.config.Load())
 	err := conn.Handshake()
