@@ -1,6 +1,6 @@
-// Package dev is the part of the service that only the command dev has: an inbox in place of
-// Aliyun, a page that shows it, and endpoints for automated tests. It is a package of its own
-// so that no package of production imports it.
+// Package dev implements the parts of the service that only the command dev uses: an inbox that
+// replaces Aliyun, a page that shows the inbox, and endpoints for automated tests. It is a separate
+// package so that no production package imports it.
 package dev
 
 import (
@@ -16,85 +16,88 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// Configure makes c the configuration of dev, with inbox as the Sender of c.Verifier. It must
-// be called last: it reads the other fields.
+// Configure changes c for the command dev. The Sender of c.Verifier must deliver to inbox. Call
+// Configure after all other fields of c are set, because it copies them.
 func Configure(c *server.Config, inbox *Inbox) {
-	d := &service{config: *c, inbox: inbox, started: time.Now()}
-	c.OptionalTemplate, c.AnyPage = true, true // guardDNSRebinding protects the inbox from pages
-	c.WrapCalls = d.wrapCalls
-	c.WrapHTTP = d.wrapHTTP
+	s := &service{config: *c, inbox: inbox, started: time.Now()}
+	c.OptionalTemplate, c.AnyPage = true, true // guardDNSRebinding and IsCrossSite protect the inbox
+	c.WrapCalls = s.wrapCalls
+	c.WrapHTTP = s.wrapHTTP
 }
 
-// service updates the states of codes in the inbox after each call, and serves the page and
-// the endpoints for automated tests.
+// service wraps the two calls: after each call it updates the states of codes in the inbox. It also
+// serves the page and the endpoints for automated tests.
 type service struct {
 	pb.PhoneNumberServiceServer
 	config  server.Config
 	inbox   *Inbox
 	started time.Time
 
-	// syncMu is held from reading the store to updating the inbox, so that updates are in order.
+	// syncMu is locked from the read of the store to the update of the inbox. So an older state
+	// cannot overwrite a newer one.
 	syncMu sync.Mutex
 }
 
-func (d *service) wrapCalls(next pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer {
-	d.PhoneNumberServiceServer = next
-	return d
+func (s *service) wrapCalls(next pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer {
+	s.PhoneNumberServiceServer = next
+	return s
 }
 
-func (d *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
-	defer d.syncInbox(ctx, r.GetPhoneNumber(), "")
-	return d.PhoneNumberServiceServer.SendSMS(ctx, r)
+func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
+	defer s.syncInbox(ctx, r.GetPhoneNumber(), "")
+	return s.PhoneNumberServiceServer.SendSMS(ctx, r)
 }
 
-func (d *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
-	res, err := d.PhoneNumberServiceServer.Valid(ctx, r)
+func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+	res, err := s.PhoneNumberServiceServer.Valid(ctx, r)
 	used := ""
 	if res.GetValid() {
 		used = r.GetCode()
 	}
-	d.syncInbox(ctx, r.GetPhoneNumber(), used)
+	s.syncInbox(ctx, r.GetPhoneNumber(), used)
 	return res, err
 }
 
-// syncInbox reads the state of a number from the store into the inbox. It continues after
-// the caller disconnects. used is the code that Valid has just accepted, or "".
-func (d *service) syncInbox(ctx context.Context, phoneNumber, used string) {
-	n, invalid := d.config.Numbers.Parse(phoneNumber)
+// syncInbox reads the state of a number from the store, and updates the inbox. It continues if the
+// caller disconnects. used is the code that Valid has just accepted, or "".
+func (s *service) syncInbox(ctx context.Context, phoneNumber, used string) {
+	n, invalid := s.config.Numbers.Parse(phoneNumber)
 	if invalid != nil {
 		return
 	}
-	d.syncMu.Lock()
-	defer d.syncMu.Unlock()
+	s.syncMu.Lock()
+	defer s.syncMu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	seen, err := d.config.Verifier.Inspect(ctx, n)
+	seen, err := s.config.Verifier.Inspect(ctx, n)
 	if err != nil {
-		d.config.Verifier.Log.Warn("the page may show an old state", "number", n.Masked(), "error", err)
+		s.config.Verifier.Log.Warn("the page may show an old state", "number", n.Masked(), "error", err)
 		return
 	}
-	d.inbox.updateStates(n, used, seen)
+	s.inbox.updateStates(n, used, seen)
 }
 
-// wrapHTTP adds the page and the endpoints to next.
-func (d *service) wrapHTTP(draining context.Context, next http.Handler) http.Handler {
-	address := d.config.Listener.Addr()
+// wrapHTTP returns a handler that serves the page, the endpoints for automated tests, and next for
+// all other paths.
+func (s *service) wrapHTTP(draining context.Context, next http.Handler) http.Handler {
+	address := s.config.Listener.Addr()
 	if a, ok := address.(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-		d.config.Telemetry.Log.Warn("the inbox shows every code to whoever reaches this address", "address", address.String())
+		s.config.Telemetry.Log.Warn("the inbox shows every code to whoever reaches this address", "address", address.String())
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", next)
 	registerPage(mux)
-	d.registerRoutes(draining, mux)
+	s.registerRoutes(draining, mux)
 	return guardDNSRebinding(mux)
 }
 
-// Suffixes of names that cannot be registered in public DNS.
+// nonPublicSuffix matches the end of host names that nobody can register in public DNS.
 var nonPublicSuffix = regexp.MustCompile(`\.(internal|local|localhost|test)$`)
 
-// guardDNSRebinding rejects Host names that can be registered in public DNS. Otherwise an
-// attacker's page could rebind its own name to this address and read the inbox as
-// same-origin.
+// guardDNSRebinding rejects requests whose Host is a name that can be registered in public DNS.
+// Otherwise an attacker's page could change the address of its own name to this address (DNS
+// rebinding). Then the browser would treat the page and the inbox as one origin, and the page could
+// read the codes.
 func guardDNSRebinding(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host

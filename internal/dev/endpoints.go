@@ -18,10 +18,10 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// route is an endpoint for tests and for the page. page/openapi.json describes it.
+// route is an endpoint for automated tests or for the page. page/openapi.json describes it.
 type route struct {
 	method, path string
-	parameters   []string // of the query
+	parameters   []string // names of the query parameters
 	handler      handler
 }
 
@@ -39,39 +39,39 @@ var routes = []route{
 
 const numberPath = "/number.json"
 
-// registerRoutes adds the routes to mux. Requests that wait end when draining is done.
-func (d *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
+// registerRoutes adds the routes to mux. When draining is done, requests that wait return.
+func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
 	for _, e := range routes {
 		mux.HandleFunc(e.method+" "+e.path, func(w http.ResponseWriter, r *http.Request) {
-			if server.IsCrossSite(r) { // it could frame or time the response
+			if server.IsCrossSite(r) { // it could embed or time the response
 				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
 				return
 			}
-			q, err := d.parseQuery(r.URL.RawQuery, e.parameters)
-			if err != nil && e.path != numberPath { // getNumber reads the query itself
+			q, err := s.parseQuery(r.URL.RawQuery, e.parameters)
+			if err != nil && e.path != numberPath { // getNumber parses the query itself
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return
 			}
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
 			defer context.AfterFunc(draining, cancel)()
-			e.handler(d, w, r.WithContext(ctx), q)
+			e.handler(s, w, r.WithContext(ctx), q)
 		})
 	}
 }
 
-// The development page, and the OpenAPI description of all HTTP endpoints.
+// pageFiles contains the page of dev, and the OpenAPI description of all HTTP endpoints.
 //
 //go:embed page
 var pageFiles embed.FS
 
-// pagePolicy lets the page load only its own files and run no inline script, and forbids
-// other pages to embed it.
+// pagePolicy is the Content-Security-Policy. The page can load only its own files, and cannot run
+// inline scripts. Other pages cannot embed it.
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// registerPage adds the page's files. It sets fixed content types: the MIME table of the
-// machine may differ, and browsers run a module only with a JavaScript type.
+// registerPage adds the page's files to mux, with fixed content types. The MIME table of the machine
+// can have other types, and browsers run a module only if its content type is JavaScript.
 func registerPage(mux *http.ServeMux) {
 	for path, f := range map[string]struct{ name, contentType string }{
 		"/{$}":          {"index.html", "text/html; charset=utf-8"},
@@ -82,7 +82,7 @@ func registerPage(mux *http.ServeMux) {
 	} {
 		content, err := pageFiles.ReadFile("page/" + f.name)
 		if err != nil {
-			panic(err) // the file is missing in the source
+			panic(err) // the file is not in pageFiles
 		}
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			setHeaders(w, f.contentType)
@@ -91,8 +91,8 @@ func registerPage(mux *http.ServeMux) {
 	}
 }
 
-// setHeaders sets the content type and the security and no-cache headers of every dev
-// response.
+// setHeaders sets the content type, and the headers for security and against caching that each
+// response of the page and the endpoints has.
 func setHeaders(w http.ResponseWriter, contentType string) {
 	h := w.Header()
 	h.Set("Content-Security-Policy", pagePolicy)
@@ -108,7 +108,7 @@ func writeJSON(w http.ResponseWriter, v any) {
 	json.NewEncoder(w).Encode(v)
 }
 
-// query is the parsed query of a request.
+// query contains the parsed query parameters of a request.
 type query struct {
 	number verify.Number // "" for all numbers
 	wait   time.Duration
@@ -119,10 +119,11 @@ const (
 	maxBodyBytes = 4 << 10
 )
 
-// parseQuery parses the query of a request to a route with these parameters.
-func (d *service) parseQuery(raw string, parameters []string) (q query, err error) {
+// parseQuery parses raw, the query of a request. It returns an error if raw has a name that is not
+// in parameters.
+func (s *service) parseQuery(raw string, parameters []string) (q query, err error) {
 	given, err := url.ParseQuery(raw)
-	if err != nil { // or a malformed phone_number would mean all
+	if err != nil { // without phone_number, all would match
 		return q, errors.New("the query cannot be read: escape what is in it")
 	}
 	for name, values := range given {
@@ -137,7 +138,7 @@ func (d *service) parseQuery(raw string, parameters []string) (q query, err erro
 		case value == "":
 			return q, fmt.Errorf("%s is empty: give one, or leave it out", name)
 		case name == "phone_number":
-			n, invalid := d.config.Numbers.Parse(withPlus(value))
+			n, invalid := s.config.Numbers.Parse(withPlus(value))
 			if invalid != nil {
 				return q, invalid
 			}
@@ -151,7 +152,8 @@ func (d *service) parseQuery(raw string, parameters []string) (q query, err erro
 	return q, nil
 }
 
-// withPlus restores a leading +, which an unescaped query decodes as a space.
+// withPlus replaces a leading space by +. If a client does not escape the + in a query, it is decoded
+// as a space.
 func withPlus(number string) string {
 	if rest, ok := strings.CutPrefix(number, " "); ok {
 		return "+" + rest
@@ -159,26 +161,27 @@ func withPlus(number string) string {
 	return number
 }
 
-// forNumber returns a handler that calls f with the number of the query, "" for all numbers.
+// forNumber returns a handler that calls f with the phone_number of the query, or with "", which
+// means all numbers.
 func forNumber(f func(*Inbox, verify.Number)) handler {
-	return func(d *service, w http.ResponseWriter, _ *http.Request, q query) {
-		f(d.inbox, q.number)
+	return func(s *service, w http.ResponseWriter, _ *http.Request, q query) {
+		f(s.inbox, q.number)
 		w.WriteHeader(http.StatusNoContent)
 	}
 }
 
-func (d *service) getInbox(w http.ResponseWriter, r *http.Request, q query) {
+func (s *service) getInbox(w http.ResponseWriter, r *http.Request, q query) {
 	ctx, cancel := context.WithTimeout(r.Context(), q.wait)
 	defer cancel()
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(q.wait + eventWriteTimeout))
-	writeJSON(w, d.inbox.awaitMessages(ctx, q.number))
+	writeJSON(w, s.inbox.awaitMessages(ctx, q.number))
 }
 
-func (d *service) getFailures(w http.ResponseWriter, _ *http.Request, _ query) {
-	writeJSON(w, d.inbox.Failures())
+func (s *service) getFailures(w http.ResponseWriter, _ *http.Request, _ query) {
+	writeJSON(w, s.inbox.Failures())
 }
 
-func (d *service) putFailure(w http.ResponseWriter, r *http.Request, _ query) {
+func (s *service) putFailure(w http.ResponseWriter, r *http.Request, _ query) {
 	var body struct {
 		PhoneNumber *string `json:"phone_number"`
 		Kind        string  `json:"kind"`
@@ -194,32 +197,33 @@ func (d *service) putFailure(w http.ResponseWriter, r *http.Request, _ query) {
 	}
 	failure := Failure{Kind: body.Kind}
 	if body.Times != nil {
-		failure.Times = cmp.Or(*body.Times, -1) // 0 sends is invalid
+		failure.Times = cmp.Or(*body.Times, -1) // SetFailure rejects -1; 0 means no limit
 	}
 	if body.PhoneNumber != nil {
-		n, invalid := d.config.Numbers.Parse(*body.PhoneNumber)
+		n, invalid := s.config.Numbers.Parse(*body.PhoneNumber)
 		if invalid != nil {
 			http.Error(w, invalid.Error(), http.StatusBadRequest)
 			return
 		}
 		failure.PhoneNumber = n
 	}
-	if err := d.inbox.SetFailure(failure); err != nil {
+	if err := s.inbox.SetFailure(failure); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	writeJSON(w, d.inbox.Failures())
+	writeJSON(w, s.inbox.Failures())
 }
 
-// getNumber writes how the service parses a number, for the page while a person types it.
-func (d *service) getNumber(w http.ResponseWriter, r *http.Request, _ query) {
+// getNumber responds with the parsed phone number, or with the reason why it is invalid. The page
+// calls it while a person types a number.
+func (s *service) getNumber(w http.ResponseWriter, r *http.Request, _ query) {
 	given := r.URL.Query()
 	raw := given["phone_number"]
 	if len(raw) != 1 || len(given) != 1 {
 		http.Error(w, "the only parameter, phone_number, is required", http.StatusBadRequest)
 		return
 	}
-	n, invalid := d.config.Numbers.Parse(withPlus(raw[0]))
+	n, invalid := s.config.Numbers.Parse(withPlus(raw[0]))
 	if invalid != nil {
 		writeJSON(w, map[string]string{"fault": invalid.Want})
 		return
@@ -228,14 +232,14 @@ func (d *service) getNumber(w http.ResponseWriter, r *http.Request, _ query) {
 }
 
 const (
-	minEventInterval  = 20 * time.Millisecond // combines changes into one event
+	minEventInterval  = 20 * time.Millisecond // joins frequent changes
 	keepAliveInterval = 15 * time.Second
 	eventWriteTimeout = 10 * time.Second
 )
 
-// getEvents streams the inbox to the page as server-sent events: first everything, then the
-// changes. A slow browser gets fewer and larger events.
-func (d *service) getEvents(w http.ResponseWriter, r *http.Request, _ query) {
+// getEvents sends the inbox to the page as server-sent events: first all messages, then the changes.
+// A slow browser gets fewer and larger events.
+func (s *service) getEvents(w http.ResponseWriter, r *http.Request, _ query) {
 	setHeaders(w, "text/event-stream")
 	c := http.NewResponseController(w)
 	write := func(text string) bool {
@@ -247,16 +251,16 @@ func (d *service) getEvents(w http.ResponseWriter, r *http.Request, _ query) {
 		text, err := json.Marshal(data)
 		return err == nil && write(fmt.Sprintf("event: %s\ndata: %s\n\n", event, text))
 	}
-	rules := d.config.Verifier.Rules
+	rules := s.config.Verifier.Rules
 	io.WriteString(w, "retry: 1000\n")
 	if !send("settings", map[string]any{
-		"version": d.config.Version, "started": d.started, "now": d.config.Verifier.Now(),
+		"version": s.config.Version, "started": s.started, "now": s.config.Verifier.Now(),
 		"attempt_limit": rules.AttemptLimit, "code_ttl_seconds": rules.CodeTTL.Seconds(),
 	}) {
 		return
 	}
 	for revision := int64(-1); ; {
-		update, changed := d.inbox.since(revision)
+		update, changed := s.inbox.since(revision)
 		if update.Revision > revision {
 			if !send("inbox", update) {
 				return

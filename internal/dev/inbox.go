@@ -14,7 +14,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Message is one message in the inbox, as /inbox.json shows it.
+// Message is one SMS in the inbox, in the form of /inbox.json.
 type Message struct {
 	PhoneNumber  verify.Number `json:"phone_number"`
 	Signature    string        `json:"signature"`
@@ -23,7 +23,7 @@ type Message struct {
 	SentAt       time.Time     `json:"sent_at"`
 }
 
-// trackedMessage is a message with the state of its code, as the page shows it.
+// trackedMessage is a message with the state of its code, in the form of /inbox/events.
 type trackedMessage struct {
 	ID int64 `json:"id"`
 	Message
@@ -32,35 +32,37 @@ type trackedMessage struct {
 	State        codeState `json:"state"`
 
 	sendID  int64
-	changed int64 // the inbox's revision of its last change
+	changed int64 // revision of its last change
 }
 
-// codeState is the state of a delivered code. It does not include expiry; see
+// codeState is the state of a delivered code. It does not show if the code is expired; see
 // trackedMessage.Expires.
 type codeState string
 
-// The states of a code. A replaced or spent code may later become used.
+// The states of a code. A replaced or spent code can change to used, if the result of its Valid
+// arrives later.
 const (
 	codeLive     codeState = "live"
 	codeUsed     codeState = "used"     // a Valid succeeded with it
-	codeReplaced codeState = "replaced" // by a later success
+	codeReplaced codeState = "replaced" // a newer code was confirmed or used
 	codeSpent    codeState = "spent"    // no attempts are left
 )
 
-// Failure makes sends fail as they fail at Aliyun (fault injection).
+// Failure makes sends fail in the same way as Aliyun does (fault injection).
 type Failure struct {
 	PhoneNumber verify.Number `json:"phone_number,omitempty"` // "" for all numbers
 	Kind        string        `json:"kind"`                   // one of FailureKinds
 	Times       int           `json:"times,omitempty"`        // remaining sends; 0 for no limit
 }
 
-// noFailure is also a kind: for one number, it overrides a failure for all numbers.
+// noFailure is a kind of failure that lets sends succeed. Set for one number, it overrides a failure
+// for all numbers.
 const noFailure = "none"
 
-// failures are replies of Aliyun. Those without a code are timeouts.
+// failures are the kinds of failure with Aliyun's replies. If code is "", the send times out.
 var failures = []struct {
 	kind, code, message string
-	arrives             bool // the SMS is delivered
+	arrives             bool // the SMS is delivered anyway
 }{
 	{"limit_minute", "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1", false},
 	{"limit_hour", "isv.BUSINESS_LIMIT_CONTROL", "触发小时级流控Permits:5", false},
@@ -80,7 +82,8 @@ func FailureKinds() []string {
 	return kinds
 }
 
-// ParseFailure parses KIND or KIND:TIMES. SetFailure validates the result.
+// ParseFailure parses KIND or KIND:TIMES. It returns no error: if TIMES is invalid, Times is -1, which
+// SetFailure rejects.
 func ParseFailure(s string) Failure {
 	kind, times, counted := strings.Cut(s, ":")
 	f := Failure{Kind: kind}
@@ -106,8 +109,7 @@ func (f Failure) validate() error {
 // inboxSize is the maximum number of messages, and of failures.
 const inboxSize = 1000
 
-// Inbox is the Sender of development. It keeps the last messages with their codes, and sends
-// nothing.
+// Inbox is the verify.Sender of dev. It keeps the last messages with their codes, and sends no SMS.
 type Inbox struct {
 	Rules     verify.Rules  // for the expiry and the attempts of codes
 	OnMessage func(Message) // if set, called with each message
@@ -115,13 +117,13 @@ type Inbox struct {
 	mu       sync.Mutex
 	messages []trackedMessage // newest first
 	failures []Failure        // one for each number
-	ids      int64
-	revision int64
-	cleared  int64         // the revision of the last deletion
-	changed  chan struct{} // nil, or closed at the next change
+	ids      int64            // ID of the newest message
+	revision int64            // number of the last change
+	cleared  int64            // revision of the last deletion
+	changed  chan struct{}    // nil, or closed at the next change
 }
 
-// Send adds m to the inbox, or fails as set by SetFailure.
+// Send adds m to the inbox, or fails if SetFailure has set a failure for its number.
 func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
 	kind := b.takeFailure(m.Number)
 	for _, f := range failures {
@@ -145,6 +147,7 @@ func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, err
 	return verify.Receipt{}, nil
 }
 
+// deliver adds m to the inbox. If the inbox is full, it removes the oldest message.
 func (b *Inbox) deliver(m verify.Message) {
 	d := Message{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
 	b.change(func() {
@@ -160,7 +163,8 @@ func (b *Inbox) deliver(m verify.Message) {
 	}
 }
 
-// takeFailure returns the kind of failure for a send to n, or "", and counts it.
+// takeFailure returns the kind of failure for a send to n, "" for none. If the failure is limited, it
+// subtracts one from Times, and removes the failure after the last.
 func (b *Inbox) takeFailure(n verify.Number) (kind string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -182,11 +186,12 @@ func (b *Inbox) takeFailure(n verify.Number) (kind string) {
 	return kind
 }
 
+// failureOf returns the index of the failure for exactly n, or -1.
 func (b *Inbox) failureOf(n verify.Number) int {
 	return slices.IndexFunc(b.failures, func(f Failure) bool { return f.PhoneNumber == n })
 }
 
-// change runs f as a new revision, and wakes the waiting requests.
+// change starts a new revision, wakes the waiting requests, and runs f, all with b.mu locked.
 func (b *Inbox) change(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -194,7 +199,7 @@ func (b *Inbox) change(f func()) {
 	f()
 }
 
-// bump starts a new revision, and wakes the waiting requests. Its caller holds b.mu.
+// bump starts a new revision, and wakes the waiting requests. The calling function must hold b.mu.
 func (b *Inbox) bump() {
 	b.revision++
 	if b.changed != nil {
@@ -235,12 +240,13 @@ func (b *Inbox) Failures() []Failure {
 	return append([]Failure{}, b.failures...) // never nil: JSON shows [], not null
 }
 
-// Messages returns the messages to n, or all if n is empty, newest first.
+// Messages returns the messages to n, or all messages if n is "". The newest is first.
 func (b *Inbox) Messages(n verify.Number) []Message {
 	found, _ := b.messagesAndChange(n)
 	return found
 }
 
+// messagesAndChange returns Messages(n), and a channel that is closed at the next change.
 func (b *Inbox) messagesAndChange(n verify.Number) ([]Message, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -253,6 +259,7 @@ func (b *Inbox) messagesAndChange(n verify.Number) ([]Message, <-chan struct{}) 
 	return found, b.nextChange()
 }
 
+// nextChange returns the channel that bump closes. The calling function must hold b.mu.
 func (b *Inbox) nextChange() <-chan struct{} {
 	if b.changed == nil {
 		b.changed = make(chan struct{})
@@ -275,7 +282,8 @@ func (b *Inbox) awaitMessages(ctx context.Context, n verify.Number) []Message {
 	}
 }
 
-// delete removes the messages to n, or all if n is empty. Their codes stay valid.
+// delete removes the messages to n, or all messages if n is "". It does not change their codes in the
+// store.
 func (b *Inbox) delete(n verify.Number) {
 	b.change(func() {
 		before := len(b.messages)
@@ -286,12 +294,12 @@ func (b *Inbox) delete(n verify.Number) {
 	})
 }
 
-// updateStates updates the states of the codes that were sent to n from seen. used is the code
-// that Valid has just accepted, or "".
+// updateStates sets the states of the codes that were sent to n, according to the stored state seen.
+// used is the code that Valid has just accepted, or "".
 func (b *Inbox) updateStates(n verify.Number, used string, seen verify.Inspection) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var usedSendID int64 // of the newest, if codes are equal
+	var usedSendID int64 // the newest send with this code
 	var changed bool
 	for i := range b.messages {
 		m := &b.messages[i]
@@ -325,14 +333,14 @@ func (b *Inbox) updateStates(n verify.Number, used string, seen verify.Inspectio
 
 // changes describes the changes of an inbox since a revision.
 type changes struct {
-	Revision int64            `json:"-"`        // the argument of the next since
+	Revision int64            `json:"-"`        // pass it to the next since
 	Whole    bool             `json:"whole"`    // Messages contains all messages
 	Messages []trackedMessage `json:"messages"` // newest first
 	Failures []Failure        `json:"failures"` // all
 }
 
-// since returns the changes after a revision, -1 for everything, and a channel that is closed at
-// the next change.
+// since returns the changes after a revision, and a channel that is closed at the next change. If
+// revision is -1, it returns all messages.
 func (b *Inbox) since(revision int64) (changes, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
