@@ -16,14 +16,14 @@ import (
 type outcome uint8
 
 const (
-	outcomeUnknown    outcome = iota // it may have been applied or may still be
+	outcomeUnknown    outcome = iota // applied already, later, or never
 	outcomeApplied                   // the swap was applied, or the load succeeded
 	outcomeConflict                  // not applied: another swap was first
-	outcomeNotApplied                // was not applied and never will be
-	outcomeRunDirect                 // not run in its batch: run it as a single statement
+	outcomeNotApplied                // not applied, also not later
+	outcomeRunDirect                 // not applied by its batch: run it directly
 )
 
-// A result has an error if the outcome is unknown or not applied.
+// A result is the outcome of a request. It has an error if the outcome is unknown or not applied.
 type result struct {
 	outcome outcome
 	err     error
@@ -32,18 +32,18 @@ type result struct {
 // errClosed is returned to requests that wait when the store is closed.
 var errClosed = errors.New("the store is closed")
 
-// A batcher groups concurrent requests (group commit). A few workers each take every
-// request that is queued, up to maxBatch, and flush them as one statement or transaction.
-// There is no timer: an idle batcher flushes a request at once, and batches grow only
-// while the workers are busy.
+// A batcher groups concurrent requests (group commit). Each of its few workers takes all queued
+// requests, up to maxBatch, and runs them as one statement or transaction. There is no timer: an
+// idle batcher runs a request at once, and batches grow only while the workers are busy.
 type batcher[T any] struct {
 	maxBatch int
 	breaker  *breaker
-	// direct runs one request without a batch, in the goroutine of its call.
+	// direct runs one request without a batch. do calls it.
 	direct func(context.Context, T) result
-	// flush claims the requests of a batch and finishes each that it claimed. After an error
-	// it may leave some unfinished: they get this error, and batching pauses.
-	flush func([]*request[T]) error
+	// run runs a batch: it claims the requests, and finishes each claimed one. If it returns an
+	// error, the batcher finishes the remaining requests with this error and an unknown outcome,
+	// and pauses batching.
+	run func([]*request[T]) error
 
 	queue     chan *request[T]
 	closed    chan struct{}
@@ -54,15 +54,15 @@ type batcher[T any] struct {
 // A request waits in a batcher for its result.
 type request[T any] struct {
 	value   T
-	claimed atomic.Bool // by a flush, or by a call that gave up first
+	claimed atomic.Bool // by its batch, or by a call that ended
 	result  chan result
 }
 
 func newBatcher[T any](
-	workers, maxBatch int, breaker *breaker, direct func(context.Context, T) result, flush func([]*request[T]) error,
+	workers, maxBatch int, breaker *breaker, direct func(context.Context, T) result, run func([]*request[T]) error,
 ) *batcher[T] {
 	b := &batcher[T]{
-		maxBatch: maxBatch, breaker: breaker, direct: direct, flush: flush,
+		maxBatch: maxBatch, breaker: breaker, direct: direct, run: run,
 		queue: make(chan *request[T], maxBatch), closed: make(chan struct{}),
 	}
 	for range workers {
@@ -71,9 +71,9 @@ func newBatcher[T any](
 	return b
 }
 
-// do runs a request in a batch, or directly while batching is paused. If ctx ends or the
-// store is closed before a flush claims the request, it is not applied; if after, its
-// outcome is unknown.
+// do runs a request in a batch, or directly while batching is paused. If ctx ends or the store is
+// closed before the batch claims the request, the request is not applied. If this happens after the
+// claim, the outcome is unknown.
 func (b *batcher[T]) do(ctx context.Context, value T) result {
 	if b.breaker.paused() {
 		return b.direct(ctx, value)
@@ -99,17 +99,17 @@ func (b *batcher[T]) do(ctx context.Context, value T) result {
 	}
 }
 
-// work flushes batches until the batcher is closed.
+// work runs batches until the batcher is closed.
 func (b *batcher[T]) work() {
 	for {
 		select {
 		case first := <-b.queue:
-			runtime.Gosched() // lets runnable goroutines submit first
+			runtime.Gosched() // other goroutines can queue requests first
 			batch := b.collect(first)
 			if b.breaker.paused() {
 				finish(result{outcome: outcomeRunDirect}, batch...)
 			} else {
-				b.flushRecovering(batch)
+				b.runRecovering(batch)
 			}
 		case <-b.closed:
 			return
@@ -131,20 +131,20 @@ func (b *batcher[T]) collect(first *request[T]) []*request[T] {
 	return batch
 }
 
-// flushRecovering flushes a batch. A panic fails the requests of this batch only.
-func (b *batcher[T]) flushRecovering(batch []*request[T]) {
+// runRecovering runs a batch. If it panics, only the requests of this batch fail.
+func (b *batcher[T]) runRecovering(batch []*request[T]) {
 	defer func() {
-		if p := recover(); p != nil { // its value could hold a number
+		if p := recover(); p != nil { // its value can contain a phone number
 			finish(result{outcomeUnknown, fmt.Errorf("panic with a %T", p)}, batch...)
 		}
 	}()
-	if err := b.flush(batch); err != nil {
+	if err := b.run(batch); err != nil {
 		b.breaker.pause()
 		finish(result{outcomeUnknown, err}, batch...)
 	}
 }
 
-// close waits until the workers have finished their current batches.
+// close stops the workers, and waits until they have finished their current batches.
 func (b *batcher[T]) close() {
 	b.closeOnce.Do(func() { close(b.closed) })
 	b.workers.Wait()
@@ -157,7 +157,7 @@ func newRequest[T any](value T) *request[T] {
 // claim reports whether this is the first claim of the request.
 func (r *request[T]) claim() bool { return r.claimed.CompareAndSwap(false, true) }
 
-// giveUp returns the result of a request whose call waits no longer.
+// giveUp returns the result of a request whose call has stopped waiting because of why.
 func (r *request[T]) giveUp(why error) result {
 	if r.claim() {
 		return result{outcomeNotApplied, why}
@@ -165,8 +165,8 @@ func (r *request[T]) giveUp(why error) result {
 	return result{outcomeUnknown, why}
 }
 
-// claim claims the requests of a batch, and returns them without those that were given up. A
-// claimed request can no longer report "not applied" by itself.
+// claim claims the requests of a batch, and returns the claimed ones. The others have called giveUp
+// first: their calls have already returned "not applied", so they must not run.
 func claim[T any](batch []*request[T]) []*request[T] {
 	claimed := make([]*request[T], 0, len(batch))
 	for _, r := range batch {
@@ -177,7 +177,7 @@ func claim[T any](batch []*request[T]) []*request[T] {
 	return claimed
 }
 
-// finish sends a result to those of the requests that have none yet.
+// finish sends a result to each request that has no result yet.
 func finish[T any](got result, requests ...*request[T]) {
 	for _, r := range requests {
 		select {
@@ -190,9 +190,9 @@ func finish[T any](got result, requests ...*request[T]) {
 // batchingPause is how long the breaker stays open.
 const batchingPause = 10 * time.Second
 
-// A breaker pauses batching after a failed flush (circuit breaker), so that a hung
-// connection or a locked row delays one request and not a whole batch. Batchers of one
-// database share it.
+// A breaker pauses batching after a failed batch (circuit breaker). While it is open, a hung
+// connection or a locked row delays only one request and not a whole batch. The batchers of a
+// database share one breaker.
 type breaker struct {
 	pauses prometheus.Counter
 	until  atomic.Int64 // nanoseconds since 1970

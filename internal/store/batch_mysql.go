@@ -13,16 +13,17 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// To a MySQL server a statement is more work than a row. So a batch of loads is one
-// statement, and a batch of swaps too. Each statement is prepared in two sizes; if a batch
-// has fewer requests than the statement has rows, a number is repeated.
+// For a MySQL server, one more statement costs more than one more row. So a batch of loads is one
+// statement, and a batch of swaps is one statement. Each statement is prepared in two sizes. If a
+// batch has fewer requests than the statement has rows, its other rows change nothing: they repeat a
+// number in the list of numbers.
 const (
 	loadWorkers   = 2
 	updateWorkers = 4 // more, since a commit can take longer than a read
 	smallBatch    = 16
 	largeBatch    = 64
-	// Shorter than a call's storeTimeout, so that a call whose batch timed out can still
-	// find out whether its swap was applied.
+	// batchTimeout is shorter than storeTimeout of package verify. So a call whose batch timed
+	// out has time to find out whether its swap was applied.
 	batchTimeout = 1500 * time.Millisecond
 )
 
@@ -35,10 +36,10 @@ type multiRow struct {
 	swaps            *batcher[swapRequest]
 }
 
-// batchRows are the rows of the statements in each size.
+// batchRows contains the number of rows of a statement for each size.
 var batchRows = [...]int{smallBatch, largeBatch}
 
-// sizeFor returns the index in batchRows of the statement for a batch.
+// sizeFor returns the index in batchRows of the smallest statement for a number of requests.
 func sizeFor(requests int) int {
 	if requests > smallBatch {
 		return 1
@@ -46,7 +47,7 @@ func sizeFor(requests int) int {
 	return 0
 }
 
-// A loadRequest gets its record if the load succeeds.
+// A loadRequest is a load in a batch. If the load succeeds, record contains its result.
 type loadRequest struct {
 	number verify.Number
 	record verify.Record
@@ -55,8 +56,8 @@ type loadRequest struct {
 func newMultiRow(d *direct) *multiRow {
 	m := &multiRow{direct: d}
 	pause := &breaker{pauses: d.db.counters.batchingPaused}
-	m.loads = newBatcher(loadWorkers, largeBatch, pause, m.loadDirect, m.flushLoads)
-	m.swaps = newBatcher(updateWorkers, largeBatch, pause, d.swap, m.flushUpdates)
+	m.loads = newBatcher(loadWorkers, largeBatch, pause, m.loadDirect, m.runLoads)
+	m.swaps = newBatcher(updateWorkers, largeBatch, pause, d.swap, m.runUpdates)
 	return m
 }
 
@@ -76,7 +77,7 @@ func (m *multiRow) close() {
 func (m *multiRow) load(ctx context.Context, n verify.Number) (verify.Record, error) {
 	l := &loadRequest{number: n}
 	if r := m.loads.do(ctx, l); r.err != nil {
-		return verify.Record{}, r.err // a batch may still write to l
+		return verify.Record{}, r.err // not l.record: a batch can write it later
 	}
 	return l.record, nil
 }
@@ -89,8 +90,8 @@ func (m *multiRow) loadDirect(ctx context.Context, l *loadRequest) result {
 	return result{outcome: outcomeApplied}
 }
 
-// flushLoads loads all numbers in one statement.
-func (m *multiRow) flushLoads(all []*request[*loadRequest]) error {
+// runLoads runs a batch of loads as one statement.
+func (m *multiRow) runLoads(all []*request[*loadRequest]) error {
 	all = claim(all)
 	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
@@ -121,7 +122,7 @@ func (m *multiRow) loadBatch(ctx context.Context, all []*request[*loadRequest]) 
 	size := sizeFor(len(all))
 	numbers := make([]any, batchRows[size])
 	for i := range numbers {
-		numbers[i] = string(all[min(i, len(all)-1)].value.number) // a repeated number is found once
+		numbers[i] = string(all[min(i, len(all)-1)].value.number) // a repeated number returns one row
 	}
 	rows, err := m.selects[size].QueryContext(ctx, numbers...)
 	if err != nil {
@@ -148,10 +149,10 @@ func (m *multiRow) swap(ctx context.Context, s swapRequest) result {
 }
 
 // updateBatchSQL returns an UPDATE that swaps all of its rows or none. A row whose version
-// is not the expected one gets version = NULL; the column is NOT NULL, so in strict mode the
+// is not the expected one gets version = NULL. The column is NOT NULL, so in strict mode the
 // whole statement fails (error 1048). The last condition matches no row if the session is
-// not strict. A transaction of several statements would report each row, but would hold its
-// locks if this process froze between two of them.
+// not strict. A transaction of several statements would return a result for each row, but it would
+// hold its locks while this process is frozen between two of them.
 func updateBatchSQL(rows int) string {
 	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
 		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
@@ -159,9 +160,9 @@ func updateBatchSQL(rows int) string {
 		" END WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ") AND @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
 }
 
-// flushUpdates runs the swaps in one statement. If a number occurs twice, its second swap
+// runUpdates runs a batch of swaps as one statement. If a number occurs twice, its second swap
 // runs directly.
-func (m *multiRow) flushUpdates(all []*request[swapRequest]) error {
+func (m *multiRow) runUpdates(all []*request[swapRequest]) error {
 	var batch []*request[swapRequest]
 	for _, r := range claim(all) {
 		if slices.ContainsFunc(batch, func(other *request[swapRequest]) bool { return other.value.number == r.value.number }) {
@@ -178,8 +179,8 @@ func (m *multiRow) flushUpdates(all []*request[swapRequest]) error {
 	return m.updateBisecting(ctx, batch)
 }
 
-// updateBisecting swaps the batch in one statement. If a row conflicts, nothing was applied:
-// it then retries each half, and lets batches of eight or fewer run directly.
+// updateBisecting runs the swaps as one statement. If a row conflicts, no swap was applied. Then it
+// retries each half of the batch. If the batch has eight swaps or fewer, they run directly.
 func (m *multiRow) updateBisecting(ctx context.Context, all []*request[swapRequest]) error {
 	if len(all) == 1 {
 		r := m.direct.swap(ctx, all[0].value)
@@ -200,8 +201,8 @@ func (m *multiRow) updateBisecting(ctx context.Context, all []*request[swapReque
 	return failure
 }
 
-// updateBatch swaps all rows or none, with one exception: if a row is missing, such as
-// after a purge, the others are swapped, and the error leaves every outcome unknown.
+// updateBatch applies all swaps or none, with one exception. If a row is missing, for example after a
+// purge, the other swaps are applied, and the returned error makes every outcome unknown.
 func (m *multiRow) updateBatch(ctx context.Context, all []*request[swapRequest]) error {
 	size := sizeFor(len(all))
 	rows := batchRows[size]

@@ -28,8 +28,8 @@ func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 	want := []verify.Record{newRecord(2), {}, {}, newRecord(0), newRecord(2)}
 	gone := all[2]
 	gone.claim()
-	if err := m.flushLoads(all); err != nil {
-		t.Errorf("flushLoads = %v, want nil", err)
+	if err := m.runLoads(all); err != nil {
+		t.Errorf("runLoads = %v, want nil", err)
 	}
 	for i, l := range all {
 		if l == gone {
@@ -45,14 +45,14 @@ func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", l.value.number, got, want[i])
 		}
 	}
-	if err := m.flushLoads([]*request[*loadRequest]{gone}); err != nil {
-		t.Errorf("flushLoads without a request that waits = %v, want nil", err)
+	if err := m.runLoads([]*request[*loadRequest]{gone}); err != nil {
+		t.Errorf("runLoads without a request that waits = %v, want nil", err)
 	}
 
 	db.pool.Close()
 	for _, all := range [][]*request[*loadRequest]{requests("+0"), requests("+0", "+1")} {
-		if err := m.flushLoads(all); err == nil {
-			t.Errorf("flushLoads of %d on a closed database = nil; want an error, which pauses batching", len(all))
+		if err := m.runLoads(all); err == nil {
+			t.Errorf("runLoads of %d on a closed database = nil; want an error, which pauses batching", len(all))
 		}
 	}
 }
@@ -123,7 +123,7 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 			}
 			again, gone := newRequest(all[0].value), newRequest(all[1].value)
 			gone.claim()
-			err := db.executor.(*multiRow).flushUpdates(slices.Concat([]*request[swapRequest]{gone}, all, []*request[swapRequest]{again}))
+			err := db.executor.(*multiRow).runUpdates(slices.Concat([]*request[swapRequest]{gone}, all, []*request[swapRequest]{again}))
 			undo()
 
 			direct := 0
@@ -158,7 +158,7 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 				t.Error("a request whose call gave up got a result; want none")
 			}
 			if (err != nil) != c.wantPaused {
-				t.Errorf("flushUpdates = %v; want an error, which pauses batching: %v", err, c.wantPaused)
+				t.Errorf("runUpdates = %v; want an error, which pauses batching: %v", err, c.wantPaused)
 			}
 		})
 	}

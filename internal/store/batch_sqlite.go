@@ -4,8 +4,8 @@ import (
 	"context"
 )
 
-// With SQLite, flushing to disk is the main cost of a swap, so a batch of swaps is one
-// transaction.
+// With SQLite, the main cost of a swap is the flush to disk. A batch of swaps is one transaction, and
+// so needs one flush. maxTxSwaps is the maximum size of a batch.
 const maxTxSwaps = 256
 
 // groupCommit runs swaps in one transaction for each batch, and loads directly.
@@ -16,8 +16,8 @@ type groupCommit struct {
 
 func newGroupCommit(d *direct) *groupCommit {
 	g := &groupCommit{direct: d}
-	// The breaker never opens: flush returns no error.
-	g.swaps = newBatcher(1, maxTxSwaps, &breaker{}, d.swap, g.flush)
+	// This breaker never opens, because runSwaps returns no error.
+	g.swaps = newBatcher(1, maxTxSwaps, &breaker{}, d.swap, g.runSwaps)
 	return g
 }
 
@@ -25,20 +25,22 @@ func (g *groupCommit) close() { g.swaps.close() }
 
 func (g *groupCommit) swap(ctx context.Context, s swapRequest) result { return g.swaps.do(ctx, s) }
 
-// flush runs all swaps in one transaction: all are applied, or none.
-func (g *groupCommit) flush(all []*request[swapRequest]) error {
-	claimed, done, err := g.swapTx(all)
+// runSwaps runs a batch of swaps as one transaction. Either all swaps without a conflict are applied, or
+// none.
+func (g *groupCommit) runSwaps(all []*request[swapRequest]) error {
+	claimed, applied, err := g.swapTx(all)
 	_ = g.db.countError(err)
 	for i, r := range claimed {
-		finish(g.db.swapResult(err == nil && done[i], err), r)
+		finish(g.db.swapResult(err == nil && applied[i], err), r)
 	}
 	return nil
 }
 
-// swapTx claims the requests after it got the lock of the database, for which it may wait,
-// and returns the claimed ones.
-func (g *groupCommit) swapTx(all []*request[swapRequest]) (claimed []*request[swapRequest], done []bool, err error) {
-	ctx := context.Background() // one request's context must not end the others
+// swapTx runs a batch of swaps in one transaction. It claims the requests only after it has the lock
+// of the database, because it can wait for the lock, and a request can give up meanwhile. It returns
+// the claimed requests, and for each whether its swap changed the row.
+func (g *groupCommit) swapTx(all []*request[swapRequest]) (claimed []*request[swapRequest], applied []bool, err error) {
+	ctx := context.Background() // one call's context must not cancel the batch
 	tx, err := g.db.pool.BeginTx(ctx, nil)
 	claimed = claim(all)
 	if err != nil {
@@ -46,14 +48,14 @@ func (g *groupCommit) swapTx(all []*request[swapRequest]) (claimed []*request[sw
 	}
 	defer tx.Rollback() // if something panics
 	insert, update := tx.StmtContext(ctx, g.insert), tx.StmtContext(ctx, g.update)
-	done = make([]bool, len(claimed))
+	applied = make([]bool, len(claimed))
 	for i, r := range claimed {
-		if done[i], err = swap(ctx, insert, update, r.value); err != nil {
+		if applied[i], err = swap(ctx, insert, update, r.value); err != nil {
 			if tx.Rollback() == nil {
 				err = &notAppliedError{err}
 			}
 			return claimed, nil, err
 		}
 	}
-	return claimed, done, tx.Commit()
+	return claimed, applied, tx.Commit()
 }

@@ -52,7 +52,7 @@ func TestGroupCommit_AppliesAllOrNone(t *testing.T) {
 			loser := newRequest(all[0].value)
 			gone := newRequest(swapRequest{number: "+gone", next: newRecord(9)})
 			gone.claim()
-			if err := db.executor.(*groupCommit).flush(slices.Concat(all, []*request[swapRequest]{loser, gone})); err != nil {
+			if err := db.executor.(*groupCommit).runSwaps(slices.Concat(all, []*request[swapRequest]{loser, gone})); err != nil {
 				t.Errorf("flush = %v; want nil, which pauses nothing", err)
 			}
 			exec(t, db, c.after)

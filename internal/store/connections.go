@@ -9,37 +9,41 @@ import (
 	"time"
 )
 
-// DefaultConnections is the default size of the pool. A pool that is smaller than the
-// number of concurrent calls costs throughput.
+// DefaultConnections is the default maximum number of connections in the pool. If the pool has
+// fewer connections than there are concurrent calls, throughput is lower.
 const DefaultConnections = 64
 
 const (
-	// growEvery is how long a pool that the server made smaller waits before it tries
-	// one connection more.
+	mysqlTooManyConnections = 1040 // of the server
+	mysqlUserConnections    = 1203 // of this user (max_user_connections)
+	mysqlUserResources      = 1226 // of this user (a resource limit)
+
+	// growEvery is the interval at which a reduced pool grows by one connection.
 	growEvery = time.Second
-	// emptyPause is how long an attempt to connect waits after a refusal, if the pool
-	// has no connection that could become free instead.
+	// emptyPause is the delay after a rejected connection if the pool has no other connection
+	// that can become free.
 	emptyPause = 50 * time.Millisecond
 )
 
-// connections opens the connections of a pool, and fits the pool's size to the number
-// that the server grants. If the server has no further connection for this user, the
-// pool becomes as small as it is then, and the call waits for one of its connections
-// instead of failing. The pool grows again by one each second.
+// connections opens the connections of a pool, and adapts the maximum size of the pool to the server.
+// If the server rejects a connection because it or the user has too many, the maximum becomes the
+// present number of connections. Then calls wait for one of these connections instead of failing.
+// The maximum grows again by one each second.
 type connections struct {
 	driver.Connector
 	pool  *sql.DB
 	count func(error) error
 
-	mu        sync.Mutex
-	max, size int // as set; current
+	mu   sync.Mutex
+	max  int // the configured maximum
+	size int // the current maximum
 }
 
-// Connect implements driver.Connector. After a refusal it returns driver.ErrBadConn,
-// for which database/sql asks the pool again; the pool is smaller by then.
+// Connect implements driver.Connector. If the server rejects the connection, it returns
+// driver.ErrBadConn. Then database/sql asks the pool for a connection again, and the pool is smaller.
 func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
-	if mysqlNumber(err) != 1040 && !isUserFull(err) {
+	if mysqlNumber(err) != mysqlTooManyConnections && !isUserLimit(err) {
 		return conn, err
 	}
 	if !c.shrink() {
@@ -51,20 +55,20 @@ func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 	return nil, fmt.Errorf("%w: %w", driver.ErrBadConn, c.count(err))
 }
 
-// isUserFull reports whether the server refused a user whose password it accepted, for
-// the number of the user's connections.
-func isUserFull(err error) bool {
+// isUserLimit reports whether the server rejected a connection because this user has too many
+// connections. In this case it has accepted the password.
+func isUserLimit(err error) bool {
 	n := mysqlNumber(err)
-	return n == 1203 || n == 1226
+	return n == mysqlUserConnections || n == mysqlUserResources
 }
 
-// shrink makes the pool smaller by the refused connection, and reports whether the pool has
-// another one.
+// shrink reduces the maximum size of the pool after a rejected connection. It reports whether the
+// pool has another connection.
 func (c *connections) shrink() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	others := c.pool.Stats().OpenConnections - 1
-	size := max(min(others, c.size-1), 1) // each of two concurrent refusals shrinks it
+	size := max(min(others, c.size-1), 1) // two concurrent rejections subtract two
 	if c.size == c.max && size < c.max {
 		time.AfterFunc(growEvery, c.grow)
 	}
@@ -72,6 +76,7 @@ func (c *connections) shrink() bool {
 	return others > 0
 }
 
+// grow increases the maximum size of the pool by one, and repeats this until it is max.
 func (c *connections) grow() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,7 +86,7 @@ func (c *connections) grow() {
 	}
 }
 
-// limit sets the size of the pool, before it is used.
+// limit sets the configured maximum size of the pool. It is called before the first connection.
 func (c *connections) limit(limit int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,6 +94,7 @@ func (c *connections) limit(limit int) {
 	c.resize(limit)
 }
 
+// resize sets the current maximum size of the pool. The calling function must hold c.mu.
 func (c *connections) resize(size int) {
 	c.size = size
 	c.pool.SetMaxOpenConns(size)

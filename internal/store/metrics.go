@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// counters holds the metrics that only the store can measure.
+// counters contains the metrics that only the store can measure.
 type counters struct {
 	errors         *prometheus.CounterVec
 	batchingPaused prometheus.Counter
@@ -45,7 +45,7 @@ func (db *DB) Collectors() []prometheus.Collector {
 	}
 }
 
-// countError counts a statement's error, if it is one, and returns it.
+// countError counts err, the error of a statement, and returns it. It does not count nil.
 func (db *DB) countError(err error) error {
 	if err != nil {
 		db.counters.errors.WithLabelValues(errorName(err)).Inc()
@@ -53,10 +53,10 @@ func (db *DB) countError(err error) error {
 	return err
 }
 
-// errorName returns the label of an error: short, and one of a small set.
+// errorName returns the metric label of an error. It is one of a small set of short names.
 func errorName(err error) string {
 	var network net.Error
-	var notRun *notAppliedError
+	var notApplied *notAppliedError
 	switch server, sqlite := mysqlNumber(err), sqliteCode(err); {
 	case server != 0:
 		return strconv.Itoa(int(server))
@@ -64,7 +64,7 @@ func errorName(err error) string {
 		return "sqlite_" + strconv.Itoa(sqlite)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case errors.As(err, &network), errors.As(err, &notRun), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
+	case errors.As(err, &network), errors.As(err, &notApplied), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
 		return "connection"
 	}
 	return "other"

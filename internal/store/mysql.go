@@ -19,15 +19,15 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// A mysqlError describes an error number: its class, and a text for the log.
+// A mysqlError describes a MySQL error number by its class and a text for the log.
 type mysqlError struct {
 	class errorClass
 	text  string
 }
 
 // mysqlErrors classifies the error numbers that MySQL, MariaDB, Galera and proxies return
-// for a statement. An unlisted number, such as 1180 (commit failed) or 1317 (interrupted),
-// leaves the outcome unknown, and is permanent at start.
+// for a statement. After an unlisted number, such as 1180 (commit failed) or 1317 (interrupted),
+// the outcome is unknown, and Prepare does not return ErrUnavailable.
 var mysqlErrors = map[uint16]mysqlError{
 	1020: {conflict, "the record changed since it was last read"},
 	1040: {notApplied | transient, "too many connections"},
@@ -36,7 +36,7 @@ var mysqlErrors = map[uint16]mysqlError{
 	1047: {notApplied | transient, "the Galera node has no quorum or is not in sync"},
 	1048: {conflict, "a version has changed"}, // see updateBatchSQL
 	1049: {notApplied, "the database does not exist"},
-	1053: {transient, "the server shuts down"}, // perhaps in the middle of the statement
+	1053: {transient, "the server shuts down"}, // possibly during the statement
 	1054: {notApplied, "a column is missing"},
 	1062: {conflict, "the row is there already"},
 	1114: {notApplied, "the table or its disk is full"},
@@ -49,7 +49,7 @@ var mysqlErrors = map[uint16]mysqlError{
 	1226: {notApplied | transient, "a limit of this user's resources"},
 	1243: {notApplied, "the statement is unknown; a proxy may have changed servers"},
 	1264: {notApplied, "a value is out of its column's range"},
-	1290: {notApplied | transient, "the server is read-only"}, // for this, 1792 and 1836 the driver says ErrBadConn
+	1290: {notApplied | transient, "the server is read-only"}, // for 1290, 1792, 1836 the driver returns ErrBadConn
 	1364: {notApplied, "a column has no default"},
 	1366: {notApplied, "a value does not fit its column's type"},
 	1406: {notApplied, "the data is too long"},
@@ -64,24 +64,26 @@ var mysqlErrors = map[uint16]mysqlError{
 	2013: {transient, "a proxy lost its connection to the server"},
 	3032: {transient, "the server is in offline mode"},
 	3101: {conflict, "group replication's certification"},
-	9001: {transient, "a proxy found no server in time"}, // ProxySQL; with TiDB, its PD timed out
+	9001: {transient, "a proxy found no server in time"}, // ProxySQL; TiDB: placement driver timeout
 }
 
-// permanent lists the numbers that mean a configuration error if a connection cannot be
-// opened: in the user, the rights, the data source name or its parameters. Every other
-// error of opening a connection is transient.
-var permanent = []uint16{
-	1044, 1045, 1049, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 3955, 4150, 4151, // user, host, database
-	1064, 1115, 1193, 1227, 1229, 1231, 1232, 1238, 1273, // parameters
+// permanentErrorNumbers lists the error numbers of opening a connection that are config errors: of
+// the user, the rights, the data source name or its parameters. Every other error of opening a
+// connection is transient.
+var permanentErrorNumbers = []uint16{
+	// User, password, host or database.
+	1044, 1045, 1049, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 3955, 4150, 4151,
+	// Parameters of the data source name, which the driver sets with SET.
+	1064, 1115, 1193, 1227, 1229, 1231, 1232, 1238, 1273,
 }
 
-// permanentErrors are the driver's errors of the same kind.
+// permanentErrors lists the errors of the driver that are config errors.
 var permanentErrors = []error{
 	mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword, mysql.ErrOldPassword, mysql.ErrUnknownPlugin, mysql.ErrOldProtocol,
 }
 
-// mysqlHints can be pasted into a client, up to its semicolons, after {database} and
-// {user} are replaced.
+// mysqlHints contains the hints for Prepare. The method hint replaces {database} and {user}. Then an
+// operator can copy the SQL statements, each of which ends at a semicolon, into a MySQL client.
 var mysqlHints = map[uint16]string{
 	1044: "the user may not use the database, or the database does not exist; as a user who may, run: " + createDatabase +
 		" GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
@@ -99,10 +101,16 @@ const (
 )
 
 const (
-	mysqlConnLifetime = 5 * time.Minute  // notices changes behind a name or balancer
-	mysqlConnIdleTime = 30 * time.Second // then frees it for other replicas
+	// mysqlConnLifetime is the maximum age of a connection. Later connections follow changes in
+	// DNS or of a load balancer.
+	mysqlConnLifetime = 5 * time.Minute
+	// mysqlConnIdleTime is the time after which an unused connection is closed, so that other
+	// replicas can open one.
+	mysqlConnIdleTime = 30 * time.Second
 	mysqlDialTimeout  = 2 * time.Second
-	mysqlIOTimeout    = 5 * time.Second // for a lost peer; calls have their context
+	// mysqlIOTimeout ends a read or a write if the server no longer responds. The context of a
+	// call ends it earlier.
+	mysqlIOTimeout = 5 * time.Second
 )
 
 type mysqlEngine struct {
@@ -113,7 +121,7 @@ type mysqlEngine struct {
 
 func openMySQL(dsn string) (*DB, error) {
 	current := &swappableConnector{}
-	if err := current.use(context.Background(), dsn); err != nil {
+	if err := current.setDSN(context.Background(), dsn); err != nil {
 		return nil, err
 	}
 	opened := &connections{Connector: current}
@@ -134,22 +142,22 @@ func openMySQL(dsn string) (*DB, error) {
 	return db, nil
 }
 
-// swappableConnector connects with the data source name that use accepted last.
+// swappableConnector connects with the last data source name that setDSN accepted.
 type swappableConnector struct {
-	cfg   *mysql.Config // only for use
+	cfg   *mysql.Config // used only by setDSN
 	inner atomic.Pointer[login]
 }
 
-// A login opens connections of one user.
+// A login opens connections for one user.
 type login struct {
 	driver.Connector
 	user string
 }
 
-// use replaces the data source name by dsn. If there was one before, dsn must name the same
-// database and the server must accept it: replicas on two databases would not share codes.
-// use is not safe for concurrent use.
-func (r *swappableConnector) use(ctx context.Context, dsn string) error {
+// setDSN replaces the data source name by dsn. If there was one before, dsn must name the same
+// database, because replicas on two databases would not share codes, and the server must accept dsn.
+// setDSN is not safe for concurrent use.
+func (c *swappableConnector) setDSN(ctx context.Context, dsn string) error {
 	cfg, err := mysqlConfig(dsn)
 	if err != nil {
 		return err
@@ -161,31 +169,32 @@ func (r *swappableConnector) use(ctx context.Context, dsn string) error {
 	if cfg.Params["innodb_lock_wait_timeout"] == "" {
 		inner = lockTimeoutConnector{inner}
 	}
-	if r.cfg != nil {
-		if cfg.Net != r.cfg.Net || cfg.Addr != r.cfg.Addr || cfg.DBName != r.cfg.DBName {
+	if c.cfg != nil {
+		if cfg.Net != c.cfg.Net || cfg.Addr != c.cfg.Addr || cfg.DBName != c.cfg.DBName {
 			return errOtherDatabase
 		}
 		conn, err := inner.Connect(ctx)
 		if err == nil {
 			conn.Close()
-		} else if !isUserFull(err) { // full: the password was accepted
+		} else if !isUserLimit(err) { // too many connections: the password was accepted
 			return mysqlEngine{}.redact(err)
 		}
 	}
-	r.cfg = cfg
-	r.inner.Store(&login{inner, cfg.User})
+	c.cfg = cfg
+	c.inner.Store(&login{inner, cfg.User})
 	return nil
 }
 
-func (r *swappableConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	return r.inner.Load().Connect(ctx)
+func (c *swappableConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	return c.inner.Load().Connect(ctx)
 }
 
-func (r *swappableConnector) Driver() driver.Driver { return mysql.MySQLDriver{} }
+func (c *swappableConnector) Driver() driver.Driver { return mysql.MySQLDriver{} }
 
-// lockTimeoutConnector sets innodb_lock_wait_timeout to one second, less than storeTimeout,
-// so that a call blocked on a row lock gets a definite error instead of an unknown outcome.
-// If the server does not know the variable, the session keeps its own timeout.
+// lockTimeoutConnector sets innodb_lock_wait_timeout to one second, which is less than storeTimeout
+// of package verify. So a call that is blocked on a row lock gets an error with the outcome "not
+// applied" instead of an unknown outcome. If the server rejects the variable, the session keeps its
+// default timeout.
 type lockTimeoutConnector struct{ driver.Connector }
 
 func (c lockTimeoutConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -205,12 +214,12 @@ var errDSN = errors.New("the data source name cannot be read; want " + dsnForms 
 	" (after the database name, parameters in the form ?name=value&name=value, times as 2s, and / as %2F, as in loc=Asia%2FShanghai;" +
 	" the password as it is)")
 
-// mysqlConfig parses dsn and overrides the parameters that correctness depends on. It keeps
-// all others as the operator set them.
+// mysqlConfig parses dsn and overrides the parameters that correctness depends on. It does not change
+// other parameters that the operator has set.
 func mysqlConfig(dsn string) (*mysql.Config, error) {
 	cfg, err := mysql.ParseDSN(dsn)
-	// The driver's error can quote the name. The driver accepts any word as a network,
-	// such as host in user:password@host:3306/name.
+	// Do not return the driver's error, which can contain a part of dsn. The driver accepts any
+	// word as a network, such as host in user:password@host:3306/name.
 	if err != nil || !slices.Contains([]string{"tcp", "tcp4", "tcp6", "unix"}, cfg.Net) {
 		return nil, errDSN
 	}
@@ -219,7 +228,7 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	}
 	cfg.ClientFoundRows = true // count matched rows, not changed ones
 	cfg.Loc = time.UTC
-	cfg.InterpolateParams = false // no values in a statement's text
+	cfg.InterpolateParams = false // keep values out of the SQL text
 	cfg.RejectReadOnly = true     // after a failover, reconnect to the new primary
 	cfg.Logger = &mysql.NopLogger{}
 	forced := map[string]string{
@@ -243,7 +252,7 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 }
 
 func (e mysqlEngine) replaceDSN(ctx context.Context, dsn string) error {
-	return e.current.use(ctx, dsn)
+	return e.current.setDSN(ctx, dsn)
 }
 
 func (mysqlEngine) createFile() error { return nil }
@@ -256,8 +265,8 @@ func mysqlNumber(err error) uint16 {
 	return 0
 }
 
-// classify implements engine. An error of opening a connection is transient if it is not
-// permanent.
+// classify implements engine. An error of opening a connection is transient, unless isPermanent
+// reports a config error.
 func (e mysqlEngine) classify(err error) errorClass {
 	if _, ok := errors.AsType[*notAppliedError](err); ok && !isPermanent(err) {
 		return e.classifyResponse(err) | transient
@@ -265,11 +274,11 @@ func (e mysqlEngine) classify(err error) errorClass {
 	return e.classifyResponse(err)
 }
 
-// isPermanent reports whether err, which prevented opening a connection, is a configuration
-// error that waiting does not resolve.
+// isPermanent reports whether err, an error of opening a connection, is a config error, which a retry
+// does not resolve.
 func isPermanent(err error) bool {
 	if n := mysqlNumber(err); n != 0 {
-		return slices.Contains(permanent, n)
+		return slices.Contains(permanentErrorNumbers, n)
 	}
 	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	return untrusted || slices.ContainsFunc(permanentErrors, func(e error) bool { return errors.Is(err, e) })
@@ -290,7 +299,7 @@ func (mysqlEngine) redact(err error) error {
 	var server *mysql.MySQLError
 	switch {
 	case errors.As(err, &server):
-		// The server's text can quote a value: 1062 quotes the phone number.
+		// The server's text can contain a value: 1062 contains the phone number.
 		text := "MySQL error " + strconv.Itoa(int(server.Number))
 		if state := bytes.Trim(server.SQLState[:], "\x00"); len(state) > 0 {
 			text += " (" + string(state) + ")"
@@ -312,7 +321,7 @@ func (e mysqlEngine) hint(err error) string {
 	).Replace(mysqlHints[mysqlNumber(err)])
 }
 
-func (mysqlEngine) inPlace() error { return nil }
+func (mysqlEngine) filesUnchanged() error { return nil }
 
 func (e mysqlEngine) limit(connections int) { e.connections.limit(connections) }
 

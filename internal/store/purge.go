@@ -14,21 +14,22 @@ import (
 )
 
 const (
-	purgeInterval      = time.Hour   // one purge in all replicas together
-	purgeCheckInterval = time.Minute // how often a replica checks the lease
-	// How long the lease of a replica that stopped during a purge blocks the others.
+	purgeInterval      = time.Hour   // between purges, by any replica
+	purgeCheckInterval = time.Minute // between a replica's checks of the lease
+	// purgeLeaseTTL is the duration of the lease during a purge. If the replica stops during the
+	// purge, the others must wait until the lease expires.
 	purgeLeaseTTL = 2 * time.Minute
 	purgeRows     = 25 // per transaction, so that locks are short
-	// After each batch the purge sleeps this many times as long as the batch took, so
-	// that it uses at most a fifth of the time.
+	// After each transaction the purge sleeps. The sleep is purgePauseFactor times as long as the
+	// transaction, so that the purge uses at most a fifth of the time.
 	purgePauseFactor = 4
-	// Key of the row that holds the purge lease. Its begun_at is the earliest time of the
-	// next purge. No phone number has this form.
+	// purgeLeaseKey is the key of the row with the purge lease. A purge can start when the begun_at
+	// of this row is past. No phone number has this form.
 	purgeLeaseKey = verify.Number("purge")
 )
 
-// RunPurge purges hourly, until ctx ends, the rows of numbers whose last send is older than
-// retention. Only one replica purges at a time. RunPurge also updates the estimate of rows.
+// RunPurge calls Purge every minute until ctx ends, so that one of the replicas purges once an hour.
+// It also updates the metric of the estimated number of rows.
 func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(purgeCheckInterval)
 	defer tick.Stop()
@@ -51,9 +52,9 @@ func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.L
 	}
 }
 
-// Purge deletes the rows whose last send is older than retention, by this process's clock
-// and by the database's, and returns their number. It does nothing if a replica is purging
-// or purged within the last hour.
+// Purge deletes the rows whose last send is older than retention, and returns their number. The
+// present time is the earlier one of this process's clock and the database's clock. Purge does nothing
+// if a replica is purging or has purged within the last hour.
 func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64, err error) {
 	purged, err = db.purgeIfDue(ctx, retention)
 	if err != nil {
@@ -72,22 +73,23 @@ func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged i
 		return 0, err
 	}
 	wait := time.Until(time.UnixMicro(lease.BegunAt))
-	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // longer: written by a clock that was ahead
+	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // longer: the writer's clock was ahead
 		return 0, nil
 	}
 	if held, err := db.renewLease(ctx, &lease, purgeLeaseTTL); !held {
 		return 0, err
 	}
 	if purged, err = db.purge(ctx, retention, &lease); err != nil && db.classify(err)&denied == 0 {
-		return purged, err // the lease expires; then a replica retries
+		return purged, err // a replica retries after the lease expires
 	}
 	_, leaseErr := db.renewLease(ctx, &lease, purgeInterval)
 	return purged, cmp.Or(err, leaseErr)
 }
 
-// renewLease takes or extends the lease, unless another replica was first.
-func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Duration) (held bool, err error) {
-	next := verify.Record{BegunAt: time.Now().Add(by).UnixMicro(), State: []byte{}}
+// renewLease takes or extends the lease until ttl from now, and updates *lease. It returns false if
+// another replica has changed the lease first.
+func (db *DB) renewLease(ctx context.Context, lease *verify.Record, ttl time.Duration) (held bool, err error) {
+	next := verify.Record{BegunAt: time.Now().Add(ttl).UnixMicro(), State: []byte{}}
 	rand.Read(next.Version[:])
 	r := db.direct.swap(ctx, swapRequest{purgeLeaseKey, lease.Version, next})
 	if held = r.outcome == outcomeApplied; held {
@@ -96,8 +98,8 @@ func (db *DB) renewLease(ctx context.Context, lease *verify.Record, by time.Dura
 	return held, r.err
 }
 
-// deleteOld deletes one key per statement. For a list of keys on a small table the
-// optimizer may scan the whole table and block on rows that other transactions hold.
+// deleteOld deletes one row. A statement with a list of keys could scan the whole of a small table,
+// and wait for rows that other transactions have locked.
 const deleteOld = "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?"
 
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
@@ -110,12 +112,12 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 		now = dbNow
 	}
 	before := now.Add(-retention).UnixMicro()
-	remove, err := db.pool.PrepareContext(ctx, deleteOld)
+	deleteStmt, err := db.pool.PrepareContext(ctx, deleteOld)
 	if err != nil {
 		return 0, db.countError(err)
 	}
-	defer remove.Close()
-	var cursor int64 // older rows are already deleted
+	defer deleteStmt.Close()
+	var cursor int64 // begun_at of the last row read
 	for {
 		started := time.Now()
 		old, next, err := db.oldest(ctx, cursor, before)
@@ -123,7 +125,7 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 			return purged, err
 		}
 		cursor = next
-		rows, err := db.remove(ctx, remove, old, before)
+		rows, err := db.deleteRows(ctx, deleteStmt, old, before)
 		if db.countError(err) != nil && db.classify(err)&conflict == 0 {
 			return purged, err
 		}
@@ -142,14 +144,14 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 	}
 }
 
-// remove deletes the numbers in one transaction, except those that have a newer send.
-func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, before int64) (rows int64, err error) {
+// deleteRows deletes the rows of the numbers in one transaction, unless a number has a newer send.
+func (db *DB) deleteRows(ctx context.Context, deleteStmt *sql.Stmt, numbers []string, before int64) (rows int64, err error) {
 	tx, err := db.pool.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer tx.Rollback()
-	stmt := tx.StmtContext(ctx, remove) //nolint:sqlclosecheck // closes with its transaction
+	stmt := tx.StmtContext(ctx, deleteStmt) //nolint:sqlclosecheck // closes with its transaction
 	for _, n := range numbers {
 		result, err := stmt.ExecContext(ctx, n, before)
 		if err != nil {
@@ -164,8 +166,8 @@ func (db *DB) remove(ctx context.Context, remove *sql.Stmt, numbers []string, be
 	return rows, tx.Commit()
 }
 
-// oldest returns the numbers with the oldest sends from cursor on and before a time, and the
-// cursor for the next ones.
+// oldest returns at most purgeRows numbers whose last send is not before cursor, but before the time
+// before. It returns the oldest first, and the cursor for the next call.
 func (db *DB) oldest(ctx context.Context, cursor, before int64) (numbers []string, next int64, err error) {
 	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", cursor, before, purgeRows)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// sqliteErrors classifies SQLite's primary result codes. An unlisted code leaves the
-// outcome unknown.
+// sqliteErrors classifies the primary result codes of SQLite. After an unlisted code the outcome is
+// unknown.
 var sqliteErrors = map[int]errorClass{
 	sqlite3.SQLITE_ERROR:      tableMissing, // or any other error in the statement's text
 	sqlite3.SQLITE_BUSY:       notApplied | transient,
@@ -23,12 +23,12 @@ var sqliteErrors = map[int]errorClass{
 	sqlite3.SQLITE_READONLY:   notApplied,
 	sqlite3.SQLITE_FULL:       notApplied,
 	sqlite3.SQLITE_CANTOPEN:   notApplied,
-	sqlite3.SQLITE_CONSTRAINT: notApplied, // not of the key; see insertSuffix
+	sqlite3.SQLITE_CONSTRAINT: notApplied, // insertSuffix handles the primary key
 }
 
 type sqliteEngine struct {
 	path   string                 // "" for a database in memory
-	opened map[string]fs.FileInfo // by name: database and write-ahead log
+	opened map[string]fs.FileInfo // database and write-ahead log, by name
 }
 
 func openSQLite(path string) (*DB, error) {
@@ -45,17 +45,17 @@ func openSQLite(path string) (*DB, error) {
 		}
 		path = absolute
 		name = "file:" + (&url.URL{Path: path}).EscapedPath()
-		mode = "rw" // only createFile creates it
+		mode = "rw" // only createFile creates the file
 	}
-	// The busy timeout is shorter than storeTimeout: BUSY is a definite error, and an
-	// expired context is not.
+	// The busy timeout is shorter than storeTimeout of package verify. After SQLITE_BUSY the
+	// outcome is "not applied". After the end of a context the outcome is unknown.
 	inner, err := sqlite.NewConnector(name + "?mode=" + mode + "&_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
 	if err != nil {
 		return nil, err
 	}
 	pool := sql.OpenDB(connector{inner})
-	// Exactly one connection: writers queue in order instead of polling for the lock,
-	// and a database in memory exists only in its connection.
+	// The pool has exactly one connection. So writers wait in a queue and do not poll for the
+	// lock. Also, each connection to a database in memory would have its own database.
 	pool.SetMaxOpenConns(1)
 	pool.SetMaxIdleConns(1)
 	db := newDB(dialect{
@@ -72,9 +72,9 @@ func (sqliteEngine) limit(int) {} // always one connection
 
 func (sqliteEngine) replaceDSN(context.Context, string) error { return errOtherDatabase }
 
-// createFile creates the file with access only for its owner. SQLite gives the files beside
-// it the same mode. It does not open an existing file: closing that would release the
-// locks that this process holds on it.
+// createFile creates the file with access only for its owner. SQLite creates the write-ahead log and
+// its index with the same mode. createFile does not open an existing file, because closing it would
+// release all locks of this process on the file.
 func (e sqliteEngine) createFile() error {
 	if e.path == "" {
 		return nil
@@ -93,7 +93,7 @@ func (sqliteEngine) classify(err error) errorClass {
 	return sqliteErrors[sqliteCode(err)]
 }
 
-// sqliteCode returns the primary result code of SQLite's error, 0 for any other error.
+// sqliteCode returns the primary result code of an error of SQLite, 0 for any other error.
 func sqliteCode(err error) int {
 	if result, ok := errors.AsType[interface { // *sqlite.Error
 		error
@@ -104,7 +104,7 @@ func sqliteCode(err error) int {
 	return 0
 }
 
-// redact implements engine. SQLite's texts name tables and columns, never values.
+// redact implements engine. The errors of SQLite contain names of tables and columns, and no values.
 func (sqliteEngine) redact(err error) error { return err }
 
 func (e sqliteEngine) hint(err error) string {
@@ -114,8 +114,8 @@ func (e sqliteEngine) hint(err error) string {
 	return "this user must be able to read and write " + e.path + " and its directory"
 }
 
-// createIndexes creates the purge's index, and remembers the files for inPlace.
-func (e sqliteEngine) createIndexes(ctx context.Context, pool *sql.DB) error {
+// prepareFiles creates the purge's index, and stores the identities of the files for filesUnchanged.
+func (e sqliteEngine) prepareFiles(ctx context.Context, pool *sql.DB) error {
 	_, err := pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
 	if err != nil || e.path == "" {
 		return err
@@ -130,9 +130,9 @@ func (e sqliteEngine) createIndexes(ctx context.Context, pool *sql.DB) error {
 	return nil
 }
 
-// inPlace returns an error if a file was removed or replaced. SQLite continues to use the
+// filesUnchanged returns an error if a file was removed or replaced. SQLite continues to use the
 // removed file, whose content is lost when this process ends.
-func (e sqliteEngine) inPlace() error {
+func (e sqliteEngine) filesUnchanged() error {
 	for name, opened := range e.opened {
 		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {
 			return fmt.Errorf("%s was removed or replaced while it was open; what is stored now is lost when the service stops: restart it", name)

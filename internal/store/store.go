@@ -1,6 +1,6 @@
 // Package store implements verify.Store on one table in a MySQL-compatible database or a
-// SQLite file. It maps every driver error to one of the four outcomes of that contract:
-// applied, conflict, not applied, unknown.
+// SQLite file. Each swap has one of the four outcomes of that interface: applied, conflict, not
+// applied, or unknown. The package maps every driver error to one of the last three.
 package store
 
 import (
@@ -14,25 +14,25 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// ErrUnavailable marks an error of Prepare that may disappear by itself: the database
-// cannot be reached, is starting, or is read-only for now.
+// ErrUnavailable marks an error of Prepare after which a retry can succeed: the database
+// cannot be reached, is starting, or is temporarily read-only.
 var ErrUnavailable = errors.New("database is not up")
 
-// dsnForms shows the valid forms of a data source name. Errors quote it instead of the
-// configured name, which can hold a password.
+// dsnForms shows the valid forms of a data source name (DSN). Errors contain it instead of the
+// configured DSN, which can contain a password.
 const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db"
 
-// A DB is a verify.Store. Load, Swap and Ready need a Prepare that succeeded.
+// A DB is a verify.Store. Call Load, Swap and Ready only after Prepare has succeeded.
 type DB struct {
-	dialect  dialect
-	pool     *sql.DB
-	direct   direct
-	executor executor // runs Load and Swap
-	remarks  []string // about the table, for Warnings
-	counters counters
+	dialect       dialect
+	pool          *sql.DB
+	direct        direct
+	executor      executor // runs Load and Swap
+	tableWarnings []string // warnings about the table
+	counters      counters
 }
 
-// newDB returns a DB that runs each request as a statement of its own.
+// newDB returns a DB that runs each load and each swap as one statement, without batches.
 func newDB(dialect dialect, pool *sql.DB) *DB {
 	db := &DB{dialect: dialect, pool: pool, counters: newCounters()}
 	db.direct.db = db
@@ -40,78 +40,82 @@ func newDB(dialect dialect, pool *sql.DB) *DB {
 	return db
 }
 
-// A dialect has the parts that differ between the databases.
+// A dialect contains everything that differs between MySQL and SQLite.
 type dialect struct {
-	// insertSuffix is the clause that makes an INSERT do nothing if the row exists. It is ""
-	// for a database without one, whose error is then classified as conflict.
+	// insertSuffix is the clause that makes an INSERT do nothing if the row exists. It is "" for
+	// MySQL: there the INSERT fails, and classify returns conflict for its error.
 	insertSuffix  string
-	clockQuery    string // for the database's time in seconds since 1970
-	rowCountQuery string // for the approximate number of rows
+	clockQuery    string // returns the database's time in seconds since 1970
+	rowCountQuery string // returns the approximate number of rows
 	engine
 }
 
 // An engine implements the parts of a dialect that are not SQL.
 type engine interface {
-	// replaceDSN makes new connections use the credentials of another data source name.
+	// replaceDSN makes new connections use the user, password and parameters of dsn.
 	replaceDSN(ctx context.Context, dsn string) error
-	// limit sets the maximum number of open connections, if the database allows a choice.
+	// limit sets the maximum number of open connections. SQLite always has one.
 	limit(connections int)
-	// createFile creates the database file before the first connection, if there is one.
+	// createFile creates the database file if it does not exist. It does nothing for MySQL.
 	createFile() error
 	classify(err error) errorClass
-	// redact returns err without any text that could hold a phone number.
+	// redact returns err without any text that can contain a phone number.
 	redact(err error) error
-	// hint returns the remedy for an error of Prepare, "" if none is known.
+	// hint returns the text that explains to the operator how to resolve an error of Prepare. It returns "" if it has no hint
+	// for err.
 	hint(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
-	// check returns prepared, which is the error of preparing the statements, or instead
-	// the reason why the statements cannot rely on the table. It adds to db.remarks, and
-	// creates indexes that the shared schema file defines only for MySQL.
-	check(ctx context.Context, db *DB, prepared error) error
-	// inPlace returns an error if the database is no longer the one that Prepare found.
-	inPlace() error
+	// check checks that the table is usable for the statements. It returns an error if the table
+	// is not usable. Otherwise it returns prepareErr, the error of preparing the statements. It
+	// appends warnings to db.tableWarnings. For SQLite it also creates the index that schema.sql
+	// defines only for MySQL.
+	check(ctx context.Context, db *DB, prepareErr error) error
+	// filesUnchanged returns an error if the SQLite file that Prepare opened was removed or
+	// replaced.
+	filesUnchanged() error
 }
 
 // An executor runs loads and swaps: direct, multiRow or groupCommit.
 type executor interface {
-	// statements returns the statements to prepare before the first load.
+	// statements returns the statements that Prepare prepares.
 	statements() []statement
 	load(ctx context.Context, n verify.Number) (verify.Record, error)
 	swap(ctx context.Context, s swapRequest) result
-	// close fails the requests that wait.
+	// close ends the requests that wait with an error.
 	close()
 }
 
-// A statement is prepared into *stmt.
+// A statement is the SQL text of a prepared statement. Prepare stores the prepared statement in
+// *stmt.
 type statement struct {
 	stmt **sql.Stmt
 	text string
 }
 
-// A swapRequest has the parameters of Swap.
+// A swapRequest contains the parameters of Swap.
 type swapRequest struct {
 	number verify.Number
 	old    verify.Version
 	next   verify.Record
 }
 
-// An errorClass is a set of facts that an error proves about its statement. Zero means
-// unknown: the statement may have been applied or may still be. Every unlisted error is
-// zero.
+// An errorClass is a set of flags. Each flag is certain if the statement fails with the error. If
+// neither notApplied nor conflict is set, the outcome is unknown: the statement may have been
+// applied already, or may be applied later. The class of an unlisted error is 0.
 type errorClass uint8
 
 const (
-	notApplied   errorClass = 1 << iota // was not applied and never will be
+	notApplied   errorClass = 1 << iota // not applied, also not later
 	conflict                            // not applied: another swap was first
-	transient                           // at start: retry
-	tableMissing                        // at start: apply the schema
+	transient                           // Prepare can succeed later
+	tableMissing                        // Prepare must create the table
 	denied                              // the user lacks a right to the table
 )
 
 var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
 
-// Open parses and hardens dsn and uses neither network nor disk. Its errors show the valid
-// forms and quote nothing of dsn.
+// Open returns a DB for dsn. It overrides the parameters of dsn that correctness depends on. It uses
+// neither network nor disk. Its errors show the valid forms and contain no part of dsn.
 func Open(dsn string) (*DB, error) {
 	if path, ok := strings.CutPrefix(dsn, "sqlite:"); ok {
 		return openSQLite(path)
@@ -124,12 +128,13 @@ func Open(dsn string) (*DB, error) {
 func (db *DB) LimitConnections(n int) { db.dialect.limit(n) }
 
 // ReplaceDSN makes new connections use the user, password and parameters of dsn. dsn must
-// name the same database, and the database must accept it. Its errors quote nothing of dsn.
+// name the same database, and the database must accept it. Its errors contain no part of dsn.
 func (db *DB) ReplaceDSN(ctx context.Context, dsn string) error {
 	return db.dialect.replaceDSN(ctx, dsn)
 }
 
-// PrepareToRead prepares only Load. It creates nothing and needs only the right to read.
+// PrepareToRead prepares only Load, so that Swap and Ready cannot be used. It creates no table, and
+// needs only the right to read.
 func (db *DB) PrepareToRead(ctx context.Context) (err error) {
 	db.executor.close()
 	db.executor = &db.direct
@@ -152,8 +157,8 @@ func withHint(hint string, err error) error {
 
 // Prepare tries once to prepare the database: it applies schema.sql if the table is missing
 // (several replicas may do so at once), prepares the statements, and rejects a table that
-// they cannot rely on. Its error says what to run. It wraps ErrUnavailable if a retry may
-// succeed.
+// they cannot rely on. If the operator can resolve its error, the error contains the remedy, such as
+// a statement to run. It wraps ErrUnavailable if a retry can succeed.
 func (db *DB) Prepare(ctx context.Context) error {
 	err := db.prepare(ctx)
 	if err == nil {
@@ -177,13 +182,14 @@ func (db *DB) prepare(ctx context.Context) error {
 			err = db.prepareStatements(ctx)
 		}
 	}
-	if db.remarks = nil; db.classify(err)&transient == 0 {
+	if db.tableWarnings = nil; db.classify(err)&transient == 0 {
 		err = db.dialect.check(ctx, db, err)
 	}
 	if err != nil {
 		return err
 	}
-	return db.probe(ctx) // a Galera node without quorum only prepares
+	// A Galera node without quorum prepares the statements, but cannot run them.
+	return db.probe(ctx)
 }
 
 func (db *DB) prepareStatements(ctx context.Context) error {
@@ -229,10 +235,11 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	}
 }
 
-// swapResult returns the result of a statement, from its error and whether it changed a row.
-func (db *DB) swapResult(done bool, err error) result {
+// swapResult returns the result of a swap, given the error of its statement. applied is true if the
+// statement changed a row.
+func (db *DB) swapResult(applied bool, err error) result {
 	switch class := db.classify(err); {
-	case done && err == nil:
+	case applied && err == nil:
 		return result{outcome: outcomeApplied}
 	case err == nil, class&conflict != 0:
 		return result{outcome: outcomeConflict}
@@ -243,7 +250,7 @@ func (db *DB) swapResult(done bool, err error) result {
 	}
 }
 
-// direct runs each load and each swap as a statement of its own.
+// direct runs each load and each swap as one statement, without batches.
 type direct struct {
 	db                        *DB
 	selectOne, insert, update *sql.Stmt
@@ -269,7 +276,7 @@ func (d *direct) load(ctx context.Context, n verify.Number) (verify.Record, erro
 	return r, d.db.countError(err)
 }
 
-// scan reads a record, and the columns after it into also.
+// scan reads a record from the first three columns of row, and the next columns into also.
 func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
 	var r verify.Record
 	var version []byte
@@ -282,12 +289,13 @@ func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, erro
 }
 
 func (d *direct) swap(ctx context.Context, s swapRequest) result {
-	done, err := swap(ctx, d.insert, d.update, s)
-	return d.db.swapResult(done, d.db.countError(err))
+	applied, err := swap(ctx, d.insert, d.update, s)
+	return d.db.swapResult(applied, d.db.countError(err))
 }
 
-// swap runs a swap by two prepared statements, which may belong to a transaction.
-func swap(ctx context.Context, insert, update *sql.Stmt, s swapRequest) (done bool, err error) {
+// swap runs insert if s.old is the zero Version, otherwise update. Both can belong to a transaction.
+// It reports whether the statement changed the row.
+func swap(ctx context.Context, insert, update *sql.Stmt, s swapRequest) (applied bool, err error) {
 	var result sql.Result
 	if s.old == (verify.Version{}) {
 		result, err = insert.ExecContext(ctx, string(s.number), s.next.Version[:], s.next.BegunAt, s.next.State)
@@ -306,11 +314,11 @@ func (db *DB) Ready(ctx context.Context) error {
 	if err := db.probe(ctx); err != nil {
 		return fmt.Errorf("probe: %w", db.dialect.redact(err))
 	}
-	return db.dialect.inPlace()
+	return db.dialect.filesUnchanged()
 }
 
-// probe reads a row and updates a row that does not exist. A read-only server rejects this
-// update too.
+// probe reads a row, and runs an update that matches no row. A read-only server rejects even this
+// update.
 func (db *DB) probe(ctx context.Context) error {
 	if _, err := db.direct.load(ctx, ""); err != nil {
 		return err
@@ -319,10 +327,10 @@ func (db *DB) probe(ctx context.Context) error {
 	return db.countError(err)
 }
 
-// Warnings returns lines for the log: the settings of the database and the properties of
-// the table that weaken the guarantees, each with its remedy.
+// Warnings returns lines for the log. Each describes a setting of the database or a property of the
+// table that weakens the guarantees, and its remedy.
 func (db *DB) Warnings(ctx context.Context) []string {
-	return append(db.dialect.warnings(ctx, db.pool), db.remarks...)
+	return append(db.dialect.warnings(ctx, db.pool), db.tableWarnings...)
 }
 
 // Close closes all connections. Requests that still wait fail.
@@ -337,15 +345,15 @@ func (db *DB) classify(err error) errorClass {
 	}
 	class := db.dialect.classify(err)
 	if _, ok := errors.AsType[*notAppliedError](err); ok || errors.Is(err, driver.ErrBadConn) {
-		// Both drivers return ErrBadConn only if no statement was sent, or if the server
-		// rejected it as read-only. database/sql relies on that when it retries.
+		// Both drivers return ErrBadConn only if they sent no statement, or if the server
+		// rejected it because it is read-only. database/sql also relies on this when it retries.
 		class |= notApplied
 	}
 	return class
 }
 
-// A connector marks every error of opening a connection as not applied, since no statement
-// can have been sent.
+// A connector wraps every error of opening a connection in notAppliedError, because no statement was
+// sent.
 type connector struct{ driver.Connector }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -356,7 +364,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// notAppliedError marks the error of a statement that was definitely not applied.
+// notAppliedError marks the error of a statement that was certainly not applied.
 type notAppliedError struct{ error }
 
 func (e *notAppliedError) Unwrap() error { return e.error }
