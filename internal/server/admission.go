@@ -16,10 +16,10 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
-// inFlight counts calls in flight, at most max. A call is in flight from the time when its
-// whole message has arrived until its handler returns, which frees its slot. A send keeps its
-// slot after its caller resets the stream. connmux bounds the calls whose message does not
-// arrive and the replies that peers do not read.
+// inFlight is a semaphore: it counts calls in flight, at most max. A call holds a slot from the time when
+// its whole message has arrived until its handler returns. A send keeps its slot if its caller resets
+// the stream. Package connmux limits the calls whose message does not arrive and the replies that
+// peers do not read.
 type inFlight struct {
 	max int64
 	n   atomic.Int64
@@ -34,15 +34,15 @@ func (f *inFlight) start() bool {
 	return false
 }
 
-// end frees the slot of a start that returned true.
+// end frees a slot. Call it after a start that returned true.
 func (f *inFlight) end() { f.n.Add(-1) }
 
-// admission implements admission control: it bounds the headers, the time and the number of
-// calls.
+// admission implements admission control: it limits the size of headers, the duration of calls, and the
+// number of calls in flight.
 type admission struct {
 	calls inFlight
-	// unauthenticated counts health watches, reflection, and calls of unknown callers, so that
-	// these cannot use up the callers' limit.
+	// unauthenticated counts health watches, reflection streams, and calls of unknown callers. They
+	// have a separate limit, so that they cannot take the slots of known callers.
 	unauthenticated inFlight
 	limits          Limits
 	telemetry       telemetry.Telemetry
@@ -52,7 +52,7 @@ func newAdmission(l Limits, tel telemetry.Telemetry) *admission {
 	return &admission{calls: inFlight{max: int64(l.Calls)}, unauthenticated: inFlight{max: int64(l.Calls)}, limits: l, telemetry: tel}
 }
 
-// connInfo passes an HTTP/2 connection to the tap.
+// connInfo passes an HTTP/2 connection to the method tap.
 type connInfo struct {
 	*connmux.HTTP2Conn
 	peer string // address without the port
@@ -61,8 +61,8 @@ type connInfo struct {
 // AuthType implements credentials.AuthInfo.
 func (connInfo) AuthType() string { return "connInfo" }
 
-// completedHandshakeCreds passes the connInfo of a connection to grpc-go. connmux has done
-// the handshake already.
+// completedHandshakeCreds passes the connInfo of a connection to grpc-go. Its ServerHandshake does no
+// handshake, because package connmux has already done it.
 type completedHandshakeCreds struct {
 	credentials.TransportCredentials
 }
@@ -76,10 +76,12 @@ func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credential
 // Clone implements credentials.TransportCredentials.
 func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
+// rejectedTimeout is the deadline of a call whose headers are too large.
 const rejectedTimeout = 100 * time.Millisecond
 
-// tap implements grpc.InTapHandle. It makes the call of a gRPC stream, before its message
-// arrives. It rejects calls with too large headers, and bounds the time of the others.
+// tap implements grpc.InTapHandle: grpc-go calls it at the start of each stream, before the message
+// arrives. It creates the call and stores it in the context. It rejects calls whose headers are too
+// large, and limits the duration of the others.
 func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	p, _ := peer.FromContext(ctx)
 	conn := p.AuthInfo.(connInfo)
@@ -92,9 +94,9 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 			c.stream.Earn()
 			return nil, headersTooLarge.status().Err()
 		}
-		// grpc-go never stops the timer of a call that the tap rejects, and a peer may ask for
-		// a deadline in years. So let the call through with a short deadline; the interceptors
-		// of unary calls and streams reject it.
+		// If the tap rejects a call, grpc-go never stops the timer of its deadline, and a peer
+		// can set a deadline of years. So the tap accepts the call with a short deadline, and the
+		// interceptors of unary calls and streams reject it.
 		c.headersTooLarge = true
 		ctx = withTimeout(ctx, rejectedTimeout)
 	case info.FullMethodName != healthpb.Health_Watch_FullMethodName: // it has no time limit
@@ -103,7 +105,7 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 	return context.WithValue(ctx, callKey{}, c), nil
 }
 
-// admit is an interceptor. It gives the call a slot, or rejects it.
+// admit is an interceptor. It takes a slot for the call, and rejects the call if no slot is free.
 func (a *admission) admit(ctx context.Context, c *call, next handler) (any, error) {
 	slots := &a.calls
 	if c.authErr != nil {
@@ -136,8 +138,7 @@ func (a *admission) overloaded() error {
 	return overloaded.status().Err()
 }
 
-// wait waits until no call is in flight or ctx is done. It returns how many calls are still
-// in flight.
+// wait waits until no call is in flight or ctx is done. It returns the number of calls in flight.
 func (a *admission) wait(ctx context.Context) (calls int64) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

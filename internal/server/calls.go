@@ -28,37 +28,39 @@ import (
 
 var errPanic = errors.New("panic")
 
-// call is one call, over gRPC or HTTP. The tap makes it for gRPC, unaryHandler for HTTP. It is
-// in the context of the call; the interceptors and the handlers fill it in.
+// call is one call, over gRPC or HTTP/1.1. For gRPC the method tap creates it, and for HTTP/1.1
+// unaryHandler. It is stored in the context of the call, and the interceptors and the handlers set more
+// of its fields.
 type call struct {
 	peer    string               // address without the port
 	tls     *tls.ConnectionState // nil for plaintext
-	headers metadata.MD          // over HTTP only those that are read
+	headers metadata.MD          // over HTTP/1.1 only three of them
 
-	stream          connmux.Stream // over gRPC
-	headersTooLarge bool           // of stream
-	http            *httpRequest   // over HTTP
+	stream          connmux.Stream // only over gRPC
+	headersTooLarge bool           // only over gRPC
+	http            *httpRequest   // only over HTTP/1.1
 
 	fullMethod string // "/package.Service/Method"
-	req        any    // nil over HTTP
+	req        any    // nil over HTTP/1.1
 	handler    grpc.UnaryHandler
 
 	caller  *auth.Caller // nil without authentication
-	authErr error        // the caller is unknown
+	authErr error        // set if the caller is unknown
 
 	// For the log line.
 	number  verify.Number
 	receipt verify.Receipt
-	outcome string // of Valid
-	err     error  // the cause of the status
+	outcome string // result of a check (Valid)
+	err     error  // cause of the status
 }
 
 type callKey struct{}
 
-// callFrom returns the call of ctx. It panics if there is none, since the fields of the log
-// line would be lost.
+// callFrom returns the call that is stored in ctx. It panics if ctx has none, because the log line would
+// then lose its fields.
 func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 
+// method returns the name of the method without the name of the service.
 func (c *call) method() string { return c.fullMethod[strings.LastIndexByte(c.fullMethod, '/')+1:] }
 
 // A handler handles a call.
@@ -67,8 +69,8 @@ type handler func(ctx context.Context, c *call) (any, error)
 // An interceptor wraps the next handler of a call.
 type interceptor func(ctx context.Context, c *call, next handler) (any, error)
 
-// chain returns the handler that runs the interceptors, the first outermost, around the call's
-// own handler. Each call of it allocates nothing.
+// chain returns a handler that runs the interceptors around the handler of the call. The first
+// interceptor is the outermost. The returned handler allocates no memory.
 func chain(interceptors ...interceptor) handler {
 	next := func(ctx context.Context, c *call) (any, error) { return c.handler(ctx, c.req) }
 	for _, i := range slices.Backward(interceptors) {
@@ -78,14 +80,15 @@ func chain(interceptors ...interceptor) handler {
 	return next
 }
 
-// chains are the handlers of all unary calls.
+// chains contains the chain of interceptors for each kind of unary call.
 type chains struct{ calls, healthCheck, healthList handler }
 
 func newChains(a *admission, f authenticator, tel telemetry.Telemetry) chains {
 	return chains{
 		calls: chain(authenticate(f), a.admit, observe(tel), errorsToStatus, recoverPanics(tel.Log), authorize),
-		// Frequent probes would hide the calls in logs and metrics. A check is never rejected, or
-		// probes would restart an overloaded replica.
+		// A health check is not logged or counted, because frequent probes would hide the calls in
+		// logs and metrics. It is never rejected, because a failed probe would restart an
+		// overloaded replica.
 		healthCheck: chain(recoverPanics(tel.Log)),
 		healthList:  chain(authenticate(f), a.admit, recoverPanics(tel.Log)),
 	}
@@ -109,12 +112,14 @@ func (h chains) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	return h.calls(ctx, c)
 }
 
-// An authenticator returns the caller that the values of the header authorization and the
-// verified client certificate belong to. The certificate is nil if there is none.
+// An authenticator identifies a caller by its credential: the values of the header authorization, or the
+// verified client certificate, which is nil if there is none. It returns an error if the caller is
+// unknown.
 type authenticator func(authorization []string, certificate *x509.Certificate) (*auth.Caller, error)
 
-// authenticate returns an interceptor that sets the caller. authorize rejects an unknown one, so
-// that its call is logged. Without an authenticator the caller is nil, which may do everything.
+// authenticate returns an interceptor that sets the caller of the call. It does not reject unknown
+// callers: authorize does, so that their calls are logged. If f is nil, the caller is nil, and a nil
+// caller may do everything.
 func authenticate(f authenticator) interceptor {
 	return func(ctx context.Context, c *call, next handler) (any, error) {
 		if f != nil {
@@ -128,7 +133,7 @@ func authenticate(f authenticator) interceptor {
 	}
 }
 
-// observe returns an interceptor that starts the span, and records metrics and one log line.
+// observe returns an interceptor that records a trace span, metrics and one log line for each call.
 func observe(tel telemetry.Telemetry) interceptor {
 	return func(ctx context.Context, c *call, next handler) (any, error) {
 		start := time.Now()
@@ -151,8 +156,8 @@ func observe(tel telemetry.Telemetry) interceptor {
 	}
 }
 
-// errorsToStatus is an interceptor. It replaces an error by its status, and keeps the error for
-// the log line.
+// errorsToStatus is an interceptor. It converts an error to a status, and stores the error for the log
+// line.
 func errorsToStatus(ctx context.Context, c *call, next handler) (any, error) {
 	res, err := next(ctx, c)
 	if err != nil {
@@ -170,8 +175,9 @@ func recoverPanics(log *slog.Logger) interceptor {
 	}
 }
 
-// recoverPanic sets err after a panic of the function that defers it. It logs only the type of
-// the panic's value, unless it is a runtime.Error, because the value could contain a code.
+// recoverPanic must be deferred. If the function panics, it sets *err to errPanic and logs the panic. It
+// logs only the type of the panic's value, because the value can contain a code. It logs the text of a
+// runtime.Error.
 func recoverPanic(ctx context.Context, log *slog.Logger, method string, err *error) {
 	p := recover()
 	if p == nil {
@@ -185,7 +191,7 @@ func recoverPanic(ctx context.Context, log *slog.Logger, method string, err *err
 	*err = errPanic
 }
 
-// authorize is an interceptor. It rejects an unknown caller, and one that may not use the
+// authorize is an interceptor. It rejects unknown callers, and callers that are not allowed to use the
 // method.
 func authorize(ctx context.Context, c *call, next handler) (any, error) {
 	if c.authErr != nil {
@@ -197,6 +203,7 @@ func authorize(ctx context.Context, c *call, next handler) (any, error) {
 	return next(ctx, c)
 }
 
+// logCall writes the log line of a call.
 func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, took time.Duration) {
 	level := slog.LevelWarn
 	switch code {
@@ -240,7 +247,7 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, to
 	if c.err != nil {
 		text("error", c.err.Error())
 	}
-	// Bypass slog.Logger, which would call runtime.Callers for the source position.
+	// Use the Handler directly: slog.Logger would call runtime.Callers for the source position.
 	record := slog.NewRecord(time.Now(), level, "call", 0)
 	record.AddAttrs(attrs...)
 	log.Handler().Handle(ctx, record)

@@ -16,21 +16,22 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// Domains of google.rpc.ErrorInfo: the origin of the reason.
+// The domains of google.rpc.ErrorInfo. A domain identifies the system that defines the reason.
 const (
 	aliyunDomain = "aliyun.com"
 	ownDomain    = "phone-number-service"
 )
 
-// publicError is the public form of an error. Its text is fixed and never that of a cause.
+// publicError is the form of an error that callers see. Its text is fixed, and never contains the text
+// of the cause.
 type publicError struct {
 	code       codes.Code
-	reason     string // of ErrorInfo in ownDomain; docs/errors.md lists them
+	reason     string // of ErrorInfo; see docs/errors.md
 	text       string
-	retryAfter time.Duration // RetryInfo, 0 for none
+	retryAfter time.Duration // for RetryInfo; 0 for none
 }
 
-// Errors of a request over HTTP/1.1 that are not about its fields.
+// Errors of requests over HTTP/1.1. They are not errors of a field.
 var (
 	errMessageTooLarge = errors.New("the message is too large")
 	errOrigin          = errors.New("a web page of an origin that may not call")
@@ -39,7 +40,7 @@ var (
 
 // errorTable lists the errors with their public form.
 //
-// Use UNAVAILABLE only if definitely nothing was sent and nothing was counted: clients and
+// Use UNAVAILABLE only if certainly nothing was sent and nothing was counted, because clients and
 // service meshes retry it automatically.
 var errorTable = []struct {
 	err error
@@ -99,7 +100,7 @@ var errorTable = []struct {
 	}},
 }
 
-// sendErrorTable lists the public forms of failed sends.
+// sendErrorTable maps the kinds of failed sends to their public form.
 var sendErrorTable = map[verify.SendKind]publicError{
 	verify.SendUnknown: {
 		code:   codes.Unknown,
@@ -168,7 +169,7 @@ var (
 		text: "no call has this path; the two calls are POST " + pb.PhoneNumberService_SendSMS_FullMethodName +
 			" and POST " + pb.PhoneNumberService_Valid_FullMethodName,
 	}
-	// For a panic, and for every error that is not listed above.
+	// unclassified is for panics, and for all errors that are not listed above.
 	unclassified = publicError{
 		code:   codes.Internal,
 		reason: "INTERNAL",
@@ -176,8 +177,8 @@ var (
 	}
 )
 
-// toStatus converts an error to the status for the caller: a fixed text and details. The
-// cause is only logged.
+// toStatus converts an error to the status for the caller, which has a fixed text and details. The
+// status does not contain the cause; the log line does.
 func toStatus(err error) *status.Status {
 	var fields fieldErrors
 	if errors.As(err, &fields) {
@@ -191,16 +192,16 @@ func toStatus(err error) *status.Status {
 	if errors.As(err, &send) {
 		return sendStatus(send)
 	}
-	var refused *auth.NotAllowedError
-	if errors.As(err, &refused) {
+	var notAllowedErr *auth.NotAllowedError
+	if errors.As(err, &notAllowedErr) {
 		reason := info(ownDomain, notAllowed.reason, "")
-		reason.Metadata = map[string]string{"refused": refused.Denied}
-		return withDetails(status.Newf(notAllowed.code, notAllowed.text, refused.Denied), reason)
+		reason.Metadata = map[string]string{"refused": notAllowedErr.Denied}
+		return withDetails(status.Newf(notAllowed.code, notAllowed.text, notAllowedErr.Denied), reason)
 	}
-	var used *auth.RateError
-	if errors.As(err, &used) {
+	var rateErr *auth.RateError
+	if errors.As(err, &rateErr) {
 		a := rateLimited
-		a.retryAfter = used.RetryAfter
+		a.retryAfter = rateErr.RetryAfter
 		return a.status()
 	}
 	for _, a := range errorTable {
@@ -208,7 +209,7 @@ func toStatus(err error) *status.Status {
 			continue
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
-			a.code = codes.DeadlineExceeded // only ErrCallerGone keeps its cause
+			a.code = codes.DeadlineExceeded // only ErrCallerGone wraps its cause
 		}
 		return a.status()
 	}
@@ -247,6 +248,7 @@ func (a publicError) retryInfo() protoadapt.MessageV1 {
 	return &errdetails.RetryInfo{RetryDelay: durationpb.New(a.retryAfter)}
 }
 
+// info returns the ErrorInfo of a reason.
 func info(domain, reason, requestID string) *errdetails.ErrorInfo {
 	i := &errdetails.ErrorInfo{Domain: domain, Reason: reason}
 	if requestID != "" {
@@ -260,7 +262,7 @@ func withDetails(s *status.Status, details ...protoadapt.MessageV1) *status.Stat
 		if d == nil {
 			continue
 		}
-		// Fails only for code OK, which no error has.
+		// WithDetails fails only for the code OK, which no error has.
 		if detailed, err := s.WithDetails(d); err == nil {
 			s = detailed
 		}

@@ -34,23 +34,24 @@ import (
 
 const documentation = "https://github.com/liulinhuai/phone-number-service"
 
-// newHTTPServer returns the server for HTTP/1.1 connections of the port. It serves the two
-// calls as JSON and gRPC-Web.
+// newHTTPServer returns the server for the HTTP/1.1 connections of the port. It serves the two calls
+// as gRPC-Web and in the Connect protocol, which includes plain JSON. c.AnyPage turns off the check of
+// the origins of web pages.
 func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *http.Server {
 	mux := http.NewServeMux()
-	admits := func(r *http.Request) error {
-		if !c.AnyPage && fromPage(r, c.Origins) {
+	checkOrigin := func(r *http.Request) error {
+		if !c.AnyPage && fromForbiddenOrigin(r, c.Origins) {
 			return errOrigin
 		}
 		return nil
 	}
-	call := func(method string, handler http.Handler) {
+	handleCall := func(method string, handler http.Handler) {
 		mux.Handle(method, withCORS(c.Origins, jsonByDefault(handler)))
 	}
-	call(pb.PhoneNumberService_SendSMS_FullMethodName,
-		unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, handle, c.Limits, admits, svc.SendSMS))
-	call(pb.PhoneNumberService_Valid_FullMethodName,
-		unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, c.Limits, admits, svc.Valid))
+	handleCall(pb.PhoneNumberService_SendSMS_FullMethodName,
+		unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, handle, c.Limits, checkOrigin, svc.SendSMS))
+	handleCall(pb.PhoneNumberService_Valid_FullMethodName,
+		unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, c.Limits, checkOrigin, svc.Valid))
 	errorWriter := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -71,16 +72,16 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *h
 		ReadTimeout:       c.Limits.ReadTimeout,
 		WriteTimeout:      c.Limits.CallTimeout + 10*time.Second,
 		IdleTimeout:       c.Limits.IdleTimeout,
-		MaxHeaderBytes:    max(c.Limits.HeaderBytes-4<<10, 1), // net/http adds 4 KiB, more on a reused connection
+		MaxHeaderBytes:    max(c.Limits.HeaderBytes-4<<10, 1), // net/http allows 4 KiB more
 		ErrorLog:          slog.NewLogLogger(c.Telemetry.Log.Handler(), slog.LevelDebug),
 	}
 }
 
-// unaryHandler serves one call over HTTP/1.1. The call passes handle as a call over gRPC
-// does, even if the request is invalid. connect only writes the response: it gets an empty
-// request without the client's headers and message, so that it never rejects a request with
-// a text of its own.
-func unaryHandler[Req, Res any](method string, handle handler, limits Limits, admits func(*http.Request) error,
+// unaryHandler serves one method over HTTP/1.1. Each call runs through handle, the same interceptors as
+// a call over gRPC, even if the request is invalid. Only the response is written by the library connect
+// (connectrpc.com/connect). It gets an empty request without the client's headers and message, so that
+// it never rejects a request with its own error text.
+func unaryHandler[Req, Res any](method string, handle handler, limits Limits, checkOrigin func(*http.Request) error,
 	f func(context.Context, *Req) (*Res, error),
 ) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
@@ -105,7 +106,7 @@ func unaryHandler[Req, Res any](method string, handle handler, limits Limits, ad
 			"tracestate":    r.Header.Values("Tracestate"),
 		}}
 		r = r.WithContext(context.WithValue(withTimeout(r.Context(), limits.CallTimeout), callKey{}, c))
-		q, end := readRequest(w.Header(), r, limits.MessageBytes, admits(r))
+		q, end := readRequest(w.Header(), r, limits.MessageBytes, checkOrigin(r))
 		defer end()
 		c.http, c.handler = q, func(ctx context.Context, _ any) (any, error) {
 			if q.err != nil {
@@ -124,7 +125,7 @@ func unaryHandler[Req, Res any](method string, handle handler, limits Limits, ad
 			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(q.form.empty())),
 			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(q.form.empty())),
 		}
-		// Do not use q.ctx: connect writes its own error if it is done.
+		// Do not pass q.ctx: if it is done, connect writes its own error.
 		writer.ServeHTTP(w, empty.WithContext(context.WithoutCancel(r.Context())))
 	})
 }
@@ -133,18 +134,18 @@ type acceptedAtKey struct{}
 
 // httpRequest is a request over HTTP/1.1 after its body was read.
 type httpRequest struct {
-	ctx         context.Context // done on disconnect or at the deadline
+	ctx         context.Context // ends on disconnect or at the deadline
 	form        form
 	contentType string
 	message     []byte // without envelope and compression
 	err         error  // set if the request is invalid
-	httpStatus  int    // of err, if not Connect's default
+	httpStatus  int    // for err; 0 for connect's default
 }
 
 // form is the encoding of a message over HTTP/1.1.
 type form struct {
 	unmarshal func([]byte, proto.Message) error
-	enveloped bool // has the five-byte prefix of gRPC
+	enveloped bool // has gRPC's five-byte prefix
 }
 
 var (
@@ -167,6 +168,7 @@ var (
 	}
 )
 
+// envelopeBytes is the size of gRPC's prefix: a flag and the length of the message.
 const envelopeBytes = 5
 
 func (f form) empty() []byte {
@@ -176,9 +178,9 @@ func (f form) empty() []byte {
 	return nil
 }
 
-// readRequest reads a request whose message has at most maxBytes. It sets q.err if refused is
-// not nil or the request is invalid; q.form is then the encoding of the error response. The
-// function end must be called after the call.
+// readRequest reads and checks a request, whose message has at most maxBytes. It sets q.err if the
+// request is invalid, or to refused if that is not nil. q.form is also the encoding of the response.
+// header contains the headers of the response. Call end after the call.
 func readRequest(header http.Header, r *http.Request, maxBytes int, refused error) (q *httpRequest, end func()) {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
@@ -187,15 +189,15 @@ func readRequest(header http.Header, r *http.Request, maxBytes int, refused erro
 	if !known || r.Method != http.MethodPost {
 		q.form, q.contentType = forms["application/json"], "application/json"
 	} else if mediaType == "application/json" && strings.Contains(strings.ToLower(parameters), "charset") {
-		q.contentType = "application/json; charset=utf-8" // the only charset of JSON
+		q.contentType = "application/json; charset=utf-8" // connect accepts this exact form
 	}
 	invalid := func(field, want string) {
 		q.err = fieldErrors{{Field: field, Want: want}}
 	}
-	timeoutName, timeoutForm, encodingName := "Connect-Timeout-Ms", connectTimeout, "Content-Encoding"
+	timeoutName, timeoutPattern, encodingName := "Connect-Timeout-Ms", connectTimeout, "Content-Encoding"
 	timeoutWant := "must be milliseconds, 1 to 10 digits, or left out"
 	if f.enveloped {
-		timeoutName, timeoutForm, encodingName = "Grpc-Timeout", grpcTimeout, "Grpc-Encoding"
+		timeoutName, timeoutPattern, encodingName = "Grpc-Timeout", grpcTimeout, "Grpc-Encoding"
 		timeoutWant = "must be 1 to 8 digits and one of H, M, S, m, u, n, or left out"
 	}
 	timeout, encoding := r.Header.Get(timeoutName), strings.ToLower(r.Header.Get(encodingName))
@@ -213,7 +215,7 @@ func readRequest(header http.Header, r *http.Request, maxBytes int, refused erro
 		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
 	case !f.enveloped && version != "" && version != "1":
 		invalid("Connect-Protocol-Version", "must be 1, or left out")
-	case timeout != "" && !timeoutForm.MatchString(timeout):
+	case timeout != "" && !timeoutPattern.MatchString(timeout):
 		invalid(timeoutName, timeoutWant)
 	case encoding != "" && encoding != "identity" && encoding != "gzip":
 		q.err = errUnknownEncoding
@@ -239,7 +241,7 @@ func timeoutOf(text string) time.Duration {
 	return time.Duration(min(n, math.MaxInt64/int64(unit))) * unit
 }
 
-// read returns the message of a body. Its errors are sent to the caller.
+// read returns the message in a body. The caller sees the text of its errors.
 func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error) {
 	maxBody := maxBytes + len(f.empty())
 	b, err := io.ReadAll(io.LimitReader(body, int64(maxBody)+1))
@@ -272,8 +274,8 @@ func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error
 	return b, nil
 }
 
-// bodyError distinguishes a peer that disconnected from a body that is late or malformed. It
-// replaces the text of err, which contains addresses.
+// bodyError converts an error of reading a body. It distinguishes a peer that disconnected from a body
+// that is late or malformed. It does not return the text of err, which contains addresses.
 func bodyError(err error) error {
 	var network net.Error
 	isNetwork := errors.As(err, &network)
@@ -286,20 +288,20 @@ func bodyError(err error) error {
 	return fieldErrors{{Field: "body", Want: "must be in chunks as HTTP/1.1 has them, if its head says so"}}
 }
 
-// statusWriter replaces the HTTP status inPlaceOf by status.
+// statusWriter writes the HTTP status newStatus if a handler writes oldStatus.
 type statusWriter struct {
 	http.ResponseWriter
-	inPlaceOf, status int
+	oldStatus, newStatus int
 }
 
 func (w statusWriter) WriteHeader(status int) {
-	if status == w.inPlaceOf {
-		status = w.status
+	if status == w.oldStatus {
+		status = w.newStatus
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// codec marshals messages. Unmarshal does nothing, because connect gets an empty message.
+// codec implements connect.Codec. Unmarshal does nothing, because connect gets an empty message.
 type codec struct {
 	name    string
 	marshal func(proto.Message) ([]byte, error)
@@ -309,7 +311,8 @@ func (c codec) Name() string                  { return c.name }
 func (c codec) Marshal(m any) ([]byte, error) { return c.marshal(m.(proto.Message)) }
 func (codec) Unmarshal([]byte, any) error     { return nil }
 
-// jsonCodec returns a codec for proto JSON that includes "valid": false.
+// jsonCodec returns a codec for proto JSON. It also writes fields with default values, such as
+// "valid": false.
 func jsonCodec(name string) codec {
 	return codec{name, protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal}
 }
@@ -323,8 +326,8 @@ func unmarshalProto(b []byte, m proto.Message) error {
 
 var fieldName = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
 
-// unmarshalJSON rejects unknown fields, and names each invalid field. Its errors never quote
-// a value: it could be a code.
+// unmarshalJSON unmarshals proto JSON. It rejects unknown fields. Its errors list each invalid field, and
+// never contain a value, which can be a code.
 func unmarshalJSON(b []byte, m proto.Message) error {
 	if protojson.Unmarshal(b, m) == nil {
 		return nil
@@ -342,7 +345,7 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 	for _, name := range slices.Sorted(maps.Keys(object)) {
 		if fields.ByJSONName(name) == nil && !slices.Contains(known, name) {
 			if !fieldName.MatchString(name) {
-				name = "body" // the name could be a code
+				name = "body" // the name can contain a code
 			}
 			invalid = append(invalid, &verify.FieldError{Field: name, Want: "is no field of this call, or holds one that is none; there are " + strings.Join(known, ", ")})
 		} else if value := object[name]; value[0] != '"' && string(value) != "null" {
@@ -355,8 +358,8 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 	return invalid
 }
 
-// connectError converts a status with its details to an error of connect, which has the same
-// codes.
+// connectError converts a status with its details to an error of the library connect, which has the
+// same codes.
 func connectError(s *status.Status) error {
 	e := connect.NewError(connect.Code(s.Code()), errors.New(s.Message()))
 	for _, d := range s.Details() {
@@ -369,9 +372,9 @@ func connectError(s *status.Status) error {
 	return e
 }
 
-// jsonByDefault treats a body without a declared type as JSON, so that a plain "curl -d"
-// works. It does not for cross-site requests (CSRF): a browser sends such a body without a
-// CORS preflight.
+// jsonByDefault treats a body as JSON if its Content-Type is missing or is a default of curl or
+// browsers. So "curl -d" works without headers. It does not do this for requests from pages of other
+// origins (CSRF), because a browser sends these types without a CORS preflight.
 func jsonByDefault(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
@@ -385,8 +388,8 @@ func jsonByDefault(next http.Handler) http.Handler {
 	})
 }
 
-// withCORS lets web pages of these origins call, "*" for any. For other origins it sets no
-// CORS headers, so browsers block their calls.
+// withCORS sets the CORS headers that allow web pages of origins to call ("*" for any origin). For other
+// origins it sets none, so that browsers block their calls.
 func withCORS(origins []string, next http.Handler) http.Handler {
 	if len(origins) == 0 {
 		return next
@@ -403,10 +406,10 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 	}).Handler(next)
 }
 
-// fromPage reports whether a web page of an origin that is not in origins makes a request.
-// Only browsers send Origin and Sec-Fetch-Site. An Origin equal to Host proves nothing: with
-// DNS rebinding, both are the attacker's name.
-func fromPage(r *http.Request, origins []string) bool {
+// fromForbiddenOrigin reports whether a request comes from a web page whose origin is not in origins.
+// Only browsers send Origin and Sec-Fetch-Site. It does not accept an Origin that equals Host, because
+// with DNS rebinding both are the attacker's name.
+func fromForbiddenOrigin(r *http.Request, origins []string) bool {
 	from := r.Header.Values("Origin")
 	for _, origin := range from {
 		if !slices.Contains(origins, origin) {
@@ -417,7 +420,7 @@ func fromPage(r *http.Request, origins []string) bool {
 	return len(from) == 0 && site != "" && site != "none"
 }
 
-// IsCrossSite reports whether a web page of another origin makes a request.
+// IsCrossSite reports whether a request comes from a web page of another origin than Host.
 func IsCrossSite(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true

@@ -1,6 +1,7 @@
-// Package server serves the port: gRPC on grpc-go's own transport, JSON and gRPC-Web over
-// HTTP/1.1, health and reflection. It also implements the graceful shutdown. Only errors.go
-// converts the domain's errors to gRPC statuses.
+// Package server serves all protocols of the service on one port: gRPC, health and reflection over
+// HTTP/2 (with grpc-go's own transport), and JSON, gRPC-Web and the Connect protocol over HTTP/1.1. It
+// also implements the graceful shutdown. Only errors.go converts errors, such as those of package
+// verify, to gRPC statuses.
 package server
 
 import (
@@ -25,17 +26,18 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// streamWorkers is the number of goroutines that grpc-go reuses for calls, so that their
-// stacks need not grow again. Calls beyond it get a new goroutine each.
+// streamWorkers is the number of goroutines that grpc-go reuses for calls, so that their stacks do not
+// grow again for each call. If all of them are busy, a call gets a new goroutine.
 const streamWorkers = 64
 
 const (
-	drainTimeout        = 10 * time.Second // minimum, after the listener is closed
+	drainTimeout        = 10 * time.Second // minimum; see callsTimeout
 	outcomeFlushTimeout = 5 * time.Second  // after the calls have finished
 	readinessInterval   = time.Second
 )
 
-// Liveness is the health service that stays SERVING while the database is unavailable.
+// Liveness is the name of the health service whose status stays SERVING if the database is
+// unavailable.
 const Liveness = "liveness"
 
 // Config configures Serve.
@@ -43,28 +45,28 @@ type Config struct {
 	Listener     net.Listener
 	Verifier     *verify.Verifier
 	Numbers      verify.NumberParser
-	Ready        func(context.Context) error // nil if the store answers
-	DrainDelay   time.Duration               // between NOT_SERVING and closing the listener
+	Ready        func(context.Context) error // returns nil if the store is usable
+	DrainDelay   time.Duration               // from NOT_SERVING to the close of Listener
 	TLS          *connmux.Certificates       // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
-	Origins      []string                    // web pages that may call, "*" for any
+	Origins      []string                    // of web pages that may call; "*" for any
 	Reflection   bool
 	Limits       Limits
 	Version      string
 	Telemetry    telemetry.Telemetry
-	Metrics      net.Listener // for scrapes and probes, nil for none
+	Metrics      net.Listener // serves metrics and probes; nil for none
 
 	// Only internal/dev sets the following fields.
 
 	OptionalTemplate bool // accept an empty sign name and template code
-	AnyPage          bool // accept calls from web pages of all origins; Origins sets the CORS headers
+	AnyPage          bool // accept all origins; Origins only sets CORS headers
 	WrapCalls        func(pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer
 	WrapHTTP         func(draining context.Context, next http.Handler) http.Handler // draining is done when the listener is closed
 }
 
-// Serve serves until ctx is done. Then it reports NOT_SERVING and accepts connections for
-// DrainDelay, waits for calls in flight, and stores the outcomes of their sends. It abandons
-// calls that do not end in time, and returns an error for them.
+// Serve serves until ctx is done. Then it reports NOT_SERVING, but accepts connections for DrainDelay.
+// It then closes the listener, waits for the calls in flight, and stores the outcomes of their sends.
+// If calls do not end in time, it returns an error without waiting longer.
 func Serve(ctx context.Context, c Config) error {
 	streamCtx, cancelStreams := context.WithCancel(context.Background())
 	defer cancelStreams()
@@ -107,11 +109,11 @@ func Serve(ctx context.Context, c Config) error {
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	ready := &readiness{health: healthServer, metrics: c.Telemetry.Metrics}
-	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the store has answered
+	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the first probe succeeds
 	if c.Metrics != nil {
 		metricsServer := newMetricsServer(c.Telemetry.Metrics, healthServer)
 		go metricsServer.Serve(c.Metrics)
-		defer metricsServer.Close() // last, so that it shows the shutdown
+		defer metricsServer.Close() // last: it shows metrics of the shutdown
 	}
 	pollCtx, stopPolling := context.WithCancel(ctx)
 	defer stopPolling()
@@ -142,19 +144,20 @@ func Serve(ctx context.Context, c Config) error {
 	return failure
 }
 
-// callsTimeout returns how long calls in flight may take after the listener is closed.
+// callsTimeout returns the time that calls in flight have after the listener is closed: at least
+// drainTimeout, and long enough for the longest send.
 func (c Config) callsTimeout() time.Duration {
 	return max(drainTimeout, verify.LongestSend(c.Verifier.SMSTimeout)+time.Second)
 }
 
-// StopTimeout returns the longest time that Serve takes to return after its context is done,
-// even if a handler, the store or the sender hangs.
+// StopTimeout returns the maximum time from the end of Serve's context until Serve returns, even if a
+// handler, the store or the sender hangs.
 func (c Config) StopTimeout() time.Duration {
 	return c.DrainDelay + c.callsTimeout() + outcomeFlushTimeout
 }
 
-// cancelStreamsOnDrain cancels streams when ctx is done. Health watches have no time limit, so
-// they would delay the shutdown until their clients end them.
+// cancelStreamsOnDrain returns an interceptor that cancels streams when ctx is done. Health watches
+// have no time limit. Without the interceptor, they would delay the shutdown until their clients end.
 func cancelStreamsOnDrain(ctx context.Context) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		own, cancel := context.WithCancel(stream.Context())
@@ -171,9 +174,9 @@ type cancelableStream struct {
 
 func (s cancelableStream) Context() context.Context { return s.ctx }
 
-// stopCalls lets calls in flight finish, and closes their connections after the timeout.
-// It does not wait for grpc-go, because GracefulStop waits for handlers without a bound
-// and Stop waits for connections.
+// stopCalls waits until the calls in flight end, at most for timeout, and then closes the connections.
+// After the timeout it does not wait for grpc-go, because GracefulStop waits for handlers without a
+// time limit, and Stop waits for connections.
 func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	go func() {
@@ -193,7 +196,7 @@ func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, timeout time.Du
 	}
 }
 
-// readiness sets the health status of "" and of the service, and the metric.
+// readiness sets the health status of the services "" and PhoneNumberService, and the metric.
 type readiness struct {
 	health  *health.Server
 	metrics *telemetry.Metrics
@@ -202,8 +205,8 @@ type readiness struct {
 	draining bool
 }
 
-// watch probes the store and sets the status to the result, until ctx is done. Liveness stays
-// SERVING: a restart does not help if the database is unavailable.
+// watch probes the store each second, and sets the status to the result, until ctx is done. It does not
+// change Liveness, because a restart does not help if the database is unavailable.
 func (r *readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
 	tick := time.NewTicker(readinessInterval)
 	defer tick.Stop()
@@ -236,7 +239,7 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 	}
 }
 
-// drain sets NOT_SERVING permanently, because a slow probe may still end with SERVING.
+// drain sets NOT_SERVING permanently, because a probe that is running can still set SERVING.
 func (r *readiness) drain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -258,7 +261,8 @@ func (r *readiness) publish(s healthpb.HealthCheckResponse_ServingStatus) {
 	r.health.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)
 }
 
-// newMetricsServer serves metrics and probes on their own address, for operators only.
+// newMetricsServer returns the server for metrics and probes, which has a separate address for
+// operators.
 func newMetricsServer(m *telemetry.Metrics, h *health.Server) *http.Server {
 	statusOf := func(service string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {

@@ -13,18 +13,18 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// service implements the two calls: it validates the fields, calls the domain and adds
-// attributes to the log line. It returns the domain's errors; errors.go converts them to
-// statuses.
+// service implements the two calls: it validates the fields, calls package verify, and adds attributes
+// to the log line. It returns the errors of package verify, which errors.go converts to statuses. In
+// the API, the field signature is Aliyun's SMS sign name.
 type service struct {
 	pb.UnimplementedPhoneNumberServiceServer
 	verifier           *verify.Verifier
 	numbers            verify.NumberParser
 	metrics            *telemetry.Metrics
-	allowEmptyTemplate bool // for development: sign name, template
+	allowEmptyTemplate bool // of dev; also for the sign name
 }
 
-// fieldErrors are all invalid fields of one request.
+// fieldErrors lists all invalid fields of one request.
 type fieldErrors []*verify.FieldError
 
 func (e fieldErrors) Error() string {
@@ -72,15 +72,16 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 	if invalid != nil {
 		return nil, fieldErrors{invalid}
 	}
-	found, err := s.verifier.Check(ctx, number, r.GetCode())
+	checked, err := s.verifier.Check(ctx, number, r.GetCode())
 	if err != nil {
 		return nil, err
 	}
-	s.metrics.ObserveCheck(ctx, number, found)
-	callFrom(ctx).outcome = found.Outcome.String()
-	return &pb.ValidResponse{Valid: found.Valid()}, nil
+	s.metrics.ObserveCheck(ctx, number, checked)
+	callFrom(ctx).outcome = checked.Outcome.String()
+	return &pb.ValidResponse{Valid: checked.Valid()}, nil
 }
 
+// number parses a phone number, and sets it as the number of the call for the log line.
 func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
 	n, invalid := s.numbers.Parse(raw)
 	if invalid == nil {
@@ -89,15 +90,17 @@ func (s *service) number(ctx context.Context, raw string) (verify.Number, *verif
 	return n, invalid
 }
 
+// isSignName reports whether s has the form of an Aliyun SMS sign name: 1 to 64 printable characters,
+// not only spaces. It does not check whether Aliyun has approved it.
 func isSignName(s string) bool {
 	n := utf8.RuneCountInString(s)
 	return strings.TrimSpace(s) != "" && utf8.ValidString(s) && n <= 64 && !strings.ContainsFunc(s, neverPrinted)
 }
 
 // neverPrinted reports whether r is not printable in any version of Unicode: a control,
-// format or private-use character, a space other than ' ', or a noncharacter. It is false for
-// a code point that is only unassigned in this program's tables: a later version of Unicode
-// may assign it to a hanzi, and a sign name can contain it.
+// format or private-use character, a space other than ' ', or a noncharacter. It returns false if r is
+// only unassigned in the Unicode version of this program. A later version can assign r to a Chinese
+// character, which a sign name can contain.
 func neverPrinted(r rune) bool {
 	return !unicode.IsPrint(r) && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Z,
 		unicode.Noncharacter_Code_Point, unicode.Other_Default_Ignorable_Code_Point)
