@@ -31,7 +31,7 @@ type mysqlError struct {
 var mysqlErrors = map[uint16]mysqlError{
 	1020: {conflict, "the record changed since it was last read"},
 	1040: {notApplied | transient, "too many connections"},
-	1044: {notApplied, "the user may not use the database"},
+	1044: {notApplied, "the user has no right to the database"},
 	1045: {notApplied, "the user or the password is wrong"},
 	1047: {notApplied | transient, "the Galera node has no quorum or is not in sync"},
 	1048: {conflict, "a version has changed"}, // see updateBatchSQL
@@ -40,14 +40,14 @@ var mysqlErrors = map[uint16]mysqlError{
 	1054: {notApplied, "a column is missing"},
 	1062: {conflict, "the row is there already"},
 	1114: {notApplied, "the table or its disk is full"},
-	1142: {notApplied | denied, "the user may not do this to the table"},
-	1143: {notApplied | denied, "the user may not do this to the column"},
+	1142: {notApplied | denied, "the user lacks a right to the table"},
+	1143: {notApplied | denied, "the user lacks a right to the column"},
 	1146: {notApplied | tableMissing, "the table is missing"},
 	1203: {notApplied | transient, "too many connections of this user (max_user_connections)"},
-	1205: {notApplied | transient, "a lock, or a Galera node to catch up, was waited for too long"},
-	1213: {conflict | transient, "a deadlock, or Galera's certification"},
+	1205: {notApplied | transient, "timeout while waiting for a lock, or for a Galera node to catch up"},
+	1213: {conflict | transient, "a deadlock, or Galera's certification failed"},
 	1226: {notApplied | transient, "a limit of this user's resources"},
-	1243: {notApplied, "the statement is unknown; a proxy may have changed servers"},
+	1243: {notApplied, "the prepared statement does not exist; a proxy may have changed servers"},
 	1264: {notApplied, "a value is out of its column's range"},
 	1290: {notApplied | transient, "the server is read-only"}, // for 1290, 1792, 1836 the driver returns ErrBadConn
 	1364: {notApplied, "a column has no default"},
@@ -63,7 +63,7 @@ var mysqlErrors = map[uint16]mysqlError{
 	2006: {transient, "a proxy's connection to the server is gone"},
 	2013: {transient, "a proxy lost its connection to the server"},
 	3032: {transient, "the server is in offline mode"},
-	3101: {conflict, "group replication's certification"},
+	3101: {conflict, "group replication's certification failed"},
 	9001: {transient, "a proxy found no server in time"}, // ProxySQL; TiDB: placement driver timeout
 }
 
@@ -350,7 +350,7 @@ func mysqlWarnings(value map[string]string, connections int) (warnings []string)
 		warnings = append(warnings, "innodb_flush_log_at_trx_commit is "+v+lost)
 	}
 	if v, ok := value["sync_binlog"]; ok && v != "1" && value["log_bin"] == "ON" {
-		warnings = append(warnings, "sync_binlog is "+v+" beside a binary log"+lost)
+		warnings = append(warnings, "sync_binlog is "+v+" and the binary log is on"+lost)
 	}
 	if n, _ := strconv.Atoi(value["max_user_connections"]); n > 0 && n < connections {
 		warnings = append(warnings, fmt.Sprintf("max_user_connections is %d, for all replicas, and each opens %d connections to the database, if it can: calls wait for a connection; raise it, or lower PHONENUMBER_DATABASE_CONNECTIONS", n, connections))
