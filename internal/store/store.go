@@ -61,8 +61,8 @@ type engine interface {
 	classify(err error) errorClass
 	// redact returns err without any text that can contain a phone number.
 	redact(err error) error
-	// hint returns the text that explains to the operator how to resolve an error of Prepare. It returns "" if it has no hint
-	// for err.
+	// hint returns the remedy for an error of Prepare, as a text for the operator. It returns ""
+	// if it has none.
 	hint(err error) string
 	warnings(ctx context.Context, pool *sql.DB) []string
 	// check checks that the table is usable for the statements. It returns an error if the table
