@@ -206,6 +206,9 @@ func newService(p process, settings config.Config) (service, error) {
 // telemetry returns the telemetry of the service. flush writes its last traces and log lines.
 func (s service) telemetry(ctx context.Context) (tel telemetry.Telemetry, flush func(), err error) {
 	tracer, stopTracing, err := telemetry.Tracing(ctx, s.version, s.log)
+	if err != nil {
+		s.sampled.Flush()
+	}
 	tel = telemetry.Telemetry{Metrics: telemetry.NewMetrics(s.version), Tracer: tracer, Log: s.log}
 	return tel, func() { stopTracing(); s.sampled.Flush() }, err
 }
