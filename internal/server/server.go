@@ -49,7 +49,7 @@ type Config struct {
 	DrainDelay   time.Duration               // from NOT_SERVING to the close of Listener
 	TLS          *connmux.Certificates       // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
-	Origins      []string                    // of web pages that may call; "*" for any
+	Origins      []string                    // of web pages that may call; "*" for any, with AnyPage
 	Reflection   bool
 	Limits       Limits
 	Version      string

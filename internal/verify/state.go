@@ -87,8 +87,8 @@ func (r Rules) Withdraw(s State, sendID, now int64) State {
 }
 
 // Check compares the live codes with macs: the MACs of the entered code, one for each key. A
-// match drops the code and all older codes. Without a match, every live code has one attempt
-// less, and a code without attempts is dropped. changed is false if no code was live; there
+// match drops the code and all older codes. Without a match, it adds one to the
+// Attempts of every live code, and drops a code whose Attempts reach the limit. changed is false if no code was live; there
 // is then nothing to store.
 func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed bool) {
 	codes := r.unexpired(s.Codes, now)
