@@ -196,31 +196,34 @@ func TestLines_DropAndCountFailedLines(t *testing.T) {
 	file.script(writeResult{0, syscall.EPIPE}, writeResult{0, syscall.EPIPE})
 	l, dropped := newLines(file)
 	l.OnLoss(func(lost int) { fmt.Fprintf(l, "lost %d\n", lost) })
-	for _, lines := range []string{"one\n", "two\nthree\n", "four\n"} {
-		io.WriteString(l, lines)
-		l.Flush(time.Minute)
-	}
-	if got, want := file.String(), "four\nlost 3\n"; got != want {
-		t.Errorf("got %q; want %q", got, want)
-	}
-	if n := valueOf(dropped); n != 3 {
-		t.Errorf("got %v dropped lines; want 3", n)
-	}
+	writeAndFlush(l, "one\n", "two\nthree\n", "four\n")
+	checkWritten(t, file, "four\nlost 3\n", dropped, 3)
 }
 
 func TestLines_BeginANewLineAfterATornOne(t *testing.T) {
 	file := &scriptedFile{}
 	file.script(writeResult{5, syscall.ENOSPC})
 	l, dropped := newLines(file)
-	for _, lines := range []string{"one\ntwo\nthree\n", "four\n"} {
-		io.WriteString(l, lines)
+	writeAndFlush(l, "one\ntwo\nthree\n", "four\n")
+	checkWritten(t, file, "one\nt\nfour\n", dropped, 2)
+}
+
+// writeAndFlush writes each of texts, and waits until the file has it.
+func writeAndFlush(l *Lines, texts ...string) {
+	for _, text := range texts {
+		io.WriteString(l, text)
 		l.Flush(time.Minute)
 	}
-	if got, want := file.String(), "one\nt\nfour\n"; got != want {
+}
+
+// checkWritten compares the content of file and the number of dropped lines.
+func checkWritten(t *testing.T, file *scriptedFile, want string, dropped prometheus.Counter, wantDropped float64) {
+	t.Helper()
+	if got := file.String(); got != want {
 		t.Errorf("got %q; want %q", got, want)
 	}
-	if n := valueOf(dropped); n != 2 {
-		t.Errorf("got %v dropped lines; want 2", n)
+	if n := valueOf(dropped); n != wantDropped {
+		t.Errorf("got %v dropped lines; want %v", n, wantDropped)
 	}
 }
 

@@ -243,5 +243,5 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	}, nil
 }
 
-// LongestSend returns the maximum time that Send takes with this Verifier.SMSTimeout.
+// LongestSend returns the maximum time that Send takes with this Config.SMSTimeout.
 func LongestSend(smsTimeout time.Duration) time.Duration { return 2*storeTimeout + smsTimeout }
