@@ -14,22 +14,22 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 )
 
 func TestInbox_ListsNewestFirst(t *testing.T) {
 	r, _ := startDev(t)
-	r.send(t, "18600000001")
-	r.send(t, "18600000002")
-	r.send(t, "18600000001")
-	r.send(t, "+85291234567")
+	r.MustSend(t, "18600000001")
+	r.MustSend(t, "18600000002")
+	r.MustSend(t, "18600000001")
+	r.MustSend(t, "+85291234567")
 	get := func(query string) (numbers []string) {
 		t.Helper()
-		code, body := r.ask(t, "GET", "/inbox.json"+query, "")
+		code, body := r.Ask(t, "GET", "/inbox.json"+query, "")
 		var messages []map[string]string
 		if err := json.Unmarshal([]byte(body), &messages); code != 200 || err != nil {
 			t.Fatalf("%s: got %d %s; want 200 and a list", query, code, body)
@@ -56,7 +56,7 @@ func TestInbox_ListsNewestFirst(t *testing.T) {
 			t.Errorf("%s: got %v; want %v", query, got, want)
 		}
 	}
-	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=10086", ""); code != 400 || !strings.Contains(body, "phone_number") {
+	if code, body := r.Ask(t, "GET", "/inbox.json?phone_number=10086", ""); code != 400 || !strings.Contains(body, "phone_number") {
 		t.Errorf("an invalid number: got %d %s; want 400 that names phone_number", code, body)
 	}
 }
@@ -73,7 +73,7 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 	}
 	for listens, change := range map[string]func(*server.Config){"on loopback": func(*server.Config) {}, "on every address": everywhere} {
 		r, _ := startDev(t, change)
-		_, port, _ := net.SplitHostPort(r.addr)
+		_, port, _ := net.SplitHostPort(r.Addr)
 		for host, want := range map[string]int{
 			"evil.example": 421, "evil.example:" + port: 421, "localhost.evil.example": 421, "127.0.0.1.nip.io": 421, "local": 200,
 			"EVIL.example.": 421, "localhost.evil": 421, "local.": 200, "localhost..": 421, ".": 421,
@@ -82,14 +82,14 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 			"localhost:" + port: 200, "127.0.0.1": 200, "[::1]:" + port: 200, "sms:50511": 200, "sms.internal": 200, "phone.localhost": 200,
 		} {
 			for _, path := range []string{"/inbox.json", "/"} {
-				q, _ := http.NewRequest("GET", "http://"+r.addr+path, nil)
+				q, _ := http.NewRequest("GET", "http://"+r.Addr+path, nil)
 				q.Host = host
-				if code, body := do(t, q); code != want {
+				if code, body := servertest.Do(t, q); code != want {
 					t.Errorf("listens %s, Host %s: got %d %s; want %d", listens, host, code, body, want)
 				}
 			}
 		}
-		warned := strings.Contains(r.log.String(), "shows every code to whoever reaches this address")
+		warned := strings.Contains(r.Log.String(), "shows every code to whoever reaches this address")
 		if warned != (listens == "on every address") {
 			t.Errorf("listens %s: the log warns: got %v; want %v", listens, warned, !warned)
 		}
@@ -98,7 +98,7 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 
 func TestDev_RejectsForeignPages(t *testing.T) {
 	r, inbox := startDev(t)
-	r.send(t, "18600000001")
+	r.MustSend(t, "18600000001")
 	for _, headers := range [][]string{
 		{"Origin", "http://evil.example"},
 		{"Origin", "null"},
@@ -111,15 +111,15 @@ func TestDev_RejectsForeignPages(t *testing.T) {
 			"GET /number.json?phone_number=1",
 		} {
 			method, path, _ := strings.Cut(endpoint, " ")
-			if code, body := r.ask(t, method, path, `{"kind":"timeout"}`, headers...); code != 403 {
+			if code, body := r.Ask(t, method, path, `{"kind":"timeout"}`, headers...); code != 403 {
 				t.Errorf("%s with %v: got %d %s; want 403", endpoint, headers, code, body)
 			}
 		}
-		if code, _ := r.ask(t, "GET", "/", "", headers...); code != 200 {
+		if code, _ := r.Ask(t, "GET", "/", "", headers...); code != 200 {
 			t.Errorf("a link to the page, with %v: got %d; want 200", headers, code)
 		}
 	}
-	if code, _ := r.ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.addr, "Sec-Fetch-Site", "same-origin"); code != 200 ||
+	if code, _ := r.Ask(t, "GET", "/inbox.json", "", "Origin", "http://"+r.Addr, "Sec-Fetch-Site", "same-origin"); code != 200 ||
 		len(inbox.Messages("")) != 1 {
 		t.Errorf("the page of dev: got %d, %v; want 200 and one message", code, inbox.Messages(""))
 	}
@@ -133,16 +133,16 @@ func TestInbox_WaitEndsWithAMessageOrInTime(t *testing.T) {
 	}
 	waited := make(chan response, 1)
 	go func() {
-		code, body := r.ask(t, "GET", "/inbox.json?phone_number=+8618600000001&wait=1m", "")
+		code, body := r.Ask(t, "GET", "/inbox.json?phone_number=+8618600000001&wait=1m", "")
 		waited <- response{code, body}
 	}()
-	r.send(t, "18600000002") // a message to another number does not end the wait
-	r.send(t, "18600000001")
+	r.MustSend(t, "18600000002") // a message to another number does not end the wait
+	r.MustSend(t, "18600000001")
 	if got := <-waited; got.code != 200 || strings.Count(got.body, "phone_number") != 1 || !strings.Contains(got.body, "+8618600000001") {
 		t.Errorf("a wait for +8618600000001: got %d %s; want 200 and one message", got.code, got.body)
 	}
 	began := time.Now()
-	if code, body := r.ask(t, "GET", "/inbox.json?phone_number=18600000003&wait=150ms", ""); code != 200 || strings.TrimSpace(body) != "[]" ||
+	if code, body := r.Ask(t, "GET", "/inbox.json?phone_number=18600000003&wait=150ms", ""); code != 200 || strings.TrimSpace(body) != "[]" ||
 		time.Since(began) < 150*time.Millisecond {
 		t.Errorf("a wait without a message: got %d %s after %v; want 200 [] after 150ms", code, body, time.Since(began))
 	}
@@ -154,29 +154,29 @@ func TestInbox_WaitMayExceedEveryTimeout(t *testing.T) {
 	r, _ := startDev(t)
 	const wait = 6 * time.Second // longer than the read timeout of 5 s
 	began := time.Now()
-	if code, body := r.ask(t, "GET", "/inbox.json?wait="+wait.String(), ""); code != 200 || time.Since(began) < wait {
+	if code, body := r.Ask(t, "GET", "/inbox.json?wait="+wait.String(), ""); code != 200 || time.Since(began) < wait {
 		t.Errorf("got %d %s after %v; want 200 after %v", code, body, time.Since(began), wait)
 	}
 }
 
 func TestInbox_DeleteKeepsTheCodes(t *testing.T) {
 	r, inbox := startDev(t)
-	r.send(t, "18600000001")
-	r.send(t, "18600000002")
+	r.MustSend(t, "18600000001")
+	r.MustSend(t, "18600000002")
 	code := inbox.Messages("+8618600000001")[0].Code
-	if status, body := r.ask(t, "DELETE", "/inbox.json?phone_number=+86 186 0000 0001", ""); status != 400 {
+	if status, body := r.Ask(t, "DELETE", "/inbox.json?phone_number=+86 186 0000 0001", ""); status != 400 {
 		t.Errorf("a query with spaces: got %d %s; want 400", status, body) // from net/http
 	}
-	if status, body := r.ask(t, "DELETE", "/inbox.json?phone_number=+8618600000001", ""); status != 204 {
+	if status, body := r.Ask(t, "DELETE", "/inbox.json?phone_number=+8618600000001", ""); status != 204 {
 		t.Errorf("DELETE of one number: got %d %s; want 204", status, body)
 	}
 	if m := inbox.Messages(""); len(m) != 1 || m[0].PhoneNumber != "+8618600000002" {
 		t.Errorf("messages after DELETE: got %v; want the one of +8618600000002", m)
 	}
-	if !r.valid(t, "18600000001", code) {
+	if !r.IsValid(t, "18600000001", code) {
 		t.Error("the code of a deleted message: got invalid; want valid")
 	}
-	if status, _ := r.ask(t, "DELETE", "/inbox.json", ""); status != 204 || len(inbox.Messages("")) != 0 {
+	if status, _ := r.Ask(t, "DELETE", "/inbox.json", ""); status != 204 || len(inbox.Messages("")) != 0 {
 		t.Errorf("DELETE of all: got %d, messages %v; want 204, none", status, inbox.Messages(""))
 	}
 }
@@ -199,17 +199,18 @@ func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 		{"timeout", codes.DeadlineExceeded, "SMS_TIMEOUT", 0, "", 0},
 		{"timeout_delivered", codes.DeadlineExceeded, "SMS_TIMEOUT", 0, "", 1},
 	} {
-		number := freshNumber()
-		r.send(t, number)
+		number := servertest.FreshNumber()
+		r.MustSend(t, number)
 		earlier := inbox.Messages("")[0].Code
-		if status, body := r.ask(t, "PUT", "/failures.json", `{"kind":"`+f.kind+`","times":1}`); status != 200 ||
+		if status, body := r.Ask(t, "PUT", "/failures.json", `{"kind":"`+f.kind+`","times":1}`); status != 200 ||
 			!strings.Contains(body, f.kind) {
 			t.Fatalf("PUT %s: got %d %s", f.kind, status, body)
 		}
 		before := len(inbox.Messages(""))
-		_, err := r.SendSMS(t.Context(), request(number))
+		_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
 		s := status.Convert(err)
-		info, retry, field := details(s)
+		info, retry, bad := servertest.Details(t, s)
+		field := servertest.FieldOf(bad)
 		if s.Code() != f.code || info.GetReason() != f.reason || retry.GetRetryDelay().AsDuration() != f.retry || field != f.field {
 			t.Errorf("%s: got %v, reason %s, retry %v, field %q; want %v, %s, %v, %q", f.kind, s, info.GetReason(), retry.GetRetryDelay().AsDuration(), field, f.code, f.reason, f.retry, f.field)
 		}
@@ -220,45 +221,30 @@ func TestFailures_SendsFailLikeAtAliyun(t *testing.T) {
 		if len(messages)-before != f.sent {
 			t.Errorf("%s: messages: got %d; want %d", f.kind, len(messages)-before, f.sent)
 		}
-		if code := messages[0].Code; f.sent == 1 && !r.valid(t, number, code) {
+		if code := messages[0].Code; f.sent == 1 && !r.IsValid(t, number, code) {
 			t.Errorf("%s: the code in the inbox: got invalid; want valid", f.kind)
-		} else if f.sent == 0 && !r.valid(t, number, earlier) {
+		} else if f.sent == 0 && !r.IsValid(t, number, earlier) {
 			t.Errorf("%s: the earlier code: got invalid; want valid", f.kind)
 		}
-		if n := freshNumber(); len(inbox.Failures()) != 0 {
+		if n := servertest.FreshNumber(); len(inbox.Failures()) != 0 {
 			t.Errorf("%s: failures after one send: got %v; want none", f.kind, inbox.Failures())
 		} else {
-			r.send(t, n)
+			r.MustSend(t, n)
 		}
 	}
-}
-
-// details returns the details of s, with the name of the first invalid field, or "".
-func details(s *status.Status) (info *errdetails.ErrorInfo, retry *errdetails.RetryInfo, field string) {
-	for _, d := range s.Details() {
-		switch d := d.(type) {
-		case *errdetails.ErrorInfo:
-			info = d
-		case *errdetails.RetryInfo:
-			retry = d
-		case *errdetails.BadRequest:
-			field = d.FieldViolations[0].Field
-		}
-	}
-	return info, retry, field
 }
 
 func TestFailures_OfANumberComeFirst(t *testing.T) {
 	r, inbox := startDev(t)
 	mustReturn := func(number string, want codes.Code) {
 		t.Helper()
-		if _, err := r.SendSMS(t.Context(), request(number)); status.Code(err) != want {
+		if _, err := r.SendSMS(t.Context(), servertest.SendRequest(number)); status.Code(err) != want {
 			t.Errorf("%s: got %v; want %v", number, err, want)
 		}
 	}
 	put := func(body string) {
 		t.Helper()
-		if status, got := r.ask(t, "PUT", "/failures.json", body); status != 200 {
+		if status, got := r.Ask(t, "PUT", "/failures.json", body); status != 200 {
 			t.Fatalf("%s: got %d %s; want 200", body, status, got)
 		}
 	}
@@ -276,7 +262,7 @@ func TestFailures_OfANumberComeFirst(t *testing.T) {
 	if got := inbox.Failures(); !slices.Equal(got, want) {
 		t.Errorf("failures: got %v; want %v", got, want)
 	}
-	if status, _ := r.ask(t, "DELETE", "/failures.json?phone_number=18600000002", ""); status != 204 {
+	if status, _ := r.Ask(t, "DELETE", "/failures.json?phone_number=18600000002", ""); status != 204 {
 		t.Errorf("DELETE of one: got %d; want 204", status)
 	}
 	mustReturn("18600000002", codes.ResourceExhausted)
@@ -287,7 +273,7 @@ func TestFailures_OfANumberComeFirst(t *testing.T) {
 	mustReturn("18600000001", codes.OK)
 	put(`{"kind":"illegal_number","phone_number":"18600000002"}`)
 	mustReturn("18600000002", codes.InvalidArgument)
-	if status, _ := r.ask(t, "DELETE", "/failures.json", ""); status != 204 {
+	if status, _ := r.Ask(t, "DELETE", "/failures.json", ""); status != 204 {
 		t.Errorf("DELETE of all: got %d; want 204", status)
 	}
 	mustReturn("18600000002", codes.OK)
@@ -330,7 +316,7 @@ func TestDev_InvalidRequestsAreExplained(t *testing.T) {
 		{"GET", "/number.json", "", "phone_number, is required"},
 		{"GET", "/number.json?phone_number=1&x=1", "", "phone_number, is required"},
 	} {
-		if code, body := r.ask(t, c.method, c.path, c.body); code != 400 || !strings.Contains(body, c.want) {
+		if code, body := r.Ask(t, c.method, c.path, c.body); code != 400 || !strings.Contains(body, c.want) {
 			t.Errorf("%s %s %.60s: got %d %s; want 400 and %s", c.method, c.path, c.body, code, body, c.want)
 		}
 	}
@@ -344,7 +330,7 @@ func TestDev_InvalidRequestsAreExplained(t *testing.T) {
 		"/number.json?phone_number=":               `{"fault":"is required: one mobile number`,
 		"/number.json?phone_number=10086":          `{"fault":"must be one mobile number`,
 	} {
-		if _, body := r.ask(t, "GET", path, ""); !strings.Contains(body, want) {
+		if _, body := r.Ask(t, "GET", path, ""); !strings.Contains(body, want) {
 			t.Errorf("%s: got %s; want %s", path, body, want)
 		}
 	}
@@ -357,7 +343,7 @@ func TestDev_MissingBodyHoldsNoConnection(t *testing.T) {
 	var connections sync.WaitGroup
 	for _, path := range []string{"/inbox.json?wait=1s", "/inbox/events"} {
 		connections.Go(func() {
-			c, err := net.Dial("tcp", r.addr)
+			c, err := net.Dial("tcp", r.Addr)
 			if err != nil {
 				t.Error(err)
 				return
@@ -381,7 +367,7 @@ func TestPage_HasSecurityHeadersAndIsSmall(t *testing.T) {
 		"/words.js": "text/javascript; charset=utf-8", "/openapi.json": "application/json",
 		"/inbox.json": "application/json", "/failures.json": "application/json",
 	} {
-		res, err := http.Get("http://" + r.addr + path)
+		res, err := http.Get("http://" + r.Addr + path)
 		if err != nil {
 			t.Fatal(err)
 		}

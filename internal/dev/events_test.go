@@ -12,16 +12,17 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 // listen opens the event stream. next waits for the next event of a kind and decodes it.
-func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
+func listen(t *testing.T, r *servertest.Replica) (next func(event string, into any)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)
-	q, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.addr+"/inbox/events", nil)
+	q, _ := http.NewRequestWithContext(ctx, "GET", "http://"+r.Addr+"/inbox/events", nil)
 	res, err := http.DefaultClient.Do(q)
 	if err != nil {
 		t.Fatal(err)
@@ -53,8 +54,8 @@ func (r *replica) listen(t *testing.T) (next func(event string, into any)) {
 
 func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 	r, _ := startDev(t)
-	r.send(t, "18600000001")
-	next := r.listen(t)
+	r.MustSend(t, "18600000001")
+	next := listen(t, r)
 	var settings struct {
 		AttemptLimit   int     `json:"attempt_limit"`
 		CodeTTLSeconds float64 `json:"code_ttl_seconds"`
@@ -95,28 +96,28 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 		t.Fatalf("first update: got whole %v, %v; want true and one message", whole, known)
 	}
 	waitFor("sent before", 1, codeLive, 3)
-	r.valid(t, "18600000001", "x")
+	r.IsValid(t, "18600000001", "x")
 	waitFor("a wrong code", 1, codeLive, 2)
-	r.send(t, "18600000001")
+	r.MustSend(t, "18600000001")
 	waitFor("a newer code", 1, codeReplaced, 0)
 	waitFor("the newer code", 2, codeLive, 3)
 	if whole {
 		t.Error("update after a change: got the whole inbox; want only the change")
 	}
-	if !r.valid(t, "18600000001", known[2].Code) {
+	if !r.IsValid(t, "18600000001", known[2].Code) {
 		t.Error("the code in the event: got invalid; want valid")
 	}
 	waitFor("the right code", 2, codeUsed, 0)
-	if r.valid(t, "18600000001", known[1].Code) {
+	if r.IsValid(t, "18600000001", known[1].Code) {
 		t.Error("the replaced code: got valid; want invalid")
 	}
-	r.send(t, "18600000002")
+	r.MustSend(t, "18600000002")
 	waitFor("another number", 3, codeLive, 3)
 	for range 3 {
-		r.valid(t, "18600000002", "x")
+		r.IsValid(t, "18600000002", "x")
 	}
 	waitFor("three wrong codes", 3, codeSpent, 0)
-	r.ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
+	r.Ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
 	for !whole {
 		update()
 	}
@@ -127,7 +128,7 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 
 func TestEvents_BurstIsFewEvents(t *testing.T) {
 	r, inbox := startDev(t)
-	next := r.listen(t)
+	next := listen(t, r)
 	var u changes
 	next("inbox", &u)
 	const sent = 200
@@ -161,14 +162,14 @@ func (s lateStore) Load(ctx context.Context, n verify.Number) (verify.Record, er
 func TestEvents_AreTrueUnderContention(t *testing.T) {
 	r, inbox := startDev(t, func(c *server.Config) { c.Verifier.Store = lateStore{c.Verifier.Store} })
 	for range 20 {
-		number := freshNumber()
+		number := servertest.FreshNumber()
 		n := verify.Number("+86" + number)
 		var calls sync.WaitGroup
 		for worker := range 6 {
 			calls.Go(func() {
 				for i := range 15 {
 					if (worker+i)%3 == 0 {
-						r.SendSMS(t.Context(), request(number)) // some are rejected: eight are in flight
+						r.SendSMS(t.Context(), servertest.SendRequest(number)) // some are rejected: eight are in flight
 						continue
 					}
 					code := "x"
@@ -197,11 +198,11 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 			attempts = live.AttemptsLeft - 1
 		}
 		for i := range attempts { // a check of a dead code counts as well
-			if guess := append(dead, "x", "x")[i]; r.valid(t, number, guess) {
+			if guess := append(dead, "x", "x")[i]; r.IsValid(t, number, guess) {
 				t.Fatalf("code %s, which is not live: got valid; want invalid", guess)
 			}
 		}
-		if live != nil && !r.valid(t, number, live.Code) {
+		if live != nil && !r.IsValid(t, number, live.Code) {
 			t.Fatalf("a live code with %d attempts left, at its last attempt: got invalid; want valid", live.AttemptsLeft)
 		}
 	}
@@ -209,10 +210,10 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 
 func TestEvents_WatcherDoesNotDelayTheDrain(t *testing.T) {
 	r, _ := startDev(t)
-	r.listen(t)("settings", &struct{}{})
-	r.stop()
+	listen(t, r)("settings", &struct{}{})
+	r.Stop()
 	select {
-	case <-r.done:
+	case <-r.Done:
 	case <-time.After(5 * time.Second):
 		t.Fatal("Serve still runs 5 s after the stop; want its return")
 	}

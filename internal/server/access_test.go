@@ -32,6 +32,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -53,14 +54,14 @@ func certificates(t *testing.T, ca, clientCA *catest.CA) (*connmux.Certificates,
 }
 
 // secureClient returns a client of r with a new connection.
-func secureClient(t *testing.T, r *replica, config *tls.Config) pb.PhoneNumberServiceClient {
+func secureClient(t *testing.T, r *servertest.Replica, config *tls.Config) pb.PhoneNumberServiceClient {
 	t.Helper()
 	return pb.NewPhoneNumberServiceClient(secureConn(t, r, config))
 }
 
-func secureConn(t *testing.T, r *replica, config *tls.Config) *grpc.ClientConn {
+func secureConn(t *testing.T, r *servertest.Replica, config *tls.Config) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	conn, err := grpc.NewClient(r.Addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +87,7 @@ func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string)
 	for i := 0; i < len(headers); i += 2 {
 		q.Header.Set(headers[i], headers[i+1])
 	}
-	res, b := roundTrip(t, c, q)
+	res, b := servertest.RoundTrip(t, c, q)
 	return res.StatusCode, res.Proto, b
 }
 
@@ -98,10 +99,10 @@ func TestTLS_OnePortServesGRPCAndJSON(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		config := ca.Client()
 		config.MaxVersion = version
-		if _, err := secureClient(t, r, config.Clone()).SendSMS(t.Context(), request("18600000000")); err != nil {
+		if _, err := secureClient(t, r, config.Clone()).SendSMS(t.Context(), servertest.SendRequest("18600000000")); err != nil {
 			t.Errorf("gRPC over TLS %x: got %v; want OK", version, err)
 		}
-		code, proto, body := postJSON(t, httpsClient(t, config), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`)
+		code, proto, body := postJSON(t, httpsClient(t, config), "https://"+r.Addr+sendPath, `{"phone_number":"18600000000"}`)
 		if code != 200 || body != "{}" || proto != "HTTP/1.1" {
 			t.Errorf("JSON over TLS %x: got %d %s over %s; want 200 {} over HTTP/1.1", version, code, body, proto)
 		}
@@ -111,14 +112,14 @@ func TestTLS_OnePortServesGRPCAndJSON(t *testing.T) {
 	}
 	old := ca.Client()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
-	if c, err := tls.Dial("tcp", r.addr, old); err == nil {
+	if c, err := tls.Dial("tcp", r.Addr, old); err == nil {
 		c.Close()
 		t.Error("TLS 1.1: got a connection; want an error")
 	}
-	if _, err := r.SendSMS(t.Context(), request("18600000000")); status.Code(err) != codes.Unavailable {
+	if _, err := r.SendSMS(t.Context(), servertest.SendRequest("18600000000")); status.Code(err) != codes.Unavailable {
 		t.Errorf("gRPC in plaintext: got %v; want Unavailable", err)
 	}
-	if code, body := r.post(t, "SendSMS", `{}`); code != 400 || !strings.Contains(body, "https://") {
+	if code, body := r.Post(t, "SendSMS", `{}`); code != 400 || !strings.Contains(body, "https://") {
 		t.Errorf("JSON in plaintext: got %d %q; want 400 and a hint to https", code, body)
 	}
 }
@@ -128,7 +129,7 @@ func TestTLS_OnePortServesGRPCAndJSON(t *testing.T) {
 func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 	ca := catest.New(t)
 	r, _ := startDev(t, func(c *server.Config) { c.TLS, _ = certificates(t, ca, nil) })
-	upstream, err := url.Parse("https://" + r.addr)
+	upstream, err := url.Parse("https://" + r.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +151,7 @@ func TestTLS_ProxyMustOfferOnlyHTTP2ForGRPC(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_, err = pb.NewPhoneNumberServiceClient(conn).SendSMS(t.Context(), request("18600000000"))
+		_, err = pb.NewPhoneNumberServiceClient(conn).SendSMS(t.Context(), servertest.SendRequest("18600000000"))
 		return err
 	}
 	both, _ := startProxy(t, &http.Transport{ForceAttemptHTTP2: true})
@@ -179,14 +180,14 @@ func TestAuthorization_ChecksTheCallerWhenTheMessageArrives(t *testing.T) {
 			return &auth.Caller{Name: "shop"}, nil
 		}
 	})
-	r.send(t, freshNumber())
-	stream, err := r.conn.NewStream(t.Context(), &grpc.StreamDesc{}, pb.PhoneNumberService_SendSMS_FullMethodName)
+	r.MustSend(t, servertest.FreshNumber())
+	stream, err := r.Conn.NewStream(t.Context(), &grpc.StreamDesc{}, pb.PhoneNumberService_SendSMS_FullMethodName)
 	if err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(100 * time.Millisecond) // until the headers have arrived
 	removed.Store(true)
-	if err := stream.SendMsg(request(freshNumber())); err != nil {
+	if err := stream.SendMsg(servertest.SendRequest(servertest.FreshNumber())); err != nil {
 		t.Fatal(err)
 	}
 	if err := stream.RecvMsg(&pb.Empty{}); status.Code(err) != codes.Unauthenticated {
@@ -205,16 +206,16 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 		res, err := healthpb.NewHealthClient(withoutCertificate).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if _, err := pb.NewPhoneNumberServiceClient(withoutCertificate).SendSMS(t.Context(), request("18600000000")); reasonOf(t,
+	if _, err := pb.NewPhoneNumberServiceClient(withoutCertificate).SendSMS(t.Context(), servertest.SendRequest("18600000000")); reasonOf(t,
 		err) != "Unauthenticated CALLER_UNKNOWN" {
 		t.Errorf("a call without a certificate: got %v; want Unauthenticated CALLER_UNKNOWN", err)
 	}
-	if code, _, body := postJSON(t, httpsClient(t, ca.Client()), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 401 || !strings.Contains(body, "CALLER_UNKNOWN") {
+	if code, _, body := postJSON(t, httpsClient(t, ca.Client()), "https://"+r.Addr+sendPath, `{"phone_number":"18600000000"}`); code != 401 || !strings.Contains(body, "CALLER_UNKNOWN") {
 		t.Errorf("JSON without a certificate: got %d %s; want 401 CALLER_UNKNOWN", code, body)
 	}
 	foreign := catest.New(t).Client("login.example.org")
 	foreign.RootCAs = ca.Pool
-	if _, err := secureClient(t, r, foreign).SendSMS(t.Context(), request("18600000000")); err == nil {
+	if _, err := secureClient(t, r, foreign).SendSMS(t.Context(), servertest.SendRequest("18600000000")); err == nil {
 		t.Error("a call with a certificate of another CA: got OK; want an error")
 	}
 	if n := len(inbox.Messages("")); n != 0 {
@@ -222,14 +223,14 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 	}
 	known := clients.Client("login.example.org")
 	known.RootCAs = ca.Pool
-	if _, err := secureClient(t, r, known.Clone()).SendSMS(t.Context(), request("18600000000")); err != nil {
+	if _, err := secureClient(t, r, known.Clone()).SendSMS(t.Context(), servertest.SendRequest("18600000000")); err != nil {
 		t.Errorf("a call with a certificate: got %v; want OK", err)
 	}
-	if code, _, body := postJSON(t, httpsClient(t, known), "https://"+r.addr+sendPath, `{"phone_number":"18600000000"}`); code != 200 {
+	if code, _, body := postJSON(t, httpsClient(t, known), "https://"+r.Addr+sendPath, `{"phone_number":"18600000000"}`); code != 200 {
 		t.Errorf("JSON with a certificate: got %d %s; want 200", code, body)
 	}
 	for _, want := range []string{"status=Unauthenticated", "caller=unknown", "caller=login.example.org"} {
-		if !strings.Contains(r.log.String(), want) {
+		if !strings.Contains(r.Log.String(), want) {
 			t.Errorf("the log lacks %s", want)
 		}
 	}
@@ -337,10 +338,10 @@ callers:
 		_, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
 		return err
 	}
-	abroad := request("+85251234567")
-	other := request("18600000000")
+	abroad := servertest.SendRequest("+85251234567")
+	other := servertest.SendRequest("18600000000")
 	other.Signature = "Acme"
-	template := request("18600000000")
+	template := servertest.SendRequest("18600000000")
 	template.TemplateCode = "SMS_1"
 	for _, c := range []struct {
 		name   string
@@ -348,17 +349,17 @@ callers:
 		code   codes.Code
 		denied string // the permission that the caller lacks
 	}{
-		{"no token", send(t.Context(), request("18600000000")), codes.Unauthenticated, ""},
-		{"a wrong token", send(asCaller(t.Context(), "token-of-Login"), request("18600000000")), codes.Unauthenticated, ""},
+		{"no token", send(t.Context(), servertest.SendRequest("18600000000")), codes.Unauthenticated, ""},
+		{"a wrong token", send(asCaller(t.Context(), "token-of-Login"), servertest.SendRequest("18600000000")), codes.Unauthenticated, ""},
 		{"a check without a token", validAs(t.Context()), codes.Unauthenticated, ""},
-		{"a call that is not allowed", send(checks, request("18600000000")), codes.PermissionDenied, "call"},
+		{"a call that is not allowed", send(checks, servertest.SendRequest("18600000000")), codes.PermissionDenied, "call"},
 		{"a sign name that is not allowed", send(login, other), codes.PermissionDenied, "signature"},
 		{"a template that is not allowed", send(login, template), codes.PermissionDenied, "template_code"},
 		{"a country that is not allowed", send(login, abroad), codes.PermissionDenied, "country"},
 		{"a check", validAs(checks), codes.OK, ""},
-		{"a send", send(login, request("18600000000")), codes.OK, ""},
-		{"another send", send(login, request("18600000000")), codes.OK, ""},
-		{"a send over the rate", send(login, request("18600000000")), codes.ResourceExhausted, ""},
+		{"a send", send(login, servertest.SendRequest("18600000000")), codes.OK, ""},
+		{"another send", send(login, servertest.SendRequest("18600000000")), codes.OK, ""},
+		{"a send over the rate", send(login, servertest.SendRequest("18600000000")), codes.ResourceExhausted, ""},
 		{"a check after the last send", validAs(login), codes.OK, ""},
 	} {
 		if status.Code(c.err) != c.code {
@@ -371,12 +372,12 @@ callers:
 				t.Errorf("%s: got %v; want CALLER_UNKNOWN", c.name, c.err)
 			}
 		case codes.PermissionDenied:
-			info, _, _ := details(t, status.Convert(c.err))
+			info, _, _ := servertest.Details(t, status.Convert(c.err))
 			if info.Reason != "CALLER_NOT_ALLOWED" || info.Metadata["refused"] != c.denied || !strings.Contains(c.err.Error(), c.denied) {
 				t.Errorf("%s: got %v, %v; want CALLER_NOT_ALLOWED that names %s", c.name, c.err, info, c.denied)
 			}
 		case codes.ResourceExhausted:
-			info, retry, _ := details(t, status.Convert(c.err))
+			info, retry, _ := servertest.Details(t, status.Convert(c.err))
 			if info.Reason != "CALLER_RATE_LIMITED" || retry.RetryDelay.AsDuration() < 50*time.Second {
 				t.Errorf("%s: got %v, %v; want CALLER_RATE_LIMITED and a retry after at least 50 s", c.name, info, retry)
 			}
@@ -389,7 +390,7 @@ callers:
 		[]string{"Authorization", "Bearer token-of-checks"},
 		403,
 	}, {[]string{"Authorization", "Bearer token-of-login"}, 429}} {
-		if code, body := r.post(t, "SendSMS", `{"phone_number":"18600000000","signature":"阿里云","template_code":"SMS_123456789"}`, c.headers...); code != c.want {
+		if code, body := r.Post(t, "SendSMS", `{"phone_number":"18600000000","signature":"阿里云","template_code":"SMS_123456789"}`, c.headers...); code != c.want {
 			t.Errorf("JSON with %v: got %d %s; want %d", c.headers, code, body, c.want)
 		}
 	}
@@ -397,10 +398,10 @@ callers:
 		t.Errorf("messages: got %d; want 2", n)
 	}
 	eventually(t, "health is SERVING without a token", func() bool {
-		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
-	if code, body := r.ask(t, "GET", "/", ""); code != 200 {
+	if code, body := r.Ask(t, "GET", "/", ""); code != 200 {
 		t.Errorf("GET /: got %d %s; want 200", code, body)
 	}
 	_, metrics := scrape("/metrics")
@@ -415,7 +416,7 @@ callers:
 			t.Errorf("the metrics lack %s", want)
 		}
 	}
-	log := r.log.String()
+	log := r.Log.String()
 	if strings.Contains(log, "token-of") || strings.Contains(log, hashOf("token-of-login")) {
 		t.Error("the log contains a token or its hash")
 	}
@@ -428,7 +429,7 @@ callers:
 
 func TestReflection_OffIsUnimplemented(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Reflection = false })
-	stream, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
+	stream, err := reflectionpb.NewServerReflectionClient(r.Conn).ServerReflectionInfo(t.Context())
 	if err == nil {
 		_, err = stream.Recv()
 	}
@@ -443,7 +444,7 @@ func TestCORS_PagesOfAllowedOriginsMayCall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r, inbox := startDev(t, func(c *server.Config) { c.Origins = origins })
 			ask := func(method, path, origin string, headers ...string) *http.Response {
-				q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(`{"phone_number":"18600000000"}`))
+				q, err := http.NewRequest(method, "http://"+r.Addr+path, strings.NewReader(`{"phone_number":"18600000000"}`))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -497,14 +498,14 @@ func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 		return verify.Receipt{BizID: "1"}, nil
 	})
 	var scrape func(string) (int, string)
-	r := start(t, openStore(t, "sqlite::memory:"), held, func(c *server.Config) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), held, func(c *server.Config) {
 		c.Limits.Calls = limit
 		scrape = scraped(t, c)
 	})
 	done := make(chan error)
 	for range limit {
 		go func() {
-			_, err := r.SendSMS(context.Background(), request(freshNumber()))
+			_, err := r.SendSMS(context.Background(), servertest.SendRequest(servertest.FreshNumber()))
 			done <- err
 		}()
 	}
@@ -512,7 +513,7 @@ func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 		<-atAliyun
 	}
 	_, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"})
-	if info, retry, _ := details(t, status.Convert(err)); status.Code(err) != codes.Unavailable || info.Reason != "OVERLOADED" ||
+	if info, retry, _ := servertest.Details(t, status.Convert(err)); status.Code(err) != codes.Unavailable || info.Reason != "OVERLOADED" ||
 		retry == nil {
 		t.Errorf("over the limit: got %v, %v, %v; want Unavailable, OVERLOADED and a RetryInfo", err, info, retry)
 	}
@@ -521,11 +522,11 @@ func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 	if _, err := r.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); reasonOf(t, err) != "Unavailable OVERLOADED" {
 		t.Errorf("over the limit, with a deadline in weeks: got %v; want Unavailable OVERLOADED", err)
 	}
-	if code, body := r.post(t, "Valid", `{"phone_number":"18600000000","code":"1"}`); code != 503 || !strings.Contains(body, "OVERLOADED") {
+	if code, body := r.Post(t, "Valid", `{"phone_number":"18600000000","code":"1"}`); code != 503 || !strings.Contains(body, "OVERLOADED") {
 		t.Errorf("JSON over the limit: got %d %s; want 503 OVERLOADED", code, body)
 	}
 	eventually(t, "health is SERVING over the limit", func() bool {
-		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
 	if _, metrics := scrape("/metrics"); !strings.Contains(metrics, `phonenumber_rejected_total{reason="calls"}`) {
@@ -555,19 +556,19 @@ func TestAdmission_ResetSendKeepsItsSlot(t *testing.T) {
 		<-hold
 		return verify.Receipt{BizID: "1"}, nil
 	})
-	r := start(t, openStore(t, "sqlite::memory:"), held, func(c *server.Config) { c.Limits.Calls = 1 })
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), held, func(c *server.Config) { c.Limits.Calls = 1 })
 	ctx, cancel := context.WithCancel(t.Context())
-	go r.SendSMS(ctx, request(freshNumber()))
+	go r.SendSMS(ctx, servertest.SendRequest(servertest.FreshNumber()))
 	<-atAliyun
 	cancel()
 	for range 20 {
-		if _, err := r.SendSMS(t.Context(), request(freshNumber())); status.Code(err) != codes.Unavailable {
+		if _, err := r.SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber())); status.Code(err) != codes.Unavailable {
 			t.Fatalf("a call during a send whose stream was reset: got %v; want Unavailable", err)
 		}
 	}
 	release()
 	eventually(t, "the slot is free", func() bool {
-		_, err := r.SendSMS(t.Context(), request(freshNumber()))
+		_, err := r.SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber()))
 		return err == nil
 	})
 }
@@ -581,7 +582,7 @@ func TestConnections_OverTheLimitAreClosed(t *testing.T) {
 		return errors.Is(err, io.EOF)
 	}
 	for range 2 {
-		c, err := net.Dial("tcp", r.addr)
+		c, err := net.Dial("tcp", r.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -589,7 +590,7 @@ func TestConnections_OverTheLimitAreClosed(t *testing.T) {
 		open = append(open, c)
 	}
 	eventually(t, "a third connection is closed", func() bool {
-		c, err := net.Dial("tcp", r.addr)
+		c, err := net.Dial("tcp", r.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -610,7 +611,7 @@ func TestConnectionAge_HTTPClosesAfterTheResponse(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.ConnectionAge = 300 * time.Millisecond })
 	client := httpsClient(t, nil)
 	ask := func() bool {
-		q, err := http.NewRequest(http.MethodPost, "http://"+r.addr+sendPath, strings.NewReader(`{"phone_number":"18600000000"}`))
+		q, err := http.NewRequest(http.MethodPost, "http://"+r.Addr+sendPath, strings.NewReader(`{"phone_number":"18600000000"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -651,7 +652,7 @@ func TestConnectionAge_GRPCFailsNoCall(t *testing.T) {
 // Canceled health watches do not count as early resets (rapid reset).
 func TestConnections_SurviveManyStreams(t *testing.T) {
 	r, _ := startDev(t)
-	health := healthpb.NewHealthClient(r.conn)
+	health := healthpb.NewHealthClient(r.Conn)
 	for i := range 1200 {
 		ctx, cancel := context.WithCancel(t.Context())
 		stream, err := health.Watch(ctx, &healthpb.HealthCheckRequest{})
@@ -663,7 +664,7 @@ func TestConnections_SurviveManyStreams(t *testing.T) {
 			t.Fatalf("stream %d: got %v; want a response", i, err)
 		}
 	}
-	if strings.Contains(r.log.String(), "reason=frames") {
+	if strings.Contains(r.Log.String(), "reason=frames") {
 		t.Error("the log: got a connection closed for its streams; want none")
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -29,7 +30,7 @@ func (empty) Valid(context.Context, *pb.ValidRequest) (*pb.ValidResponse, error)
 // server without any logic. Both include the client's work.
 func BenchmarkCall(b *testing.B) {
 	const attempts = verify.MaxAttemptLimit
-	number := freshNumber()
+	number := servertest.FreshNumber()
 	guess := &pb.ValidRequest{PhoneNumber: number, Code: "000000"}
 
 	b.Run("empty", func(b *testing.B) {
@@ -56,7 +57,7 @@ func BenchmarkCall(b *testing.B) {
 	})
 	b.Run("Valid", func(b *testing.B) {
 		sender := senderFunc(func(verify.Message) (verify.Receipt, error) { return verify.Receipt{}, nil })
-		r := start(b, openStore(b, mariadbtest.DSN(b)), sender, func(c *server.Config) {
+		r := servertest.Start(b, servertest.OpenStore(b, mariadbtest.DSN(b)), sender, func(c *server.Config) {
 			c.Telemetry.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 			c.Verifier.Rules.AttemptLimit = attempts
 		})
@@ -64,7 +65,7 @@ func BenchmarkCall(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			if i%attempts == 0 {
 				b.StopTimer()
-				r.send(b, number)
+				r.MustSend(b, number)
 				b.StartTimer()
 			}
 			if _, err := r.Valid(b.Context(), guess); err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
@@ -23,7 +24,7 @@ func TestMetrics_CertificateNamedUnknownHasItsOwnLabel(t *testing.T) {
 	for _, name := range []string{auth.Unknown, auth.Other} {
 		config := clients.Client(name)
 		config.RootCAs = ca.Pool
-		if _, err := secureClient(t, r, config).SendSMS(t.Context(), request(freshNumber())); err != nil {
+		if _, err := secureClient(t, r, config).SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber())); err != nil {
 			t.Fatalf("a certificate named %s: got %v; want OK", name, err)
 		}
 	}
@@ -34,7 +35,7 @@ func TestMetrics_CertificateNamedUnknownHasItsOwnLabel(t *testing.T) {
 		t.Errorf("callers named by the hash of their certificate: got %d; want 2", got)
 	}
 	for _, name := range []string{auth.Unknown, auth.Other} {
-		if strings.Contains(body, `caller="`+name+`"`) || strings.Contains(r.log.String(), "caller="+name) {
+		if strings.Contains(body, `caller="`+name+`"`) || strings.Contains(r.Log.String(), "caller="+name) {
 			t.Errorf("metrics or log: got a caller named %s; want its hash", name)
 		}
 	}

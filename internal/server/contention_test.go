@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -33,7 +34,7 @@ func (s swapCounter) Swap(ctx context.Context, n verify.Number, old verify.Versi
 
 // A fleet is a group of replicas of one service.
 type fleet struct {
-	replicas []*replica
+	replicas []*servertest.Replica
 	fake     *dysmsapitest.Server
 	swaps    atomic.Int64
 }
@@ -42,7 +43,7 @@ func startFleet(t *testing.T, databases []*store.DB, attemptLimit int) *fleet {
 	f := &fleet{fake: dysmsapitest.New(t)}
 	sender := aliyun(t, f.fake)
 	for _, db := range databases {
-		f.replicas = append(f.replicas, start(t, db, sender, func(c *server.Config) {
+		f.replicas = append(f.replicas, servertest.Start(t, db, sender, func(c *server.Config) {
 			c.Verifier.Rules.AttemptLimit = attemptLimit
 			c.Verifier.Store = swapCounter{db, &f.swaps}
 		}))
@@ -50,7 +51,7 @@ func startFleet(t *testing.T, databases []*store.DB, attemptLimit int) *fleet {
 	return f
 }
 
-func (f *fleet) any(i int) *replica { return f.replicas[i%len(f.replicas)] }
+func (f *fleet) any(i int) *servertest.Replica { return f.replicas[i%len(f.replicas)] }
 
 // race checks all guesses at the same time on all replicas. It returns the number of valid
 // ones.
@@ -80,8 +81,8 @@ func TestValid_OneOf64RightCodesSucceeds(t *testing.T) {
 	onBothStores(t, func(t *testing.T, databases []*store.DB) {
 		f := startFleet(t, databases, 3)
 		for range 20 {
-			number := freshNumber()
-			f.any(0).send(t, number)
+			number := servertest.FreshNumber()
+			f.any(0).MustSend(t, number)
 			code := lastCode(t, f.fake, number)
 			guesses := make([]string, 64)
 			for i := range guesses {
@@ -99,8 +100,8 @@ func TestValid_CountsWrongCodesUpToTheLimit(t *testing.T) {
 		for _, c := range []struct{ limit, counted int }{{3, 3}, {1, 1}, {100, 64}} {
 			f := startFleet(t, databases, c.limit)
 			for range 10 {
-				number := freshNumber()
-				f.any(0).send(t, number)
+				number := servertest.FreshNumber()
+				f.any(0).MustSend(t, number)
 				code := lastCode(t, f.fake, number)
 				guesses := make([]string, 64)
 				for i := range guesses {
@@ -113,7 +114,7 @@ func TestValid_CountsWrongCodesUpToTheLimit(t *testing.T) {
 				if got := f.swaps.Load() - before; got != int64(c.counted) {
 					t.Fatalf("limit %d: counted wrong codes: got %d of 64; want %d", c.limit, got, c.counted)
 				}
-				if got, want := f.any(1).valid(t, number, code), c.limit > 64; got != want {
+				if got, want := f.any(1).IsValid(t, number, code), c.limit > 64; got != want {
 					t.Fatalf("limit %d: the right code after 64 wrong ones: got %v; want %v", c.limit, got, want)
 				}
 			}
@@ -130,8 +131,8 @@ func TestValid_ParallelGuessesHaveFairOdds(t *testing.T) {
 		const rounds = 200
 		won := 0
 		for range rounds {
-			number := freshNumber()
-			f.any(0).send(t, number)
+			number := servertest.FreshNumber()
+			f.any(0).MustSend(t, number)
 			code := lastCode(t, f.fake, number)
 			guesses := []string{code}
 			for i := range 59 {
@@ -154,7 +155,7 @@ func (f *fleet) sendInParallel(t *testing.T, number string) int {
 	var calls sync.WaitGroup
 	for i := range 30 {
 		calls.Go(func() {
-			_, err := f.any(i).SendSMS(t.Context(), request(number))
+			_, err := f.any(i).SendSMS(t.Context(), servertest.SendRequest(number))
 			switch status.Code(err) {
 			case codes.OK:
 				sent.Add(1)
@@ -173,11 +174,11 @@ func TestSendSMS_CodeOfParallelSendsIsValid(t *testing.T) {
 		f := startFleet(t, databases, 3)
 		f.fake.Limits(true)
 		for range 20 {
-			number := freshNumber()
+			number := servertest.FreshNumber()
 			if sent := f.sendInParallel(t, number); sent != 1 {
 				t.Fatalf("successful sends: got %d of 30; want 1", sent)
 			}
-			if !f.any(1).valid(t, number, lastCode(t, f.fake, number)) {
+			if !f.any(1).IsValid(t, number, lastCode(t, f.fake, number)) {
 				t.Fatal("the sent code: got invalid; want valid")
 			}
 		}
@@ -189,14 +190,14 @@ func TestSend_ManyRejectedSendsKeepTheLiveCode(t *testing.T) {
 		f := startFleet(t, databases, 3)
 		f.fake.Limits(true)
 		for range 20 {
-			number := freshNumber()
-			f.any(0).send(t, number)
+			number := servertest.FreshNumber()
+			f.any(0).MustSend(t, number)
 			for range 3 {
 				if sent := f.sendInParallel(t, number); sent != 0 {
 					t.Fatalf("successful sends within the minute: got %d of 30; want 0", sent)
 				}
 			}
-			if !f.any(1).valid(t, number, lastCode(t, f.fake, number)) {
+			if !f.any(1).IsValid(t, number, lastCode(t, f.fake, number)) {
 				t.Fatal("the live code after rejected sends: got invalid; want valid")
 			}
 		}

@@ -26,20 +26,12 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 const validPath = "/phonenumberservice.PhoneNumberService/Valid"
-
-// exchange makes a request with only these headers. It returns the response without
-// decompression.
-func (r *replica) exchange(t *testing.T, method, path, body string, headers ...string) (*http.Response, string) {
-	t.Helper()
-	plain := &http.Transport{DisableCompression: true} // adds no Accept-Encoding
-	defer plain.CloseIdleConnections()
-	return roundTrip(t, &http.Client{Transport: plain}, r.request(t, method, path, body, headers...))
-}
 
 // gzipped returns text compressed with gzip.
 func gzipped(text string) string {
@@ -108,13 +100,13 @@ func statusOf(t *testing.T, res *http.Response, body string) *status.Status {
 func TestHTTPResponse_IsNotCompressed(t *testing.T) {
 	r, _ := startDev(t)
 	for _, accepts := range []string{"", "identity", "gzip;q=0", "gzip", "gzip, deflate, br"} {
-		res, body := r.exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip",
+		res, body := r.Exchange(t, "POST", validPath, gzipped(validJSON), "Content-Type", "application/json", "Content-Encoding", "gzip",
 			"Accept-Encoding", accepts)
 		if got := res.Header.Get("Content-Encoding"); res.StatusCode != 200 || got != "" || body != `{"valid":false}` {
 			t.Errorf("Accept-Encoding %q: got %d, Content-Encoding %q, %q; want {\"valid\":false} without compression", accepts, res.StatusCode, got, body)
 		}
 	}
-	res, body := r.exchange(t, "POST", validPath, enveloped(1, gzipped(validMessage(t))), "Content-Type", "application/grpc-web+proto",
+	res, body := r.Exchange(t, "POST", validPath, enveloped(1, gzipped(validMessage(t))), "Content-Type", "application/grpc-web+proto",
 		"Grpc-Encoding", "gzip", "Grpc-Accept-Encoding", "gzip")
 	if got := res.Header.Get("Grpc-Encoding"); res.StatusCode != 200 || got != "" || !strings.HasPrefix(body, "\x00\x00\x00\x00\x00\x80") {
 		t.Errorf("gRPC-Web: got %d, Grpc-Encoding %q, %q; want an empty message without compression", res.StatusCode, got, body)
@@ -143,7 +135,7 @@ func TestContentType_MayHaveParametersAndCapitals(t *testing.T) {
 		if strings.Contains(contentType, "grpc") {
 			message = enveloped(0, message)
 		}
-		res, body := r.exchange(t, "POST", validPath, message, "Content-Type", contentType)
+		res, body := r.Exchange(t, "POST", validPath, message, "Content-Type", contentType)
 		if got := res.Header.Get("Content-Type"); res.StatusCode != 200 || got != want || res.Header.Get("Grpc-Status") != "" {
 			t.Errorf("%s: got %d %s %q; want 200 %s", contentType, res.StatusCode, got, body, want)
 		}
@@ -248,27 +240,27 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := strings.Count(r.log.String(), "msg=call")
-			res, body := r.exchange(t, c.method, c.path, c.body, c.headers...)
+			before := strings.Count(r.Log.String(), "msg=call")
+			res, body := r.Exchange(t, c.method, c.path, c.body, c.headers...)
 			s := statusOf(t, res, body)
-			info, _, bad := details(t, s)
+			info, _, bad := servertest.Details(t, s)
 			if res.StatusCode != c.http || s.Code() != c.code {
 				t.Errorf("status: got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
 			}
-			if info.GetReason() != c.reason || info.GetDomain() != "phone-number-service" || fieldOf(bad) != c.field {
-				t.Errorf("details: got reason %s of %s, field %q; want %s of phone-number-service, field %q", info.GetReason(), info.GetDomain(), fieldOf(bad), c.reason, c.field)
+			if info.GetReason() != c.reason || info.GetDomain() != "phone-number-service" || servertest.FieldOf(bad) != c.field {
+				t.Errorf("details: got reason %s of %s, field %q; want %s of phone-number-service, field %q", info.GetReason(), info.GetDomain(), servertest.FieldOf(bad), c.reason, c.field)
 			}
 			if text := s.Message() + body; s.Message() == "" || strings.Contains(strings.ToLower(text), quoted) {
 				t.Errorf("text: got %q; want one that quotes nothing", text)
 			}
-			logged := strings.Count(r.log.String(), "msg=call") - before
+			logged := strings.Count(r.Log.String(), "msg=call") - before
 			if want := c.reason != "UNKNOWN_PATH"; (logged == 1) != want {
 				t.Errorf("log lines of the call: got %d; want exactly one: %v", logged, want)
 			}
 			calls += logged
 		})
 	}
-	if strings.Contains(strings.ToLower(r.log.String()), quoted) {
+	if strings.Contains(strings.ToLower(r.Log.String()), quoted) {
 		t.Error("the log: got a quote of a request; want none")
 	}
 	if n := len(inbox.Messages("")); n != 0 {
@@ -352,12 +344,12 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 					t.Fatal(err)
 				}
 				s := statusOf(t, res, string(body))
-				info, _, bad := details(t, s)
+				info, _, bad := servertest.Details(t, s)
 				if res.StatusCode != c.http || s.Code() != c.code {
 					t.Errorf("status: got HTTP %d %v; want %d %v", res.StatusCode, s.Code(), c.http, c.code)
 				}
-				if info.GetReason() != c.reason || fieldOf(bad) != c.field {
-					t.Errorf("details: got reason %s, field %q; want %s, field %q", info.GetReason(), fieldOf(bad), c.reason, c.field)
+				if info.GetReason() != c.reason || servertest.FieldOf(bad) != c.field {
+					t.Errorf("details: got reason %s, field %q; want %s, field %q", info.GetReason(), servertest.FieldOf(bad), c.reason, c.field)
 				}
 				if text := s.Message() + string(body); strings.Contains(text, "127.0.0.1") || strings.Contains(text, "tcp") {
 					t.Errorf("text: got %q; want no address", text)
@@ -377,7 +369,7 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 			return strings.Contains(metrics, `method="SendSMS",status="InvalidArgument"} 7`) &&
 				strings.Contains(metrics, `method="SendSMS",status="Canceled"} 4`)
 		})
-		if log := r.log.String(); strings.Count(log, "msg=call") != 11 || strings.Contains(log, "->") {
+		if log := r.Log.String(); strings.Count(log, "msg=call") != 11 || strings.Contains(log, "->") {
 			t.Errorf("TLS %v: log lines of calls: got %d; want 11, without addresses", secure, strings.Count(log, "msg=call"))
 		}
 		if n := len(inbox.Messages("")); n != 0 {
@@ -387,14 +379,14 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 }
 
 // dial connects to r, with TLS if secure.
-func dial(t *testing.T, r *replica, secure bool, ca *catest.CA) net.Conn {
+func dial(t *testing.T, r *servertest.Replica, secure bool, ca *catest.CA) net.Conn {
 	t.Helper()
 	var conn net.Conn
 	var err error
 	if secure {
-		conn, err = tls.Dial("tcp", r.addr, ca.Client())
+		conn, err = tls.Dial("tcp", r.Addr, ca.Client())
 	} else {
-		conn, err = net.Dial("tcp", r.addr)
+		conn, err = net.Dial("tcp", r.Addr)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -415,7 +407,7 @@ func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
 		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "60000m"},
 		{"application/grpc-web+proto", enveloped(0, validMessage(t)), "Grpc-Timeout", "60000000u"},
 	} {
-		res, body := r.exchange(t, "POST", validPath, c[1], "Content-Type", c[0], c[2], c[3])
+		res, body := r.Exchange(t, "POST", validPath, c[1], "Content-Type", c[0], c[2], c[3])
 		if res.StatusCode != 200 || res.Header.Get("Grpc-Status") != "" {
 			t.Errorf("%s: %s: got %d %q; want 200", c[2], c[3], res.StatusCode, body)
 		}
@@ -428,12 +420,12 @@ func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 	const listed = "https://app.example.org"
 	for _, origins := range [][]string{nil, {listed}} {
 		var sends atomic.Int64
-		r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(verify.Message) (verify.Receipt, error) {
+		r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), senderFunc(func(verify.Message) (verify.Receipt, error) {
 			sends.Add(1)
 			return verify.Receipt{BizID: "1"}, nil
 		}), func(c *server.Config) { c.Origins = origins })
-		own := "http://" + r.addr
-		message, err := proto.Marshal(request("18600000000"))
+		own := "http://" + r.Addr
+		message, err := proto.Marshal(servertest.SendRequest("18600000000"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -462,7 +454,7 @@ func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 					c.want = false // a page of another origin must declare the type
 				}
 				before := sends.Load()
-				res, response := r.exchange(t, "POST", sendPath, body, append([]string{"Content-Type", contentType}, c.headers...)...)
+				res, response := r.Exchange(t, "POST", sendPath, body, append([]string{"Content-Type", contentType}, c.headers...)...)
 				if got := sends.Load() - before; (got == 1) != c.want {
 					t.Errorf("origins %v, %q, %q: got %d sends, HTTP %d; want exactly one: %v", origins, contentType, c.headers, got, res.StatusCode, c.want)
 					continue
@@ -471,12 +463,12 @@ func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 					continue
 				}
 				s := statusOf(t, res, response)
-				if info, _, _ := details(t, s); s.Code() != codes.PermissionDenied || info.GetReason() != "ORIGIN_NOT_ALLOWED" {
+				if info, _, _ := servertest.Details(t, s); s.Code() != codes.PermissionDenied || info.GetReason() != "ORIGIN_NOT_ALLOWED" {
 					t.Errorf("origins %v, %q, %q: got %v %s; want PermissionDenied ORIGIN_NOT_ALLOWED", origins, contentType, c.headers, s.Code(), info.GetReason())
 				}
 			}
 		}
-		if !strings.Contains(r.log.String(), "msg=call method=SendSMS status=PermissionDenied") {
+		if !strings.Contains(r.Log.String(), "msg=call method=SendSMS status=PermissionDenied") {
 			t.Error("the log lacks a rejected call of a page")
 		}
 	}

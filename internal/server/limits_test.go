@@ -23,6 +23,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -123,10 +124,10 @@ func heldSender(atAliyun chan<- struct{}, release <-chan struct{}) senderFunc {
 func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 	atAliyun, release := make(chan struct{}, 1), make(chan struct{})
 	var scrape func(string) (int, string)
-	r := start(t, openStore(t, "sqlite::memory:"), heldSender(atAliyun, release), func(c *server.Config) { scrape = scraped(t, c) })
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), heldSender(atAliyun, release), func(c *server.Config) { scrape = scraped(t, c) })
 	sent := make(chan error, 1)
 	go func() {
-		_, err := r.SendSMS(context.Background(), request(freshNumber()))
+		_, err := r.SendSMS(context.Background(), servertest.SendRequest(servertest.FreshNumber()))
 		sent <- err
 	}()
 	<-atAliyun
@@ -168,7 +169,7 @@ func TestHeaders_TooLargeEndOnlyTheirCall(t *testing.T) {
 // grpc-go never stops the timer of a call that its tap rejects.
 func TestHeaders_TooLargeLeaveNoTimer(t *testing.T) {
 	r, _ := startDev(t)
-	r.valid(t, "18600000000", "1")
+	r.IsValid(t, "18600000000", "1")
 	heap := func() uint64 {
 		runtime.GC()
 		var m runtime.MemStats
@@ -178,7 +179,7 @@ func TestHeaders_TooLargeLeaveNoTimer(t *testing.T) {
 	before := heap()
 	const calls = 2000
 	for range calls / 50 {
-		p := dialRaw(t, r.addr)
+		p := dialRaw(t, r.Addr)
 		for id := uint32(1); id < 100; id += 2 {
 			headers := []hpack.HeaderField{{Name: "grpc-timeout", Value: "99999999H"}, {Name: "long", Value: strings.Repeat("a", 9000)}}
 			if err := p.call(id, pb.PhoneNumberService_Valid_FullMethodName, false, headers...); err != nil {
@@ -193,7 +194,7 @@ func TestHeaders_TooLargeLeaveNoTimer(t *testing.T) {
 
 func TestHeaders_OfMegabytesEndTheConnection(t *testing.T) {
 	r, _ := startDev(t)
-	p := dialRaw(t, r.addr)
+	p := dialRaw(t, r.Addr)
 	block := headerBlock(pb.PhoneNumberService_Valid_FullMethodName)
 	err := p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block})
 	for n := 0; err == nil && n < 3<<20; n += 16 << 10 {
@@ -204,7 +205,7 @@ func TestHeaders_OfMegabytesEndTheConnection(t *testing.T) {
 
 func TestHeaders_UnfinishedEndTheConnection(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.ConnectionTimeout = 300 * time.Millisecond })
-	p := dialRaw(t, r.addr)
+	p := dialRaw(t, r.Addr)
 	if err := p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headerBlock("/x")}); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +216,7 @@ func TestPing_AtTheIntervalIsAllowedAndAtHalfIsNot(t *testing.T) {
 	const interval = 400 * time.Millisecond
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.PingInterval = interval })
 	pingEvery := func(interval time.Duration, n int) (goAway string) {
-		p := dialRaw(t, r.addr)
+		p := dialRaw(t, r.Addr)
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for range n {
@@ -247,12 +248,12 @@ func TestPing_AtTheIntervalIsAllowedAndAtHalfIsNot(t *testing.T) {
 // If the peer never reads its responses, its connection is closed after some seconds.
 func TestStreams_UnreadRepliesEndTheConnection(t *testing.T) {
 	r, _ := startDev(t)
-	p := dialRaw(t, r.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	p := dialRaw(t, r.Addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 	if err := p.wholeCall(1, healthpb.Health_Check_FullMethodName); err != nil {
 		t.Fatal(err)
 	}
 	p.mustClose(t, 20*time.Second, "a response without a flow-control window")
-	if !strings.Contains(r.log.String(), "reason=unread") {
+	if !strings.Contains(r.Log.String(), "reason=unread") {
 		t.Error("the log lacks the reason why the connection was closed")
 	}
 }
@@ -274,9 +275,9 @@ func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = limit })
-			r.valid(t, "18600000000", "1")
+			r.IsValid(t, "18600000000", "1")
 			for range 4 {
-				p := dialRaw(t, r.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+				p := dialRaw(t, r.Addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 				for id := uint32(1); id < 2*limit; id += 2 {
 					if open(p, id) != nil {
 						break // the connection was closed
@@ -287,7 +288,7 @@ func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
 				if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
 					t.Fatalf("a call of the good client: got %v; want OK", err)
 				}
-				if _, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
+				if _, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
 					t.Fatalf("a health check of the good client: got %v; want OK", err)
 				}
 			}
@@ -306,10 +307,10 @@ func TestAdmission_UnauthenticatedCallsHaveOwnSlots(t *testing.T) {
 	set.Replace(list)
 	r, _ := startDev(t, func(c *server.Config) { c.Authenticate, c.Limits.Calls = set.Authenticate, 2 })
 	for range 10 {
-		if err := dialRaw(t, r.addr).call(1, pb.PhoneNumberService_Valid_FullMethodName, false); err != nil {
+		if err := dialRaw(t, r.Addr).call(1, pb.PhoneNumberService_Valid_FullMethodName, false); err != nil {
 			t.Fatal(err)
 		}
-		c, err := net.Dial("tcp", r.addr)
+		c, err := net.Dial("tcp", r.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,7 +328,7 @@ func TestAdmission_UnauthenticatedCallsHaveOwnSlots(t *testing.T) {
 func TestAdmission_SlowBodiesTakeNoSlot(t *testing.T) {
 	r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = 2 })
 	for range 10 {
-		c, err := net.Dial("tcp", r.addr)
+		c, err := net.Dial("tcp", r.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -380,18 +381,18 @@ func TestFrames_FloodEndsTheConnection(t *testing.T) {
 	for name, write := range kinds {
 		t.Run(name, func(t *testing.T) {
 			r, _ := startDev(t)
-			r.valid(t, "18600000000", "1")
-			p := dialRaw(t, r.addr)
+			r.IsValid(t, "18600000000", "1")
+			p := dialRaw(t, r.Addr)
 			for i := range uint32(100_000) {
 				if write(p, i) != nil {
 					break
 				}
 			}
 			p.mustClose(t, 20*time.Second, "100,000 frames")
-			if !strings.Contains(r.log.String(), "reason=frames") {
+			if !strings.Contains(r.Log.String(), "reason=frames") {
 				t.Error("the log lacks the reason why the connection was closed")
 			}
-			r.valid(t, "18600000000", "1")
+			r.IsValid(t, "18600000000", "1")
 		})
 	}
 }
@@ -399,7 +400,7 @@ func TestFrames_FloodEndsTheConnection(t *testing.T) {
 // Many calls and canceled calls on one connection are no flood.
 func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
 	r, _ := startDev(t)
-	conn, err := grpc.NewClient(r.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(r.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +417,7 @@ func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
 			t.Fatalf("call %d: got %v; want OK or Canceled", i, err)
 		}
 	}
-	if strings.Contains(r.log.String(), "reason=frames") {
+	if strings.Contains(r.Log.String(), "reason=frames") {
 		t.Error("the log: got a connection closed for its calls; want none")
 	}
 }

@@ -28,61 +28,11 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
-
-// post makes a call over HTTP/1.1, with the Content-Type of "curl -d" unless headers replace it.
-// It returns the status code and the body.
-func (r *replica) post(t *testing.T, method, body string, headers ...string) (int, string) {
-	t.Helper()
-	headers = append([]string{"Content-Type", "application/x-www-form-urlencoded"}, headers...)
-	return r.ask(t, "POST", "/phonenumberservice.PhoneNumberService/"+method, body, headers...)
-}
-
-// ask makes a request and returns the status code and the body.
-func (r *replica) ask(t *testing.T, method, path, body string, headers ...string) (int, string) {
-	t.Helper()
-	return do(t, r.request(t, method, path, body, headers...))
-}
-
-// request returns a request to the replica. headers are names and values in turn.
-func (r *replica) request(t *testing.T, method, path, body string, headers ...string) *http.Request {
-	t.Helper()
-	q, err := http.NewRequest(method, "http://"+r.addr+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < len(headers); i += 2 {
-		q.Header.Set(headers[i], headers[i+1])
-	}
-	return q
-}
-
-// do sends a request and returns the status code and the body.
-func do(t *testing.T, q *http.Request) (int, string) {
-	t.Helper()
-	res, body := roundTrip(t, http.DefaultClient, q)
-	return res.StatusCode, body
-}
-
-// roundTrip sends a request, and returns the response and its body.
-func roundTrip(t *testing.T, c *http.Client, q *http.Request) (*http.Response, string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(q.Context(), 30*time.Second) // for a response that never ends
-	defer cancel()
-	res, err := c.Do(q.WithContext(ctx))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res, string(b)
-}
 
 func TestJSON_SendsAndVerifies(t *testing.T) {
 	r, inbox := startDev(t)
@@ -90,7 +40,7 @@ func TestJSON_SendsAndVerifies(t *testing.T) {
 		`{"phone_number":"18600000000","signature":"Acme","template_code":"SMS_1"}`,
 		`{"phoneNumber":"18600000000","signature":"Acme","templateCode":"SMS_1"}`,
 	} {
-		if code, got := r.post(t, "SendSMS", body); code != 200 || got != "{}" {
+		if code, got := r.Post(t, "SendSMS", body); code != 200 || got != "{}" {
 			t.Fatalf("SendSMS: got %d %s; want 200 {}", code, got)
 		}
 		m := inbox.Messages("+8618600000000")[0]
@@ -99,7 +49,7 @@ func TestJSON_SendsAndVerifies(t *testing.T) {
 		}
 		check := fmt.Sprintf(`{"phone_number":"+86 186-0000-0000","code":%q}`, m.Code)
 		for _, want := range []string{`{"valid":true}`, `{"valid":false}`} {
-			if code, got := r.post(t, "Valid", check, "Content-Type", "application/json; charset=utf-8"); code != 200 || got != want {
+			if code, got := r.Post(t, "Valid", check, "Content-Type", "application/json; charset=utf-8"); code != 200 || got != want {
 				t.Fatalf("Valid: got %d %s; want 200 %s", code, got, want)
 			}
 		}
@@ -122,7 +72,7 @@ func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 		{"SendSMS", `{"phone_number":""}`, "phone_number", "is required"},
 		{"SendSMS", `{}`, "phone_number", "is required"},
 	} {
-		code, got := r.post(t, c.method, c.body)
+		code, got := r.Post(t, c.method, c.body)
 		var response struct {
 			Code    string
 			Details []struct {
@@ -141,13 +91,13 @@ func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 		if response.Details[0].Debug.Reason != "INVALID_FIELD" || len(fields) != 1 || fields[0].Field != c.field || !strings.Contains(fields[0].Description, c.want) {
 			t.Errorf("%s %s: got %s; want INVALID_FIELD for %s and %s", c.method, c.body, got, c.field, c.want)
 		}
-		for output, text := range map[string]string{"response": got, "log": r.log.String()} {
+		for output, text := range map[string]string{"response": got, "log": r.Log.String()} {
 			if strings.Contains(text, "18699998888") || strings.Contains(text, "990044") {
 				t.Errorf("%s %s: the %s repeats a value: %s", c.method, c.body, output, text)
 			}
 		}
 	}
-	if calls := strings.Count(r.log.String(), "msg=call"); calls != 12 {
+	if calls := strings.Count(r.Log.String(), "msg=call"); calls != 12 {
 		t.Errorf("calls in the log: got %d; want 12", calls)
 	}
 	if m := inbox.Messages(""); len(m) != 0 {
@@ -168,7 +118,7 @@ func TestWebPage_ForeignPageCannotSend(t *testing.T) {
 		{"Content-Type", "text/xml"},
 		{"Content-Type", "multipart/form-data; boundary=x"},
 	} {
-		if code, got := r.post(t, "SendSMS", body, headers...); code != http.StatusUnsupportedMediaType {
+		if code, got := r.Post(t, "SendSMS", body, headers...); code != http.StatusUnsupportedMediaType {
 			t.Errorf("%v: got %d %s; want 415", headers, code, got)
 		}
 	}
@@ -176,13 +126,13 @@ func TestWebPage_ForeignPageCannotSend(t *testing.T) {
 		t.Fatalf("messages: got %d; want 0", len(m))
 	}
 	for _, headers := range [][]string{
-		{"Origin", "http://" + r.addr, "Sec-Fetch-Site", "same-origin"},
+		{"Origin", "http://" + r.Addr, "Sec-Fetch-Site", "same-origin"},
 		{"Sec-Fetch-Site", "none"},
 		{"Content-Type", ""},
 		{"Content-Type", "text/plain"},
 		{"Content-Type", "text/plain;charset=UTF-8"},
 	} {
-		if code, got := r.post(t, "SendSMS", body, headers...); code != 200 {
+		if code, got := r.Post(t, "SendSMS", body, headers...); code != 200 {
 			t.Errorf("%v: got %d %s; want 200", headers, code, got)
 		}
 	}
@@ -195,10 +145,10 @@ func TestHTTP_ServesGRPCWebAndConnectClients(t *testing.T) {
 		"connect binary": connect.WithAcceptCompression("gzip", nil, nil),
 	} {
 		t.Run(name, func(t *testing.T) {
-			url := "http://" + r.addr
+			url := "http://" + r.Addr
 			send := connect.NewClient[pb.SendSMSRequest, pb.Empty](http.DefaultClient, url+pb.PhoneNumberService_SendSMS_FullMethodName, option)
 			valid := connect.NewClient[pb.ValidRequest, pb.ValidResponse](http.DefaultClient, url+pb.PhoneNumberService_Valid_FullMethodName, option)
-			number := freshNumber()
+			number := servertest.FreshNumber()
 			if _, err := send.CallUnary(t.Context(), connect.NewRequest(&pb.SendSMSRequest{PhoneNumber: number})); err != nil {
 				t.Fatal(err)
 			}
@@ -222,10 +172,10 @@ func TestHTTP_ServesGRPCWebAndConnectClients(t *testing.T) {
 func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	var swaps atomic.Int64
-	db := openStore(t, "sqlite::memory:")
-	r := start(t, db, aliyun(t, fake), func(c *server.Config) { c.Verifier.Store = swapCounter{db, &swaps} })
+	db := servertest.OpenStore(t, "sqlite::memory:")
+	r := servertest.Start(t, db, aliyun(t, fake), func(c *server.Config) { c.Verifier.Store = swapCounter{db, &swaps} })
 	good := func(change func(*pb.SendSMSRequest)) *pb.SendSMSRequest {
-		q := request("18600000000")
+		q := servertest.SendRequest("18600000000")
 		change(q)
 		return q
 	}
@@ -256,7 +206,7 @@ func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 	check := func(call string, err error, fields []string) {
 		t.Helper()
 		s := status.Convert(err)
-		info, _, badRequest := details(t, s)
+		info, _, badRequest := servertest.Details(t, s)
 		var got []string
 		for _, v := range badRequest.GetFieldViolations() {
 			got = append(got, v.Field)
@@ -285,7 +235,8 @@ func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 		"\U000323b0", "\U0002fa1e", "\U00033479", "\U0001fae9", // newer than some Unicode tables
 		"葛\U000e0100城", "é\u0301", "\u3164",
 	} {
-		if _, err := r.SendSMS(t.Context(), good(func(q *pb.SendSMSRequest) { q.Signature = s; q.PhoneNumber = freshNumber() })); err != nil {
+		request := good(func(q *pb.SendSMSRequest) { q.Signature = s; q.PhoneNumber = servertest.FreshNumber() })
+		if _, err := r.SendSMS(t.Context(), request); err != nil {
 			t.Errorf("sign name %q: got %v; want OK", s, err)
 		}
 	}
@@ -294,15 +245,15 @@ func TestFields_InvalidAreNamedAndNothingIsSent(t *testing.T) {
 func TestValid_MalformedCodeCountsAsAnAttempt(t *testing.T) {
 	r, inbox := startDev(t)
 	for _, malformed := range []string{"", "12345", "1234567", "abcdef", "１２３４５６", strings.Repeat("1", 2048), "' OR 1=1", "12345\x00"} {
-		number := freshNumber()
-		r.send(t, number)
+		number := servertest.FreshNumber()
+		r.MustSend(t, number)
 		code := inbox.Messages("")[0].Code
 		for range 3 {
-			if r.valid(t, number, malformed) {
+			if r.IsValid(t, number, malformed) {
 				t.Fatalf("%.20q: got valid; want invalid", malformed)
 			}
 		}
-		if r.valid(t, number, code) {
+		if r.IsValid(t, number, code) {
 			t.Errorf("the right code after three times %.20q: got valid; want invalid", malformed)
 		}
 	}
@@ -325,12 +276,12 @@ func TestMessage_TooLongOrNotUTF8IsRejected(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message over 4 KiB: got %v; want ResourceExhausted", err)
 	}
-	err = r.conn.Invoke(t.Context(), pb.PhoneNumberService_SendSMS_FullMethodName, []byte("\x0a\x02\xff\xfe"), nil,
+	err = r.Conn.Invoke(t.Context(), pb.PhoneNumberService_SendSMS_FullMethodName, []byte("\x0a\x02\xff\xfe"), nil,
 		grpc.ForceCodecV2(rawCodec{}))
 	if status.Code(err) != codes.Internal {
 		t.Errorf("invalid UTF-8: got %v; want Internal", err)
 	}
-	if code, body := r.post(t, "SendSMS", `{"phone_number":"`+strings.Repeat("1", 4096)+`"}`); code != 429 || !strings.Contains(body, "resource_exhausted") {
+	if code, body := r.Post(t, "SendSMS", `{"phone_number":"`+strings.Repeat("1", 4096)+`"}`); code != 429 || !strings.Contains(body, "resource_exhausted") {
 		t.Errorf("JSON over 4 KiB: got %d %s; want 429 resource_exhausted", code, body)
 	}
 	if m := inbox.Messages(""); len(m) != 0 {
@@ -343,7 +294,7 @@ func TestConnections_SilentAreClosed(t *testing.T) {
 	for _, first := range []string{"", "P", "PRI * HTTP/2.0\r\n", "POST / HTTP/1.1\r\nHost:"} {
 		t.Run(fmt.Sprintf("after %q", first), func(t *testing.T) {
 			t.Parallel()
-			c, err := net.Dial("tcp", r.addr)
+			c, err := net.Dial("tcp", r.Addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -359,7 +310,7 @@ func TestConnections_SilentAreClosed(t *testing.T) {
 
 func TestHealth_FollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	var down atomic.Bool
-	r := start(t, openStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) {
 		ready := c.Ready
 		c.Ready = func(ctx context.Context) error {
 			if down.Load() {
@@ -369,7 +320,7 @@ func TestHealth_FollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 		}
 	})
 	health := func(service string) string {
-		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
+		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: service})
 		if err != nil {
 			return err.Error()
 		}
@@ -387,7 +338,7 @@ func TestHealth_FollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 
 func TestReflection_DescribesTheService(t *testing.T) {
 	r, _ := startDev(t)
-	stream, err := reflectionpb.NewServerReflectionClient(r.conn).ServerReflectionInfo(t.Context())
+	stream, err := reflectionpb.NewServerReflectionClient(r.Conn).ServerReflectionInfo(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,41 +358,41 @@ func TestReflection_DescribesTheService(t *testing.T) {
 func TestPanic_IsInternalAndTheProcessLives(t *testing.T) {
 	var code string
 	panics := true
-	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
 		if panics {
 			code = m.Code
 			panic("sending " + m.Code)
 		}
 		return verify.Receipt{}, nil
 	}))
-	number := freshNumber()
-	_, err := r.SendSMS(t.Context(), request(number))
+	number := servertest.FreshNumber()
+	_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
 	if got := reasonOf(t, err); got != "Internal INTERNAL" {
 		t.Errorf("over gRPC: got %s; want Internal INTERNAL", got)
 	}
-	if httpCode, body := r.post(t, "SendSMS", `{"phone_number":"`+number+`","signature":"a","template_code":"b"}`); httpCode != 500 ||
+	if httpCode, body := r.Post(t, "SendSMS", `{"phone_number":"`+number+`","signature":"a","template_code":"b"}`); httpCode != 500 ||
 		strings.Contains(body, code) {
 		t.Errorf("over HTTP: got %d %s; want 500 without the code", httpCode, body)
 	}
-	if log := r.log.String(); !strings.Contains(log, "panic in a call") || strings.Contains(log, code) {
+	if log := r.Log.String(); !strings.Contains(log, "panic in a call") || strings.Contains(log, code) {
 		t.Errorf("the log: want the panic without its value:\n%s", log)
 	}
 	panics = false
-	r.send(t, number)
+	r.MustSend(t, number)
 }
 
 func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
-	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake))
-	r.send(t, "18699998888")
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), aliyun(t, fake))
+	r.MustSend(t, "18699998888")
 	code := lastCode(t, fake, "18699998888")
-	r.valid(t, "18699998888", code)
-	r.post(t, "Valid", `{"phone_number":"+86 186 9999 8888","code":"`+code+`"}`)
+	r.IsValid(t, "18699998888", code)
+	r.Post(t, "Valid", `{"phone_number":"+86 186 9999 8888","code":"`+code+`"}`)
 	r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "10086"})
-	r.SendSMS(t.Context(), request("18699998888")) // within the minute
+	r.SendSMS(t.Context(), servertest.SendRequest("18699998888")) // within the minute
 	var calls []string
-	for line := range strings.Lines(r.log.String()) {
+	for line := range strings.Lines(r.Log.String()) {
 		if strings.Contains(line, "msg=call") {
 			calls = append(calls, line)
 		}
@@ -478,7 +429,7 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 
 // The caller's deadline is none or very long, and the call's message never arrives.
 func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
-	r := start(t, openStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
 	for _, hours := range []time.Duration{0, 1000} {
 		ctx, cancel := context.WithCancel(context.Background())
 		if hours > 0 {
@@ -486,7 +437,7 @@ func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
 		}
 		defer cancel()
 		defer time.AfterFunc(40*time.Second, cancel).Stop()
-		stream, err := r.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName)
+		stream, err := r.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -501,7 +452,7 @@ func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
 
 func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
 	r, _ := startDev(t)
-	c, err := net.Dial("tcp", r.addr)
+	c, err := net.Dial("tcp", r.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -519,10 +470,10 @@ func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
 		}
 	}
 	const body = `{"phone_number":"18600000000"}`
-	if code, _ := r.post(t, "SendSMS", body, "X-Long", strings.Repeat("a", 7<<10)); code != 200 {
+	if code, _ := r.Post(t, "SendSMS", body, "X-Long", strings.Repeat("a", 7<<10)); code != 200 {
 		t.Errorf("a header of 7 KiB over HTTP/1.1: got %d; want 200", code)
 	}
-	q, _ := http.NewRequest("POST", "http://"+r.addr+pb.PhoneNumberService_SendSMS_FullMethodName, strings.NewReader(body))
+	q, _ := http.NewRequest("POST", "http://"+r.Addr+pb.PhoneNumberService_SendSMS_FullMethodName, strings.NewReader(body))
 	q.Header.Set("X-Long", strings.Repeat("a", 13<<10))
 	// The server may close the connection before it has read the whole request.
 	if res, err := http.DefaultClient.Do(q); err == nil && res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
@@ -532,13 +483,13 @@ func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
 
 // A call whose deadline passes during a slow Load is logged at INFO as the caller's doing.
 func TestLog_CallerDeadlineIsNoDatabaseOutage(t *testing.T) {
-	db := openStore(t, "sqlite::memory:")
-	r := start(t, db, &dev.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
+	db := servertest.OpenStore(t, "sqlite::memory:")
+	r := servertest.Start(t, db, &dev.Inbox{}, func(c *server.Config) { c.Verifier.Store = slowStore{db} })
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	r.SendSMS(ctx, request("18600000000"))
+	r.SendSMS(ctx, servertest.SendRequest("18600000000"))
 	eventually(t, "the log reports that the caller went away", func() bool {
-		log := r.log.String()
+		log := r.Log.String()
 		return strings.Contains(log, "level=INFO msg=call method=SendSMS") && strings.Contains(log, "the caller went away")
 	})
 }
@@ -553,26 +504,26 @@ func (s slowStore) Load(ctx context.Context, n verify.Number) (verify.Record, er
 
 // A drain ends when the outcome of the last send is stored, even if the call ended long before.
 func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
-	db := openStore(t, "sqlite::memory:")
+	db := servertest.OpenStore(t, "sqlite::memory:")
 	held := &heldStore{Store: db, release: make(chan struct{})}
-	r := start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
+	r := servertest.Start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
 		held.holding.Store(true)
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) { c.Verifier.Store = held })
-	number := freshNumber()
-	_, err := r.SendSMS(t.Context(), request(number))
+	number := servertest.FreshNumber()
+	_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
 	if got := reasonOf(t, err); got != "Unknown SENT_NOT_CONFIRMED" {
 		t.Fatalf("got %s; want Unknown SENT_NOT_CONFIRMED", got)
 	}
-	r.stop()
-	eventually(t, "draining", func() bool { return strings.Contains(r.log.String(), "draining") })
+	r.Stop()
+	eventually(t, "draining", func() bool { return strings.Contains(r.Log.String(), "draining") })
 	select {
-	case <-r.done:
+	case <-r.Done:
 		t.Fatal("Serve returned before the outcome was stored; want it to wait")
 	case <-time.After(200 * time.Millisecond): // Serve must not return in this time
 	}
 	close(held.release)
-	<-r.done
+	<-r.Done
 	if held.swaps.Load() != 2 {
 		t.Errorf("swaps: got %d; want 2, begin and confirm", held.swaps.Load())
 	}
@@ -598,47 +549,50 @@ func (s *heldStore) Swap(ctx context.Context, n verify.Number, old verify.Versio
 // finish.
 func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 	atAliyun, release := make(chan string, 1), make(chan struct{})
-	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
 		atAliyun <- m.Code
 		<-release
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) { c.DrainDelay = 2 * time.Second })
-	eventually(t, "serving", func() bool { return strings.Contains(r.log.String(), "msg=serving") })
+	eventually(t, "serving", func() bool { return strings.Contains(r.Log.String(), "msg=serving") })
 
 	grpcCall, httpCall := make(chan error, 1), make(chan int, 1)
-	go func() { _, err := r.SendSMS(t.Context(), request(freshNumber())); grpcCall <- err }()
+	go func() {
+		_, err := r.SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber()))
+		grpcCall <- err
+	}()
 	<-atAliyun
 	go func() {
-		code, _ := r.post(t, "SendSMS", `{"phone_number":"`+freshNumber()+`","signature":"a","template_code":"b"}`)
+		code, _ := r.Post(t, "SendSMS", `{"phone_number":"`+servertest.FreshNumber()+`","signature":"a","template_code":"b"}`)
 		httpCall <- code
 	}()
 	<-atAliyun
-	r.stop()
+	r.Stop()
 	eventually(t, "NOT_SERVING", func() bool {
-		res, err := healthpb.NewHealthClient(r.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING
 	})
-	watch, err := healthpb.NewHealthClient(r.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	watch, err := healthpb.NewHealthClient(r.Conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if res, err := watch.Recv(); err != nil || res.Status != healthpb.HealthCheckResponse_NOT_SERVING {
 		t.Errorf("health watch: got %v, %v; want NOT_SERVING", res, err)
 	}
-	conn, err := net.Dial("tcp", r.addr)
+	conn, err := net.Dial("tcp", r.Addr)
 	if err != nil {
 		t.Fatalf("a new connection during the drain delay: got %v; want it accepted", err)
 	}
 	conn.Close()
 	eventually(t, "new connections are no longer accepted", func() bool {
-		c, err := net.Dial("tcp", r.addr)
+		c, err := net.Dial("tcp", r.Addr)
 		if err == nil {
 			c.Close()
 		}
 		return err != nil
 	})
 	select {
-	case <-r.done:
+	case <-r.Done:
 		t.Fatal("Serve returned during calls in flight; want it to wait")
 	default:
 	}
@@ -652,5 +606,5 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 	if code := <-httpCall; code != 200 {
 		t.Errorf("the HTTP call in flight: got %d; want 200", code)
 	}
-	<-r.done
+	<-r.Done
 }

@@ -8,11 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -96,24 +96,24 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 		rows = append(rows, row{code, dysmsapitest.Reply(500, code, secretText).ButAccepted(), codes.Unknown, ali, code, 0, 1, ""})
 	}
 
-	db := openStore(t, "sqlite::memory:")
+	db := servertest.OpenStore(t, "sqlite::memory:")
 	fake := dysmsapitest.New(t)
 	sender := &recorder{Sender: aliyun(t, fake)}
-	r := start(t, db, sender, func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
+	r := servertest.Start(t, db, sender, func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
-			number := freshNumber()
-			r.send(t, number)
-			sentBefore, requestsBefore, logBefore := len(fake.Accepted()), fake.Requests(), len(r.log.String())
+			number := servertest.FreshNumber()
+			r.MustSend(t, number)
+			sentBefore, requestsBefore, logBefore := len(fake.Accepted()), fake.Requests(), len(r.Log.String())
 
 			fake.Next(row.fault)
-			_, err := r.SendSMS(t.Context(), request(number))
+			_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
 
 			s := status.Convert(err)
 			if s.Code() != row.code {
 				t.Errorf("status: got %v; want %v", s.Code(), row.code)
 			}
-			info, retry, bad := details(t, s)
+			info, retry, bad := servertest.Details(t, s)
 			if info.GetDomain() != row.domain || info.GetReason() != row.reason {
 				t.Errorf("ErrorInfo: got %s %s; want %s %s", info.GetDomain(), info.GetReason(), row.domain, row.reason)
 			}
@@ -135,7 +135,7 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 
 			sent := sender.all()
 			older, newer := sent[len(sent)-2], sent[len(sent)-1]
-			for output, text := range map[string]string{"error": s.Proto().String(), "log": r.log.String()[logBefore:]} {
+			for output, text := range map[string]string{"error": s.Proto().String(), "log": r.Log.String()[logBefore:]} {
 				for _, secret := range []string{number, older, newer, secretText, fake.AccessKeySecret, fake.URL} {
 					if strings.Contains(text, secret) {
 						t.Errorf("the %s contains %q:\n%s", output, secret, text)
@@ -146,18 +146,18 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 			switch unknown := row.code == codes.Unknown || row.code == codes.DeadlineExceeded; {
 			case older == newer: // one in a million
 			case !unknown:
-				if r.valid(t, number, newer) {
+				if r.IsValid(t, number, newer) {
 					t.Error("the code of a rejected send: got valid; want invalid")
 				}
-				if !r.valid(t, number, older) {
+				if !r.IsValid(t, number, older) {
 					t.Error("the code before a rejected send: got invalid; want valid")
 				}
 			case row.sent == 1:
-				if !r.valid(t, number, newer) {
+				if !r.IsValid(t, number, newer) {
 					t.Error("the code of a sent SMS: got invalid; want valid")
 				}
 			default:
-				if !r.valid(t, number, older) {
+				if !r.IsValid(t, number, older) {
 					t.Error("the code before a send of unknown outcome: got invalid; want valid")
 				}
 			}
@@ -173,21 +173,21 @@ func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
 	defer untrusted.Close()
 	for name, endpoint := range map[string]string{"connection refused": closed.URL, "bad certificate": untrusted.URL} {
 		t.Run(name, func(t *testing.T) {
-			db := openStore(t, "sqlite::memory:")
+			db := servertest.OpenStore(t, "sqlite::memory:")
 			sender, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret, Endpoint: endpoint})
 			if err != nil {
 				t.Fatal(err)
 			}
-			good, bad := start(t, db, aliyun(t, fake)), start(t, db, sender)
-			number := freshNumber()
-			good.send(t, number)
-			_, err = bad.SendSMS(t.Context(), request(number))
+			good, bad := servertest.Start(t, db, aliyun(t, fake)), servertest.Start(t, db, sender)
+			number := servertest.FreshNumber()
+			good.MustSend(t, number)
+			_, err = bad.SendSMS(t.Context(), servertest.SendRequest(number))
 			s := status.Convert(err)
-			info, retry, _ := details(t, s)
+			info, retry, _ := servertest.Details(t, s)
 			if s.Code() != codes.Unavailable || info.GetReason() != "SMS_NOT_SENT" || retry == nil {
 				t.Errorf("got %v %v %v; want Unavailable, SMS_NOT_SENT and a RetryInfo", s.Code(), info, retry)
 			}
-			if !good.valid(t, number, lastCode(t, fake, number)) {
+			if !good.IsValid(t, number, lastCode(t, fake, number)) {
 				t.Error("the code before the send: got invalid; want valid")
 			}
 		})
@@ -199,25 +199,25 @@ func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
 func TestSendSMS_RejectedRetryKeepsTheTimedOutCode(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
-	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
-	number := freshNumber()
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
+	number := servertest.FreshNumber()
 	fake.Next(dysmsapitest.Hang().ButAccepted())
 	for _, want := range []codes.Code{codes.DeadlineExceeded, codes.ResourceExhausted, codes.ResourceExhausted} {
-		if _, err := r.SendSMS(t.Context(), request(number)); status.Code(err) != want {
+		if _, err := r.SendSMS(t.Context(), servertest.SendRequest(number)); status.Code(err) != want {
 			t.Fatalf("SendSMS: got %v; want %v", err, want)
 		}
 	}
-	if !r.valid(t, number, lastCode(t, fake, number)) {
+	if !r.IsValid(t, number, lastCode(t, fake, number)) {
 		t.Error("the code that reached the phone: got invalid; want valid")
 	}
 }
 
 func TestSendSMS_WithoutDatabaseSendsNothing(t *testing.T) {
 	fake := dysmsapitest.New(t)
-	db := openStore(t, "sqlite::memory:")
-	r := start(t, db, aliyun(t, fake))
+	db := servertest.OpenStore(t, "sqlite::memory:")
+	r := servertest.Start(t, db, aliyun(t, fake))
 	db.Close()
-	_, sendErr := r.SendSMS(t.Context(), request(freshNumber()))
+	_, sendErr := r.SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber()))
 	if got := reasonOf(t, sendErr); got != "Unavailable STORE_UNAVAILABLE" {
 		t.Errorf("SendSMS: got %s; want Unavailable STORE_UNAVAILABLE", got)
 	}
@@ -229,15 +229,15 @@ func TestSendSMS_WithoutDatabaseSendsNothing(t *testing.T) {
 func TestSendSMS_NinthInFlightIsAborted(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	fake.Always(dysmsapitest.Hang())
-	r := start(t, openStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 3 * time.Second })
-	number := freshNumber()
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), aliyun(t, fake), func(c *server.Config) { c.Verifier.SMSTimeout = 3 * time.Second })
+	number := servertest.FreshNumber()
 	var inFlight sync.WaitGroup
 	defer inFlight.Wait()
 	for range 8 {
-		inFlight.Go(func() { r.SendSMS(t.Context(), request(number)) })
+		inFlight.Go(func() { r.SendSMS(t.Context(), servertest.SendRequest(number)) })
 	}
 	eventually(t, "eight sends are at Aliyun", func() bool { return fake.Requests() == 8 })
-	_, last := r.SendSMS(t.Context(), request(number))
+	_, last := r.SendSMS(t.Context(), servertest.SendRequest(number))
 	if got := reasonOf(t, last); got != "Aborted SEND_IN_PROGRESS" {
 		t.Errorf("the ninth send in flight: got %s; want Aborted SEND_IN_PROGRESS", got)
 	}
@@ -245,19 +245,19 @@ func TestSendSMS_NinthInFlightIsAborted(t *testing.T) {
 
 func TestSendSMS_UnknownSenderErrorKeepsTheCode(t *testing.T) {
 	var code string
-	r := start(t, openStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
 		code = m.Code
 		return verify.Receipt{}, fmt.Errorf("%s to %s", m.Code, m.Number)
 	}))
-	number := freshNumber()
-	_, err := r.SendSMS(t.Context(), request(number))
+	number := servertest.FreshNumber()
+	_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
 	if got := reasonOf(t, err); got != "Unknown SMS_OUTCOME_UNKNOWN" {
 		t.Errorf("got %s; want Unknown SMS_OUTCOME_UNKNOWN", got)
 	}
-	if log := r.log.String(); strings.Contains(log, code) || strings.Contains(log, number) {
+	if log := r.Log.String(); strings.Contains(log, code) || strings.Contains(log, number) {
 		t.Errorf("the log contains the number or the code:\n%s", log)
 	}
-	if !r.valid(t, number, code) {
+	if !r.IsValid(t, number, code) {
 		t.Error("the code after an unknown outcome: got invalid; want valid")
 	}
 }
@@ -266,24 +266,6 @@ func TestSendSMS_UnknownSenderErrorKeepsTheCode(t *testing.T) {
 func reasonOf(t *testing.T, err error) string {
 	t.Helper()
 	s := status.Convert(err)
-	info, _, _ := details(t, s)
+	info, _, _ := servertest.Details(t, s)
 	return s.Code().String() + " " + info.GetReason()
-}
-
-// details returns the details of s.
-func details(t *testing.T, s *status.Status) (info *errdetails.ErrorInfo, retry *errdetails.RetryInfo, bad *errdetails.BadRequest) {
-	t.Helper()
-	for _, d := range s.Details() {
-		switch d := d.(type) {
-		case *errdetails.ErrorInfo:
-			info = d
-		case *errdetails.RetryInfo:
-			retry = d
-		case *errdetails.BadRequest:
-			bad = d
-		default:
-			t.Errorf("details: got an unexpected %v", d)
-		}
-	}
-	return info, retry, bad
 }

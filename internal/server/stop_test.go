@@ -12,6 +12,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -26,11 +27,11 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 		counter.Add(1)
 		<-released
 	}
-	db := openStore(t, "sqlite::memory:")
+	db := servertest.OpenStore(t, "sqlite::memory:")
 	var ready atomic.Bool // true until the calls hang
 	ready.Store(true)
 	var config server.Config
-	r := start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
+	r := servertest.Start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
 		hang(&hanging)
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) {
@@ -55,12 +56,12 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 			f(ctx)
 		})
 	}
-	number := freshNumber()
-	call(func(ctx context.Context) { r.SendSMS(ctx, request(number)) })
+	number := servertest.FreshNumber()
+	call(func(ctx context.Context) { r.SendSMS(ctx, servertest.SendRequest(number)) })
 	call(func(ctx context.Context) { r.Valid(ctx, &pb.ValidRequest{PhoneNumber: hangingNumber, Code: "000000"}) })
 	call(func(ctx context.Context) {
-		body := strings.NewReader(`{"phone_number":"` + freshNumber() + `","signature":"a","template_code":"b"}`)
-		q, err := http.NewRequestWithContext(ctx, "POST", "http://"+r.addr+sendPath, body)
+		body := strings.NewReader(`{"phone_number":"` + servertest.FreshNumber() + `","signature":"a","template_code":"b"}`)
+		q, err := http.NewRequestWithContext(ctx, "POST", "http://"+r.Addr+sendPath, body)
 		if err != nil {
 			t.Error(err)
 			return
@@ -69,7 +70,7 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 			res.Body.Close()
 		}
 	})
-	watch, err := healthpb.NewHealthClient(r.conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	watch, err := healthpb.NewHealthClient(r.Conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,21 +82,21 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 	eventually(t, "a readiness probe hangs", func() bool { return probing.Load() == 1 })
 
 	begin := time.Now()
-	r.stop()
+	r.Stop()
 	select {
-	case <-r.done:
+	case <-r.Done:
 	case <-time.After(config.StopTimeout() + 30*time.Second): // a margin for slow machines
 		t.Fatalf("Serve still runs; want it to return within %v", config.StopTimeout())
 	}
 	t.Logf("returned after %v", time.Since(begin))
 	const want = "abandoned 3 calls that did not end within 17s"
-	if r.err == nil || r.err.Error() != want {
-		t.Errorf("Serve: got %v; want %q", r.err, want)
+	if r.Err == nil || r.Err.Error() != want {
+		t.Errorf("Serve: got %v; want %q", r.Err, want)
 	}
-	if !strings.Contains(r.log.String(), `level=ERROR msg="abandoned calls that did not end" calls=3`) {
+	if !strings.Contains(r.Log.String(), `level=ERROR msg="abandoned calls that did not end" calls=3`) {
 		t.Error("the log lacks the line about three abandoned calls")
 	}
-	r.err = nil
+	r.Err = nil
 }
 
 const hangingNumber = "18655555555"

@@ -23,6 +23,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
+	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
@@ -41,7 +42,7 @@ func scraped(t *testing.T, c *server.Config) (get func(path string) (status int,
 		if err != nil {
 			t.Fatal(err)
 		}
-		return do(t, q)
+		return servertest.Do(t, q)
 	}
 }
 
@@ -49,13 +50,13 @@ func TestMetrics_CountCallsOfEveryProtocol(t *testing.T) {
 	var get func(string) (int, string)
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
-	r := start(t, openStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) { get = scraped(t, c) })
-	r.send(t, "18699998888")
-	r.SendSMS(t.Context(), request("18699998888"))
-	r.post(t, "SendSMS", `{"phone_number":"10086"}`)
+	r := servertest.Start(t, servertest.OpenStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) { get = scraped(t, c) })
+	r.MustSend(t, "18699998888")
+	r.SendSMS(t.Context(), servertest.SendRequest("18699998888"))
+	r.Post(t, "SendSMS", `{"phone_number":"10086"}`)
 	code := lastCode(t, fake, "18699998888")
-	r.post(t, "Valid", `{"phone_number":"18699998888","code":"`+wrong(code, 0)+`"}`)
-	r.valid(t, "18699998888", code)
+	r.Post(t, "Valid", `{"phone_number":"18699998888","code":"`+wrong(code, 0)+`"}`)
+	r.IsValid(t, "18699998888", code)
 	status, body := get("/metrics")
 	if status != 200 {
 		t.Errorf("/metrics: got HTTP %d; want 200", status)
@@ -85,7 +86,7 @@ func TestMetrics_CountCallsOfEveryProtocol(t *testing.T) {
 func TestProbes_ReadinessFollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	var get func(string) (int, string)
 	var down atomic.Bool
-	r := start(t, openStore(t, "sqlite::memory:"), nil, func(c *server.Config) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), nil, func(c *server.Config) {
 		get = scraped(t, c)
 		ready := c.Ready
 		c.Ready = func(ctx context.Context) error {
@@ -108,7 +109,7 @@ func TestProbes_ReadinessFollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	if is("/", 200) || is("/inbox.json", 200) {
 		t.Error("/ and /inbox.json at the metrics address: got 200; want an error")
 	}
-	if status, _ := r.ask(t, "GET", "/metrics", ""); status != 404 {
+	if status, _ := r.Ask(t, "GET", "/metrics", ""); status != 404 {
 		t.Errorf("/metrics at the callers' port: got %d; want 404", status)
 	}
 }
@@ -171,7 +172,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 			fake := dysmsapitest.New(t)
 			fake.Limits(true)
 			var stop func()
-			r := start(t, openStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
+			r := servertest.Start(t, servertest.OpenStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
 				var err error
 				if c.Telemetry.Tracer, stop, err = telemetry.Tracing(t.Context(), "test", c.Telemetry.Log); err != nil {
 					t.Fatal(err)
@@ -179,15 +180,15 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 			})
 			const trace1, trace2, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "5bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 			ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+trace1+"-"+parent+"-01")
-			number := freshNumber()
-			if _, err := r.SendSMS(ctx, request(number)); err != nil {
+			number := servertest.FreshNumber()
+			if _, err := r.SendSMS(ctx, servertest.SendRequest(number)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := r.SendSMS(ctx, request(number)); err == nil {
+			if _, err := r.SendSMS(ctx, servertest.SendRequest(number)); err == nil {
 				t.Fatal("a second send within a minute: got OK; want an error")
 			}
 			code := lastCode(t, fake, number)
-			r.post(t, "Valid", `{"phone_number":"`+number+`","code":"`+code+`"}`, "traceparent", "00-"+trace2+"-"+parent+"-01")
+			r.Post(t, "Valid", `{"phone_number":"`+number+`","code":"`+code+`"}`, "traceparent", "00-"+trace2+"-"+parent+"-01")
 			stop()
 
 			received.mu.Lock()
@@ -226,7 +227,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 					t.Errorf("the traces lack %s", want)
 				}
 			}
-			if log := r.log.String(); strings.Count(log, "msg=call") != 3 || strings.Count(log, "trace_id="+trace1) < 2 ||
+			if log := r.Log.String(); strings.Count(log, "msg=call") != 3 || strings.Count(log, "trace_id="+trace1) < 2 ||
 				!strings.Contains(log, "trace_id="+trace2) {
 				t.Errorf("the log lacks the trace IDs of the calls:\n%s", log)
 			}
@@ -235,11 +236,11 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 }
 
 func TestLog_HasTheCallersTraceIDWithoutExport(t *testing.T) {
-	r := start(t, openStore(t, "sqlite::memory:"), nil)
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), nil)
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
-	r.post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "nonsense\ttrace_id=1")
-	if log := r.log.String(); strings.Count(log, "trace_id="+trace) < 1 || strings.Contains(log, "trace_id=1") ||
+	r.Post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
+	r.Post(t, "Valid", `{"phone_number":"18600000000"}`, "traceparent", "nonsense\ttrace_id=1")
+	if log := r.Log.String(); strings.Count(log, "trace_id="+trace) < 1 || strings.Contains(log, "trace_id=1") ||
 		strings.Contains(log, "nonsense") {
 		t.Errorf("the log: want the trace ID of the first call, and nothing of the second:\n%s", log)
 	}
