@@ -39,6 +39,7 @@ type serveCommand struct {
 
 func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	s, err := newService(p, c.Config)
+	defer s.sampled.Flush() // last: the other deferred calls log
 	var reader config.SecretReader
 	secrets, secretsErr := reader.Read()
 	db, dbErr := openStore(secrets[config.DataSourceName])
@@ -61,11 +62,11 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	for _, w := range db.Warnings(ctx) {
 		s.log.Warn(w)
 	}
-	tel, flush, err := s.telemetry(ctx)
+	tel, stop, err := telemetry.Start(ctx, s.version, s.log)
 	if err != nil {
 		return err
 	}
-	defer flush()
+	defer stop()
 	keys, _ := config.Keys(secrets) // Read has checked them
 	v := s.verifier(tel, db, keys, aliyun)
 	if config.SecretsInFiles() {
@@ -143,6 +144,7 @@ func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
 		c.CORSOrigins = []string{"*"}
 	}
 	s, err := newService(p, c.Config)
+	defer s.sampled.Flush() // last: the other deferred calls log
 	errs = append(errs, err)
 	for _, name := range []string{config.AccessKeyID, config.AccessKeySecret} {
 		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
@@ -166,11 +168,11 @@ func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
 	if up, err := waitForDatabase(ctx, db, s.log); !up {
 		return err
 	}
-	tel, flush, err := s.telemetry(ctx)
+	tel, stop, err := telemetry.Start(ctx, s.version, s.log)
 	if err != nil {
 		return err
 	}
-	defer flush()
+	defer stop()
 	return s.serve(ctx, tel, db, s.verifier(tel, db, verify.RandomKeys(), inbox), inbox)
 }
 
@@ -201,16 +203,6 @@ func newService(p process, settings config.Config) (service, error) {
 	}
 	p.stderr.OnLoss(func(lost int) { s.log.Warn("dropped log lines", "count", lost) })
 	return s, errors.Join(settingsErr, telemetry.CheckTracing(), accessErr)
-}
-
-// telemetry returns the telemetry of the service. flush writes its last traces and log lines.
-func (s service) telemetry(ctx context.Context) (tel telemetry.Telemetry, flush func(), err error) {
-	tracer, stopTracing, err := telemetry.Tracing(ctx, s.version, s.log)
-	if err != nil {
-		s.sampled.Flush()
-	}
-	tel = telemetry.Telemetry{Metrics: telemetry.NewMetrics(s.version), Tracer: tracer, Log: s.log}
-	return tel, func() { stopTracing(); s.sampled.Flush() }, err
 }
 
 func (s service) verifier(tel telemetry.Telemetry, db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {

@@ -174,7 +174,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 			var stop func()
 			r := servertest.Start(t, servertest.OpenStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
 				var err error
-				if c.Telemetry.Tracer, stop, err = telemetry.Tracing(t.Context(), "test", c.Telemetry.Log); err != nil {
+				if c.Telemetry, stop, err = telemetry.Start(t.Context(), "test", c.Telemetry.Log); err != nil {
 					t.Fatal(err)
 				}
 			})

@@ -59,12 +59,13 @@ func tracesProtocol() string {
 	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), protocolHTTP)
 }
 
-// Tracing exports spans by OTLP as configured by the OpenTelemetry variables
-// (https://opentelemetry.io/docs/specs/otel/protocol/exporter). Without an
-// OTEL_EXPORTER_OTLP_ENDPOINT it returns a nil Tracer. stop exports the remaining spans.
-func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tracer, stop func(), err error) {
+// Start returns the telemetry of the process. It exports spans by OTLP as configured by the
+// OpenTelemetry variables (https://opentelemetry.io/docs/specs/otel/protocol/exporter), and none
+// without an OTEL_EXPORTER_OTLP_ENDPOINT. stop exports the remaining spans.
+func Start(ctx context.Context, version string, log *slog.Logger) (t Telemetry, stop func(), err error) {
+	t = Telemetry{Metrics: NewMetrics(version), Log: log}
 	if _, set := tracesEndpoint(); !set {
-		return nil, func() {}, nil
+		return t, func() {}, nil
 	}
 	// OpenTelemetry's default logger writes to stderr, and quotes invalid values.
 	otel.SetLogger(logr.Discard())
@@ -78,7 +79,7 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 		exporter, err = otlptracehttp.New(ctx)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("traces cannot be exported: %s", truncate(err))
+		return t, nil, fmt.Errorf("traces cannot be exported: %s", truncate(err))
 	}
 	attributes, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(), resource.WithAttributes(
 		attribute.String("service.name", "phone-number-service"), attribute.String("service.version", version)), resource.WithFromEnv())
@@ -87,7 +88,8 @@ func Tracing(ctx context.Context, version string, log *slog.Logger) (t trace.Tra
 	}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(attributes),
 		sdktrace.WithoutPanicRecording()) // a panic's value could contain a code
-	return provider.Tracer("github.com/liulinhuai/phone-number-service"), func() {
+	t.Tracer = provider.Tracer("github.com/liulinhuai/phone-number-service")
+	return t, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
 		if err := provider.Shutdown(ctx); err != nil {

@@ -37,7 +37,7 @@ func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {
 	}
 }
 
-func TestTracing_CanBeDisabled(t *testing.T) {
+func TestStart_TracingCanBeDisabled(t *testing.T) {
 	for name, value := range map[string]string{
 		"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none",
 		"OTEL_EXPORTER_OTLP_ENDPOINT": "",
@@ -45,14 +45,14 @@ func TestTracing_CanBeDisabled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 			t.Setenv(name, value)
-			if tracer, _, err := Tracing(t.Context(), "test", nil); tracer != nil || err != nil {
-				t.Errorf("got %v, %v, want no tracer and no error", tracer, err)
+			if tel, _, err := Start(t.Context(), "test", nil); tel.Tracer != nil || err != nil {
+				t.Errorf("got %v, %v, want no tracer and no error", tel.Tracer, err)
 			}
 		})
 	}
 }
 
-func TestTracing_LogOmitsTheCollectorsPage(t *testing.T) {
+func TestStart_LogOmitsTheCollectorsPage(t *testing.T) {
 	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 		w.Write(bytes.Repeat([]byte("page "), 100_000))
@@ -60,11 +60,11 @@ func TestTracing_LogOmitsTheCollectorsPage(t *testing.T) {
 	defer collector.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
 	var out servicetest.Output
-	tracer, stop, err := Tracing(t.Context(), "test", slog.New(slog.NewTextHandler(&out, nil)))
+	tel, stop, err := Start(t.Context(), "test", slog.New(slog.NewTextHandler(&out, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, span := tracer.Start(t.Context(), "a call")
+	_, span := tel.Tracer.Start(t.Context(), "a call")
 	span.End()
 	stop()
 	if got := out.String(); !strings.Contains(got, "failed to export") || len(got) > 1000 {
