@@ -407,7 +407,7 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 		{"method=Valid", "status=InvalidArgument", "peer=127.0.0.1", "error=\"phone_number must be one mobile number"},
 		{
 			"method=SendSMS", "status=ResourceExhausted", "number=+86186****8888", "result=limited", "aliyun_code=isv.BUSINESS_LIMIT_CONTROL",
-			"request_id=" + fake.RequestIDs()[1], "error=\"sms: refused by Aliyun",
+			"request_id=" + fake.RequestIDs()[1], "error=\"sms: rejected by Aliyun",
 		},
 	}
 	if len(calls) != len(wants) {

@@ -45,7 +45,7 @@ type Aliyun struct {
 	key         atomic.Pointer[accessKey]
 	endpoint    *url.URL
 	transport   *http.Transport
-	refusals    recentIDs // a repeated refusal belongs to another send
+	rejections  recentIDs // a repeated rejection belongs to another send
 	certificate *prometheus.GaugeVec
 }
 
@@ -66,20 +66,14 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: CertificateHelp,
 		ConstLabels: prometheus.Labels{"certificate": "aliyun"},
 	}, nil)}
-	var errs []error
-	if err := a.ReplaceAccessKey(c.AccessKeyID, c.AccessKeySecret); err != nil {
-		errs = append(errs, err)
-	}
+	keyErr := a.ReplaceAccessKey(c.AccessKeyID, c.AccessKeySecret)
 	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
 	var proxy *url.URL
 	if err == nil {
 		proxy, err = proxyFor(endpoint)
 	}
-	if err != nil {
-		errs = append(errs, err)
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+	if err := errors.Join(keyErr, err); err != nil {
+		return nil, err
 	}
 	// Over HTTP/2, net/http retries a request after REFUSED_STREAM or GOAWAY. Over HTTP/1.1,
 	// it retries a POST only if no byte of it was written.
@@ -124,14 +118,13 @@ func (a *Aliyun) ReplaceAccessKey(keyID, keySecret string) error {
 // CheckAccessKey validates the form of an access key. It reports all errors at once, and quotes
 // no values.
 func CheckAccessKey(keyID, keySecret string) error {
-	var errs []error
-	if !keyShape.MatchString(keyID) {
-		errs = append(errs, errors.New("the Aliyun access key ID must be printable ASCII without spaces"))
+	check := func(name, value string) error {
+		if keyShape.MatchString(value) {
+			return nil
+		}
+		return errors.New("the Aliyun access key " + name + " must be printable ASCII without spaces")
 	}
-	if !keyShape.MatchString(keySecret) {
-		errs = append(errs, errors.New("the Aliyun access key secret must be printable ASCII without spaces"))
-	}
-	return errors.Join(errs...)
+	return errors.Join(check("ID", keyID), check("secret", keySecret))
 }
 
 // Collectors returns the sender's metrics.
@@ -176,32 +169,27 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 		return verify.Receipt{}, LostReply(ctx, 0)
 	}
 	defer response.Body.Close()
+	unknown := &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode}
 	if response.StatusCode == http.StatusSwitchingProtocols {
 		// The body is then the raw connection, and reading it has no deadline.
-		return verify.Receipt{}, &verify.SendError{
-			Kind: verify.SendUnknown, HTTPStatus: response.StatusCode,
-			Detail: "protocol switched instead of a reply",
-		}
+		unknown.Detail = "protocol switched instead of a reply"
+		return verify.Receipt{}, unknown
 	}
 	if x.early.Load() {
 		x.conn.Load().Close()
-		return verify.Receipt{}, &verify.SendError{
-			Kind: verify.SendUnknown, HTTPStatus: response.StatusCode,
-			Detail: "reply was there before its request was written",
-		}
+		unknown.Detail = "reply was there before its request was written"
+		return verify.Receipt{}, unknown
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
 	if err != nil {
 		return verify.Receipt{}, LostReply(ctx, response.StatusCode)
 	}
 	receipt, err := ReadReply(m, response.StatusCode, body)
-	var refusal *verify.SendError
-	if errors.As(err, &refusal) && refusal.Kind.NotSent() && a.refusals.again(refusal.RequestID) {
+	var rejection *verify.SendError
+	if errors.As(err, &rejection) && rejection.Kind.NotSent() && a.rejections.again(rejection.RequestID) {
 		x.conn.Load().Close()
-		err = &verify.SendError{
-			Kind: verify.SendUnknown, RequestID: refusal.RequestID, HTTPStatus: response.StatusCode,
-			Detail: "refusal of an earlier request, by its RequestId",
-		}
+		unknown.RequestID, unknown.Detail = rejection.RequestID, "rejection of an earlier request, by its RequestId"
+		return verify.Receipt{}, unknown
 	}
 	return receipt, err
 }

@@ -65,14 +65,12 @@ func retryAfter(code, message string) time.Duration {
 	return time.Minute
 }
 
-// tokenShape is that of Aliyun's codes and ids: printable ASCII, so that no code is
-// thrown away for its punctuation, without what a sentence, a path, markup, base64 or a
-// query needs.
+// tokenShape matches Aliyun's codes and IDs: printable ASCII without the characters of a sentence, a
+// path, markup, base64 or a query. It allows other punctuation, so that no code is dropped.
 var tokenShape = regexp.MustCompile(`^[A-Za-z0-9_.:;,^~@#$*!|()\[\]-]{1,64}$`)
 
-// ReadReply turns a whole reply to m into a receipt or a *verify.SendError.
-// Whoever wrote the reply is not trusted: of its text only tokens are kept that
-// quote neither m's number nor its code.
+// ReadReply turns a whole reply to m into a receipt or a *verify.SendError. The reply is not
+// trusted: ReadReply keeps only tokens that quote neither m's number nor its code.
 func ReadReply(m verify.Message, status int, body []byte) (verify.Receipt, error) {
 	var fields map[string]any // keys matched exactly, unlike a struct's
 	malformed := json.Unmarshal(body, &fields) != nil
@@ -108,7 +106,7 @@ func ReadReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 		e.Detail = "reply without a code"
 	default:
 		e.Kind = classify(e.ProviderCode)
-		e.Detail = "refused by Aliyun"
+		e.Detail = "rejected by Aliyun"
 		switch e.Kind {
 		case verify.SendUnknown:
 			e.Detail = "failed at Aliyun"
