@@ -77,7 +77,7 @@ func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidRespo
 		return nil, err
 	}
 	s.metrics.ObserveCheck(ctx, number, checked)
-	callFrom(ctx).outcome = checked.Outcome.String()
+	callFrom(ctx).outcome = checked.Result.String()
 	return &pb.ValidResponse{Valid: checked.Valid()}, nil
 }
 

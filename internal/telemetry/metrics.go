@@ -97,7 +97,7 @@ func (m *Metrics) ObserveCall(ctx context.Context, method, status string, durati
 
 // ObserveCheck records the result of a Valid call.
 func (m *Metrics) ObserveCheck(ctx context.Context, n verify.Number, found verify.Verification) {
-	m.verifications.WithLabelValues(found.Outcome.String(), numberplan.Country(n), m.caller(ctx)).Inc()
+	m.verifications.WithLabelValues(found.Result.String(), numberplan.Country(n), m.caller(ctx)).Inc()
 	if found.Valid() {
 		m.timeToVerify.Observe(found.After.Seconds())
 	}

@@ -95,10 +95,10 @@ func TestMetrics_CountVerificationsByOutcome(t *testing.T) {
 	m := NewMetrics("test")
 	for _, found := range []verify.Verification{
 		{},
-		{Outcome: verify.Mismatch},
-		{Outcome: verify.Expired},
-		{Outcome: verify.Exhausted},
-		{Outcome: verify.Match, After: 7 * time.Second},
+		{Result: verify.Mismatch},
+		{Result: verify.Expired},
+		{Result: verify.Exhausted},
+		{Result: verify.Match, After: 7 * time.Second},
 	} {
 		m.ObserveCheck(t.Context(), "+8618600000000", found)
 	}

@@ -2,13 +2,13 @@ package verify
 
 import "time"
 
-// SteadyClock returns the clock for the expiry of codes. It returns the later of two times:
-// the wall clock, and the start time of the process plus the elapsed monotonic time.
+// SteadyClock returns the clock for the expiry of codes: the later of the wall clock and the
+// steady time. The steady time is the start time of the process plus the elapsed monotonic time.
 //
-// If the wall clock is set back, the second time is later, so no code lives longer. If the
-// wall clock is set forward, SteadyClock follows it, since the clocks of the other replicas
-// may have the same time. If the wall clock is then set back, SteadyClock returns the second
-// time again, so it can go back too.
+// If the wall clock is set back, the steady time is the later one, so no code lives longer. If
+// it is set forward, SteadyClock returns the wall clock, since the other replicas may have the
+// same time. So SteadyClock goes back if the wall clock is set forward and back again, but
+// never behind the steady time.
 func SteadyClock() func() time.Time {
 	start := time.Now()
 	return steadyClock(start, time.Now, func() time.Duration { return time.Since(start) })

@@ -13,18 +13,14 @@ import (
 	"strings"
 )
 
-const codeDigits = 6
-
-var codeCount = big.NewInt(1_000_000)
-
 // newCode generates a code: six random decimal digits. Each of the million codes has the
 // same probability.
 func newCode(random io.Reader) (string, error) {
-	n, err := rand.Int(random, codeCount)
+	n, err := rand.Int(random, big.NewInt(1_000_000))
 	if err != nil {
-		return "", fmt.Errorf("drawing a code: %w", err)
+		return "", fmt.Errorf("failed to generate a code: %w", err)
 	}
-	return fmt.Sprintf("%0*d", codeDigits, n), nil
+	return fmt.Sprintf("%06d", n), nil
 }
 
 // MAC is the stored form of a code: the HMAC-SHA-256 of number and code. The database never
@@ -54,17 +50,14 @@ func ParseKeys(list string) (Keys, error) {
 	return keys, nil
 }
 
-// DeriveKeys derives one key from a secret by HKDF-SHA-256. Every replica has the secret
-// already. So all replicas have the same key, also after a restart, without another setting.
+// DeriveKeys derives one key from a secret by HKDF-SHA-256. Every replica has the secret, so all
+// replicas have the same key, also after a restart, without another setting.
 func DeriveKeys(secret string) (Keys, error) {
 	if secret == "" {
 		return nil, errors.New("no secret to derive a key from")
 	}
 	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "phone-number-service code key 1", minKeyBytes)
-	if err != nil {
-		return nil, err
-	}
-	return Keys{key}, nil
+	return Keys{key}, err
 }
 
 // RandomKeys returns one random key, which is lost when the process ends.
@@ -77,10 +70,10 @@ func RandomKeys() Keys {
 // sign returns the MAC of code under the first key. The MAC is stored.
 func (k Keys) sign(n Number, code string) MAC { return mac(k[0], n, code) }
 
-// macs returns the MACs of code, one for each key: the code may have been stored under any
-// of the keys. It returns nil if code is not six digits.
+// macs returns the MACs of code, one for each key, since any of the keys may have signed it. It
+// returns nil if code is not six digits.
 func (k Keys) macs(n Number, code string) []MAC {
-	if len(code) != codeDigits || strings.Trim(code, "0123456789") != "" {
+	if len(code) != 6 || strings.Trim(code, "0123456789") != "" {
 		return nil
 	}
 	macs := make([]MAC, len(k))

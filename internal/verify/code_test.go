@@ -41,7 +41,7 @@ func TestNewCode_EveryDigitIsUniform(t *testing.T) {
 		oneInAThousand = 27.88 // chi-square with nine degrees of freedom
 	)
 	random := mathrand.NewChaCha8([32]byte{1})
-	var counts [codeDigits][10]int
+	var counts [6][10]int
 	for range draws {
 		code, err := newCode(random)
 		if err != nil {

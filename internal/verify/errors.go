@@ -15,9 +15,9 @@ var (
 	// ErrStoreUnavailable means that the call could not use the store. No SMS was sent
 	// and no attempt was counted.
 	ErrStoreUnavailable = errors.New("store unavailable")
-	// ErrOutcomeUnknown means that the store may have applied a swap, or may apply it
-	// later. Store.Swap returns it. Check returns it if the attempt may have been
-	// counted or the code may have been used.
+	// ErrOutcomeUnknown means that a swap may have been applied, or may be applied later.
+	// Store.Swap returns it. Check returns it if the attempt may have been counted or the
+	// code may have been used.
 	ErrOutcomeUnknown = errors.New("outcome unknown")
 	// ErrSentNotConfirmed means that the provider accepted the SMS, but that the store
 	// did not record it in time. The new code is live. Older codes may be live too.
@@ -87,8 +87,8 @@ type SendError struct {
 	Detail       string        // text of this service, for the log
 }
 
-// SendErrorOf returns the *SendError in err. If err contains none, it returns a new one of
-// the kind SendUnknown and drops the text of err, which could quote the message.
+// SendErrorOf returns the *SendError in err. If err contains none, it returns one of the kind
+// SendUnknown, without the text of err, which could quote the message.
 func SendErrorOf(err error) *SendError {
 	e := &SendError{Kind: SendUnknown, Detail: "unclassified"}
 	errors.As(err, &e)

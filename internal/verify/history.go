@@ -7,22 +7,22 @@ import (
 )
 
 // History holds the last events of a number, for the operator. A swap writes it together with
-// the State, so it needs no write of its own. No rule depends on it. A release of the service
-// that cannot read it drops it.
+// the State, so it needs no write of its own. No rule depends on it. Each event is zero if there
+// was none.
 type History struct {
-	Accepted Accepted // the last send that the provider accepted
-	Rejected Rejected // the last send that sent no SMS
-	End      CodeEnd  // the last code that was used or exhausted
+	Accepted Accepted
+	Rejected Rejected
+	End      CodeEnd
 }
 
-// Accepted is a send that the provider accepted. It is zero if the provider accepted none.
+// Accepted is the last send that the provider accepted.
 type Accepted struct {
 	SendID int64
 	At     int64  // microseconds since 1970
 	BizID  string // the provider's ID of the SMS
 }
 
-// Rejected is a send that definitely sent no SMS. It is zero if there was none.
+// Rejected is the last send that failed with a SendError whose kind is NotSent.
 type Rejected struct {
 	SendID       int64
 	At           int64 // microseconds since 1970
@@ -31,7 +31,7 @@ type Rejected struct {
 	RequestID    string
 }
 
-// CodeEnd is the check that made a code used or exhausted. It is zero if there was none.
+// CodeEnd is the last check that made a code used or exhausted.
 type CodeEnd struct {
 	SendID   int64
 	At       int64 // microseconds since 1970
@@ -39,31 +39,28 @@ type CodeEnd struct {
 	Attempts uint8 // attempts on the code, the last one included
 }
 
-// recordAccepted stores that the provider accepted a send. It changes nothing if the history
-// has the acceptance of a later send already.
+// recordAccepted stores that the provider accepted a send, unless it stores that of a later one.
 func (h *History) recordAccepted(sendID, now int64, receipt Receipt) {
 	if sendID >= h.Accepted.SendID {
 		h.Accepted = Accepted{sendID, now, receipt.BizID}
 	}
 }
 
-// recordRejected stores that a send sent no SMS. It changes nothing if the history has the
-// rejection of a later send already.
+// recordRejected stores that a send sent no SMS, unless it stores that of a later one.
 func (h *History) recordRejected(sendID, now int64, err *SendError) {
 	if sendID >= h.Rejected.SendID {
 		h.Rejected = Rejected{sendID, now, err.Kind, err.ProviderCode, err.RequestID}
 	}
 }
 
-// recordCheck returns the result of a check. before and after are the states before and after
-// it. If the check made a code used or exhausted, recordCheck stores that. If it did so for
-// more than one code, it stores the newest of them.
+// recordCheck returns the result of a check. If the check made codes used or exhausted,
+// recordCheck stores the newest of them. before and after are the states around the check.
 func (h *History) recordCheck(r Rules, before, after State, valid, changed bool, now int64) Verification {
 	unexpired := r.unexpired(before.Codes, now)
 	if !changed {
-		return Verification{Outcome: h.noMatchOutcome(r, before.Codes, len(unexpired) > 0, now)}
+		return Verification{Result: h.noLiveCode(r, before.Codes, len(unexpired) > 0, now)}
 	}
-	found := Verification{Outcome: Mismatch}
+	found := Verification{Result: Mismatch}
 	for _, c := range slices.Backward(unexpired) {
 		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.SendID == c.SendID }) {
 			continue
@@ -82,9 +79,9 @@ func (h *History) recordCheck(r Rules, before, after State, valid, changed bool,
 	return found
 }
 
-// noMatchOutcome returns the reason that no code was live: how the newest code ended.
+// noLiveCode returns the reason that no code was live: how the newest code ended.
 // hasUnexpired means that a code is unexpired, but that Check cannot compare it.
-func (h *History) noMatchOutcome(r Rules, codes []Code, hasUnexpired bool, now int64) Outcome {
+func (h *History) noLiveCode(r Rules, codes []Code, hasUnexpired bool, now int64) CheckResult {
 	newest := h.Accepted.SendID
 	for _, c := range codes {
 		newest = max(newest, c.SendID)
@@ -102,9 +99,8 @@ func (h *History) noMatchOutcome(r Rules, codes []Code, hasUnexpired bool, now i
 	return Expired
 }
 
-// The stored form of a History is: a format byte, a byte of flags for the parts that follow,
-// and the parts. Integers are big-endian. A text is a length byte and at most maxTextBytes
-// bytes. A zero History has no bytes.
+// The stored form of a History is: a format byte, a byte of flags for the parts that follow, and
+// the parts. A text is a length byte and at most maxTextBytes bytes. A zero History has no bytes.
 const (
 	historyFormat = 1
 	acceptedPart  = 1
@@ -154,8 +150,7 @@ func (h History) appendTo(b []byte) []byte {
 }
 
 // decodeHistory decodes the History that follows the codes in stored, the State of a Record.
-// If it cannot read the History, it returns the zero History and no error, since no rule
-// depends on the History.
+// If it cannot read the History, it returns the zero History: no rule depends on it.
 func decodeHistory(stored []byte) (h History) {
 	if len(stored) < headerBytes {
 		return History{}
@@ -193,29 +188,29 @@ func decodeHistory(stored []byte) (h History) {
 	return h
 }
 
-// Outcome is the outcome of a check. The caller learns only if it is Match. The others are for
+// CheckResult is the result of a check. The caller learns only if it is Match. The others are for
 // metrics.
-type Outcome uint8
+type CheckResult uint8
 
-// All outcomes but Match and Mismatch mean that no code was live. NoCode is the zero value: no
+// All results except Match and Mismatch mean that no code was live. NoCode is the zero value: no
 // SMS was sent, or the last code was used.
 const (
-	NoCode    Outcome = iota
-	Match             // the entered code is a live code
-	Mismatch          // no live code is the entered code
-	Expired           // the last code has expired
-	Exhausted         // the last code has no attempts left
+	NoCode    CheckResult = iota
+	Match                 // the entered code is a live code
+	Mismatch              // no live code is the entered code
+	Expired               // the last code has expired
+	Exhausted             // the last code has no attempts left
 )
 
-func (o Outcome) String() string {
-	return []string{"no_code", "match", "mismatch", "expired", "exhausted"}[o]
+func (r CheckResult) String() string {
+	return []string{"no_code", "match", "mismatch", "expired", "exhausted"}[r]
 }
 
-// Verification is the result of a check.
+// Verification is the result of a check, with the time from the begin of the send to a Match.
 type Verification struct {
-	Outcome Outcome
-	After   time.Duration // for Match: the time since the send began
+	Result CheckResult
+	After  time.Duration
 }
 
 // Valid reports whether the entered code was a live code.
-func (v Verification) Valid() bool { return v.Outcome == Match }
+func (v Verification) Valid() bool { return v.Result == Match }

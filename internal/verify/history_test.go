@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestCheck_ReturnsTheOutcome(t *testing.T) {
+func TestCheck_ReturnsTheResult(t *testing.T) {
 	const right = "000001"
 	for _, c := range []struct {
 		name  string
@@ -20,38 +20,38 @@ func TestCheck_ReturnsTheOutcome(t *testing.T) {
 	}{
 		{"never sent", func(*Verifier, *fakeStore) {}, right, Verification{}},
 		{"the right code", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(7 * time.Second) }, right, Verification{Match, 7 * time.Second}},
-		{"another code", func(v *Verifier, _ *fakeStore) { send(v) }, wrongGuess, Verification{Outcome: Mismatch}},
-		{"an older code", func(v *Verifier, _ *fakeStore) { send(v); send(v) }, right, Verification{Outcome: Mismatch}},
-		{"the last attempt", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2) }, wrongGuess, Verification{Outcome: Mismatch}},
+		{"another code", func(v *Verifier, _ *fakeStore) { send(v) }, wrongGuess, Verification{Result: Mismatch}},
+		{"an older code", func(v *Verifier, _ *fakeStore) { send(v); send(v) }, right, Verification{Result: Mismatch}},
+		{"the last attempt", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2) }, wrongGuess, Verification{Result: Mismatch}},
 		{"used", func(v *Verifier, _ *fakeStore) { send(v); v.Check(context.Background(), testNumber, right) }, right, Verification{}},
-		{"expired", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
-		{"spent", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3) }, right, Verification{Outcome: Exhausted}},
-		{"spent, and its life is over", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3); time.Sleep(testRules.CodeTTL) }, right, Verification{Outcome: Expired}},
-		{"spent by a limit that was lowered", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2); v.Rules.AttemptLimit = 2 }, right, Verification{Outcome: Exhausted}},
+		{"expired", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(testRules.CodeTTL) }, right, Verification{Result: Expired}},
+		{"spent", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3) }, right, Verification{Result: Exhausted}},
+		{"spent, and its life is over", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3); time.Sleep(testRules.CodeTTL) }, right, Verification{Result: Expired}},
+		{"spent by a limit that was lowered", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2); v.Rules.AttemptLimit = 2 }, right, Verification{Result: Exhausted}},
 		{"spent, then a rejected send", func(v *Verifier, _ *fakeStore) {
 			send(v)
 			guess(v, 3)
 			v.Sender = failWith(&SendError{Kind: SendLimited})
 			send(v)
-		}, right, Verification{Outcome: Exhausted}},
+		}, right, Verification{Result: Exhausted}},
 		{"rejected", func(v *Verifier, _ *fakeStore) { v.Sender = failWith(&SendError{Kind: SendLimited}); send(v) }, right, Verification{}},
 		{"expired, then a rejected send", func(v *Verifier, _ *fakeStore) {
 			send(v)
 			time.Sleep(testRules.CodeTTL)
 			v.Sender = failWith(&SendError{Kind: SendLimited})
 			send(v)
-		}, right, Verification{Outcome: Expired}},
+		}, right, Verification{Result: Expired}},
 		{"spent, and a newer one expired", func(v *Verifier, m *fakeStore) {
 			send(v)
 			guess(v, 2)
 			began(t, m, "777777")
 			guess(v, 1)
 			time.Sleep(testRules.CodeTTL)
-		}, right, Verification{Outcome: Expired}},
+		}, right, Verification{Result: Expired}},
 		{"begun by a replica whose clock is ahead", func(v *Verifier, _ *fakeStore) {
 			send(v)
 			v.Now = func() time.Time { return time.Now().Add(-4 * time.Second) }
-		}, right, Verification{Outcome: Match}},
+		}, right, Verification{Result: Match}},
 		{"an older live code", func(v *Verifier, m *fakeStore) { send(v); time.Sleep(time.Second); began(t, m, "777777") }, right, Verification{Match, time.Second}},
 		{"spent, and another version wrote since", func(v *Verifier, m *fakeStore) {
 			send(v)
@@ -65,7 +65,7 @@ func TestCheck_ReturnsTheOutcome(t *testing.T) {
 				v := newVerifier(&m, accept)
 				c.setUp(v, &m)
 				if got, err := v.Check(t.Context(), testNumber, c.typed); got != c.want || err != nil {
-					t.Errorf("got %v after %v, %v, want %v after %v", got.Outcome, got.After, err, c.want.Outcome, c.want.After)
+					t.Errorf("got %v after %v, %v, want %v after %v", got.Result, got.After, err, c.want.Result, c.want.After)
 				}
 			})
 		})
@@ -203,8 +203,8 @@ func TestHistory_TruncatesLongTexts(t *testing.T) {
 	}
 }
 
-func TestOutcome_HasItsName(t *testing.T) {
-	for o, want := range map[Outcome]string{
+func TestCheckResult_HasItsName(t *testing.T) {
+	for o, want := range map[CheckResult]string{
 		NoCode: "no_code", Match: "match", Mismatch: "mismatch", Expired: "expired",
 		Exhausted: "exhausted",
 	} {

@@ -44,20 +44,16 @@ var (
 )
 
 // IsMainlandMobile reports whether digits have the form of a mobile number of mainland China
-// without country code: 1, then 3 to 9, then nine digits. It checks only the form. It does
-// not use the metadata of the numbering plan, since China assigns new ranges before the
-// metadata has them.
+// without country code. It checks only the form, since China assigns new ranges before the
+// metadata of the numbering plan has them.
 func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
-// isFiller reports whether c only formats a number. It is a space, a hyphen, a parenthesis,
-// or an invisible character. Contact apps put invisible characters around a number, so that
-// the number is displayed from left to right and on one line.
+// isFiller reports whether c only formats a number: a space, a hyphen, a parenthesis, or an
+// invisible character. Contact apps put invisible characters around a number, so that it is
+// displayed from left to right and on one line.
 func isFiller(c rune) bool {
-	switch c {
-	case ' ', '-', '(', ')', '\u00a0', '\u202f', '\u2060', '\ufeff':
-		return true
-	}
-	return '\u200b' <= c && c <= '\u200f' || '\u202a' <= c && c <= '\u202e' || '\u2066' <= c && c <= '\u2069'
+	return strings.ContainsRune(" -()\u00a0\u202f\u2060\ufeff", c) ||
+		'\u200b' <= c && c <= '\u200f' || '\u202a' <= c && c <= '\u202e' || '\u2066' <= c && c <= '\u2069'
 }
 
 // Parse returns the Number of raw. It removes filler characters. If a plus comes first, a
@@ -85,9 +81,8 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	}
 	number := string(kept)
 	n, err := p.read(number)
-	// A number that begins with 0011 has one meaning: 0011 is Australia's prefix for
-	// international calls. The other meaning would be +1 with an area code that begins
-	// with 1, and no area code of +1 does.
+	// A number that begins with 0011 has one meaning, Australia's prefix for international
+	// calls: no area code of +1 begins with 1.
 	if international, ok := strings.CutPrefix(number, "00"); ok && err == nil && !strings.HasPrefix(international, "11") {
 		if other, err := p.read("+" + international); err == nil && other != n {
 			return "", &FieldError{"phone_number", numberWanted + "; this one, with its 00, can be read as two numbers: write + and the country code"}

@@ -4,32 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
 // outcomeTimeout is the maximum time of a background update.
 const outcomeTimeout = 60 * time.Second
 
-// recordOutcome stores the outcome of a send: next is Confirm or Withdraw. begun is the record
-// that the begin wrote. recordOutcome reports whether the outcome was stored within
-// storeTimeout. If the time is over, the update continues in the background.
-func (v *Verifier) recordOutcome(ctx context.Context, n Number, begun Record, next transition) bool {
-	stored := v.updateInBackground(ctx, n, begun, next)
-	timer := time.NewTimer(storeTimeout)
-	defer timer.Stop()
+// recordOutcome stores the outcome of a send: next is Confirm or Withdraw. known is as for
+// updateInBackground. recordOutcome reports whether the outcome was stored within
+// storeTimeout. If it was not, the update continues in the background.
+func (v *Verifier) recordOutcome(ctx context.Context, n Number, known Record, next transition) bool {
 	select {
-	case ok := <-stored:
+	case ok := <-v.updateInBackground(ctx, n, known, next):
 		return ok
-	case <-timer.C:
+	case <-time.After(storeTimeout):
 		return false
 	}
 }
 
-// updateInBackground starts a goroutine that applies next to the number's record. The goroutine
-// continues if ctx ends. The first swap replaces known, or a loaded record if known is the zero Record. The
-// channel receives true if the update was stored.
+// updateInBackground starts an update that continues if ctx ends. known is the record that the
+// number probably has, or the zero Record. The channel receives true if the update was stored.
 //
-// After a swap of unknown outcome, next may be applied a second time.
+// next may be applied twice: after a swap that may have been applied, it is applied again.
 func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Record, next transition) <-chan bool {
 	stored := make(chan bool, 1)
 	v.background.Add(1)
@@ -47,7 +44,7 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Recor
 		}()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeTimeout)
 		defer cancel()
-		u := update{v: v, number: n, next: next, known: known}
+		u := update{v: v, number: n, next: next, maxFailures: math.MaxInt, known: known}
 		_, err = u.run(ctx, ctx)
 	}()
 	return stored
@@ -56,17 +53,11 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Recor
 // Pending returns the number of background updates, which store the outcomes of sends.
 func (v *Verifier) Pending() int64 { return v.background.Load() }
 
-// Wait waits until no background update is running or ctx is done. It polls a counter. A
-// sync.WaitGroup would panic if Add is called during Wait. This can happen: after a forced
-// stop of the server, calls that are still running can start background updates.
+// Wait waits until no background update is running or ctx is done. It polls a counter, since
+// a sync.WaitGroup panics if Add is called during Wait: after a forced stop of the server, calls
+// that are still running can start background updates.
 func (v *Verifier) Wait(ctx context.Context) {
-	poll := time.NewTicker(10 * time.Millisecond)
-	defer poll.Stop()
-	for v.background.Load() > 0 {
-		select {
-		case <-poll.C:
-		case <-ctx.Done():
-			return
-		}
+	for v.background.Load() > 0 && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
 	}
 }

@@ -7,17 +7,15 @@ import (
 	"time"
 )
 
-// State is the input and the output of the rules: the codes of one number. Begin, Confirm,
-// Withdraw and Check return a new State and never change their argument. These four contain
-// every rule of the service. The store only loads and swaps records.
+// State is the codes of one number. Begin, Confirm, Withdraw and Check contain every rule of the
+// service. They return a new State and never change their argument.
 type State struct {
 	LastSendID int64  // send ID of the last send, 0 before the first
 	Codes      []Code // at most maxCodes, oldest first
 }
 
-// Code is a stored code, with the send that it belongs to. A code that was used, exhausted,
-// replaced or withdrawn is not stored. An expired code is ignored, and dropped by the next
-// write.
+// Code is a stored code. A code that was used, exhausted, replaced or withdrawn is not stored. An
+// expired code is ignored, and dropped by the next write.
 type Code struct {
 	SendID    int64 // unique for the number; increases with each send
 	MAC       MAC
@@ -28,16 +26,12 @@ type Code struct {
 
 const (
 	maxCodes = 8
-	// If a send is not confirmed after this time, its outcome is unknown and it is no
-	// longer in flight: its call has returned, since the call takes at most twice
-	// storeTimeout and the longest SMSTimeout (20 s).
+	// If a send is not confirmed after this time, its outcome is unknown, and it is no longer
+	// in flight. Its call has returned: it takes LongestSend, with an SMSTimeout of 20 s at most.
 	unknownOutcomeAfter = 30 * time.Second
-	// The clock of another replica may be ahead of this replica's clock by this time.
+	// The clock of another replica may be ahead of this one by this time.
 	clockTolerance = 5 * time.Second
-)
 
-// Bounds of Rules.
-const (
 	MaxAttemptLimit = 100
 	MaxCodeTTL      = 10 * time.Minute // NIST SP 800-63B
 )
@@ -63,8 +57,7 @@ func (r Rules) Begin(s State, mac MAC, now int64) (State, int64, error) {
 		}
 		codes = slices.Delete(codes, stale, stale+1)
 	}
-	// A send ID is not smaller than the clock. So no send ID repeats after the record was
-	// purged and its LastSendID is lost.
+	// A send ID is at least the clock, so that none repeats after a purge of the record.
 	sendID := max(s.LastSendID+1, now)
 	codes = append(codes, Code{SendID: sendID, MAC: mac, BegunAt: now})
 	return State{LastSendID: sendID, Codes: codes}, sendID, nil
@@ -87,9 +80,9 @@ func (r Rules) Withdraw(s State, sendID, now int64) State {
 }
 
 // Check compares the live codes with macs: the MACs of the entered code, one for each key. A
-// match drops the code and all older codes. Without a match, it adds one to the
-// Attempts of every live code, and drops a code whose Attempts reach the limit. changed is false if no code was live; there
-// is then nothing to store.
+// match drops the code and all older codes, and sets the Attempts of newer codes to zero. Without
+// a match, Check adds one to the Attempts of every live code, and drops a code whose Attempts
+// reach the limit. changed is false if no code was live: there is nothing to store.
 func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed bool) {
 	codes := r.unexpired(s.Codes, now)
 	match := -1
@@ -113,8 +106,7 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 	if match >= 0 {
 		codes = codes[match+1:]
 		// No newer code is confirmed, since Confirm would have dropped the code that
-		// matched. The attempts of the newer codes start at zero again, as if their
-		// sends had begun after this match.
+		// matched. So the newer codes count as sent after this match.
 		for i := range codes {
 			codes[i].Attempts = 0
 		}
@@ -151,13 +143,7 @@ func (r Rules) cannotMatch(c Code, now int64) bool {
 
 // unexpired returns a copy of the codes that have not expired.
 func (r Rules) unexpired(codes []Code, now int64) []Code {
-	kept := make([]Code, 0, len(codes)+1)
-	for _, c := range codes {
-		if now < c.BegunAt+r.CodeTTL.Microseconds() {
-			kept = append(kept, c)
-		}
-	}
-	return kept
+	return slices.DeleteFunc(slices.Clone(codes), func(c Code) bool { return now >= c.BegunAt+r.CodeTTL.Microseconds() })
 }
 
 // contains reports whether the list has a code with this send ID and MAC.
@@ -166,10 +152,9 @@ func (s State) contains(sendID int64, mac MAC) bool {
 }
 
 // The stored form of a State is: a format byte, the last send ID, the number of codes, then
-// 49 bytes for each code. Integers are big-endian. Bytes after the codes are not part of the
-// State, and decodeState ignores them. So a later release can add optional data there, while
-// replicas of this release run too. A release that cannot read the data drops it with its
-// next write of the record.
+// codeBytes for each code. Integers are big-endian. decodeState ignores the bytes after the codes,
+// so that a later release can add optional data there. A release that cannot read the data drops
+// it with its next write of the record.
 const (
 	stateFormat   = 1
 	headerBytes   = 1 + 8 + 1
@@ -195,9 +180,9 @@ func (s State) encode() []byte {
 	return b
 }
 
-// decodeState decodes the output of encode, and ignores bytes after the codes. Empty input
-// gives the zero State: the number has no record. decodeState returns ErrStateUnreadable if
-// the format is unknown, the list has more than maxCodes codes, or bytes are missing.
+// decodeState decodes the output of encode. No input gives the zero State: the number has no
+// record. decodeState returns ErrStateUnreadable if the format is unknown, the list has more than
+// maxCodes codes, or bytes are missing.
 func decodeState(b []byte) (State, error) {
 	if len(b) == 0 {
 		return State{}, nil

@@ -1,6 +1,5 @@
 // Package verify implements the domain: it parses phone numbers, generates and checks codes,
-// and has the rules for the state of a number. It imports only the standard library. The
-// interfaces Store and Sender stand for the database and the SMS provider.
+// and has the rules for the state of a number. It imports only the standard library.
 package verify
 
 import (
@@ -13,12 +12,12 @@ import (
 	"time"
 )
 
-// Version identifies one write of a Record. The writer chooses its bytes at random. So the
-// writer recognises its own swap, even if the database's reply was lost. The zero Version
-// means that the number has no record.
+// Version identifies one write of a Record. The writer chooses its bytes at random, so that it
+// recognises its own swap if the database's reply was lost. The zero Version means that the
+// number has no record.
 type Version [16]byte
 
-// Record is the stored form of one number. A Store keeps it.
+// Record is the stored form of one number.
 type Record struct {
 	Version Version
 	State   []byte // encoded State and History; at most MaxStateBytes
@@ -28,7 +27,7 @@ type Record struct {
 // MaxStateBytes is the maximum length of Record.State.
 const MaxStateBytes = 1024
 
-// Store keeps one Record for each number. Any number of replicas may share a Store.
+// Store keeps one Record for each number: the database. Replicas may share it.
 type Store interface {
 	// Load returns the record of n, or the zero Record if n has none. Load returns the
 	// record of the last Swap that returned before Load was called, or a later one.
@@ -60,12 +59,11 @@ type Receipt struct {
 	RequestID string // ID of the request
 }
 
-// Sender asks the provider to deliver an SMS.
+// Sender asks the SMS provider to deliver an SMS.
 type Sender interface {
 	// Send makes at most one request that may reach the provider, so that one call never
 	// sends two SMS. A nil error means that the provider accepted the SMS. A *SendError
-	// has the kind of the failure. Any other error means that the outcome of the send is
-	// unknown.
+	// has the kind of the failure. Any other error means SendUnknown.
 	Send(ctx context.Context, m Message) (Receipt, error)
 }
 
@@ -81,8 +79,7 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// Verifier sends codes and checks them. Any number of Verifiers, in any number of processes,
-// may share one Store.
+// Verifier sends codes and checks them. Several processes may share its Store.
 type Verifier struct {
 	Config
 	keys       atomic.Pointer[Keys]
@@ -111,7 +108,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	s := sendCall{v: v, number: n}
 	begun, err := v.updateForCaller(ctx, n, s.begin)
 	if errors.Is(err, ErrOutcomeUnknown) {
-		// Nothing was sent, but the code may have been stored: withdraw it.
+		// The code may have been stored, and no SMS was sent.
 		v.updateInBackground(ctx, n, Record{}, s.withdrawIfStored)
 		err = fmt.Errorf("%w: %s", ErrStoreUnavailable, err.Error())
 	}
@@ -156,10 +153,10 @@ type sendCall struct {
 	sendID int64
 }
 
-// begin adds a new code. It generates one in each round: if one code were stored twice, it could
-// be used twice.
+// begin adds a new code. It generates another one each time that it is called: if one code were
+// stored twice, it could be used twice.
 func (s *sendCall) begin(in *snapshot) (next State, err error) {
-	if in.inDoubt && in.state.contains(s.sendID, s.mac) {
+	if in.maybeApplied && in.state.contains(s.sendID, s.mac) {
 		return in.state, errUnchanged
 	}
 	if s.code, err = newCode(s.v.Random); err != nil {
@@ -174,9 +171,9 @@ func (s *sendCall) withdraw(in *snapshot) (State, error) {
 	return s.v.Rules.Withdraw(in.state, s.sendID, in.now), nil
 }
 
-// withdrawIfStored withdraws the code of a begin of unknown outcome. If it is not stored,
-// withdrawIfStored writes the unchanged state with a new version. A delayed copy of the swap then
-// conflicts and cannot store the code.
+// withdrawIfStored withdraws the code of a begin that may have been applied. If the code is not
+// stored, withdrawIfStored writes the unchanged state with a new version: a delayed copy of the
+// begin's swap then conflicts.
 func (s *sendCall) withdrawIfStored(in *snapshot) (State, error) {
 	if in.state.contains(s.sendID, s.mac) {
 		return s.withdraw(in)
@@ -184,9 +181,9 @@ func (s *sendCall) withdrawIfStored(in *snapshot) (State, error) {
 	return in.state, nil
 }
 
-// Check implements the call Valid. It reports whether code is a live code of the number. If it
-// is, the code is then used and Check does not accept it again. A text that is not six digits
-// is a wrong code. The attempt is stored before Check returns. The errors are
+// Check implements the call Valid. It reports whether code is a live code of the number, and
+// uses the code if it is. A text that is not six digits is a wrong code. The attempt is stored
+// before Check returns. The errors are
 // ErrStoreUnavailable and ErrCallerGone (no attempt was counted), ErrOutcomeUnknown and
 // ErrStateUnreadable.
 func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verification, error) {
@@ -197,7 +194,7 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verificati
 	return c.found, nil
 }
 
-// checkCall is one call of Check, with the result that count found last.
+// checkCall is one call of Check, with the result of the last count.
 type checkCall struct {
 	rules Rules
 	macs  []MAC
@@ -206,7 +203,7 @@ type checkCall struct {
 
 // count is the transition of a check: it counts the attempt.
 func (c *checkCall) count(in *snapshot) (State, error) {
-	if in.inDoubt {
+	if in.maybeApplied {
 		// This call's own swap may have counted the attempt or used the code.
 		return in.state, ErrOutcomeUnknown
 	}
@@ -218,7 +215,7 @@ func (c *checkCall) count(in *snapshot) (State, error) {
 	return next, nil
 }
 
-// Inspection is the information about a number that an operator may see.
+// Inspection is the stored information about a number that an operator may see.
 type Inspection struct {
 	LastSendID int64        // send ID of the last send, 0 if none
 	BegunAt    time.Time    // time when that send began

@@ -51,8 +51,8 @@ var plantedBugs = []plantedBug{
 	{
 		name: "swap repeated with a new version after an unknown outcome",
 		edits: []edit{
-			{update, `u.unknown, u.lastErr = true, err`, `u.lastErr = err`},
-			{update, `if u.swap.Version != (Version{}) &&`, `if u.unknown &&`},
+			{update, `u.unresolved = true`, `_ = true`},
+			{update, `if u.swap.Version != (Version{}) &&`, `if u.unresolved &&`},
 		},
 		test: lostReplies, foundBy: "TestSwap_LostReplyTakesEffectOnce",
 		violation: "was counted twice",
