@@ -19,9 +19,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/catest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -62,7 +63,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+callersFile(firstHash),
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key))
 	p := run(t, env)
-	eventually(t, "healthcheck succeeds over TLS", func() bool {
+	testutil.Eventually(t, "healthcheck succeeds over TLS", func() bool {
 		return command([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
 	})
 	if out := p.Output.String(); !strings.Contains(out, `level=INFO msg=listening`) || !strings.Contains(out, "tls=on") || !strings.Contains(out, "callers=file") {
@@ -114,13 +115,13 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 
 	reloaded := p.logged("reloaded callers")
 	callersFile(both)
-	eventually(t, "the new callers are in use", reloaded)
+	testutil.Eventually(t, "the new callers are in use", reloaded)
 	if err := call(old, second); err != nil {
 		t.Errorf("a call with the second token: got %v; want OK", err)
 	}
 	rejected := p.logged("failed to reload callers; keeping the previous version")
 	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
-	eventually(t, "a plaintext token is rejected", rejected)
+	testutil.Eventually(t, "a plaintext token is rejected", rejected)
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") ||
 		strings.Contains(out, second) {
 		t.Errorf("the log: want the file and the line, and no token:\n%s", out)
@@ -129,14 +130,14 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		t.Errorf("gauge of rejected files: got %q; want 1", got)
 	}
 	callersFile(both)
-	eventually(t, "the gauge is 1 again", func() bool {
+	testutil.Eventually(t, "the gauge is 1 again", func() bool {
 		return strings.HasSuffix(gauge(`phonenumber_config_last_reload_successful{files="callers"}`), " 1")
 	})
 
 	rejected = p.logged("failed to reload certificates; keeping the previous version")
 	_, otherKey := ca.Issue("127.0.0.1")
 	put(t, dir, "tls.key", otherKey)
-	eventually(t, "a key of another certificate is rejected", rejected)
+	testutil.Eventually(t, "a key of another certificate is rejected", rejected)
 	if err := call(connect(ca), first); err != nil {
 		t.Errorf("a new connection while the key file is invalid: got %v; want OK", err)
 	}
@@ -148,7 +149,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	reloaded = p.logged("reloaded certificates")
 	put(t, dir, "tls.crt", certificate)
 	put(t, dir, "tls.key", key)
-	eventually(t, "the new certificates are in use", reloaded)
+	testutil.Eventually(t, "the new certificates are in use", reloaded)
 	if err := call(connect(next), first); err != nil {
 		t.Errorf("a call with the new certificate: got %v; want OK", err)
 	}
@@ -158,7 +159,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	if callErr != nil || calls.Load() == 0 {
 		t.Errorf("calls during the reloads: got %d calls, the last %v; want more than 0 and OK", calls.Load(), callErr)
 	}
-	eventually(t, "a removed token is rejected", func() bool { return status.Code(call(old, first)) == codes.Unauthenticated })
+	testutil.Eventually(t, "a removed token is rejected", func() bool { return status.Code(call(old, first)) == codes.Unauthenticated })
 	if out := p.Output.String(); strings.Contains(out, first) || strings.Contains(out, second) {
 		t.Error("the log contains a token")
 	}

@@ -9,9 +9,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/catest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -53,7 +54,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	for name, cut := range map[string]string{"after a caller": caller + limits, "inside a caller": caller, "at the start": ""} {
 		rejected := p.logged(callersRejected)
 		put(t, dir, "callers.yaml", cut)
-		eventually(t, "a file truncated "+name+" is rejected", rejected)
+		testutil.Eventually(t, "a file truncated "+name+" is rejected", rejected)
 		if byShop, byBatch := p.validBy(t, shop), p.validBy(t, batch); byShop != codes.PermissionDenied || byBatch != codes.OK {
 			t.Errorf("truncated %s: got %v for shop and %v for batch; want PermissionDenied and OK as before", name, byShop, byBatch)
 		}
@@ -61,7 +62,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 			t.Errorf("truncated %s: the gauge of the last reload: got 1; want 0", name)
 		}
 		put(t, dir, "callers.yaml", complete)
-		eventually(t, "the gauge is 1 again", func() bool { return !reloadFailed() })
+		testutil.Eventually(t, "the gauge is 1 again", func() bool { return !reloadFailed() })
 	}
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") ||
 		strings.Contains(out, "reloaded callers") {
@@ -88,7 +89,7 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 	}
 	reloaded := p.logged("reloaded callers")
 	put(t, dir, "callers.yaml", "callers:\n"+entry("shop", shopHash)+entry("login", batchHash))
-	eventually(t, "the new callers are in use", reloaded)
+	testutil.Eventually(t, "the new callers are in use", reloaded)
 	const want = `level=WARN msg="reloaded callers with other permissions" removed=batch added=login may_do_more="shop countries"`
 	if out := p.Output.String(); !strings.Contains(out, want) || strings.Contains(out, shopHash) || strings.Contains(out, batchHash) {
 		t.Errorf("the log: want a line with %s, and no hash:\n%s", want, out)
@@ -113,7 +114,7 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 	} {
 		rejected := p.logged(secretsRejected)
 		put(t, dir, name, value[:len(value)-3])
-		eventually(t, name+" is rejected", rejected)
+		testutil.Eventually(t, name+" is rejected", rejected)
 		if want := "the file that " + name + "_FILE names must end with a newline"; !strings.Contains(p.Output.String(), want) {
 			t.Errorf("the log lacks %q", want)
 		}
@@ -123,7 +124,7 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	reloaded := p.logged("reloaded secrets")
 	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
-	eventually(t, "a complete key is in use", reloaded)
+	testutil.Eventually(t, "a complete key is in use", reloaded)
 	p.send(t, "18612345679")
 }
 
@@ -136,10 +137,10 @@ func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key),
 		"PHONENUMBER_TLS_CLIENT_CA="+put(t, dir, "ca.crt", ca.PEM+another.PEM)))
-	eventually(t, "serving", func() bool { return strings.Contains(p.Output.String(), "msg=serving") })
+	testutil.Eventually(t, "serving", func() bool { return strings.Contains(p.Output.String(), "msg=serving") })
 	reloaded := p.logged("reloaded certificates")
 	put(t, dir, "ca.crt", ca.PEM)
-	eventually(t, "the new list is in use", reloaded)
+	testutil.Eventually(t, "the new list is in use", reloaded)
 	want := `level=WARN msg="reloaded a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
 	if !strings.Contains(p.Output.String(), want) {
 		t.Errorf("the log lacks %s", want)

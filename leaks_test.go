@@ -19,9 +19,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -36,18 +37,18 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		quoted   = "PhoneNumbers=18677776661&TemplateParam={code:738201}" // Aliyun's errors quote requests
 		codeKey  = "a-code-key-of-32-bytes-or-more!!!"
 	)
-	mariadb, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	mariadb, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tRecognisableID", "RecognisableSecret0123456789"
 	admin := mariadb.Open(t)
 	for _, statement := range []string{
 		"CREATE USER phone@'%' IDENTIFIED BY '" + password + "'",
-		"GRANT ALL ON " + mariadbtest.Database + ".* TO phone@'%'",
+		"GRANT ALL ON " + mysqltest.Database + ".* TO phone@'%'",
 	} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	dsn := mariadbtest.As(mariadb.DSN(mariadbtest.Database), "phone:"+password)
+	dsn := mysqltest.As(mariadb.DSN(mysqltest.Database), "phone:"+password)
 	traces := &servicetest.Output{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))
 	defer collector.Close()
@@ -118,7 +119,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	}
 	number := next()
 	send(shop, number, "阿里云")
-	right := lastCode(fake)
+	right := fake.LastCode(t, number)
 	for _, code := range []string{guess, right, right, "", strings.Repeat("738201", 100), "７３８２０１", "\x00738201"} {
 		valid(shop, number, code)
 	}
@@ -141,7 +142,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		}
 	}
 	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
-	eventually(t, "the log reports the invalid callers file",
+	testutil.Eventually(t, "the log reports the invalid callers file",
 		func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
 	responses.WriteString(inspect(t, dsn, number))
 	scrapes := get(t, metrics, "/metrics", 200)

@@ -25,14 +25,15 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
 func TestMain(m *testing.M) {
-	code := mariadbtest.Run(m)
+	code := mysqltest.Run(m)
 	if built != "" {
 		os.RemoveAll(filepath.Dir(built))
 	}
@@ -87,18 +88,13 @@ func (p process) valid(t *testing.T, number, code string) bool {
 	return res.Valid
 }
 
-func lastCode(fake *dysmsapitest.Server) string {
-	all := fake.Accepted()
-	return all[len(all)-1].Code
-}
-
 func TestServe_TwoReplicasSendAndVerify(t *testing.T) {
-	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	dsn, fake := mysqltest.DSN(t), dysmsapitest.New(t)
 	one := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	two := run(t, servicetest.Environment(fake, dsn), "serve").serving(t)
 	for range 3 {
 		one.send(t, "+86 186 1234 5678")
-		code := lastCode(fake)
+		code := fake.LastCode(t, "18612345678")
 		if got := fake.Accepted()[0].PhoneNumber; got != "18612345678" {
 			t.Errorf("phone number at Aliyun: got %s; want 18612345678", got)
 		}
@@ -127,7 +123,7 @@ func TestServe_TwoReplicasSendAndVerify(t *testing.T) {
 	if err := db.QueryRow("SELECT phone_number, state FROM phone_numbers").Scan(&number, &state); err != nil {
 		t.Fatal(err)
 	}
-	if number != "+8618612345678" || len(state) == 0 || bytes.Contains(state, []byte(lastCode(fake))) {
+	if number != "+8618612345678" || len(state) == 0 || bytes.Contains(state, []byte(fake.LastCode(t, "18612345678"))) {
 		t.Errorf("row: got number %s and %d bytes of state; want +8618612345678 and a state without the code", number, len(state))
 	}
 }
@@ -180,7 +176,7 @@ func TestServe_SQLiteFileSurvivesKill9(t *testing.T) {
 	p := run(t, env).serving(t)
 	for range 5 {
 		p.send(t, "18612345678")
-		code := lastCode(fake)
+		code := fake.LastCode(t, "18612345678")
 		p.Kill()
 		began := time.Now()
 		p = run(t, env).serving(t)
@@ -207,7 +203,7 @@ func TestServe_RejectsATableThatLosesCodes(t *testing.T) {
 	const create = "CREATE TABLE phone_numbers (phone_number VARCHAR(16) NOT NULL, version BINARY(16) NOT NULL, begun_at BIGINT NOT NULL, state VARBINARY(1024) NOT NULL)"
 	file := filepath.Join(t.TempDir(), "codes.db")
 	fake := dysmsapitest.New(t)
-	for driver, source := range map[string][2]string{"mysql": {mariadbtest.DSN(t)}, "sqlite": {file, "sqlite:"}} {
+	for driver, source := range map[string][2]string{"mysql": {mysqltest.DSN(t)}, "sqlite": {file, "sqlite:"}} {
 		t.Run(driver, func(t *testing.T) {
 			db, err := sql.Open(driver, source[0])
 			if err != nil {
@@ -233,7 +229,7 @@ func TestServe_RejectsATableThatLosesCodes(t *testing.T) {
 			}
 			p = run(t, env).serving(t)
 			p.send(t, "18612345678")
-			if !p.valid(t, "18612345678", lastCode(fake)) {
+			if !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 				t.Error("the sent code after ALTER TABLE: got invalid; want valid")
 			}
 		})
@@ -264,7 +260,7 @@ func TestServe_RemovedSQLiteFileIsLogged(t *testing.T) {
 }
 
 func TestServe_CodeSentBeforeKill9IsAccepted(t *testing.T) {
-	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	dsn, fake := mysqltest.DSN(t), dysmsapitest.New(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	fake.Next(dysmsapitest.Hang().ButAccepted())
 	failed := make(chan error, 1)
@@ -279,7 +275,7 @@ func TestServe_CodeSentBeforeKill9IsAccepted(t *testing.T) {
 	if err := <-failed; err == nil {
 		t.Error("the call whose replica was killed: got OK; want an error")
 	}
-	if p := run(t, servicetest.Environment(fake, dsn)).serving(t); !p.valid(t, "18612345678", lastCode(fake)) {
+	if p := run(t, servicetest.Environment(fake, dsn)).serving(t); !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 		t.Error("the code that reached the phone: got invalid; want valid")
 	}
 }
@@ -306,10 +302,10 @@ func TestSIGTERM_FinishesTheCallInFlight(t *testing.T) {
 }
 
 func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
-	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	database, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	database.Stop()
-	p := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
-	stopped := run(t, servicetest.Environment(fake, database.DSN(mariadbtest.Database)))
+	p := run(t, servicetest.Environment(fake, database.DSN(mysqltest.Database)))
+	stopped := run(t, servicetest.Environment(fake, database.DSN(mysqltest.Database)))
 	for _, waiting := range []process{p, stopped} {
 		for !strings.Contains(waiting.Output.String(), "waiting for the database") {
 			time.Sleep(time.Millisecond)
@@ -324,7 +320,7 @@ func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 	}
 	database.Restart()
 	p.serving(t).send(t, "18612345678")
-	code := lastCode(fake)
+	code := fake.LastCode(t, "18612345678")
 
 	database.Kill()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -354,11 +350,11 @@ func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 // clients, at each stage of a connection and with each error number of such routers.
 func TestServe_WaitsForARouterWithoutServer(t *testing.T) {
 	t.Parallel()
-	fake, router := dysmsapitest.New(t), mariadbtest.NewRouter(t, mariadbtest.DSN(t))
+	fake, router := dysmsapitest.New(t), mysqltest.NewRouter(t, mysqltest.DSN(t))
 	router.RefuseGreetings(2003)
 	p := run(t, servicetest.Environment(fake, router.DSN))
 	rejected := func(stage string, number int) {
-		eventually(t, fmt.Sprintf("the router rejects %s with error %d", stage, number), func() bool {
+		testutil.Eventually(t, fmt.Sprintf("the router rejects %s with error %d", stage, number), func() bool {
 			return strings.Contains(p.Output.String(), fmt.Sprintf("Error %d: refused by the router", number))
 		})
 	}
@@ -373,7 +369,7 @@ func TestServe_WaitsForARouterWithoutServer(t *testing.T) {
 	}
 	router.Pass()
 	p.serving(t).send(t, "18612345678")
-	if !p.valid(t, "18612345678", lastCode(fake)) {
+	if !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 		t.Error("the sent code: got invalid; want valid")
 	}
 }
@@ -382,14 +378,14 @@ func TestServe_WaitsForARouterWithoutServer(t *testing.T) {
 // Each replica tries to open 64, or is set to two.
 func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	t.Parallel()
-	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
-	for _, statement := range []string{"CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON " + mariadbtest.Database + ".* TO few@'%'"} {
+	for _, statement := range []string{"CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON " + mysqltest.Database + ".* TO few@'%'"} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	env := servicetest.Environment(fake, mariadbtest.As(server.DSN(mariadbtest.Database), "few:p"))
+	env := servicetest.Environment(fake, mysqltest.As(server.DSN(mysqltest.Database), "few:p"))
 	number := 18612340000
 	for _, setting := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {
 		one, two := run(t, append(env, setting)).serving(t), run(t, append(env, setting)).serving(t)
@@ -435,14 +431,14 @@ func TestKeys_RotationKeepsTheCodesOfListedKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := run(t, append(env, "PHONENUMBER_CODE_KEY_FILE="+file)).serving(t)
-		if i > 0 && !p.valid(t, "18612345678", lastCode(fake)) {
+		if i > 0 && !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 			t.Errorf("step %d: a code sent before it: got invalid; want valid", i)
 		}
 		p.send(t, "18612345678")
 		p.Kill()
 	}
 	p := run(t, env).serving(t) // without PHONENUMBER_CODE_KEY: the derived key
-	if p.valid(t, "18612345678", lastCode(fake)) {
+	if p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 		t.Error("a code under another key: got valid; want invalid")
 	}
 }
@@ -579,7 +575,7 @@ func TestServe_UnreachableProxyIsNamedInTheLog(t *testing.T) {
 		t.Errorf("got %v; want Unavailable", err)
 	}
 	const want = `proxy: connection refused`
-	eventually(t, "the log names the proxy", func() bool { return strings.Contains(p.Output.String(), want) })
+	testutil.Eventually(t, "the log names the proxy", func() bool { return strings.Contains(p.Output.String(), want) })
 	if strings.Contains(p.Output.String(), "hunter2") {
 		t.Error("the log contains the proxy's password")
 	}

@@ -11,11 +11,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -29,31 +29,21 @@ func inspect(t *testing.T, dsn, number string) string {
 	return string(out)
 }
 
-// eventually waits until condition is true, and fails the test after a minute.
-func eventually(t *testing.T, description string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", description)
-		}
-	}
-}
-
 func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
-	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	fake.Limits(true)
-	dsn := server.DSN(mariadbtest.Database)
+	dsn := server.DSN(mysqltest.Database)
 	admin := server.Open(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	for _, statement := range []string{
 		"CREATE USER reader@'%' IDENTIFIED BY 'r'",
-		"GRANT SELECT ON " + mariadbtest.Database + ".phone_numbers TO reader@'%'",
+		"GRANT SELECT ON " + mysqltest.Database + ".phone_numbers TO reader@'%'",
 	} {
 		if _, err := admin.Exec(statement); err != nil {
 			t.Fatal(err)
 		}
 	}
-	reader := mariadbtest.As(dsn, "reader:r") // may only read
+	reader := mysqltest.As(dsn, "reader:r") // may only read
 	mustPrint := func(step string, wants ...string) {
 		t.Helper()
 		out := inspect(t, reader, "186 1234 5678")
@@ -116,7 +106,7 @@ func TestInspect_PrintsThatACodeExpired(t *testing.T) {
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	p.send(t, "18612345678")
 	var out []byte
-	eventually(t, "inspect prints that the code expired", func() bool {
+	testutil.Eventually(t, "inspect prints that the code expired", func() bool {
 		out, _ = command([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
 		return regexp.MustCompile(`code       no live code\nexpired    .* ago\)\n`).Match(out)
 	})
@@ -130,7 +120,7 @@ func TestInspect_ReadsASQLiteFileInUse(t *testing.T) {
 	if out := inspect(t, dsn, "+8618612345678"); !strings.Contains(out, "0 of 3 attempts used") {
 		t.Errorf("inspect: want a live code:\n%s", out)
 	}
-	if !p.valid(t, "18612345678", lastCode(fake)) {
+	if !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 		t.Error("the code after inspect: got invalid; want valid")
 	}
 }
@@ -150,7 +140,7 @@ func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 
 func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	t.Parallel()
-	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
 	exec := func(statement string) {
 		t.Helper()
@@ -159,36 +149,36 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		}
 	}
 	exec("CREATE USER phone@'%' IDENTIFIED BY 'old'")
-	exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON " + mariadbtest.Database + ".* TO phone@'%'")
+	exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON " + mysqltest.Database + ".* TO phone@'%'")
 	as := func(password, database string) string {
-		return mariadbtest.As(server.DSN(database), "phone:"+password)
+		return mysqltest.As(server.DSN(database), "phone:"+password)
 	}
 	dir := t.TempDir()
 	env := append(write(t, dir, map[string]string{
-		"DATA_SOURCE_NAME": as("old", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+		"DATA_SOURCE_NAME": as("old", mysqltest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
 		"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	}), "ALIYUN_ENDPOINT="+fake.URL, "PHONENUMBER_DRAIN_DELAY=0s")
 	p := run(t, env).serving(t)
 	p.send(t, "18612345678")
-	before := lastCode(fake)
+	before := fake.LastCode(t, "18612345678")
 
 	reloaded := p.logged(`reloaded secrets" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	write(t, dir, map[string]string{
-		"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+		"DATA_SOURCE_NAME": as("new", mysqltest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
 		"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	})
-	eventually(t, "the new secrets are in use", reloaded)
+	testutil.Eventually(t, "the new secrets are in use", reloaded)
 	for _, id := range connections(t, admin, "phone") { // new connections need the new password
 		admin.Exec("KILL CONNECTION " + id)
 	}
-	eventually(t, "a call succeeds with the new password", func() bool {
+	testutil.Eventually(t, "a call succeeds with the new password", func() bool {
 		_, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "x"})
 		return err == nil
 	})
 	p.send(t, "18612345679")
-	if !p.valid(t, "18612345679", lastCode(fake)) {
+	if !p.valid(t, "18612345679", fake.LastCode(t, "18612345679")) {
 		t.Error("a code sent after the change: got invalid; want valid")
 	}
 	if !p.valid(t, "18612345678", before) { // its key was derived from the old secret
@@ -196,49 +186,49 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	}
 	newReplica := run(t, env).serving(t)
 	p.send(t, "18612345670")
-	if !newReplica.valid(t, "18612345670", lastCode(fake)) {
+	if !newReplica.valid(t, "18612345670", fake.LastCode(t, "18612345670")) {
 		t.Error("the code at a replica started after the change: got invalid; want valid")
 	}
 
 	reloaded = p.logged("reloaded secrets")
 	p.send(t, "18612345672")
-	before = lastCode(fake)
+	before = fake.LastCode(t, "18612345672")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tThirdKey", "ThirdSecret0123456789"
 	write(t, dir, map[string]string{"ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret})
-	eventually(t, "the third key is in use", reloaded)
+	testutil.Eventually(t, "the third key is in use", reloaded)
 	p.send(t, "18612345673")
 	if !p.valid(t, "18612345672", before) {
 		t.Error("a code sent between the two changes: got invalid; want valid")
 	}
-	if !p.valid(t, "18612345673", lastCode(fake)) {
+	if !p.valid(t, "18612345673", fake.LastCode(t, "18612345673")) {
 		t.Error("a code sent after the second change: got invalid; want valid")
 	}
 
 	for reason, invalid := range map[string]map[string]string{
 		"names another database; that takes a restart":       {"DATA_SOURCE_NAME": as("s3cret", "another")},
-		"MySQL error 1045 (28000): the user or the password": {"DATA_SOURCE_NAME": as("s3cret", mariadbtest.Database)},
+		"MySQL error 1045 (28000): the user or the password": {"DATA_SOURCE_NAME": as("s3cret", mysqltest.Database)},
 		"the Aliyun access key secret must be printable ASCII": {
-			"DATA_SOURCE_NAME":     as("new", mariadbtest.Database),
+			"DATA_SOURCE_NAME":     as("new", mysqltest.Database),
 			"ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret",
 		},
 	} {
 		rejected := p.logged(secretsRejected)
 		write(t, dir, invalid)
-		eventually(t, "rejected: "+reason, rejected)
+		testutil.Eventually(t, "rejected: "+reason, rejected)
 		p.send(t, "18612345671")
 		if out := p.Output.String(); !strings.Contains(out, reason) {
 			t.Errorf("the log lacks %q:\n%s", reason, out)
 		}
 		write(t, dir, map[string]string{
-			"DATA_SOURCE_NAME": as("new", mariadbtest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
+			"DATA_SOURCE_NAME": as("new", mysqltest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
 			"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 		})
 	}
-	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mariadbtest.Database)})
-	eventually(t, "a password that the database does not have yet is rejected", p.logged(secretsRejected))
+	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mysqltest.Database)})
+	testutil.Eventually(t, "a password that the database does not have yet is rejected", p.logged(secretsRejected))
 	reloaded = p.logged("reloaded secrets")
 	exec("ALTER USER phone@'%' IDENTIFIED BY 'later'")
-	eventually(t, "the password is in use when the database has it", reloaded)
+	testutil.Eventually(t, "the password is in use when the database has it", reloaded)
 	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || strings.Contains(out, "later@") {
 		t.Errorf("the log contains a secret:\n%s", out)
 	}
@@ -267,7 +257,7 @@ func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
 
 func TestCodeKey_RotationByReloadRejectsNoCode(t *testing.T) {
 	t.Parallel()
-	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	dsn, fake := mysqltest.DSN(t), dysmsapitest.New(t)
 	old, fresh := "b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQgb2xkIG9sZCE=", "bmV3IG5ldyBuZXcgbmV3IG5ldyBuZXcgbmV3IG5ldyE="
 	var dirs []string
 	var replicas []process
@@ -283,7 +273,7 @@ func TestCodeKey_RotationByReloadRejectsNoCode(t *testing.T) {
 			for by := range replicas {
 				number++
 				replicas[from].send(t, fmt.Sprint(number))
-				if !replicas[by].valid(t, fmt.Sprint(number), lastCode(fake)) {
+				if !replicas[by].valid(t, fmt.Sprint(number), fake.LastCode(t, fmt.Sprint(number))) {
 					t.Errorf("%s: a code sent by replica %d, at replica %d: got invalid; want valid", step, from, by)
 				}
 			}
@@ -294,7 +284,7 @@ func TestCodeKey_RotationByReloadRejectsNoCode(t *testing.T) {
 		for i, p := range replicas { // in turn, with calls in between
 			reloaded := p.logged("reloaded ")
 			write(t, dirs[i], map[string]string{"PHONENUMBER_CODE_KEY": keys})
-			eventually(t, "the new keys are in use", reloaded)
+			testutil.Eventually(t, "the new keys are in use", reloaded)
 			mustVerify(keys)
 		}
 	}
@@ -331,13 +321,13 @@ func TestMetricsListen_SetAddressIsRequiredDefaultIsNot(t *testing.T) {
 }
 
 func TestHealthcheck_LivenessIgnoresTheDatabase(t *testing.T) {
-	server, fake := mariadbtest.Start(t), dysmsapitest.New(t)
-	p := run(t, servicetest.Environment(fake, server.DSN(mariadbtest.Database))).serving(t)
+	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
+	p := run(t, servicetest.Environment(fake, server.DSN(mysqltest.Database))).serving(t)
 	succeeds := func(args ...string) bool {
 		return command(nil, slices.Concat([]string{"healthcheck", "--address", p.Addr}, args)...).Run() == nil
 	}
 	server.Stop()
-	eventually(t, "not ready without the database", func() bool { return !succeeds() })
+	testutil.Eventually(t, "not ready without the database", func() bool { return !succeeds() })
 	if !succeeds("--liveness") {
 		t.Error("liveness without the database: got a failure; want success, since a restart would not help")
 	}

@@ -18,8 +18,9 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -130,10 +131,10 @@ func TestLog_WriteErrorFailsNoCall(t *testing.T) {
 			fail()
 			p.check(t, 160)
 			p.send(t, "18612345678")
-			if !p.valid(t, "18612345678", lastCode(fake)) {
+			if !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 				t.Error("the sent code: got invalid; want valid")
 			}
-			eventually(t, "the dropped lines of 162 calls are counted", func() bool { return droppedLines(t, metrics) >= 162 })
+			testutil.Eventually(t, "the dropped lines of 162 calls are counted", func() bool { return droppedLines(t, metrics) >= 162 })
 			p.mustStop(t)
 		})
 	}
@@ -334,10 +335,10 @@ func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
 				_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 				done <- err
 			}()
-			eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
+			testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
 			for _, s := range signals {
 				p.Signal(s)
-				eventually(t, "the program drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
+				testutil.Eventually(t, "the program drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
 			}
 			if err := <-done; err != nil {
 				t.Errorf("the call in flight: got %v; want OK", err)

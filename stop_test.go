@@ -10,9 +10,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -20,13 +21,13 @@ import (
 // time that docs/install.md names.
 func TestSIGTERM_EndsTheProcessIfPeersHang(t *testing.T) {
 	t.Parallel()
-	database, fake := mariadbtest.Start(t), dysmsapitest.New(t)
+	database, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	collector, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never responds
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer collector.Close()
-	p := run(t, append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)),
+	p := run(t, append(servicetest.Environment(fake, database.DSN(mysqltest.Database)),
 		"OTEL_EXPORTER_OTLP_ENDPOINT=http://"+collector.Addr().String())).serving(t)
 	p.send(t, "18612345678")
 	fake.Next(dysmsapitest.Delay(time.Second))
@@ -35,7 +36,7 @@ func TestSIGTERM_EndsTheProcessIfPeersHang(t *testing.T) {
 		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345679", Signature: "阿里云", TemplateCode: "SMS_1"})
 		callEnded <- err
 	}()
-	eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) == 2 })
+	testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) == 2 })
 	if err := syscall.Kill(database.PID(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

@@ -17,8 +17,8 @@ import (
 
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 )
 
 var (
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		path, _ := filepath.Abs(*profile)
 		os.Setenv("CPU_PROFILE", path)
 	}
-	code := mariadbtest.Run(m)
+	code := mysqltest.Run(m)
 	if path, err := build(); err == nil {
 		os.RemoveAll(filepath.Dir(path))
 	}

@@ -22,9 +22,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -55,19 +55,19 @@ type replica struct {
 // onMariaDB starts a number of replicas on a new server whose table has a number of rows.
 func onMariaDB(b testing.TB, numbers, replicas int) *system {
 	b.Helper()
-	return onServer(b, startMariaDB(b, numbers), mariadbtest.Database, numbers, replicas)
+	return onServer(b, startMariaDB(b, numbers), mysqltest.Database, numbers, replicas)
 }
 
 // startMariaDB starts a server whose buffer pool has room for a number of rows.
-func startMariaDB(b testing.TB, numbers int) *mariadbtest.Server {
+func startMariaDB(b testing.TB, numbers int) *mysqltest.Server {
 	b.Helper()
-	return mariadbtest.StartWith(b, mariadbtest.Options{Args: []string{
+	return mysqltest.StartWith(b, mysqltest.Options{Args: []string{
 		fmt.Sprintf("--innodb-buffer-pool-size=%dM", 512+numbers/2000), "--innodb-log-file-size=512M",
 	}})
 }
 
 // onServer creates database on server, starts replicas on it and fills the table.
-func onServer(b testing.TB, server *mariadbtest.Server, database string, numbers, replicas int) *system {
+func onServer(b testing.TB, server *mysqltest.Server, database string, numbers, replicas int) *system {
 	b.Helper()
 	create, err := sql.Open("mysql", server.DSN(""))
 	if err != nil {

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
 )
 
 // A truncated file is rejected, unless complete certificates remain. A reload logs that these are

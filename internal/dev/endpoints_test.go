@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 )
 
 func TestInbox_ListsNewestFirst(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )

@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 )
 
 // startDev runs the service as the command dev does, until the test ends. Each change gets the

@@ -25,9 +25,9 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -41,7 +41,7 @@ const (
 	timeout       = time.Minute
 )
 
-func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
+func TestMain(m *testing.M) { os.Exit(mysqltest.Run(m)) }
 
 func read(t *testing.T, file string) string {
 	t.Helper()
@@ -310,7 +310,7 @@ func selectorsOf(query string) (all []string) {
 // ends. It returns the addresses of their metrics.
 func startServices(t *testing.T) (metrics []string) {
 	t.Helper()
-	dsn, fake := mariadbtest.DSN(t), dysmsapitest.New(t)
+	dsn, fake := mysqltest.DSN(t), dysmsapitest.New(t)
 	gateway := httptest.NewTLSServer(fake)
 	t.Cleanup(gateway.Close)
 	trusted := filepath.Join(t.TempDir(), "gateway.pem")

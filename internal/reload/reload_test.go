@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/reload"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 // TestWatcher_BacksOffToAMinute reads the seconds at which contents that cannot be used

@@ -29,10 +29,11 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
-	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -202,7 +203,7 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 		c.Authenticate = auth.AnyCertificate
 	})
 	withoutCertificate := secureConn(t, r, ca.Client())
-	eventually(t, "health is SERVING without a certificate", func() bool {
+	testutil.Eventually(t, "health is SERVING without a certificate", func() bool {
 		res, err := healthpb.NewHealthClient(withoutCertificate).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
@@ -397,7 +398,7 @@ callers:
 	if n := len(inbox.Messages("")); n != 2 {
 		t.Errorf("messages: got %d; want 2", n)
 	}
-	eventually(t, "health is SERVING without a token", func() bool {
+	testutil.Eventually(t, "health is SERVING without a token", func() bool {
 		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
@@ -525,7 +526,7 @@ func TestAdmission_CallsOverTheLimitAreRejected(t *testing.T) {
 	if code, body := r.Post(t, "Valid", `{"phone_number":"18600000000","code":"1"}`); code != 503 || !strings.Contains(body, "OVERLOADED") {
 		t.Errorf("JSON over the limit: got %d %s; want 503 OVERLOADED", code, body)
 	}
-	eventually(t, "health is SERVING over the limit", func() bool {
+	testutil.Eventually(t, "health is SERVING over the limit", func() bool {
 		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_SERVING
 	})
@@ -567,7 +568,7 @@ func TestAdmission_ResetSendKeepsItsSlot(t *testing.T) {
 		}
 	}
 	release()
-	eventually(t, "the slot is free", func() bool {
+	testutil.Eventually(t, "the slot is free", func() bool {
 		_, err := r.SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber()))
 		return err == nil
 	})
@@ -589,7 +590,7 @@ func TestConnections_OverTheLimitAreClosed(t *testing.T) {
 		defer c.Close()
 		open = append(open, c)
 	}
-	eventually(t, "a third connection is closed", func() bool {
+	testutil.Eventually(t, "a third connection is closed", func() bool {
 		c, err := net.Dial("tcp", r.Addr)
 		if err != nil {
 			t.Fatal(err)
@@ -629,7 +630,7 @@ func TestConnectionAge_HTTPClosesAfterTheResponse(t *testing.T) {
 	if ask() {
 		t.Error("a new connection: got closed; want open")
 	}
-	eventually(t, "the old connection is closed", ask)
+	testutil.Eventually(t, "the old connection is closed", ask)
 	if ask() {
 		t.Error("the connection after it: got closed; want open")
 	}

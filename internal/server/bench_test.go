@@ -10,9 +10,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -57,7 +57,7 @@ func BenchmarkCall(b *testing.B) {
 	})
 	b.Run("Valid", func(b *testing.B) {
 		sender := senderFunc(func(verify.Message) (verify.Receipt, error) { return verify.Receipt{}, nil })
-		r := servertest.Start(b, servertest.OpenStore(b, mariadbtest.DSN(b)), sender, func(c *server.Config) {
+		r := servertest.Start(b, servertest.OpenStore(b, mysqltest.DSN(b)), sender, func(c *server.Config) {
 			c.Telemetry.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 			c.Verifier.Rules.AttemptLimit = attempts
 		})

@@ -6,10 +6,10 @@ import (
 	"testing"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
-	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 )
 
 // A certificate can contain a name that metrics and logs reserve: auth.Unknown, for a call

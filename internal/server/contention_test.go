@@ -11,9 +11,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -83,7 +83,7 @@ func TestValid_OneOf64RightCodesSucceeds(t *testing.T) {
 		for range 20 {
 			number := servertest.FreshNumber()
 			f.any(0).MustSend(t, number)
-			code := lastCode(t, f.fake, number)
+			code := f.fake.LastCode(t, number)
 			guesses := make([]string, 64)
 			for i := range guesses {
 				guesses[i] = code
@@ -102,7 +102,7 @@ func TestValid_CountsWrongCodesUpToTheLimit(t *testing.T) {
 			for range 10 {
 				number := servertest.FreshNumber()
 				f.any(0).MustSend(t, number)
-				code := lastCode(t, f.fake, number)
+				code := f.fake.LastCode(t, number)
 				guesses := make([]string, 64)
 				for i := range guesses {
 					guesses[i] = wrong(code, i)
@@ -133,7 +133,7 @@ func TestValid_ParallelGuessesHaveFairOdds(t *testing.T) {
 		for range rounds {
 			number := servertest.FreshNumber()
 			f.any(0).MustSend(t, number)
-			code := lastCode(t, f.fake, number)
+			code := f.fake.LastCode(t, number)
 			guesses := []string{code}
 			for i := range 59 {
 				guesses = append(guesses, wrong(code, i))
@@ -178,7 +178,7 @@ func TestSendSMS_CodeOfParallelSendsIsValid(t *testing.T) {
 			if sent := f.sendInParallel(t, number); sent != 1 {
 				t.Fatalf("successful sends: got %d of 30; want 1", sent)
 			}
-			if !f.any(1).IsValid(t, number, lastCode(t, f.fake, number)) {
+			if !f.any(1).IsValid(t, number, f.fake.LastCode(t, number)) {
 				t.Fatal("the sent code: got invalid; want valid")
 			}
 		}
@@ -197,7 +197,7 @@ func TestSend_ManyRejectedSendsKeepTheLiveCode(t *testing.T) {
 					t.Fatalf("successful sends within the minute: got %d of 30; want 0", sent)
 				}
 			}
-			if !f.any(1).IsValid(t, number, lastCode(t, f.fake, number)) {
+			if !f.any(1).IsValid(t, number, f.fake.LastCode(t, number)) {
 				t.Fatal("the live code after rejected sends: got invalid; want valid")
 			}
 		}

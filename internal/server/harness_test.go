@@ -10,12 +10,12 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/dev"
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -24,14 +24,14 @@ func TestMain(m *testing.M) {
 		server.Load(addr)
 		return
 	}
-	os.Exit(mariadbtest.Run(m))
+	os.Exit(mysqltest.Run(m))
 }
 
 // onBothStores runs a test on MariaDB, with the stores of two replicas, and on SQLite, with the
 // store of one.
 func onBothStores(t *testing.T, test func(t *testing.T, replicas []*store.DB)) {
 	t.Run("MariaDB", func(t *testing.T) {
-		dsn := mariadbtest.DSN(t)
+		dsn := mysqltest.DSN(t)
 		test(t, []*store.DB{servertest.OpenStore(t, dsn), servertest.OpenStore(t, dsn)})
 	})
 	t.Run("SQLite", func(t *testing.T) {
@@ -53,19 +53,6 @@ func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
 		t.Fatal(err)
 	}
 	return sender
-}
-
-// lastCode returns the code of the last SMS sent to number.
-func lastCode(t *testing.T, fake *dysmsapitest.Server, number string) string {
-	t.Helper()
-	accepted := fake.Accepted()
-	for i := len(accepted) - 1; i >= 0; i-- {
-		if accepted[i].PhoneNumber == number {
-			return accepted[i].Code
-		}
-	}
-	t.Fatalf("SMS to %s: got none; want at least one", number)
-	return ""
 }
 
 // wrong returns the i-th code after code.
@@ -99,13 +86,3 @@ func (r *recorder) all() []string {
 type senderFunc func(m verify.Message) (verify.Receipt, error)
 
 func (f senderFunc) Send(_ context.Context, m verify.Message) (verify.Receipt, error) { return f(m) }
-
-// eventually waits until condition is true, and fails the test after 20 s.
-func eventually(t *testing.T, description string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", description)
-		}
-	}
-}

@@ -24,9 +24,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/liulinhuai/phone-number-service/internal/catest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -364,7 +365,7 @@ func TestHTTPBody_IncompleteIsExplained(t *testing.T) {
 		}
 		raw.(*net.TCPConn).SetLinger(0)
 		raw.Close()
-		eventually(t, "the metrics count all 11 calls", func() bool {
+		testutil.Eventually(t, "the metrics count all 11 calls", func() bool {
 			_, metrics := scrape("/metrics")
 			return strings.Contains(metrics, `method="SendSMS",status="InvalidArgument"} 7`) &&
 				strings.Contains(metrics, `method="SendSMS",status="Canceled"} 4`)

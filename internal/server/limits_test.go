@@ -23,7 +23,8 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -186,10 +187,10 @@ func TestHeaders_TooLargeLeaveNoTimer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually(t, "the calls are rejected", func() bool { return p.ended.Load() == 50 })
+		testutil.Eventually(t, "the calls are rejected", func() bool { return p.ended.Load() == 50 })
 		p.conn.Close()
 	}
-	eventually(t, "the calls leave nothing on the heap", func() bool { return heap() < before+calls })
+	testutil.Eventually(t, "the calls leave nothing on the heap", func() bool { return heap() < before+calls })
 }
 
 func TestHeaders_OfMegabytesEndTheConnection(t *testing.T) {

@@ -28,8 +28,9 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -329,7 +330,7 @@ func TestHealth_FollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	const name = "phonenumberservice.PhoneNumberService"
 	for _, want := range []string{"SERVING", "NOT_SERVING", "SERVING"} {
 		down.Store(want == "NOT_SERVING")
-		eventually(t, "health is "+want, func() bool { return health("") == want && health(name) == want })
+		testutil.Eventually(t, "health is "+want, func() bool { return health("") == want && health(name) == want })
 		if got := health("liveness"); got != "SERVING" {
 			t.Errorf("liveness: got %s; want SERVING", got)
 		}
@@ -386,7 +387,7 @@ func TestLog_EveryCallHasOneLineWithAMaskedNumber(t *testing.T) {
 	fake.Limits(true)
 	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), aliyun(t, fake))
 	r.MustSend(t, "18699998888")
-	code := lastCode(t, fake, "18699998888")
+	code := fake.LastCode(t, "18699998888")
 	r.IsValid(t, "18699998888", code)
 	r.Post(t, "Valid", `{"phone_number":"+86 186 9999 8888","code":"`+code+`"}`)
 	r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "10086"})
@@ -488,7 +489,7 @@ func TestLog_CallerDeadlineIsNoDatabaseOutage(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	r.SendSMS(ctx, servertest.SendRequest("18600000000"))
-	eventually(t, "the log reports that the caller went away", func() bool {
+	testutil.Eventually(t, "the log reports that the caller went away", func() bool {
 		log := r.Log.String()
 		return strings.Contains(log, "level=INFO msg=call method=SendSMS") && strings.Contains(log, "the caller went away")
 	})
@@ -516,7 +517,7 @@ func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 		t.Fatalf("got %s; want Unknown SENT_NOT_CONFIRMED", got)
 	}
 	r.Stop()
-	eventually(t, "draining", func() bool { return strings.Contains(r.Log.String(), "draining") })
+	testutil.Eventually(t, "draining", func() bool { return strings.Contains(r.Log.String(), "draining") })
 	select {
 	case <-r.Done:
 		t.Fatal("Serve returned before the outcome was stored; want it to wait")
@@ -554,7 +555,7 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 		<-release
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) { c.DrainDelay = 2 * time.Second })
-	eventually(t, "serving", func() bool { return strings.Contains(r.Log.String(), "msg=serving") })
+	testutil.Eventually(t, "serving", func() bool { return strings.Contains(r.Log.String(), "msg=serving") })
 
 	grpcCall, httpCall := make(chan error, 1), make(chan int, 1)
 	go func() {
@@ -568,7 +569,7 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 	}()
 	<-atAliyun
 	r.Stop()
-	eventually(t, "NOT_SERVING", func() bool {
+	testutil.Eventually(t, "NOT_SERVING", func() bool {
 		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 		return err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING
 	})
@@ -584,7 +585,7 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 		t.Fatalf("a new connection during the drain delay: got %v; want it accepted", err)
 	}
 	conn.Close()
-	eventually(t, "new connections are no longer accepted", func() bool {
+	testutil.Eventually(t, "new connections are no longer accepted", func() bool {
 		c, err := net.Dial("tcp", r.Addr)
 		if err == nil {
 			c.Close()

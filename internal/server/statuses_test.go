@@ -12,9 +12,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -187,7 +188,7 @@ func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
 			if s.Code() != codes.Unavailable || info.GetReason() != "SMS_NOT_SENT" || retry == nil {
 				t.Errorf("got %v %v %v; want Unavailable, SMS_NOT_SENT and a RetryInfo", s.Code(), info, retry)
 			}
-			if !good.IsValid(t, number, lastCode(t, fake, number)) {
+			if !good.IsValid(t, number, fake.LastCode(t, number)) {
 				t.Error("the code before the send: got invalid; want valid")
 			}
 		})
@@ -207,7 +208,7 @@ func TestSendSMS_RejectedRetryKeepsTheTimedOutCode(t *testing.T) {
 			t.Fatalf("SendSMS: got %v; want %v", err, want)
 		}
 	}
-	if !r.IsValid(t, number, lastCode(t, fake, number)) {
+	if !r.IsValid(t, number, fake.LastCode(t, number)) {
 		t.Error("the code that reached the phone: got invalid; want valid")
 	}
 }
@@ -236,7 +237,7 @@ func TestSendSMS_NinthInFlightIsAborted(t *testing.T) {
 	for range 8 {
 		inFlight.Go(func() { r.SendSMS(t.Context(), servertest.SendRequest(number)) })
 	}
-	eventually(t, "eight sends are at Aliyun", func() bool { return fake.Requests() == 8 })
+	testutil.Eventually(t, "eight sends are at Aliyun", func() bool { return fake.Requests() == 8 })
 	_, last := r.SendSMS(t.Context(), servertest.SendRequest(number))
 	if got := reasonOf(t, last); got != "Aborted SEND_IN_PROGRESS" {
 		t.Errorf("the ninth send in flight: got %s; want Aborted SEND_IN_PROGRESS", got)

@@ -12,7 +12,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -77,9 +78,9 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 	if _, err := watch.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "three calls hang", func() bool { return hanging.Load() == 3 })
+	testutil.Eventually(t, "three calls hang", func() bool { return hanging.Load() == 3 })
 	ready.Store(false)
-	eventually(t, "a readiness probe hangs", func() bool { return probing.Load() == 1 })
+	testutil.Eventually(t, "a readiness probe hangs", func() bool { return probing.Load() == 1 })
 
 	begin := time.Now()
 	r.Stop()

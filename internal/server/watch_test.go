@@ -21,11 +21,12 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/server"
-	"github.com/liulinhuai/phone-number-service/internal/servertest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
 )
 
 // scraped makes c serve metrics and probes, and returns a function that requests one of them.
@@ -50,11 +51,11 @@ func TestMetrics_CountCallsOfEveryProtocol(t *testing.T) {
 	var get func(string) (int, string)
 	fake := dysmsapitest.New(t)
 	fake.Limits(true)
-	r := servertest.Start(t, servertest.OpenStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) { get = scraped(t, c) })
+	r := servertest.Start(t, servertest.OpenStore(t, mysqltest.DSN(t)), aliyun(t, fake), func(c *server.Config) { get = scraped(t, c) })
 	r.MustSend(t, "18699998888")
 	r.SendSMS(t.Context(), servertest.SendRequest("18699998888"))
 	r.Post(t, "SendSMS", `{"phone_number":"10086"}`)
-	code := lastCode(t, fake, "18699998888")
+	code := fake.LastCode(t, "18699998888")
 	r.Post(t, "Valid", `{"phone_number":"18699998888","code":"`+wrong(code, 0)+`"}`)
 	r.IsValid(t, "18699998888", code)
 	status, body := get("/metrics")
@@ -98,14 +99,14 @@ func TestProbes_ReadinessFollowsTheDatabaseLivenessDoesNot(t *testing.T) {
 	})
 	is := func(path string, want int) bool { got, _ := get(path); return got == want }
 	metric := func(want string) bool { _, body := get("/metrics"); return strings.Contains(body, want) }
-	eventually(t, "ready", func() bool { return is("/readyz", 200) })
+	testutil.Eventually(t, "ready", func() bool { return is("/readyz", 200) })
 	down.Store(true)
-	eventually(t, "not ready without the database", func() bool { return is("/readyz", 503) && metric("phonenumber_ready 0") })
+	testutil.Eventually(t, "not ready without the database", func() bool { return is("/readyz", 503) && metric("phonenumber_ready 0") })
 	if !is("/healthz", 200) {
 		t.Error("/healthz without the database: got no 200; want 200, since a restart would not help")
 	}
 	down.Store(false)
-	eventually(t, "ready again", func() bool { return is("/readyz", 200) && metric("phonenumber_ready 1") })
+	testutil.Eventually(t, "ready again", func() bool { return is("/readyz", 200) && metric("phonenumber_ready 1") })
 	if is("/", 200) || is("/inbox.json", 200) {
 		t.Error("/ and /inbox.json at the metrics address: got 200; want an error")
 	}
@@ -172,7 +173,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 			fake := dysmsapitest.New(t)
 			fake.Limits(true)
 			var stop func()
-			r := servertest.Start(t, servertest.OpenStore(t, mariadbtest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
+			r := servertest.Start(t, servertest.OpenStore(t, mysqltest.DSN(t)), aliyun(t, fake), func(c *server.Config) {
 				var err error
 				if c.Telemetry, stop, err = telemetry.Start(t.Context(), "test", c.Telemetry.Log); err != nil {
 					t.Fatal(err)
@@ -187,7 +188,7 @@ func TestTracing_EveryStepIsInTheCallersTrace(t *testing.T) {
 			if _, err := r.SendSMS(ctx, servertest.SendRequest(number)); err == nil {
 				t.Fatal("a second send within a minute: got OK; want an error")
 			}
-			code := lastCode(t, fake, number)
+			code := fake.LastCode(t, number)
 			r.Post(t, "Valid", `{"phone_number":"`+number+`","code":"`+code+`"}`, "traceparent", "00-"+trace2+"-"+parent+"-01")
 			stop()
 

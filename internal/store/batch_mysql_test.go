@@ -6,12 +6,12 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
 func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
-	db := openHere(t, mariadbtest.DSN(t))
+	db := openHere(t, mysqltest.DSN(t))
 	m := db.executor.(*multiRow)
 	for i := range byte(3) {
 		if done, err := db.Swap(t.Context(), verify.Number(fmt.Sprint("+", i)), verify.Version{}, newRecord(i)); !done || err != nil {
@@ -106,7 +106,7 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			db := openHere(t, mariadbtest.DSN(t))
+			db := openHere(t, mysqltest.DSN(t))
 			var all []*request[swapRequest]
 			before := map[verify.Number]verify.Record{}
 			for i := range c.rows {
@@ -166,7 +166,7 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 
 // A failed statement of any batcher pauses both, since they share the connections.
 func TestMultiRow_AFailedLoadPausesSwapsToo(t *testing.T) {
-	db := openHere(t, mariadbtest.DSN(t))
+	db := openHere(t, mysqltest.DSN(t))
 	m := db.executor.(*multiRow)
 	exec(t, db, "RENAME TABLE phone_numbers TO hidden")
 	if _, err := db.Load(t.Context(), "+1"); err == nil {
@@ -187,7 +187,7 @@ func TestMultiRow_AFailedLoadPausesSwapsToo(t *testing.T) {
 
 // A request in a batch reports only its own conflict.
 func TestSwap_BatchedRacesHaveOneWinnerEach(t *testing.T) {
-	db := openHere(t, mariadbtest.DSN(t))
+	db := openHere(t, mysqltest.DSN(t))
 	const numbers, racers, rounds = 40, 3, 5
 	var group sync.WaitGroup
 	for i := range numbers {

@@ -7,15 +7,15 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	"github.com/liulinhuai/phone-number-service/internal/verify/storetest"
 )
 
 var _ verify.Store = (*store.DB)(nil)
 
-func TestMain(m *testing.M) { os.Exit(mariadbtest.Run(m)) }
+func TestMain(m *testing.M) { os.Exit(mysqltest.Run(m)) }
 
 const number = storetest.Number
 
@@ -27,7 +27,7 @@ var engines = []struct {
 }{
 	{"SQLite file", func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "store.db") }, true},
 	{"SQLite memory", func(testing.TB) string { return "sqlite::memory:" }, false},
-	{"MariaDB", mariadbtest.DSN, true},
+	{"MariaDB", mysqltest.DSN, true},
 }
 
 // open returns a handle that is ready. The end of the test closes it.

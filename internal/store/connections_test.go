@@ -3,9 +3,7 @@ package store_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -13,8 +11,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -39,10 +38,10 @@ func gauge(t *testing.T, db *store.DB, name string) float64 {
 // TestPool_WaitsForItsOwnConnectionsAtALimit sends hundreds of requests
 // over two replicas whose user may have five connections.
 func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
-	server := mariadbtest.Start(t)
+	server := mysqltest.Start(t)
 	run, connections := admin(t, server.DSN(""))
-	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
-	dsn := mariadbtest.As(server.DSN(mariadbtest.Database), "few:p")
+	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
+	dsn := mysqltest.As(server.DSN(mysqltest.Database), "few:p")
 	replicas := []*store.DB{open(t, dsn), open(t, dsn)}
 	numbers := 0
 	burst := func() {
@@ -83,20 +82,17 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	}
 
 	run("ALTER USER few@'%' WITH MAX_USER_CONNECTIONS 0", "FLUSH USER_RESOURCES")
-	eventually(t, func() error {
+	testutil.Eventually(t, "the pool has more than 10 connections", func() bool {
 		burst()
-		if n := len(connections("few")); n <= 10 {
-			return errors.New("there are " + strconv.Itoa(n) + " connections")
-		}
-		return nil
+		return len(connections("few")) > 10
 	})
 }
 
 func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
-	server := mariadbtest.Start(t)
+	server := mysqltest.Start(t)
 	run, connections := admin(t, server.DSN(""))
-	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
-	dsn := mariadbtest.As(server.DSN(mariadbtest.Database), "few:p")
+	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
+	dsn := mysqltest.As(server.DSN(mysqltest.Database), "few:p")
 	db := open(t, dsn)
 	others, err := sql.Open("mysql", dsn)
 	if err != nil {
@@ -107,15 +103,11 @@ func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 		run("KILL CONNECTION " + id)
 	}
 	var taken []*sql.Conn
-	eventually(t, func() error {
-		conn, err := others.Conn(t.Context())
-		if err == nil {
+	testutil.Eventually(t, "others have both connections", func() bool {
+		if conn, err := others.Conn(t.Context()); err == nil {
 			taken = append(taken, conn)
 		}
-		if len(taken) < 2 {
-			return errors.Join(errors.New("others have too few connections"), err)
-		}
-		return nil
+		return len(taken) == 2
 	})
 	call, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
@@ -129,25 +121,25 @@ func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 		conn.Close()
 	}
 	others.Close()
-	eventually(t, func() error { return db.Ready(t.Context()) })
+	testutil.Eventually(t, "the database is ready", func() bool { return db.Ready(t.Context()) == nil })
 }
 
 // TestReplaceDSN_WorksWithoutAFreeConnection changes a password while the pool has all
 // connections that its user may have.
 func TestReplaceDSN_WorksWithoutAFreeConnection(t *testing.T) {
-	server := mariadbtest.Start(t)
+	server := mysqltest.Start(t)
 	run, connections := admin(t, server.DSN(""))
-	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mariadbtest.Database+".* TO few@'%'")
-	dsn := server.DSN(mariadbtest.Database)
-	db := open(t, mariadbtest.As(dsn, "few:p"))
+	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
+	dsn := server.DSN(mysqltest.Database)
+	db := open(t, mysqltest.As(dsn, "few:p"))
 	if n := len(connections("few")); n != 1 {
 		t.Fatalf("got %d connections; want 1", n)
 	}
 	run("ALTER USER few@'%' IDENTIFIED BY 'q'")
-	if err := db.ReplaceDSN(t.Context(), mariadbtest.As(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
+	if err := db.ReplaceDSN(t.Context(), mysqltest.As(dsn, "few:p")); err == nil || !strings.Contains(err.Error(), "1045") {
 		t.Errorf("ReplaceDSN with a wrong password = %v; want 1045", err)
 	}
-	if err := db.ReplaceDSN(t.Context(), mariadbtest.As(dsn, "few:q")); err != nil {
+	if err := db.ReplaceDSN(t.Context(), mysqltest.As(dsn, "few:q")); err != nil {
 		t.Errorf("ReplaceDSN = %v; want nil", err)
 	}
 }

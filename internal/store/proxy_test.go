@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -109,7 +109,7 @@ func (p *proxy) serve(client, server net.Conn) {
 }
 
 func TestSwap_LostReplyIsUnknown(t *testing.T) {
-	dsn := mariadbtest.DSN(t)
+	dsn := mysqltest.DSN(t)
 	direct, proxy := open(t, dsn), newProxy(t, dsn)
 	db := open(t, proxy.dsn)
 	unknown := func(t *testing.T, n verify.Number, old verify.Version, next verify.Record, f fault) {
@@ -176,7 +176,7 @@ func newVerifier(s verify.Store, send sender) *verify.Verifier {
 func TestVerifier_ResolvesLostReplies(t *testing.T) {
 	for name, lose := range map[string]fault{"after the statement": {}, "before the statement": {drop: true}} {
 		t.Run(name, func(t *testing.T) {
-			dsn := mariadbtest.DSN(t)
+			dsn := mysqltest.DSN(t)
 			direct, proxy := open(t, dsn), newProxy(t, dsn)
 			var sent []string
 			confirmLost := false
@@ -232,7 +232,7 @@ func TestVerifier_ResolvesLostReplies(t *testing.T) {
 		})
 	}
 	t.Run("a check is unknown if another writer wrote after its swap", func(t *testing.T) {
-		dsn := mariadbtest.DSN(t)
+		dsn := mysqltest.DSN(t)
 		direct, proxy := open(t, dsn), newProxy(t, dsn)
 		var code string
 		v := newVerifier(open(t, proxy.dsn), func(m verify.Message) error { code = m.Code; return nil })

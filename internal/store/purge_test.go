@@ -14,8 +14,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 	dto "github.com/prometheus/client_model/go"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -23,7 +23,7 @@ const testRetention = 24 * time.Hour
 
 // onShared runs a test on every engine that two handles can share.
 func onShared(t *testing.T, test func(t *testing.T, dsn string)) {
-	t.Run("MariaDB", func(t *testing.T) { test(t, mariadbtest.DSN(t)) })
+	t.Run("MariaDB", func(t *testing.T) { test(t, mysqltest.DSN(t)) })
 	t.Run("SQLite", func(t *testing.T) { test(t, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")) })
 }
 
@@ -194,7 +194,7 @@ func TestPurge_KeepsANumberWithANewSend(t *testing.T) {
 
 func TestPurge_UsesTheEarlierOfTwoClocks(t *testing.T) {
 	past := time.Now().Add(-48 * time.Hour).Unix()
-	db := openHere(t, mariadbtest.DSN(t)+fmt.Sprintf("?timestamp=%d", past)) // the current time of its sessions
+	db := openHere(t, mysqltest.DSN(t)+fmt.Sprintf("?timestamp=%d", past)) // the current time of its sessions
 	begunAgo(t, db, 47*time.Hour, "+1")
 	begunAgo(t, db, 73*time.Hour, "+2")
 	mustPurge(t, db, 1)
@@ -206,7 +206,7 @@ func TestPurge_UsesTheEarlierOfTwoClocks(t *testing.T) {
 func TestPurge_FindsOldRowsByIndex(t *testing.T) {
 	const oldest = "EXPLAIN %s SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= 0 AND begun_at < 5 ORDER BY begun_at LIMIT 100"
 	for name, c := range map[string]struct{ dsn, explain, want string }{
-		"MariaDB": {mariadbtest.DSN(t), fmt.Sprintf(oldest, ""), "begun_at"},
+		"MariaDB": {mysqltest.DSN(t), fmt.Sprintf(oldest, ""), "begun_at"},
 		"SQLite":  {"sqlite:" + filepath.Join(t.TempDir(), "codes.db"), fmt.Sprintf(oldest, "QUERY PLAN"), "USING INDEX phone_numbers_begun_at"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -244,7 +244,7 @@ func TestPurge_FindsOldRowsByIndex(t *testing.T) {
 // A locked row stops the purge only when the purge deletes that row, and the next purge is
 // due within minutes, not after an hour.
 func TestPurge_LockedRowDelaysItsOwnDeleteOnly(t *testing.T) {
-	db := openHere(t, mariadbtest.DSN(t))
+	db := openHere(t, mysqltest.DSN(t))
 	old, young := numbered("1", 3*purgeRows), numbered("2", 40) // few: an engine could read the whole table
 	begunAgo(t, db, 2*testRetention, old...)
 	begunAgo(t, db, 0, young...)
@@ -291,7 +291,7 @@ func TestPurge_ContinuesAfterAnInterruption(t *testing.T) {
 }
 
 func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
-	db := openHere(t, mariadbtest.DSN(t))
+	db := openHere(t, mysqltest.DSN(t))
 	begunAgo(t, db, 2*testRetention, numbered("1", 50)...)
 	exec(t, db, "ANALYZE TABLE phone_numbers")
 	exec(t, db, "CREATE TRIGGER keeps BEFORE DELETE ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '42000' SET MYSQL_ERRNO = 1142")
@@ -319,7 +319,7 @@ func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
 // TestPurge_WithoutTheRightWaitsAnHour purges as a user without the right to delete. A retry
 // each minute would not help.
 func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {
-	dsn := mariadbtest.DSN(t)
+	dsn := mysqltest.DSN(t)
 	admin := openHere(t, dsn)
 	cfg, err := mysql.ParseDSN(dsn)
 	if err != nil {
@@ -352,7 +352,7 @@ func counted(t *testing.T, m interface{ Write(*dto.Metric) error }) float64 {
 }
 
 func TestMetrics_CountStatementErrorsByNumber(t *testing.T) {
-	db := openHere(t, mariadbtest.DSN(t))
+	db := openHere(t, mysqltest.DSN(t))
 	exec(t, db, "CREATE TRIGGER breaks BEFORE INSERT ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1205")
 	if _, err := db.Swap(t.Context(), "+1", verify.Version{}, randomRecord(1)); err == nil {
 		t.Fatal("Swap = nil; want an error")

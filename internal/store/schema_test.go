@@ -12,8 +12,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -167,7 +167,7 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			dsn := mariadbtest.DSN(t)
+			dsn := mysqltest.DSN(t)
 			mustRun(t, "mysql", dsn, c.create)
 			_, alter := prepareError(t, dsn, c.wants...)
 			mustRun(t, "mysql", dsn, alter)
@@ -203,7 +203,7 @@ func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 		"kept versions":              created() + " /*M! WITH SYSTEM VERSIONING */",
 	} {
 		t.Run(name, func(t *testing.T) {
-			dsn := mariadbtest.DSN(t)
+			dsn := mysqltest.DSN(t)
 			mustRun(t, "mysql", dsn, create)
 			db := open(t, dsn)
 			if got := db.Warnings(t.Context()); len(got) != 0 {
@@ -217,7 +217,7 @@ func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 // TestMySQLTable_DuplicateRowsFailItsAlter has two rows of one number, which are possible in a
 // table without a key. The error also has a TRUNCATE TABLE for them.
 func TestMySQLTable_DuplicateRowsFailItsAlter(t *testing.T) {
-	dsn := mariadbtest.DSN(t)
+	dsn := mysqltest.DSN(t)
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+")", "INSERT INTO phone_numbers VALUES ('+1', 'a', 1, ''), ('+1', 'b', 2, '')")
 	text, alter := prepareError(t, dsn)
 	var duplicate *mysql.MySQLError
@@ -237,7 +237,7 @@ func TestMySQLTable_AlteredLaterFailsWithoutEffect(t *testing.T) {
 		"1366": "MODIFY state VARCHAR(1024) CHARACTER SET utf8mb4 NOT NULL",
 	} {
 		t.Run(code, func(t *testing.T) {
-			dsn := mariadbtest.DSN(t)
+			dsn := mysqltest.DSN(t)
 			db := open(t, dsn)
 			mustRun(t, "mysql", dsn, "ALTER TABLE phone_numbers "+alter)
 			done, err := db.Swap(t.Context(), number, none, record("\xff", 1_790_000_000_123_457))
@@ -249,7 +249,7 @@ func TestMySQLTable_AlteredLaterFailsWithoutEffect(t *testing.T) {
 }
 
 func TestMySQLTable_WarnsIfThePurgeIndexIsMissing(t *testing.T) {
-	dsn := mariadbtest.DSN(t)
+	dsn := mysqltest.DSN(t)
 	mustRun(t, "mysql", dsn, created(", KEY begun_at (begun_at)", ""))
 	got := strings.Join(open(t, dsn).Warnings(t.Context()), "\n")
 	alter := regexp.MustCompile(`ALTER TABLE [^;]+`).FindString(got)
@@ -265,7 +265,7 @@ func TestMySQLTable_WarnsIfThePurgeIndexIsMissing(t *testing.T) {
 // TestMySQLTable_WarnsOfAView has a view: information_schema does not have enough data on it
 // to check it.
 func TestMySQLTable_WarnsOfAView(t *testing.T) {
-	dsn := mariadbtest.DSN(t)
+	dsn := mysqltest.DSN(t)
 	mustRun(t, "mysql", dsn, created("phone_numbers (", "numbers ("), "CREATE VIEW phone_numbers AS SELECT * FROM numbers")
 	db := open(t, dsn)
 	mustKeepRecords(t, db)
@@ -277,13 +277,13 @@ func TestMySQLTable_WarnsOfAView(t *testing.T) {
 // TestMySQLTable_CheckNeedsRightsOnItAlone has users with rights on the table only. These are
 // enough to find the errors of a table, and to read it.
 func TestMySQLTable_CheckNeedsRightsOnItAlone(t *testing.T) {
-	server := mariadbtest.Start(t)
-	dsn := server.DSN(mariadbtest.Database)
+	server := mysqltest.Start(t)
+	dsn := server.DSN(mysqltest.Database)
 	mustRun(t, "mysql", dsn, "CREATE TABLE phone_numbers ("+shippedColumns+", tenant INT NOT NULL)",
 		"CREATE USER writer@'%' IDENTIFIED BY 'w'", "GRANT SELECT, INSERT, UPDATE, DELETE ON phone_numbers TO writer@'%'",
 		"CREATE USER reader@'%' IDENTIFIED BY 'r'", "GRANT SELECT ON phone_numbers TO reader@'%'")
-	_, alter := prepareError(t, mariadbtest.As(dsn, "writer:w"), "no unique key is on phone_number alone", "tenant has no default")
-	reader, err := store.Open(mariadbtest.As(dsn, "reader:r"))
+	_, alter := prepareError(t, mysqltest.As(dsn, "writer:w"), "no unique key is on phone_number alone", "tenant has no default")
+	reader, err := store.Open(mysqltest.As(dsn, "reader:r"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,12 +292,12 @@ func TestMySQLTable_CheckNeedsRightsOnItAlone(t *testing.T) {
 		t.Errorf("PrepareToRead = %v; want nil", err)
 	}
 	mustRun(t, "mysql", dsn, alter)
-	mustKeepRecords(t, open(t, mariadbtest.As(dsn, "writer:w")))
+	mustKeepRecords(t, open(t, mysqltest.As(dsn, "writer:w")))
 }
 
 // TestMySQLCollations_DistinguishNumbers shows why any collation of phone_number is accepted.
 func TestMySQLCollations_DistinguishNumbers(t *testing.T) {
-	db, err := sql.Open("mysql", mariadbtest.DSN(t))
+	db, err := sql.Open("mysql", mysqltest.DSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}

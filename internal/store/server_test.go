@@ -11,26 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// eventually waits until condition returns nil, for 30 s at most.
-func eventually(t *testing.T, condition func() error) {
-	t.Helper()
-	var err error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if err = condition(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("still after 30 s: %v", err)
-}
-
 func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
-	server := mariadbtest.Start(t)
-	db := open(t, server.DSN(mariadbtest.Database))
+	server := mysqltest.Start(t)
+	db := open(t, server.DSN(mysqltest.Database))
 	for name, end := range map[string]func(){"killed": server.Kill, "stopped": server.Stop} {
 		t.Run(name, func(t *testing.T) {
 			const writers = 8
@@ -70,7 +59,7 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 			if err := db.Ready(t.Context()); err == nil {
 				t.Error("Ready while the server is away = nil; want an error")
 			}
-			waiting, err := store.Open(server.DSN(mariadbtest.Database))
+			waiting, err := store.Open(server.DSN(mysqltest.Database))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +69,7 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 			}
 
 			server.Restart()
-			eventually(t, func() error { return waiting.Prepare(t.Context()) })
+			testutil.Eventually(t, "the store is prepared", func() bool { return waiting.Prepare(t.Context()) == nil })
 			for i, h := range histories {
 				got, err := db.Load(t.Context(), verify.Number(fmt.Sprint(name, i)))
 				if err != nil {
@@ -135,10 +124,10 @@ func admin(t *testing.T, dsn string) (run func(statements ...string), connection
 // TestMariaDB_UsersSettingsAndRoles has its own server, since it changes users, settings and
 // roles of the server.
 func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
-	server := mariadbtest.Start(t)
+	server := mysqltest.Start(t)
 	run, connections := admin(t, server.DSN(""))
 	as := func(user, database string) string {
-		return mariadbtest.As(server.DSN(database), user+":"+server.Password())
+		return mysqltest.As(server.DSN(database), user+":"+server.Password())
 	}
 	password := server.Password()
 	account := func(name string, grants ...string) {
@@ -198,13 +187,13 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 	})
 	t.Run("a user without rights gets the statements that set up the database", func(t *testing.T) {
 		account("nobody")
-		mustFail(t, as("nobody", mariadbtest.Database), "CREATE DATABASE IF NOT EXISTS `PhoneNumberService` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1044")
+		mustFail(t, as("nobody", mysqltest.Database), "CREATE DATABASE IF NOT EXISTS `PhoneNumberService` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1044")
 	})
 	t.Run("a missing database gives its CREATE DATABASE", func(t *testing.T) {
 		mustFail(t, server.DSN("Elsewhere"), "CREATE DATABASE IF NOT EXISTS `Elsewhere` DEFAULT CHARACTER SET ascii COLLATE ascii_bin;", "1049")
 	})
 	t.Run("a wrong password is named in the error", func(t *testing.T) {
-		mustFail(t, strings.Replace(server.DSN(mariadbtest.Database), password, "hunter2", 1),
+		mustFail(t, strings.Replace(server.DSN(mysqltest.Database), password, "hunter2", 1),
 			"the password of the data source name is not right")
 	})
 	t.Run("a table of another shape gives its ALTER TABLE", func(t *testing.T) {
@@ -237,7 +226,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 	t.Run("a server that does not flush every commit gives a warning", func(t *testing.T) {
 		run("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
 		defer run("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
-		got := open(t, server.DSN(mariadbtest.Database)).Warnings(t.Context())
+		got := open(t, server.DSN(mysqltest.Database)).Warnings(t.Context())
 		if len(got) != 1 || !strings.Contains(got[0], "innodb_flush_log_at_trx_commit is 2") {
 			t.Errorf("Warnings = %q; want one about innodb_flush_log_at_trx_commit", got)
 		}
@@ -293,12 +282,13 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		}
 		tx.Rollback()
 		// The swap that passed its deadline may still be applied first.
-		eventually(t, func() error {
-			if got, err := db.Load(t.Context(), number); err != nil || got.Version != next.Version {
-				_, err = db.Swap(t.Context(), number, first.Version, next)
-				return errors.Join(err, errors.New("the swap is not applied yet"))
+		testutil.Eventually(t, "the swap is applied", func() bool {
+			got, err := db.Load(t.Context(), number)
+			if err == nil && got.Version == next.Version {
+				return true
 			}
-			return nil
+			db.Swap(t.Context(), number, first.Version, next)
+			return false
 		})
 	})
 	t.Run("connections to a read-only server are dropped, until it is writable again", func(t *testing.T) {
@@ -321,22 +311,17 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 			t.Error("Ready on a read-only server = nil; want an error")
 		}
 		mustLoad(t, db, number, first)
-		eventually(t, func() error {
-			for _, id := range connections("plain") {
-				if slices.Contains(before, id) {
-					return fmt.Errorf("connection %s to the read-only server is still open", id)
-				}
-			}
-			return nil
+		testutil.Eventually(t, "the connections to the read-only server are closed", func() bool {
+			return !slices.ContainsFunc(connections("plain"), func(id string) bool { return slices.Contains(before, id) })
 		})
 		run("SET GLOBAL read_only = 0")
 		mustSwap(t, db, number, first.Version, record("second", 2), true)
 	})
 	t.Run("too many connections are a transient error", func(t *testing.T) {
-		account("many", "ALL ON "+mariadbtest.Database+".*")
+		account("many", "ALL ON "+mysqltest.Database+".*")
 		run("SET GLOBAL max_connections = 10")
 		defer run("SET GLOBAL max_connections = 500")
-		many, err := sql.Open("mysql", as("many", mariadbtest.Database))
+		many, err := sql.Open("mysql", as("many", mysqltest.Database))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -344,7 +329,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		for err == nil {
 			_, err = many.Conn(t.Context())
 		}
-		db, err := store.Open(as("many", mariadbtest.Database))
+		db, err := store.Open(as("many", mysqltest.Database))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,15 +10,15 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 )
 
 // TestPrepare_WaitsBehindARouterWithoutAServer lets a router reject
 // connections with the errors of MySQL Router, ProxySQL, MaxScale, and of a server that starts
 // or stops.
 func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
-	router := mariadbtest.NewRouter(t, mariadbtest.DSN(t))
+	router := mysqltest.NewRouter(t, mysqltest.DSN(t))
 	for name, c := range map[string]struct {
 		refuse  func(uint16)
 		numbers []uint16
@@ -51,17 +51,17 @@ func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
 // TestPrepare_EndsIfWaitingDoesNotHelp lets a real server reject connections because
 // of the configuration.
 func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
-	server := mariadbtest.Start(t)
+	server := mysqltest.Start(t)
 	run, _ := admin(t, server.DSN(""))
-	own := server.DSN(mariadbtest.Database)
+	own := server.DSN(mysqltest.Database)
 	run("CREATE USER locked@'%' IDENTIFIED BY 'p' ACCOUNT LOCK", "CREATE USER elsewhere@'10.1.2.3' IDENTIFIED BY 'p'",
 		"CREATE USER plugged@'%' IDENTIFIED VIA unix_socket")
 	for name, c := range map[string]struct {
 		dsn, set, reset string
 	}{
-		"an account that is locked":         {dsn: mariadbtest.As(own, "locked:p")},
-		"a user of another host":            {dsn: mariadbtest.As(own, "elsewhere:p")},
-		"a user without password login":     {dsn: mariadbtest.As(own, "plugged:p")},
+		"an account that is locked":         {dsn: mysqltest.As(own, "locked:p")},
+		"a user of another host":            {dsn: mysqltest.As(own, "elsewhere:p")},
+		"a user without password login":     {dsn: mysqltest.As(own, "plugged:p")},
 		"TLS that the server does not have": {dsn: own + "?tls=skip-verify"},
 		"a parameter that the server lacks": {dsn: own + "?no_such_variable=1"},
 		"an invalid value of a parameter":   {dsn: own + "?tx_isolation=%27SOMETIMES%27"},
@@ -83,14 +83,14 @@ func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 // TestPrepare_AdvisesStatementsThatWork runs the statements in an error on the server that
 // caused it.
 func TestPrepare_AdvisesStatementsThatWork(t *testing.T) {
-	server := mariadbtest.Start(t)
+	server := mysqltest.Start(t)
 	run, _ := admin(t, server.DSN(""))
 	statement := regexp.MustCompile("(CREATE|GRANT) ([^`;]|`[^`]*`)*;")
 	for i, name := range []string{"PhoneNumberService2", "no-db", "back`tick", "key", "a;b"} {
 		user := fmt.Sprintf("o'brien-%d", i)
 		run("CREATE USER '" + strings.ReplaceAll(user, "'", "''") + "'@'%' IDENTIFIED BY 'p/w@rd?'")
 		database := "/" + url.PathEscape(name)
-		mine := mariadbtest.As(server.DSN(""), user+":p/w@rd?")
+		mine := mysqltest.As(server.DSN(""), user+":p/w@rd?")
 		mine = strings.TrimSuffix(mine, "/") + database
 		t.Run(name, func(t *testing.T) {
 			if err := prepare(t, strings.TrimSuffix(server.DSN(""), "/")+database); err == nil || !strings.Contains(err.Error(), "1049") {

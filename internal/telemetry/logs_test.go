@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 func count(out *servicetest.Output, text string) int { return strings.Count(out.String(), text) }

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {

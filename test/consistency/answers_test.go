@@ -12,9 +12,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -28,7 +29,7 @@ type lossy struct {
 
 func startLossy(t *testing.T, binary string) *lossy {
 	t.Helper()
-	dsn := mariadbtest.DSN(t)
+	dsn := mysqltest.DSN(t)
 	l := &lossy{pair: pair{fake: dysmsapitest.New(t)}}
 	var viaProxy string
 	l.proxy, viaProxy = startProxy(t, dsn)
@@ -60,7 +61,7 @@ func (l *lossy) lose(t *testing.T, number string, call func(*servicetest.Process
 		defer close(completed)
 		call(l.replicas[0])
 	}()
-	waitFor(t, "the swap waits for the row", func() bool {
+	testutil.Eventually(t, "the swap waits for the row", func() bool {
 		var name string
 		var n int
 		err := l.db.QueryRow("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'").Scan(&name, &n)
@@ -72,7 +73,7 @@ func (l *lossy) lose(t *testing.T, number string, call func(*servicetest.Process
 	if err := holder.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the swap is applied", func() bool { return !bytes.Equal(before, l.row(t, l.db, number, "")) })
+	testutil.Eventually(t, "the swap is applied", func() bool { return !bytes.Equal(before, l.row(t, l.db, number, "")) })
 	return func() {
 		l.proxy.Stop() // ends the connections
 		l.proxy.Toxics.ResetToxics(context.Background())
@@ -201,7 +202,7 @@ func newestMAC(t *testing.T, state []byte) []byte {
 func TestValid_AcceptsACodeSentByAnotherReplica(t *testing.T) { testGuarantee(t, codeOfOtherReplica) }
 
 func codeOfOtherReplica(t *testing.T, binary string) (violations []string) {
-	p := startPair(t, binary, mariadbtest.DSN(t))
+	p := startPair(t, binary, mysqltest.DSN(t))
 	const number = "18700000005"
 	for range 10 {
 		code := p.send(t, number)
@@ -217,7 +218,7 @@ func TestSendSMS_UsualRetryKillsNoSMS(t *testing.T) { testGuarantee(t, usualRetr
 // The first SMS arrives, but its caller gets an unknown outcome. Aliyun rejects the user's second
 // send by the limit of one a minute. The code that arrived must be accepted.
 func usualRetry(t *testing.T, binary string) (violations []string) {
-	p := startPair(t, binary, mariadbtest.DSN(t), shortSMSTimeout)
+	p := startPair(t, binary, mysqltest.DSN(t), shortSMSTimeout)
 	p.fake.Limits(true)
 	for i, c := range []struct {
 		fault dysmsapitest.Fault

@@ -14,8 +14,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -58,7 +59,7 @@ func TestCluster_KeepsTheGuarantees(t *testing.T) {
 		h := r.survives(t, victim, func() {
 			victim.disconnect()
 			c.nodes[0].waitForSize(2)
-			waitFor(t, "the disconnected node is not primary", func() bool { return victim.status("wsrep_cluster_status") == "non-Primary" })
+			testutil.Eventually(t, "the disconnected node is not primary", func() bool { return victim.status("wsrep_cluster_status") == "non-Primary" })
 			from = time.Now()
 			number := fmt.Sprintf("186%08d", 99_999_999)
 			_, err := r.processes[2].Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: "000000"})
@@ -184,7 +185,7 @@ func (r *replicas) survives(t *testing.T, victim *node, inject func()) *history 
 func (r *replicas) sameOnAllNodes(t *testing.T) {
 	t.Helper()
 	var rows, sum [3]int64
-	waitFor(t, "all nodes have the same rows", func() bool {
+	testutil.Eventually(t, "all nodes have the same rows", func() bool {
 		for i, n := range r.nodes {
 			err := n.db.QueryRow("SELECT COUNT(*), BIT_XOR(CRC32(CONCAT(phone_number, HEX(version), HEX(state)))) FROM "+r.database+".phone_numbers").Scan(&rows[i], &sum[i])
 			if err != nil {
@@ -234,7 +235,7 @@ func (c *cluster) staleReads(t *testing.T) {
 			completed.Add(1)
 		})
 	}
-	waitFor(t, "the calls with wsrep_sync_wait=15 wait at the node", func() bool {
+	testutil.Eventually(t, "the calls with wsrep_sync_wait=15 wait at the node", func() bool {
 		var reading int // two may be readiness probes; loads are batched
 		err := behind.db.QueryRow("SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT version%' AND db = ?", r.database).Scan(&reading)
 		c.must(err)

@@ -9,16 +9,17 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 	const kills, between = 5, 100 // entries
 	t.Run("of MariaDB", func(t *testing.T) {
-		database := mariadbtest.Start(t)
-		p := startPair(t, buildOnce(), database.DSN(mariadbtest.Database))
+		database := mysqltest.Start(t)
+		p := startPair(t, buildOnce(), database.DSN(mysqltest.Database))
 		l := newLedger(p.fake)
 		l.write(t, p.load().replicas, func() {
 			for range kills {
@@ -31,7 +32,7 @@ func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 		reportFirst(t, l.lost(t, p.replicas[0].Addr))
 	})
 	t.Run("of the replicas", func(t *testing.T) {
-		p := startPair(t, buildOnce(), mariadbtest.DSN(t))
+		p := startPair(t, buildOnce(), mysqltest.DSN(t))
 		l := newLedger(p.fake)
 		l.write(t, p.load().replicas, func() {
 			for range kills {
@@ -106,13 +107,13 @@ func TestDurability_PowerLossOfMariaDBLosesNothing(t *testing.T) {
 
 func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string) {
 	d := newDisk(t)
-	database := mariadbtest.StartWith(t, mariadbtest.Options{Dir: d.path, Args: []string{
+	database := mysqltest.StartWith(t, mysqltest.Options{Dir: d.path, Args: []string{
 		"--innodb-flush-log-at-trx-commit=" + flush,
 		"--innodb-flush-log-at-timeout=60", // no flush during the test
 	}})
 	fake := dysmsapitest.New(t)
 	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t),
-		append(servicetest.Environment(fake, database.DSN(mariadbtest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
+		append(servicetest.Environment(fake, database.DSN(mysqltest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
 	output = p.Output.String()
 	l := newLedger(fake)
 	var after string
@@ -164,7 +165,7 @@ func (d *disk) losePower(t *testing.T, pid int) (path string) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "all threads are stopped", func() bool {
+	testutil.Eventually(t, "all threads are stopped", func() bool {
 		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		for _, thread := range threads {
 			stat, _ := os.ReadFile(thread)

@@ -19,7 +19,8 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 )
 
 const (
@@ -60,7 +61,7 @@ func startCluster(t *testing.T) *cluster {
 		}
 		t.Skip(howToGetGalera)
 	}
-	seed := mariadbtest.Start(t) // the first node begins with its data
+	seed := mysqltest.Start(t) // the first node begins with its data
 	c := &cluster{t: t}
 	c.access, err = mysql.ParseDSN(seed.DSN(""))
 	c.must(err)
@@ -190,14 +191,14 @@ func (n *node) synced(size int) bool {
 // waitForSize waits until the node is up to date in a primary cluster of this size.
 func (n *node) waitForSize(size int) {
 	n.t.Helper()
-	waitFor(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.synced(size) })
+	testutil.Eventually(n.t, fmt.Sprintf("%s is one of %d", n.port(), size), func() bool { return n.synced(size) })
 }
 
 // waitUntilWhole waits until all nodes are up to date in one cluster. A frozen node still reports
 // its earlier cluster, which has another number.
 func (c *cluster) waitUntilWhole() {
 	c.t.Helper()
-	waitFor(c.t, "all nodes are in one cluster", func() bool {
+	testutil.Eventually(c.t, "all nodes are in one cluster", func() bool {
 		number := c.nodes[0].status("wsrep_cluster_conf_id")
 		for _, n := range c.nodes {
 			if n.status("wsrep_cluster_conf_id") != number || !n.synced(len(c.nodes)) {

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -18,7 +18,7 @@ func TestValid_ParallelGuessesGetThreeAttempts(t *testing.T) { testGuarantee(t, 
 // counts later is linearizable too: only the rate of successful guesses shows that a code is
 // compared too often.
 func parallelGuesses(t *testing.T, binary string) (violations []string) {
-	p := startPair(t, binary, mariadbtest.DSN(t))
+	p := startPair(t, binary, mysqltest.DSN(t))
 	const (
 		rounds  = 150
 		guesses = 60

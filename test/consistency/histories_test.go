@@ -12,9 +12,9 @@ import (
 	"github.com/go-sql-driver/mysql"
 	"github.com/rs/zerolog"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 // A pair is two replicas on one MariaDB, and a fake gateway that records the codes.
@@ -43,7 +43,7 @@ func (p *pair) load() load {
 func TestLinearizable_Undisturbed(t *testing.T) { testGuarantee(t, undisturbed) }
 
 func undisturbed(t *testing.T, binary string) []string {
-	h := startPair(t, binary, mariadbtest.DSN(t)).load().run(t)
+	h := startPair(t, binary, mysqltest.DSN(t)).load().run(t)
 	if n := h.failures.Load(); n > 0 {
 		h.violated("%d calls failed without a fault", n)
 	}
@@ -71,13 +71,13 @@ const shortSMSTimeout = "PHONENUMBER_SMS_TIMEOUT=200ms" // keeps hanging calls s
 func TestLinearizable_WhileAliyunFails(t *testing.T) { testGuarantee(t, aliyunFails) }
 
 func aliyunFails(t *testing.T, binary string) []string {
-	l := startPair(t, binary, mariadbtest.DSN(t), shortSMSTimeout).load()
+	l := startPair(t, binary, mysqltest.DSN(t), shortSMSTimeout).load()
 	l.aliyun = faultyAliyun
 	return l.run(t).violations(t)
 }
 
 func TestLinearizable_WhileReplicasAreKilled(t *testing.T) {
-	p := startPair(t, buildOnce(), mariadbtest.DSN(t), shortSMSTimeout)
+	p := startPair(t, buildOnce(), mysqltest.DSN(t), shortSMSTimeout)
 	l := p.load()
 	l.aliyun = faultyAliyun
 	l.disturb = func() {
@@ -91,8 +91,8 @@ func TestLinearizable_WhileReplicasAreKilled(t *testing.T) {
 }
 
 func TestLinearizable_WhileTheDatabaseIsKilled(t *testing.T) {
-	database := mariadbtest.Start(t)
-	l := startPair(t, buildOnce(), database.DSN(mariadbtest.Database), shortSMSTimeout).load()
+	database := mysqltest.Start(t)
+	l := startPair(t, buildOnce(), database.DSN(mysqltest.Database), shortSMSTimeout).load()
 	l.aliyun = faultyAliyun
 	l.disturb = func() {
 		for range 5 {
@@ -118,7 +118,7 @@ func TestLinearizable_OverABadNetworkToTheDatabase(t *testing.T) {
 		{"down and up", "", true},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
-			direct := mariadbtest.DSN(t)
+			direct := mysqltest.DSN(t)
 			proxy, dsn := startProxy(t, direct)
 			l := startPair(t, buildOnce(), dsn, shortSMSTimeout).load()
 			l.aliyun = faultyAliyun
@@ -185,7 +185,7 @@ func startProxy(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
 
 func TestRollingRestart_FailsNoCall(t *testing.T) {
 	// Longer than a gRPC client waits before it connects again.
-	p := startPair(t, buildOnce(), mariadbtest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
+	p := startPair(t, buildOnce(), mysqltest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
 	l := p.load()
 	l.together, l.flawless = true, true
 	l.disturb = func() {

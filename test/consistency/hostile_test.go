@@ -27,9 +27,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -49,11 +50,11 @@ const validPath = "/phonenumberservice.PhoneNumberService/Valid"
 func TestHostilePeer_CostsAGoodClientNothing(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	metrics := servicetest.FreeAddress(t)
-	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mariadbtest.DSN(t)),
+	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mysqltest.DSN(t)),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_IDLE_TIMEOUT=2s")).Serving(t)
 	gauge := func(name string) float64 { return scrapeGauge(t, metrics, name) }
 	good := startGoodClient(t, p.Addr)
-	waitFor(t, "the good client has made 50 calls", func() bool { return good.calls.Load() > 50 })
+	testutil.Eventually(t, "the good client has made 50 calls", func() bool { return good.calls.Load() > 50 })
 	good.take()
 	idle := gauge("go_goroutines")
 	t.Logf("idle: %.0f goroutines, %.1f MB", idle, gauge("process_resident_memory_bytes")/(1<<20))
@@ -103,7 +104,7 @@ func TestHostilePeer_CostsAGoodClientNothing(t *testing.T) {
 				t.Errorf("%s: got %.1f MB of memory; want %d at most", a.name, mostBytes/(1<<20), a.maxMemory>>20)
 			}
 			start := time.Now()
-			waitFor(t, "goroutines are back to the idle number after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
+			testutil.Eventually(t, "goroutines are back to the idle number after "+a.name, func() bool { return gauge("go_goroutines") <= idle+10 })
 			t.Logf("%s: idle again after %v", a.name, time.Since(start).Round(time.Millisecond))
 			good.take()
 		})

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -49,7 +50,7 @@ func (l *ledger) len() int {
 func (l *ledger) grow(t *testing.T, n int) {
 	t.Helper()
 	n += l.len()
-	waitFor(t, fmt.Sprintf("%d entries", n), func() bool { return l.len() >= n })
+	testutil.Eventually(t, fmt.Sprintf("%d entries", n), func() bool { return l.len() >= n })
 }
 
 // write adds entries to the ledger while disturb injects faults.

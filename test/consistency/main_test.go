@@ -5,22 +5,21 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	_ "github.com/Shopify/toxiproxy/v2"
 	_ "github.com/anishathalye/porcupine"
 	_ "github.com/go-sql-driver/mysql"
 	_ "google.golang.org/grpc"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	_ "github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 const root = "../.."
 
 func TestMain(m *testing.M) {
-	code := mariadbtest.Run(m)
+	code := mysqltest.Run(m)
 	if built != "" {
 		os.RemoveAll(filepath.Dir(built))
 	}
@@ -48,18 +47,5 @@ func testGuarantee(t *testing.T, test guaranteeTest) {
 	t.Helper()
 	for _, v := range test(t, buildOnce()) {
 		t.Error(v)
-	}
-}
-
-// waitTimeout is how long a test waits for a condition that must become true.
-const waitTimeout = 90 * time.Second
-
-// waitFor waits until reached returns true. condition describes it.
-func waitFor(t testing.TB, condition string, reached func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(waitTimeout); !reached(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("timeout after %v; want this condition: %s", waitTimeout, condition)
-		}
 	}
 }

@@ -16,9 +16,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/mariadbtest"
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -31,24 +32,24 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		valid    []codes.Code // allowed results of Valid
-		down, up func(*mariadbtest.Server)
+		down, up func(*mysqltest.Server)
 	}{
-		{"killed", []codes.Code{codes.Unavailable}, (*mariadbtest.Server).Kill, (*mariadbtest.Server).Restart},
+		{"killed", []codes.Code{codes.Unavailable}, (*mysqltest.Server).Kill, (*mysqltest.Server).Restart},
 		{
 			// A swap that was sent before the server froze may be applied when the
 			// server continues.
 			"frozen",
 			[]codes.Code{codes.Unavailable, codes.Unknown},
-			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGSTOP) },
-			func(s *mariadbtest.Server) { syscall.Kill(s.PID(), syscall.SIGCONT) },
+			func(s *mysqltest.Server) { syscall.Kill(s.PID(), syscall.SIGSTOP) },
+			func(s *mysqltest.Server) { syscall.Kill(s.PID(), syscall.SIGCONT) },
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // mostly waits
-			database := mariadbtest.Start(t)
+			database := mysqltest.Start(t)
 			fake := dysmsapitest.New(t)
 			p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t),
-				servicetest.Environment(fake, database.DSN(mariadbtest.Database))).Serving(t)
+				servicetest.Environment(fake, database.DSN(mysqltest.Database))).Serving(t)
 			send := func(number int) error {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
@@ -94,7 +95,7 @@ func TestDatabaseDown_FailsCallsAndSendsNothing(t *testing.T) {
 
 			c.up(database)
 			began = time.Now()
-			waitFor(t, "a first success", func() bool { return send(0) == nil })
+			testutil.Eventually(t, "a first success", func() bool { return send(0) == nil })
 			back := time.Since(began)
 			if back > recovery {
 				t.Errorf("got the first success %v after the database was back; want %v at most", back, recovery)
@@ -113,8 +114,8 @@ func TestFullDisk_FailsCallsUntilThereIsRoom(t *testing.T) {
 	t.Run("MariaDB", func(t *testing.T) {
 		requireRoot(t)
 		disk := mounted(t, "-t", "tmpfs", "-o", "size=160M", "tmpfs")
-		database := mariadbtest.StartWith(t, mariadbtest.Options{Dir: disk})
-		fullDisk(t, disk, database.DSN(mariadbtest.Database), "MySQL error 1114 (HY000): the table or its disk is full")
+		database := mysqltest.StartWith(t, mysqltest.Options{Dir: disk})
+		fullDisk(t, disk, database.DSN(mysqltest.Database), "MySQL error 1114 (HY000): the table or its disk is full")
 	})
 	t.Run("SQLite", func(t *testing.T) {
 		requireRoot(t)
@@ -148,7 +149,7 @@ func fullDisk(t *testing.T, disk, dsn, message string) {
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("SendSMS on a full disk: got %v; want UNAVAILABLE", err)
 	}
-	waitFor(t, "the log has "+message, func() bool { return strings.Contains(p.Output.String(), message) })
+	testutil.Eventually(t, "the log has "+message, func() bool { return strings.Contains(p.Output.String(), message) })
 	before := fake.Requests()
 	for range 20 {
 		if _, err := send(); status.Code(err) != codes.Unavailable {
@@ -163,7 +164,7 @@ func fullDisk(t *testing.T, disk, dsn, message string) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "a send succeeds after room is made", func() bool { _, err := send(); return err == nil })
+	testutil.Eventually(t, "a send succeeds after room is made", func() bool { _, err := send(); return err == nil })
 	reportFirst(t, l.lost(t, p.Addr))
 }
 
@@ -185,8 +186,8 @@ func TestFailover_DropsConnectionsToAReadOnlyServer(t *testing.T) { testGuarante
 // failover makes a replica the new primary, as an operator's tools do. Connections to the old
 // primary stay open, but that server is read-only now.
 func failover(t *testing.T, binary string) (violations []string) {
-	start := func(id string) (*mariadbtest.Server, *sql.DB) {
-		s := mariadbtest.StartWith(t, mariadbtest.Options{Args: []string{"--log-bin=binlog", "--sync-binlog=1", "--server-id=" + id}})
+	start := func(id string) (*mysqltest.Server, *sql.DB) {
+		s := mysqltest.StartWith(t, mysqltest.Options{Args: []string{"--log-bin=binlog", "--sync-binlog=1", "--server-id=" + id}})
 		db, err := sql.Open("mysql", s.DSN("")+"?multiStatements=true")
 		if err != nil {
 			t.Fatal(err)
@@ -208,12 +209,12 @@ func failover(t *testing.T, binary string) (violations []string) {
 
 	// The path that leads to the primary.
 	name := filepath.Join(t.TempDir(), "primary")
-	point := func(s *mariadbtest.Server) {
+	point := func(s *mysqltest.Server) {
 		must(nil, os.Symlink(filepath.Join(s.Dir, "data", "s"), name+".new"))
 		must(nil, os.Rename(name+".new", name))
 	}
 	point(first)
-	p := startPair(t, binary, "service:service@unix("+name+")/"+mariadbtest.Database)
+	p := startPair(t, binary, "service:service@unix("+name+")/"+mysqltest.Database)
 	l := newLedger(p.fake)
 	l.write(t, p.load().replicas, func() {
 		l.grow(t, 200)

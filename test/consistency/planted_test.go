@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 // A plantedBug is an error that a developer could make, and the test that must find it.

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -170,7 +171,7 @@ func (l load) run(t *testing.T) *history {
 func (l load) waitForProgress(t *testing.T) {
 	t.Helper()
 	n := l.fake.Requests() + 100
-	waitFor(t, "100 more requests at Aliyun", func() bool { return l.fake.Requests() >= n })
+	testutil.Eventually(t, "100 more requests at Aliyun", func() bool { return l.fake.Requests() >= n })
 }
 
 // dial returns one client for each replica, or one for all. They reconnect quickly.

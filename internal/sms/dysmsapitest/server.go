@@ -112,6 +112,18 @@ func (s *Server) Accepted() (all []Accepted) {
 	return all
 }
 
+// LastCode returns the code of the last SMS that was sent to number.
+func (s *Server) LastCode(t testing.TB, number string) string {
+	t.Helper()
+	for _, m := range slices.Backward(s.Accepted()) {
+		if m.PhoneNumber == number {
+			return m.Code
+		}
+	}
+	t.Fatalf("SMS to %s: got none; want at least one", number)
+	return ""
+}
+
 // RequestIDs returns the request ids of all replies, oldest first.
 func (s *Server) RequestIDs() (all []string) {
 	s.set(func() { all = slices.Clone(s.requestIDs) })

@@ -1,6 +1,6 @@
-// Package mariadbtest starts MariaDB for tests: empty databases on a server that all tests of the
-// process share, and private servers that a test may kill.
-package mariadbtest
+// Package mysqltest starts MySQL-compatible servers for tests, today MariaDB: empty databases on a
+// server that all tests of the process share, and private servers that a test may kill.
+package mysqltest
 
 import (
 	"bytes"
