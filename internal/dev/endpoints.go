@@ -22,22 +22,21 @@ import (
 type route struct {
 	method, path string
 	parameters   []string // names of the query parameters
+	parse        func(_ *service, rawQuery string, parameters []string) (query, error)
 	handler      handler
 }
 
 type handler func(*service, http.ResponseWriter, *http.Request, query)
 
 var routes = []route{
-	{"GET", "/inbox.json", []string{"phone_number", "wait"}, (*service).getInbox},
-	{"DELETE", "/inbox.json", []string{"phone_number"}, forNumber((*Inbox).delete)},
-	{"GET", "/inbox/events", nil, (*service).getEvents},
-	{"GET", "/failures.json", nil, (*service).getFailures},
-	{"PUT", "/failures.json", nil, (*service).putFailure},
-	{"DELETE", "/failures.json", []string{"phone_number"}, forNumber((*Inbox).clearFailure)},
-	{"GET", numberPath, []string{"phone_number"}, (*service).getNumber},
+	{"GET", "/inbox.json", []string{"phone_number", "wait"}, (*service).parseQuery, (*service).getInbox},
+	{"DELETE", "/inbox.json", []string{"phone_number"}, (*service).parseQuery, forNumber((*Inbox).delete)},
+	{"GET", "/inbox/events", nil, (*service).parseQuery, (*service).getEvents},
+	{"GET", "/failures.json", nil, (*service).parseQuery, (*service).getFailures},
+	{"PUT", "/failures.json", nil, (*service).parseQuery, (*service).putFailure},
+	{"DELETE", "/failures.json", []string{"phone_number"}, (*service).parseQuery, forNumber((*Inbox).clearFailure)},
+	{"GET", "/number.json", []string{"phone_number"}, parseTypedNumber, (*service).getNumber},
 }
-
-const numberPath = "/number.json"
 
 // registerRoutes adds the routes to mux. When draining is done, requests that wait return.
 func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
@@ -47,8 +46,8 @@ func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
 				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
 				return
 			}
-			q, err := s.parseQuery(r.URL.RawQuery, e.parameters)
-			if err != nil && e.path != numberPath { // getNumber parses the query itself
+			q, err := e.parse(s, r.URL.RawQuery, e.parameters)
+			if err != nil {
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return
 			}
@@ -111,6 +110,7 @@ func writeJSON(w http.ResponseWriter, v any) {
 // query contains the parsed query parameters of a request.
 type query struct {
 	number verify.Number // "" for all numbers
+	typed  string        // the number as typed; only parseTypedNumber sets it
 	wait   time.Duration
 }
 
@@ -150,6 +150,15 @@ func (s *service) parseQuery(raw string, parameters []string) (q query, err erro
 		}
 	}
 	return q, nil
+}
+
+// parseTypedNumber parses a query whose phone_number can be invalid, because a person still types it.
+func parseTypedNumber(_ *service, raw string, _ []string) (query, error) {
+	given, _ := url.ParseQuery(raw)
+	if typed := given["phone_number"]; len(typed) == 1 && len(given) == 1 {
+		return query{typed: withPlus(typed[0])}, nil
+	}
+	return query{}, errors.New("the only parameter, phone_number, is required")
 }
 
 // withPlus replaces a leading space by +. If a client does not escape the + in a query, it is decoded
@@ -216,14 +225,8 @@ func (s *service) putFailure(w http.ResponseWriter, r *http.Request, _ query) {
 
 // getNumber responds with the parsed phone number, or with the reason why it is invalid. The page
 // calls it while a person types a number.
-func (s *service) getNumber(w http.ResponseWriter, r *http.Request, _ query) {
-	given := r.URL.Query()
-	raw := given["phone_number"]
-	if len(raw) != 1 || len(given) != 1 {
-		http.Error(w, "the only parameter, phone_number, is required", http.StatusBadRequest)
-		return
-	}
-	n, invalid := s.config.Numbers.Parse(withPlus(raw[0]))
+func (s *service) getNumber(w http.ResponseWriter, _ *http.Request, q query) {
+	n, invalid := s.config.Numbers.Parse(q.typed)
 	if invalid != nil {
 		writeJSON(w, map[string]string{"fault": invalid.Want})
 		return
