@@ -42,7 +42,7 @@ var routes = []route{
 func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
 	for _, e := range routes {
 		mux.HandleFunc(e.method+" "+e.path, func(w http.ResponseWriter, r *http.Request) {
-			if server.IsCrossSite(r) { // it could embed or time the response
+			if server.IsCrossOrigin(r) { // it could embed or time the response
 				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
 				return
 			}

@@ -380,7 +380,7 @@ func jsonByDefault(next http.Handler) http.Handler {
 		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 		switch strings.TrimSpace(declared) {
 		case "", "application/x-www-form-urlencoded", "text/plain":
-			if r.Method == http.MethodPost && !IsCrossSite(r) {
+			if r.Method == http.MethodPost && !IsCrossOrigin(r) {
 				r.Header.Set("Content-Type", "application/json")
 			}
 		}
@@ -420,8 +420,8 @@ func fromForbiddenOrigin(r *http.Request, origins []string) bool {
 	return len(from) == 0 && site != "" && site != "none"
 }
 
-// IsCrossSite reports whether a request comes from a web page of another origin than Host.
-func IsCrossSite(r *http.Request) bool {
+// IsCrossOrigin reports whether a request comes from a web page of another origin than Host.
+func IsCrossOrigin(r *http.Request) bool {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
 		return true
 	}
