@@ -1,6 +1,8 @@
 package sms
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -8,10 +10,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -203,5 +208,193 @@ func TestRecentIDs_RememberTheLastAndStayBounded(t *testing.T) {
 		if r.again("") {
 			t.Error("an empty id: got seen before; want new")
 		}
+	}
+}
+
+func TestSend_HangEndsAtTheDeadline(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	fake.Next(dysmsapitest.Hang().ButAccepted())
+	const timeout = 150 * time.Millisecond
+	start := time.Now()
+	matches(t, failure(deadline(t, timeout), t, sender(t, fake, "")), verify.SendError{Kind: verify.SendTimedOut})
+	if took := time.Since(start); took < timeout || took > timeout+3*time.Second {
+		t.Errorf("got the error after %v; want it after %v", took, timeout)
+	}
+	checkSent(t, fake, 1, 1)
+}
+
+func TestSend_StalledReplyEndsAtTheDeadline(t *testing.T) {
+	stalls := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"Code":"OK",`)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	t.Cleanup(stalls.Close)
+	a := sender(t, dysmsapitest.New(t), stalls.URL)
+	matches(t, failure(deadline(t, 150*time.Millisecond), t, a), verify.SendError{Kind: verify.SendTimedOut, HTTPStatus: 200})
+}
+
+// A canceled call reports if its request was written: SendNotAttempted if not, otherwise
+// SendTimedOut.
+func TestSend_CancelBeforeTheRequestIsNotAttempted(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	a := sender(t, fake, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	matches(t, failure(ctx, t, a), verify.SendError{Kind: verify.SendNotAttempted})
+	checkSent(t, fake, 0, 0)
+
+	fake.Next(dysmsapitest.Hang())
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() {
+		for fake.Requests() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	matches(t, failure(ctx, t, a), verify.SendError{Kind: verify.SendTimedOut})
+	checkSent(t, fake, 0, 1)
+}
+
+// unresolved fails to dial, as if no name server knew the host.
+func unresolved(_ context.Context, _, address string) (net.Conn, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: address, IsNotFound: true}}
+}
+
+// If the connection fails before the request, nothing was sent.
+func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections, sends nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	fake := dysmsapitest.New(t)
+	overTLS := func(config *tls.Config) string {
+		server := httptest.NewUnstartedServer(fake)
+		server.TLS = config
+		server.Config.ErrorLog = quietLog
+		server.StartTLS()
+		t.Cleanup(server.Close)
+		return server.URL
+	}
+	old := overTLS(&tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10})
+	for _, c := range []struct {
+		name, endpoint, detail string
+		prepare                func(*Aliyun)
+	}{
+		{"refused", "http://" + closed.Addr().String(), "connection refused", nil},
+		{"untrusted certificate", overTLS(&tls.Config{}), "server certificate not trusted", nil},
+		{"TLS 1.1", old, "no connection", func(a *Aliyun) { a.transport.TLSClientConfig.InsecureSkipVerify = true }},
+		{
+			"stalled handshake", "https://" + silent.Addr().String(), "connecting took too long",
+			func(a *Aliyun) { a.transport.TLSHandshakeTimeout = 50 * time.Millisecond },
+		},
+		{"deadline in the handshake", "https://" + silent.Addr().String(), "time was up before the request was written", nil},
+		{"unknown host", "https://aliyun.invalid", "host name not resolved", func(a *Aliyun) { a.transport.DialContext = unresolved }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := sender(t, fake, c.endpoint)
+			if c.prepare != nil {
+				c.prepare(a)
+			}
+			timeout := 10 * time.Second
+			if strings.HasPrefix(c.name, "deadline") {
+				timeout = 100 * time.Millisecond
+			}
+			got := failure(deadline(t, timeout), t, a)
+			matches(t, got, verify.SendError{Kind: verify.SendNotAttempted})
+			if got.Detail != c.detail {
+				t.Errorf("got detail %q; want %q", got.Detail, c.detail)
+			}
+			if n := len(fake.Accepted()); n != 0 {
+				t.Errorf("got %d sent messages; want none", n)
+			}
+		})
+	}
+}
+
+func TestSend_UsesHTTP1AndExportsTheCertificatesEnd(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	var protocol atomic.Value
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		protocol.Store(fmt.Sprintf("%s %t", r.Proto, r.TLS.Version >= tls.VersionTLS12))
+		fake.ServeHTTP(w, r)
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	a := sender(t, fake, server.URL)
+	a.transport.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	if _, err := a.Send(t.Context(), message); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := protocol.Load(), "HTTP/1.1 true"; got != want {
+		t.Errorf("got %v; want %s", got, want)
+	}
+	var m dto.Metric
+	if err := a.certificate.WithLabelValues().Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := m.GetGauge().GetValue(), float64(server.Certificate().NotAfter.Unix()); got != want {
+		t.Errorf("the metric of the certificate's end: got %v; want %v", got, want)
+	}
+	checkSent(t, fake, 1, 1)
+}
+
+// net/http repeats some requests by itself if a kept connection is dead. It must not repeat a
+// send.
+func TestSend_IsNotReplayedOnADeadConnection(t *testing.T) {
+	for name, fault := range map[string]dysmsapitest.Fault{
+		"ended":            dysmsapitest.CloseAfterReading(),
+		"ended, delivered": dysmsapitest.CloseAfterReading().ButAccepted(),
+		"reset":            dysmsapitest.CloseBeforeReading(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			fake := dysmsapitest.New(t)
+			a := sender(t, fake, "")
+			if _, err := a.Send(t.Context(), message); err != nil {
+				t.Fatal(err)
+			}
+			fake.Next(fault)
+			matches(t, failure(t.Context(), t, a), verify.SendError{Kind: verify.SendUnknown})
+			if got := fake.Connections(); got != 1 {
+				t.Errorf("got %d connections; want 1, for both sends", got)
+			}
+			messages := 1
+			if strings.HasSuffix(name, "delivered") {
+				messages = 2
+			}
+			checkSent(t, fake, messages, 2)
+			if _, err := a.Send(t.Context(), message); err != nil {
+				t.Errorf("the next send: got %v; want nil", err)
+			}
+		})
+	}
+}
+
+func TestSend_BurstKeepsItsConnections(t *testing.T) {
+	const burst, rounds = 200, 3
+	fake := dysmsapitest.New(t)
+	fake.Always(dysmsapitest.Delay(20 * time.Millisecond)) // so that a round's sends overlap
+	a := sender(t, fake, "")
+	for range rounds {
+		var wg sync.WaitGroup
+		for range burst {
+			wg.Go(func() {
+				if _, err := a.Send(t.Context(), message); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	checkSent(t, fake, burst*rounds, burst*rounds)
+	if got := fake.Connections(); got > burst*3/2 {
+		t.Errorf("got %d connections for %d rounds of %d sends; want %d at most", got, rounds, burst, burst*3/2)
 	}
 }
