@@ -20,7 +20,7 @@ run: ## Run the service for development, http://localhost:50511
 # The packages that start no database, no browser and no built program, without internal/server,
 # whose tests wait for real timeouts. The race detector needs a C compiler.
 unit: ## Run the fast tests, which need only Go
-	go test $(if $(shell command -v cc),-race) $$(go list ./... | grep -vE '/phone-number-service$$|/internal/(bench|monitortest|server|store)$$')
+	go test $(if $(shell command -v cc),-race) $$(go list ./... | grep -vE '/internal/(bench|e2e|monitortest|server|store)$$')
 
 check: lint unit ## Run the linters and the unit tests
 

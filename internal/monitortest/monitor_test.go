@@ -25,6 +25,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	_ "github.com/liulinhuai/phone-number-service/internal/cli" // go test repeats these tests after a change
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"bufio"
@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -65,28 +64,6 @@ func (p process) check(t *testing.T, n int) {
 		})
 	}
 	calling.Wait()
-}
-
-// mustStop sends SIGTERM. It requires exit code 0 within the time that docs/install.md names.
-func (p process) mustStop(t *testing.T) {
-	t.Helper()
-	p.Signal(syscall.SIGTERM)
-	p.mustEnd(t)
-}
-
-// mustEnd requires exit code 0 within 30 s.
-func (p process) mustEnd(t *testing.T) {
-	t.Helper()
-	ended := make(chan error, 1)
-	go func() { ended <- p.Wait() }()
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Errorf("exit: got %v; want code 0", err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Error("the program still runs 30 s after the signal; want exit code 0")
-	}
 }
 
 // droppedLines returns the number of dropped log lines according to the metrics.
@@ -264,36 +241,6 @@ func TestLog_ReadHasEveryLineInOrder(t *testing.T) {
 	}
 }
 
-// The reader of stdout closes the pipe, as head -3 does, or stops reading, as a paused
-// terminal does.
-func TestDev_NeedsNoReaderOfItsStdout(t *testing.T) {
-	for _, closes := range []bool{true, false} {
-		t.Run(fmt.Sprint("reader closes ", closes), func(t *testing.T) {
-			r, w := smallPipe(t)
-			stderr, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer stderr.Close()
-			p := runWithStreams(t, w, stderr, nil, "dev").serving(t)
-			if closes {
-				if !bufio.NewScanner(r).Scan() {
-					t.Error("stdout: got no line; want the banner")
-				}
-				r.Close()
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			for i := range 200 {
-				if _, err := p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: fmt.Sprintf("186%08d", i)}); err != nil {
-					t.Fatalf("SendSMS %d: %v", i, err)
-				}
-			}
-			p.mustStop(t)
-		})
-	}
-}
-
 // Stderr is a pipe that is closed or full.
 func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 	r, closed := smallPipe(t)
@@ -316,47 +263,5 @@ func TestCommands_ExitWithCodeIfStderrIsBlocked(t *testing.T) {
 				t.Errorf("%v, stderr %s: got %v; want an exit code above 0", args, name, cmd.ProcessState)
 			}
 		}
-	}
-}
-
-func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
-	for _, signals := range [][]syscall.Signal{
-		{syscall.SIGHUP},
-		{syscall.SIGHUP, syscall.SIGHUP},
-		{syscall.SIGTERM, syscall.SIGHUP},
-		{syscall.SIGHUP, syscall.SIGTERM},
-	} {
-		t.Run(fmt.Sprint(signals), func(t *testing.T) {
-			fake := dysmsapitest.New(t)
-			p := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
-			fake.Next(dysmsapitest.Delay(2 * time.Second))
-			done := make(chan error, 1)
-			go func() {
-				_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
-				done <- err
-			}()
-			testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
-			for _, s := range signals {
-				p.Signal(s)
-				testutil.Eventually(t, "the program drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
-			}
-			if err := <-done; err != nil {
-				t.Errorf("the call in flight: got %v; want OK", err)
-			}
-			p.mustEnd(t)
-		})
-	}
-}
-
-// nohup starts a program with SIGHUP ignored. The program must not handle it then.
-func TestSIGHUP_StaysIgnoredUnderNohup(t *testing.T) {
-	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", `trap "" HUP; exec "$0" dev`, buildOnce())}.serving(t)
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ignored, err := strconv.ParseUint(regexp.MustCompile(`SigIgn:\s*(\w+)`).FindStringSubmatch(string(status))[1], 16, 64)
-	if err != nil || ignored&(1<<(syscall.SIGHUP-1)) == 0 {
-		t.Errorf("mask of ignored signals: got %x, %v; want SIGHUP in it", ignored, err)
 	}
 }
