@@ -52,7 +52,7 @@ func newAccess(settings config.Access) (access, error) {
 // watchFiles reloads the certificates and the callers file when they change, until ctx is done.
 func (a access) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log *slog.Logger, lastReload *prometheus.GaugeVec) {
 	if a.tls != nil {
-		go reload.Watcher{Kind: "certificates", Read: joined(a.ReadTLS), Apply: func(_ context.Context, before, now reload.Files) error {
+		go reload.Watcher{Kind: "certificates", Read: a.ReadTLS, Apply: func(_ context.Context, before, now reload.Files) error {
 			if err := a.replaceCertificates(now); err != nil {
 				return err
 			}
@@ -66,7 +66,7 @@ func (a access) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log 
 		}}.Run(ctx, log, lastReload, a.tlsFiles)
 	}
 	if a.registry != nil {
-		go reload.Watcher{Kind: "callers", Read: joined(a.ReadCallers), Apply: func(_ context.Context, before, now reload.Files) error {
+		go reload.Watcher{Kind: "callers", Read: a.ReadCallers, Apply: func(_ context.Context, before, now reload.Files) error {
 			if auth.Whole(before[a.Callers]) && !auth.Whole(now[a.Callers]) {
 				return fmt.Errorf("%s: must end with a line ..., as the version in use does: it may be cut off", a.Callers)
 			}
@@ -81,14 +81,6 @@ func (a access) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log 
 			metrics.KeepCallers(a.registry.Names())
 			return nil
 		}}.Run(ctx, log, lastReload, a.callersFile)
-	}
-}
-
-// joined returns read with the errors of a configuration as one.
-func joined(read func() (map[string]string, error)) func() (reload.Files, error) {
-	return func() (reload.Files, error) {
-		files, err := read()
-		return files, config.Join(err)
 	}
 }
 

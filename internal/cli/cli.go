@@ -89,18 +89,12 @@ func newProcess(version string) process {
 		Name: "phonenumber_log_lines_dropped_total", Help: "Log lines that were not written: their reader is too slow, or gone, or the disk is full.",
 	})
 	p := process{version: version, stderr: telemetry.NewLines(os.Stderr, dropped), dropped: dropped}
-	if sameFile(os.Stdout, os.Stderr) {
-		p.stdout = p.stderr // keeps the order of lines
-	} else {
+	p.stdout = p.stderr // keeps the order of lines if both are the same file
+	out, _ := os.Stdout.Stat()
+	if errors, _ := os.Stderr.Stat(); !os.SameFile(out, errors) {
 		p.stdout = telemetry.NewLines(os.Stdout, dropped)
 	}
 	return p
-}
-
-func sameFile(a, b *os.File) bool {
-	one, err := a.Stat()
-	other, otherErr := b.Stat()
-	return err == nil && otherErr == nil && os.SameFile(one, other)
 }
 
 // exit writes the last lines and ends the process.

@@ -42,38 +42,28 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	defer s.sampled.Flush() // last: the other deferred calls log
 	var reader config.SecretReader
 	secrets, secretsErr := reader.Read()
-	db, dbErr := openStore(secrets[config.DataSourceName])
+	dsn := secrets[config.DataSourceName]
+	db, dbErr := openStore(dsn)
 	errs = append(errs, err, secretsErr, dbErr)
-	if dsn := secrets[config.DataSourceName]; dsn == "sqlite::memory:" {
+	if dsn == "sqlite::memory:" {
 		errs = append(errs, fmt.Errorf("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", dsn))
 	}
-	if os.Getenv(failSends) != "" {
-		errs = append(errs, fmt.Errorf("%s is for dev alone", failSends))
+	if os.Getenv("PHONENUMBER_FAIL_SENDS") != "" {
+		errs = append(errs, errors.New("PHONENUMBER_FAIL_SENDS is for dev alone"))
 	}
 	aliyun, err := newAliyun(c.AliyunEndpoint, secrets)
 	if err := config.Join(append(errs, err)...); err != nil {
 		return err
 	}
-	defer db.Close()
 	db.LimitConnections(c.DatabaseConnections)
-	if up, err := waitForDatabase(ctx, db, s.log); !up {
-		return err
-	}
-	for _, w := range db.Warnings(ctx) {
-		s.log.Warn(w)
-	}
-	tel, stop, err := telemetry.Start(ctx, s.version, s.log)
-	if err != nil {
-		return err
-	}
-	defer stop()
 	keys, _ := config.Keys(secrets) // Read has checked them
-	v := s.verifier(tel, db, keys, aliyun)
-	if config.SecretsInFiles() {
-		r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
-		go reload.Watcher{Kind: "secrets", Read: joined(reader.Read), Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
-	}
-	return s.serve(ctx, tel, db, v, nil, aliyun.Collectors()...)
+	return s.serve(ctx, db, keys, aliyun, func(v *verify.Verifier, metrics *telemetry.Metrics) {
+		metrics.Register(aliyun.Collectors()...)
+		if config.SecretsInFiles() {
+			r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
+			go reload.Watcher{Kind: "secrets", Read: reader.Read, Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
+		}
+	})
 }
 
 func newAliyun(endpoint string, secrets map[string]string) (*sms.Aliyun, error) {
@@ -131,8 +121,6 @@ func stableSecretReads(before, now reload.Files) int {
 	return 0
 }
 
-const failSends = "PHONENUMBER_FAIL_SENDS"
-
 type devCommand struct {
 	config.Config
 	FailSends         string `env:"PHONENUMBER_FAIL_SENDS" placeholder:"KIND[:TIMES]" help:"Make all sends fail, or the next TIMES, as Aliyun would: ${failure_kinds}."`
@@ -160,20 +148,11 @@ func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
 			errs = append(errs, fmt.Errorf("--fail-sends (PHONENUMBER_FAIL_SENDS) is %q; it must be KIND or KIND:TIMES: %w", c.FailSends, err))
 		}
 	}
-	db, err := openStore("sqlite::memory:")
+	db, err := store.Open("sqlite::memory:")
 	if err := config.Join(append(errs, err)...); err != nil {
 		return err
 	}
-	defer db.Close()
-	if up, err := waitForDatabase(ctx, db, s.log); !up {
-		return err
-	}
-	tel, stop, err := telemetry.Start(ctx, s.version, s.log)
-	if err != nil {
-		return err
-	}
-	defer stop()
-	return s.serve(ctx, tel, db, s.verifier(tel, db, verify.RandomKeys(), inbox), inbox)
+	return s.serve(ctx, db, verify.RandomKeys(), inbox, func(*verify.Verifier, *telemetry.Metrics) {})
 }
 
 // service has the values that serve and dev share.
@@ -205,18 +184,29 @@ func newService(p process, settings config.Config) (service, error) {
 	return s, errors.Join(settingsErr, telemetry.CheckTracing(), accessErr)
 }
 
-func (s service) verifier(tel telemetry.Telemetry, db *store.DB, keys verify.Keys, sender verify.Sender) *verify.Verifier {
-	rules, _ := s.settings.ForVerify()
-	return verify.New(verify.Config{
+// serve runs the service with sender until ctx is done; a *dev.Inbox makes it the service of dev.
+// It calls onStart when the verifier exists.
+func (s service) serve(
+	ctx context.Context, db *store.DB, keys verify.Keys, sender verify.Sender, onStart func(*verify.Verifier, *telemetry.Metrics),
+) error {
+	defer db.Close()
+	if up, err := waitForDatabase(ctx, db, s.log); !up {
+		return err
+	}
+	for _, w := range db.Warnings(ctx) {
+		s.log.Warn(w)
+	}
+	tel, stopTracing, err := telemetry.Start(ctx, s.version, s.log)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	rules, numbers := s.settings.ForVerify()
+	v := verify.New(verify.Config{
 		Rules: rules, Keys: keys, Store: tel.Store(db), Sender: tel.Sender(sender), SMSTimeout: s.settings.SMSTimeout,
 		Now: verify.SteadyClock(), Random: rand.Reader, Log: s.log,
 	})
-}
-
-// serve runs the service, for development if inbox is not nil.
-func (s service) serve(
-	ctx context.Context, tel telemetry.Telemetry, db *store.DB, v *verify.Verifier, inbox *dev.Inbox, collectors ...prometheus.Collector,
-) error {
+	onStart(v, tel.Metrics)
 	listener, err := net.Listen("tcp", s.settings.Listen)
 	if err != nil {
 		return fmt.Errorf("--listen (PHONENUMBER_LISTEN): %w", err)
@@ -225,11 +215,10 @@ func (s service) serve(
 	if err != nil {
 		return err
 	}
-	tel.Metrics.Register(append(collectors, db.Collectors()...)...)
+	tel.Metrics.Register(append(db.Collectors(), s.lastReload, s.dropped)...)
 	tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "phonenumber_outcomes_pending", Help: "Outcomes of sends that are still being stored.",
 	}, func() float64 { return float64(v.Pending()) }))
-	tel.Metrics.Register(s.lastReload, s.dropped)
 	if s.access.tls != nil {
 		tel.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: sms.CertificateHelp, ConstLabels: prometheus.Labels{"certificate": "server"},
@@ -245,7 +234,6 @@ func (s service) serve(
 	if metricsListener != nil {
 		metricsAt = metricsListener.Addr().String()
 	}
-	_, numbers := s.settings.ForVerify()
 	serverConfig := server.Config{
 		Listener:     listener,
 		Verifier:     v,
@@ -262,7 +250,7 @@ func (s service) serve(
 		Metrics:      metricsListener,
 	}
 	tlsState, callers, warnings := s.access.startupSummary()
-	if inbox != nil {
+	if inbox, ok := sender.(*dev.Inbox); ok {
 		dev.Configure(&serverConfig, inbox)
 		printBanner(s.stdout, listener.Addr(), s.access.tls != nil)
 		warnings = nil // they are about production
