@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/server"
@@ -90,7 +91,7 @@ func startService() (address string, inbox *dev.Inbox, stop func()) {
 			}),
 			Numbers:   verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 			Ready:     db.Ready,
-			Limits:    server.DefaultLimits,
+			Limits:    config.DefaultLimits(),
 			Telemetry: telemetry.Telemetry{Metrics: telemetry.NewMetrics("example"), Log: slog.New(slog.DiscardHandler)},
 		})
 	}()

@@ -8,7 +8,6 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/liulinhuai/phone-number-service/internal/config"
-	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/store"
 )
 
@@ -43,9 +42,6 @@ func TestSettings_DefaultsAreThoseOfTheirPackages(t *testing.T) {
 	command, errs := config.Parse(&c, nil, vars)
 	if err := config.Join(append(errs, c.Serve.Complete())...); err != nil || command.Command() != "serve" {
 		t.Fatalf("no arguments: got the command %s, %v; want serve", command.Command(), err)
-	}
-	if got := server.Limits(c.Serve.Limits); got != server.DefaultLimits {
-		t.Errorf("limits: got %+v; want %+v", got, server.DefaultLimits)
 	}
 	if got, want := c.Serve.DatabaseConnections, store.DefaultConnections; got != want {
 		t.Errorf("connections to the database: got %d; want %d", got, want)

@@ -244,7 +244,7 @@ func (s service) serve(
 		Authenticate: s.access.authenticator(),
 		Origins:      s.access.CORSOrigins,
 		Reflection:   s.access.Reflection == "on",
-		Limits:       server.Limits(s.settings.Limits),
+		Limits:       s.settings.Limits,
 		Version:      s.version,
 		Telemetry:    tel,
 		Metrics:      metricsListener,

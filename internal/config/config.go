@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -54,7 +56,7 @@ type Access struct {
 	Reflection  string   `env:"PHONENUMBER_REFLECTION" default:"on" oneof:"on or off" placeholder:"ON" help:"gRPC reflection, on or off (${default})."`
 }
 
-// Limits bound the resources that peers can use. Its fields are those of server.Limits.
+// Limits bound the resources that peers can use. They are in effect after Complete.
 type Limits struct {
 	Connections        int           `env:"PHONENUMBER_MAX_CONNECTIONS" name:"max-connections" default:"2000" min:"1" max:"1000000" placeholder:"N" help:"Maximum of open connections (${default})."`
 	Streams            int           `env:"PHONENUMBER_MAX_STREAMS" name:"max-streams" default:"128" min:"1" max:"100000" placeholder:"N" help:"Maximum of calls in flight on one connection (${default})."`
@@ -68,6 +70,15 @@ type Limits struct {
 	ConnectionAgeGrace time.Duration `env:"PHONENUMBER_CONNECTION_AGE_GRACE" optional:"" min:"1s" max:"24h" placeholder:"DURATION" help:"How long calls on such a connection may continue (the call timeout)."`
 	PingInterval       time.Duration `env:"PHONENUMBER_PING_INTERVAL" default:"10s" min:"1s" max:"10m" placeholder:"DURATION" help:"Minimum interval of a gRPC client's pings (${default})."`
 	CallTimeout        time.Duration `env:"PHONENUMBER_CALL_TIMEOUT" optional:"" min:"100ms" max:"10m" placeholder:"DURATION" help:"Timeout of a call without a deadline, or with a longer one (the longest send plus 4s)."`
+}
+
+// DefaultLimits returns the limits of serve without settings, for tests.
+func DefaultLimits() Limits {
+	var c Config
+	if err := errors.Join(kong.ApplyDefaults(&c, kong.Vars{"listen": "", "drain_delay": "0s"}), c.Complete()); err != nil {
+		panic(err)
+	}
+	return c.Limits
 }
 
 // Complete sets the defaults that depend on other settings, and returns an error if settings do

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
@@ -44,11 +45,11 @@ type admission struct {
 	// unauthenticated counts health watches, reflection streams, and calls of unknown callers. They
 	// have a separate limit, so that they cannot take the slots of known callers.
 	unauthenticated inFlight
-	limits          Limits
+	limits          config.Limits
 	telemetry       telemetry.Telemetry
 }
 
-func newAdmission(l Limits, tel telemetry.Telemetry) *admission {
+func newAdmission(l config.Limits, tel telemetry.Telemetry) *admission {
 	return &admission{calls: inFlight{max: int64(l.Calls)}, unauthenticated: inFlight{max: int64(l.Calls)}, limits: l, telemetry: tel}
 }
 
@@ -152,4 +153,12 @@ func (a *admission) wait(ctx context.Context) (calls int64) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// withTimeout is context.WithTimeout without the cancel function. ctx must be canceled when the call
+// ends, which also frees the timer.
+func withTimeout(ctx context.Context, timeout time.Duration) context.Context {
+	bounded, cancel := context.WithTimeout(ctx, timeout) //nolint:gosec // ctx ends it
+	_ = cancel
+	return bounded
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -38,7 +39,7 @@ func TestChains_AuthenticateACallOnce(t *testing.T) {
 		tokens = append(tokens, authorization...)
 		return &auth.Caller{Name: "shop"}, nil
 	}
-	handle := newChains(newAdmission(DefaultLimits, tel), authenticate, tel).calls
+	handle := newChains(newAdmission(config.DefaultLimits(), tel), authenticate, tel).calls
 	var callers []string
 	valid := func(ctx context.Context, _ *pb.ValidRequest) (*pb.ValidResponse, error) {
 		callers = append(callers, callFrom(ctx).caller.Name+telemetry.CallerOf(ctx))
@@ -56,7 +57,7 @@ func TestChains_AuthenticateACallOnce(t *testing.T) {
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer http")
 	w := httptest.NewRecorder()
-	unaryHandler(method, handle, DefaultLimits, func(*http.Request) error { return nil }, valid).ServeHTTP(w, r)
+	unaryHandler(method, handle, config.DefaultLimits(), func(*http.Request) error { return nil }, valid).ServeHTTP(w, r)
 	if w.Code != http.StatusOK {
 		t.Errorf("over HTTP: got %d %s; want 200", w.Code, w.Body)
 	}

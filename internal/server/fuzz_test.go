@@ -13,6 +13,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -39,8 +40,8 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 		var log bytes.Buffer
 		handled := false
 		tel := telemetry.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}
-		handle := newChains(newAdmission(DefaultLimits, tel), nil, tel).calls
-		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, DefaultLimits,
+		handle := newChains(newAdmission(config.DefaultLimits(), tel), nil, tel).calls
+		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, config.DefaultLimits(),
 			func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 				handled = true
 				if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -81,7 +82,7 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *h
 // a call over gRPC, even if the request is invalid. Only the response is written by the library connect
 // (connectrpc.com/connect). It gets an empty request without the client's headers and message, so that
 // it never rejects a request with its own error text.
-func unaryHandler[Req, Res any](method string, handle handler, limits Limits, checkOrigin func(*http.Request) error,
+func unaryHandler[Req, Res any](method string, handle handler, limits config.Limits, checkOrigin func(*http.Request) error,
 	f func(context.Context, *Req) (*Res, error),
 ) http.Handler {
 	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {

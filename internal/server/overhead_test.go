@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -76,7 +77,7 @@ func BenchmarkTelemetry(b *testing.B) {
 		tel := telemetry.Telemetry{
 			Metrics: telemetry.NewMetrics("test"), Log: slog.New(telemetry.NewSampled(telemetry.CallerHandler{Handler: h})),
 		}
-		handle := newChains(newAdmission(DefaultLimits, tel), nil, tel).calls
+		handle := newChains(newAdmission(config.DefaultLimits(), tel), nil, tel).calls
 		return grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			c := &call{peer: "127.0.0.1", fullMethod: info.FullMethod, req: req, handler: handler}
 			return handle(context.WithValue(ctx, callKey{}, c), c)
@@ -114,7 +115,7 @@ func cpuPerCall(b *testing.B, options ...grpc.ServerOption) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := grpc.NewServer(append(options, DefaultLimits.grpcOptions()...)...)
+	s := grpc.NewServer(append(options, grpcOptions(config.DefaultLimits())...)...)
 	pb.RegisterPhoneNumberServiceServer(s, emptyService{})
 	go s.Serve(listener)
 	defer s.Stop()

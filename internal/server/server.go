@@ -18,8 +18,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -51,7 +53,7 @@ type Config struct {
 	Authenticate authenticator               // nil for no authentication
 	Origins      []string                    // of web pages that may call; "*" for any, with AnyPage
 	Reflection   bool
-	Limits       Limits
+	Limits       config.Limits
 	Version      string
 	Telemetry    telemetry.Telemetry
 	Metrics      net.Listener // serves metrics and probes; nil for none
@@ -78,7 +80,7 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	admission := newAdmission(c.Limits, c.Telemetry)
 	chains := newChains(admission, c.Authenticate, c.Telemetry)
-	options := append(c.Limits.grpcOptions(),
+	options := append(grpcOptions(c.Limits),
 		grpc.InTapHandle(admission.tap),
 		grpc.UnaryInterceptor(chains.unary),
 		grpc.ChainStreamInterceptor(admission.stream, cancelStreamsOnDrain(streamCtx)),
@@ -142,6 +144,25 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	c.Telemetry.Log.Info("stopped")
 	return failure
+}
+
+func grpcOptions(l config.Limits) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:              time.Minute, // detects dead peers
+			MaxConnectionIdle: l.IdleTimeout, MaxConnectionAge: l.ConnectionAge, MaxConnectionAgeGrace: l.ConnectionAgeGrace,
+		}),
+		// Timers are inexact. So allow pings slightly earlier than PingInterval.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval * 3 / 4, PermitWithoutStream: true}),
+		grpc.NumStreamWorkers(streamWorkers),
+		grpc.MaxConcurrentStreams(uint32(l.Streams)),
+		grpc.MaxRecvMsgSize(l.MessageBytes),
+		grpc.MaxHeaderListSize(connmux.MaxHeaderBytes), // the tap enforces Limits.HeaderBytes
+		grpc.ReadBufferSize(0),                         // see connmux.HTTP2Conn
+		grpc.ConnectionTimeout(l.ConnectionTimeout),
+		grpc.StaticStreamWindowSize(64 << 10), // messages are small
+		grpc.StaticConnWindowSize(64 << 10),
+	}
 }
 
 // callsTimeout returns the time that calls in flight have after the listener is closed: at least

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/store"
@@ -79,7 +80,7 @@ func Start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		Numbers: verify.NumberParser{Region: "CN", Plan: numberplan.Mobile},
 		Ready:   db.Ready,
 		Version: "test",
-		Limits:  server.DefaultLimits, Reflection: true,
+		Limits:  config.DefaultLimits(), Reflection: true,
 		Telemetry: telemetry.Telemetry{Metrics: telemetry.NewMetrics("test"), Log: log},
 	}
 	for _, f := range change {
