@@ -3,8 +3,10 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -86,3 +88,20 @@ func (r *recorder) all() []string {
 type senderFunc func(m verify.Message) (verify.Receipt, error)
 
 func (f senderFunc) Send(_ context.Context, m verify.Message) (verify.Receipt, error) { return f(m) }
+
+// postJSON makes a call and returns the status code, the protocol and the body.
+func postJSON(t *testing.T, c *http.Client, url, body string, headers ...string) (int, string, string) {
+	t.Helper()
+	q, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(headers); i += 2 {
+		q.Header.Set(headers[i], headers[i+1])
+	}
+	res, b := servertest.RoundTrip(t, c, q)
+	return res.StatusCode, res.Proto, b
+}
+
+const sendPath = "/phonenumberservice.PhoneNumberService/SendSMS"

@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,7 +27,6 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
-	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -411,66 +409,6 @@ func TestHTTP_TakesDeadlinesOfEveryForm(t *testing.T) {
 		res, body := r.Exchange(t, "POST", validPath, c[1], "Content-Type", c[0], c[2], c[3])
 		if res.StatusCode != 200 || res.Header.Get("Grpc-Status") != "" {
 			t.Errorf("%s: %s: got %d %q; want 200", c[2], c[3], res.StatusCode, body)
-		}
-	}
-}
-
-// With DNS rebinding, Origin and Host of an attacker's page are equal. So only the list of
-// origins lets a page call.
-func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
-	const listed = "https://app.example.org"
-	for _, origins := range [][]string{nil, {listed}} {
-		var sends atomic.Int64
-		r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), senderFunc(func(verify.Message) (verify.Receipt, error) {
-			sends.Add(1)
-			return verify.Receipt{BizID: "1"}, nil
-		}), func(c *server.Config) { c.Origins = origins })
-		own := "http://" + r.Addr
-		message, err := proto.Marshal(servertest.SendRequest("18600000000"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		const json = `{"phone_number":"18600000000","signature":"a","template_code":"b"}`
-		for contentType, body := range map[string]string{
-			"application/json": json, "text/plain": json, "": json, "application/proto": string(message), "application/grpc-web+proto": enveloped(0,
-				string(message)),
-		} {
-			for _, c := range []struct {
-				headers []string
-				want    bool
-			}{
-				{nil, true},
-				{[]string{"Sec-Fetch-Site", "none"}, true},
-				{[]string{"Origin", own}, false},
-				{[]string{"Origin", own, "Sec-Fetch-Site", "same-origin"}, false},
-				{[]string{"Sec-Fetch-Site", "same-origin"}, false},
-				{[]string{"Sec-Fetch-Site", "same-site"}, false},
-				{[]string{"Sec-Fetch-Site", "cross-site"}, false},
-				{[]string{"Origin", "null"}, false},
-				{[]string{"Origin", ""}, false},
-				{[]string{"Origin", "https://evil.example", "Sec-Fetch-Site", "none"}, false},
-				{[]string{"Origin", listed, "Sec-Fetch-Site", "cross-site"}, len(origins) > 0},
-			} {
-				if c.want && len(c.headers) == 4 && contentType != "application/json" && !strings.Contains(contentType, "proto") {
-					c.want = false // a page of another origin must declare the type
-				}
-				before := sends.Load()
-				res, response := r.Exchange(t, "POST", sendPath, body, append([]string{"Content-Type", contentType}, c.headers...)...)
-				if got := sends.Load() - before; (got == 1) != c.want {
-					t.Errorf("origins %v, %q, %q: got %d sends, HTTP %d; want exactly one: %v", origins, contentType, c.headers, got, res.StatusCode, c.want)
-					continue
-				}
-				if c.want || res.StatusCode == http.StatusUnsupportedMediaType {
-					continue
-				}
-				s := statusOf(t, res, response)
-				if info, _, _ := servertest.Details(t, s); s.Code() != codes.PermissionDenied || info.GetReason() != "ORIGIN_NOT_ALLOWED" {
-					t.Errorf("origins %v, %q, %q: got %v %s; want PermissionDenied ORIGIN_NOT_ALLOWED", origins, contentType, c.headers, s.Code(), info.GetReason())
-				}
-			}
-		}
-		if !strings.Contains(r.Log.String(), "msg=call method=SendSMS status=PermissionDenied") {
-			t.Error("the log lacks a rejected call of a page")
 		}
 	}
 }

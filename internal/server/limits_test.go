@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -21,11 +22,10 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/liulinhuai/phone-number-service/internal/auth"
+	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servertest"
-	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -110,15 +110,6 @@ func (p *rawPeer) mustClose(t *testing.T, within time.Duration, cause string) {
 	case <-p.closed:
 	case <-time.After(within):
 		t.Errorf("%s: the connection after %v: got open; want closed", cause, within)
-	}
-}
-
-// heldSender returns a Sender that holds each send until release is closed.
-func heldSender(atAliyun chan<- struct{}, release <-chan struct{}) senderFunc {
-	return func(verify.Message) (verify.Receipt, error) {
-		atAliyun <- struct{}{}
-		<-release
-		return verify.Receipt{BizID: "1"}, nil
 	}
 }
 
@@ -297,55 +288,6 @@ func TestStreams_TooManyWaitingCostAGoodClientNothing(t *testing.T) {
 	}
 }
 
-// Calls without a credential have their own semaphore, over gRPC and HTTP. They take no slot of
-// an authenticated caller.
-func TestAdmission_UnauthenticatedCallsHaveOwnSlots(t *testing.T) {
-	list, err := auth.Parse("callers.yaml", []byte("callers: [{name: a, token_sha256: "+hashOf("a")+"}]"), auth.ParseOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	set := &auth.Registry{}
-	set.Replace(list)
-	r, _ := startDev(t, func(c *server.Config) { c.Authenticate, c.Limits.Calls = set.Authenticate, 2 })
-	for range 10 {
-		if err := dialRaw(t, r.Addr).call(1, pb.PhoneNumberService_Valid_FullMethodName, false); err != nil {
-			t.Fatal(err)
-		}
-		c, err := net.Dial("tcp", r.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n", pb.PhoneNumberService_Valid_FullMethodName)
-	}
-	for range 50 {
-		if _, err := r.Valid(asCaller(t.Context(), "a"), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-			t.Fatalf("an authenticated call: got %v; want OK", err)
-		}
-	}
-}
-
-// A request is not admitted before its body has arrived, so a slow body holds no slot.
-func TestAdmission_SlowBodiesTakeNoSlot(t *testing.T) {
-	r, _ := startDev(t, func(c *server.Config) { c.Limits.Calls = 2 })
-	for range 10 {
-		c, err := net.Dial("tcp", r.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n", pb.PhoneNumberService_Valid_FullMethodName)
-		if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100 Continue"))); err != nil { // the server reads the body
-			t.Fatal(err)
-		}
-	}
-	for range 20 {
-		if _, err := r.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: "18600000000", Code: "000000"}); err != nil {
-			t.Fatalf("a call during the slow requests: got %v; want OK", err)
-		}
-	}
-}
-
 // A flood of frames that belong to no call closes its connection, and no other.
 func TestFrames_FloodEndsTheConnection(t *testing.T) {
 	kinds := map[string]func(p *rawPeer, i uint32) error{
@@ -420,5 +362,59 @@ func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
 	}
 	if strings.Contains(r.Log.String(), "reason=frames") {
 		t.Error("the log: got a connection closed for its calls; want none")
+	}
+}
+
+// The caller's deadline is none or very long, and the call's message never arrives.
+func TestCallTimeout_EndsACallWithoutMessage(t *testing.T) {
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), &dev.Inbox{}, func(c *server.Config) { c.Limits.CallTimeout = 200 * time.Millisecond })
+	for _, hours := range []time.Duration{0, 1000} {
+		ctx, cancel := context.WithCancel(context.Background())
+		if hours > 0 {
+			ctx, cancel = context.WithTimeout(ctx, hours*time.Hour)
+		}
+		defer cancel()
+		defer time.AfterFunc(40*time.Second, cancel).Stop()
+		stream, err := r.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, pb.PhoneNumberService_Valid_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Header(); err != nil { // sends the request headers
+			t.Logf("headers: %v", err)
+		}
+		if err := stream.RecvMsg(&pb.ValidResponse{}); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("deadline in %d hours (0: none): got %v; want DeadlineExceeded", hours, err)
+		}
+	}
+}
+
+func TestLimits_AreAnnouncedAndEnforced(t *testing.T) {
+	r, _ := startDev(t)
+	c, err := net.Dial("tcp", r.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, http2.ClientPreface)
+	framer := http2.NewFramer(c, c)
+	framer.WriteSettings()
+	frame, err := framer.ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[http2.SettingID]uint32{http2.SettingMaxConcurrentStreams: 128, http2.SettingMaxHeaderListSize: 1 << 20} {
+		if got, _ := frame.(*http2.SettingsFrame).Value(id); got != want {
+			t.Errorf("%v: got %d; want %d", id, got, want)
+		}
+	}
+	const body = `{"phone_number":"18600000000"}`
+	if code, _ := r.Post(t, "SendSMS", body, "X-Long", strings.Repeat("a", 7<<10)); code != 200 {
+		t.Errorf("a header of 7 KiB over HTTP/1.1: got %d; want 200", code)
+	}
+	q, _ := http.NewRequest("POST", "http://"+r.Addr+pb.PhoneNumberService_SendSMS_FullMethodName, strings.NewReader(body))
+	q.Header.Set("X-Long", strings.Repeat("a", 13<<10))
+	// The server may close the connection before it has read the whole request.
+	if res, err := http.DefaultClient.Do(q); err == nil && res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("a header of 13 KiB over HTTP/1.1: got %d; want 431", res.StatusCode)
 	}
 }

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -113,4 +114,111 @@ func (s hangingStore) Load(ctx context.Context, n verify.Number) (verify.Record,
 		s.hang()
 	}
 	return s.Store.Load(ctx, n)
+}
+
+// A drain ends when the outcome of the last send is stored, even if the call ended long before.
+func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
+	db := servertest.OpenStore(t, "sqlite::memory:")
+	held := &heldStore{Store: db, release: make(chan struct{})}
+	r := servertest.Start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
+		held.holding.Store(true)
+		return verify.Receipt{}, nil
+	}), func(c *server.Config) { c.Verifier.Store = held })
+	number := servertest.FreshNumber()
+	_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
+	if got := reasonOf(t, err); got != "Unknown SENT_NOT_CONFIRMED" {
+		t.Fatalf("got %s; want Unknown SENT_NOT_CONFIRMED", got)
+	}
+	r.Stop()
+	testutil.Eventually(t, "draining", func() bool { return strings.Contains(r.Log.String(), "draining") })
+	select {
+	case <-r.Done:
+		t.Fatal("Serve returned before the outcome was stored; want it to wait")
+	case <-time.After(200 * time.Millisecond): // Serve must not return in this time
+	}
+	close(held.release)
+	<-r.Done
+	if held.swaps.Load() != 2 {
+		t.Errorf("swaps: got %d; want 2, begin and confirm", held.swaps.Load())
+	}
+}
+
+// A heldStore holds each Swap until release is closed, once holding is true.
+type heldStore struct {
+	verify.Store
+	holding atomic.Bool
+	release chan struct{}
+	swaps   atomic.Int64
+}
+
+func (s *heldStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	if s.holding.Load() {
+		<-s.release
+	}
+	s.swaps.Add(1)
+	return s.Store.Swap(ctx, n, old, next)
+}
+
+// A drain reports NOT_SERVING, accepts connections for the drain delay, and lets calls in flight
+// finish.
+func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
+	atAliyun, release := make(chan string, 1), make(chan struct{})
+	r := servertest.Start(t, servertest.OpenStore(t, "sqlite::memory:"), senderFunc(func(m verify.Message) (verify.Receipt, error) {
+		atAliyun <- m.Code
+		<-release
+		return verify.Receipt{}, nil
+	}), func(c *server.Config) { c.DrainDelay = 2 * time.Second })
+	testutil.Eventually(t, "serving", func() bool { return strings.Contains(r.Log.String(), "msg=serving") })
+
+	grpcCall, httpCall := make(chan error, 1), make(chan int, 1)
+	go func() {
+		_, err := r.SendSMS(t.Context(), servertest.SendRequest(servertest.FreshNumber()))
+		grpcCall <- err
+	}()
+	<-atAliyun
+	go func() {
+		code, _ := r.Post(t, "SendSMS", `{"phone_number":"`+servertest.FreshNumber()+`","signature":"a","template_code":"b"}`)
+		httpCall <- code
+	}()
+	<-atAliyun
+	r.Stop()
+	testutil.Eventually(t, "NOT_SERVING", func() bool {
+		res, err := healthpb.NewHealthClient(r.Conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		return err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING
+	})
+	watch, err := healthpb.NewHealthClient(r.Conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res, err := watch.Recv(); err != nil || res.Status != healthpb.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health watch: got %v, %v; want NOT_SERVING", res, err)
+	}
+	conn, err := net.Dial("tcp", r.Addr)
+	if err != nil {
+		t.Fatalf("a new connection during the drain delay: got %v; want it accepted", err)
+	}
+	conn.Close()
+	testutil.Eventually(t, "new connections are no longer accepted", func() bool {
+		c, err := net.Dial("tcp", r.Addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	select {
+	case <-r.Done:
+		t.Fatal("Serve returned during calls in flight; want it to wait")
+	default:
+	}
+	if res, err := watch.Recv(); err == nil { // an open watch would delay the drain
+		t.Errorf("health watch after the drain delay: got %v; want its end", res)
+	}
+	close(release)
+	if err := <-grpcCall; err != nil {
+		t.Errorf("the gRPC call in flight: got %v; want OK", err)
+	}
+	if code := <-httpCall; code != 200 {
+		t.Errorf("the HTTP call in flight: got %d; want 200", code)
+	}
+	<-r.Done
 }
