@@ -42,7 +42,7 @@ func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
 		aliyunCodes: labelCap{max: 64},
-		callers:     labelCap{max: 256, seen: map[string]bool{auth.Unknown: true}},
+		callers:     labelCap{max: 255},
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "phonenumber_call_duration_seconds", Help: "Duration of calls over all protocols, by method, gRPC status and caller.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
@@ -77,6 +77,7 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
 	})
 	build.Set(1)
+	m.callers.forget = m.deleteCaller
 	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.timeToVerify, m.database, m.ready, m.rejected, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -119,19 +120,23 @@ func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliy
 // KeepCallers deletes the metrics of callers with other names, so that removed callers do not
 // count towards the label cap.
 func (m *Metrics) KeepCallers(names []string) {
-	for _, name := range m.callers.keep(append(names, auth.Unknown)) {
-		labels := prometheus.Labels{"caller": name}
-		m.calls.DeletePartialMatch(labels)
-		m.sends.DeletePartialMatch(labels)
-		m.verifications.DeletePartialMatch(labels)
+	for _, name := range m.callers.keep(names) {
+		m.deleteCaller(name)
 	}
+}
+
+func (m *Metrics) deleteCaller(name string) {
+	labels := prometheus.Labels{"caller": name}
+	m.calls.DeletePartialMatch(labels)
+	m.sends.DeletePartialMatch(labels)
+	m.verifications.DeletePartialMatch(labels)
 }
 
 // caller returns the value of the label caller, "" without authentication.
 func (m *Metrics) caller(ctx context.Context) string {
 	name := CallerOf(ctx)
-	if name == "" {
-		return ""
+	if name == "" || name == auth.Unknown {
+		return name
 	}
 	return m.callers.value(name)
 }
@@ -139,32 +144,53 @@ func (m *Metrics) caller(ctx context.Context) string {
 // labelCap limits the number of distinct label values. Aliyun codes and certificate names come
 // from outside and could otherwise grow without bound.
 type labelCap struct {
-	max  int
-	mu   sync.Mutex
-	seen map[string]bool
+	max    int
+	forget func(value string) // deletes the series of a value; nil if values are never removed
+	mu     sync.Mutex
+	used   map[string]time.Time // when each value was last used
 }
+
+// labelIdleTime is the time after which an unused value can give its place to a new one.
+const labelIdleTime = time.Hour
 
 // value returns value, or auth.Other if there are too many distinct values.
 func (b *labelCap) value(value string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.seen == nil {
-		b.seen = map[string]bool{}
+	if b.used == nil {
+		b.used = map[string]time.Time{}
 	}
-	if !b.seen[value] && len(b.seen) >= b.max {
+	now := time.Now()
+	if _, known := b.used[value]; !known && len(b.used) >= b.max && !b.makeRoom(now) {
 		return auth.Other
 	}
-	b.seen[value] = true
+	b.used[value] = now
 	return value
+}
+
+// makeRoom removes a value that was unused for labelIdleTime, and reports whether there was one.
+// The calling function must hold b.mu.
+func (b *labelCap) makeRoom(now time.Time) bool {
+	if b.forget == nil {
+		return false
+	}
+	for value, last := range b.used {
+		if now.Sub(last) >= labelIdleTime {
+			delete(b.used, value)
+			b.forget(value)
+			return true
+		}
+	}
+	return false
 }
 
 // keep removes all values except these, and returns the removed ones.
 func (b *labelCap) keep(values []string) (removed []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for value := range b.seen {
+	for value := range b.used {
 		if !slices.Contains(values, value) {
-			delete(b.seen, value)
+			delete(b.used, value)
 			removed = append(removed, value)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
@@ -178,6 +179,32 @@ func TestMetrics_GiveARemovedCallersPlaceToANewOne(t *testing.T) {
 		}
 		m.KeepCallers(nil)
 	}
+}
+
+// Client certificates with new names are issued without end, and there is no callers file whose
+// changes remove a name.
+func TestMetrics_GiveAnIdleCallersPlaceToANewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMetrics("test")
+		call := func(name string) { m.ObserveCall(WithCaller(t.Context(), name), "Valid", "OK", time.Second) }
+		for i := range m.callers.max {
+			call(fmt.Sprint("caller-", i))
+		}
+		time.Sleep(labelIdleTime - time.Second)
+		for i := range m.callers.max - 1 {
+			call(fmt.Sprint("caller-", i))
+		}
+		call("early")
+		time.Sleep(time.Second)
+		call("late")
+		call("later")
+		const of = `phonenumber_call_duration_seconds_count{caller="%s",method="Valid",status="OK"} %d`
+		scraped := scrape(t, m)
+		mustHave(t, scraped, fmt.Sprintf(of, "caller-0", 2), fmt.Sprintf(of, "late", 1), fmt.Sprintf(of, auth.Other, 2))
+		if idle := fmt.Sprintf(`caller="caller-%d"`, m.callers.max-1); strings.Contains(scraped, idle) {
+			t.Errorf("got %s in the metrics; want it gone after an hour without a call", idle)
+		}
+	})
 }
 
 func TestMetrics_CountUnknownApartIfTheSetIsFull(t *testing.T) {
