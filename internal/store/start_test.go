@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 )
 
@@ -54,6 +57,13 @@ func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 	server := mysqltest.Start(t)
 	run, _ := admin(t, server.DSN(""))
 	own := server.DSN(mysqltest.Database)
+	dir := t.TempDir()
+	certificate, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	pem, keyPEM := catest.New(t).Issue("127.0.0.1") // of a CA that this machine does not trust
+	if err := errors.Join(os.WriteFile(certificate, []byte(pem), 0o600), os.WriteFile(key, []byte(keyPEM), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	secured := mysqltest.StartWith(t, mysqltest.Options{Args: []string{"--ssl-cert=" + certificate, "--ssl-key=" + key}})
 	run("CREATE USER locked@'%' IDENTIFIED BY 'p' ACCOUNT LOCK", "CREATE USER elsewhere@'10.1.2.3' IDENTIFIED BY 'p'",
 		"CREATE USER plugged@'%' IDENTIFIED VIA unix_socket")
 	for name, c := range map[string]struct {
@@ -63,6 +73,7 @@ func TestPrepare_EndsIfWaitingDoesNotHelp(t *testing.T) {
 		"a user of another host":            {dsn: mysqltest.As(own, "elsewhere:p")},
 		"a user without password login":     {dsn: mysqltest.As(own, "plugged:p")},
 		"TLS that the server does not have": {dsn: own + "?tls=skip-verify"},
+		"a certificate that is not trusted": {dsn: secured.DSN(mysqltest.Database) + "?tls=true"},
 		"a parameter that the server lacks": {dsn: own + "?no_such_variable=1"},
 		"an invalid value of a parameter":   {dsn: own + "?tx_isolation=%27SOMETIMES%27"},
 		"a global parameter":                {dsn: own + "?max_connections=7"},
