@@ -21,7 +21,10 @@ import (
 func Configure(c *server.Config, inbox *Inbox) {
 	s := &service{config: *c, inbox: inbox, started: time.Now()}
 	c.OptionalTemplate, c.AnyPage = true, true // guardDNSRebinding and IsCrossOrigin protect the inbox
-	c.WrapCalls = s.wrapCalls
+	c.WrapCalls = func(next pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer {
+		s.PhoneNumberServiceServer = next
+		return s
+	}
 	c.WrapHTTP = s.wrapHTTP
 }
 
@@ -36,11 +39,6 @@ type service struct {
 	// syncMu is locked from the read of the store to the update of the inbox. So an older state
 	// cannot overwrite a newer one.
 	syncMu sync.Mutex
-}
-
-func (s *service) wrapCalls(next pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer {
-	s.PhoneNumberServiceServer = next
-	return s
 }
 
 func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
@@ -71,7 +69,7 @@ func (s *service) syncInbox(ctx context.Context, phoneNumber, used string) {
 	defer cancel()
 	seen, err := s.config.Verifier.Inspect(ctx, n)
 	if err != nil {
-		s.config.Verifier.Log.Warn("the page may show an old state", "number", n.Masked(), "error", err)
+		s.config.Verifier.Log.Warn("failed to read the state of a number, so the page may show an old one", "number", n.Masked(), "error", err)
 		return
 	}
 	s.inbox.updateStates(n, used, seen)
@@ -82,7 +80,7 @@ func (s *service) syncInbox(ctx context.Context, phoneNumber, used string) {
 func (s *service) wrapHTTP(draining context.Context, next http.Handler) http.Handler {
 	address := s.config.Listener.Addr()
 	if a, ok := address.(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-		s.config.Telemetry.Log.Warn("the inbox shows every code to whoever reaches this address", "address", address.String())
+		s.config.Telemetry.Log.Warn("every host that can reach this address can read all codes in the inbox", "address", address.String())
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", next)
@@ -107,7 +105,7 @@ func guardDNSRebinding(next http.Handler) http.Handler {
 		host = strings.ToLower(strings.TrimSuffix(host, ".")) // a final dot is optional
 		public := host == "" || strings.Contains(host, ".") && !nonPublicSuffix.MatchString(host)
 		if public && net.ParseIP(host) == nil {
-			http.Error(w, "development answers to IP addresses, names without a dot, and names in .internal, .local, .localhost and .test", http.StatusMisdirectedRequest)
+			http.Error(w, "rejected the host name: dev accepts IP addresses, names without a dot, and names in .internal, .local, .localhost and .test", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -43,7 +43,7 @@ func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
 	for _, e := range routes {
 		mux.HandleFunc(e.method+" "+e.path, func(w http.ResponseWriter, r *http.Request) {
 			if server.IsCrossOrigin(r) { // it could embed or time the response
-				http.Error(w, "web pages of other origins are refused", http.StatusForbidden)
+				http.Error(w, "rejected the request, because a web page of another origin sent it", http.StatusForbidden)
 				return
 			}
 			q, err := e.parse(s, r.URL.RawQuery, e.parameters)
@@ -124,19 +124,19 @@ const (
 func (s *service) parseQuery(raw string, parameters []string) (q query, err error) {
 	given, err := url.ParseQuery(raw)
 	if err != nil { // without phone_number, all would match
-		return q, errors.New("the query cannot be read: escape what is in it")
+		return q, errors.New("the query cannot be parsed: percent-encode its values")
 	}
 	for name, values := range given {
 		value := values[0]
 		switch {
 		case len(parameters) == 0:
-			return q, errors.New("there are no parameters")
+			return q, errors.New("this request has no parameters")
 		case !slices.Contains(parameters, name):
 			return q, fmt.Errorf("the only parameters are %s", strings.Join(parameters, ", "))
 		case len(values) > 1:
-			return q, fmt.Errorf("%s is given twice", name)
+			return q, fmt.Errorf("%s is given more than once", name)
 		case value == "":
-			return q, fmt.Errorf("%s is empty: give one, or leave it out", name)
+			return q, fmt.Errorf("%s is empty: give a value, or omit the parameter", name)
 		case name == "phone_number":
 			n, invalid := s.config.Numbers.Parse(withPlus(value))
 			if invalid != nil {
@@ -200,7 +200,7 @@ func (s *service) putFailure(w http.ResponseWriter, r *http.Request, _ query) {
 	decoder.DisallowUnknownFields()
 	if decoder.Decode(&body) != nil || decoder.Decode(&struct{}{}) != io.EOF {
 		kinds := strings.Join(FailureKinds(), ", ")
-		http.Error(w, "the body must be one JSON object with kind (one of "+kinds+"), and, if wanted, times (a whole number) and phone_number",
+		http.Error(w, "the body must be one JSON object with kind (one of "+kinds+"), and optionally times (a whole number) and phone_number",
 			http.StatusBadRequest)
 		return
 	}
@@ -263,7 +263,7 @@ func (s *service) getEvents(w http.ResponseWriter, r *http.Request, _ query) {
 		return
 	}
 	for revision := int64(-1); ; {
-		update, changed := s.inbox.since(revision)
+		update, changed := s.inbox.since("", revision)
 		if update.Revision > revision {
 			if !send("inbox", update) {
 				return

@@ -89,7 +89,7 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 				}
 			}
 		}
-		warned := strings.Contains(r.Log.String(), "shows every code to whoever reaches this address")
+		warned := strings.Contains(r.Log.String(), "every host that can reach this address")
 		if warned != (listens == "on every address") {
 			t.Errorf("listens %s: the log warns: got %v; want %v", listens, warned, !warned)
 		}
@@ -290,21 +290,21 @@ func TestDev_InvalidRequestsAreExplained(t *testing.T) {
 		{"GET", "/inbox.json?wait=-1s", "", "wait must be a duration"},
 		{"GET", "/inbox.json?number=1", "", "the only parameters are phone_number, wait"},
 		{"GET", "/inbox.json?one=1", "", "the only parameters are phone_number, wait"},
-		{"GET", "/inbox.json?phone_number=18600000001&phone_number=18600000002", "", "phone_number is given twice"},
+		{"GET", "/inbox.json?phone_number=18600000001&phone_number=18600000002", "", "phone_number is given more than once"},
 		{"DELETE", "/inbox.json?phone_number=10086", "", "phone_number must be one mobile number"},
 		{"DELETE", "/inbox.json?wait=1s", "", "the only parameters are phone_number"},
-		{"GET", "/inbox/events?phone_number=18600000001", "", "there are no parameters"},
-		{"GET", "/failures.json?x=1", "", "there are no parameters"},
+		{"GET", "/inbox/events?phone_number=18600000001", "", "this request has no parameters"},
+		{"GET", "/failures.json?x=1", "", "this request has no parameters"},
 		{"DELETE", "/failures.json?x=1", "", "the only parameters are phone_number"},
-		{"PUT", "/failures.json?x=1", `{"kind":"timeout"}`, "there are no parameters"},
+		{"PUT", "/failures.json?x=1", `{"kind":"timeout"}`, "this request has no parameters"},
 		{"PUT", "/failures.json", ``, "the body must be one JSON object with kind (one of " + kinds},
 		{"PUT", "/failures.json", `{"kind":"timeout","time":1}`, "the body must be one JSON object"},
 		{"PUT", "/failures.json", `{"kind":"timeout","times":"1"}`, "the body must be one JSON object"},
 		{"PUT", "/failures.json", `{"kind":"timeout"` + strings.Repeat(" ", 5000) + `}`, "the body must be one JSON object"},
 		{"PUT", "/failures.json", `{"kind":"timeout"}{}`, "the body must be one JSON object"},
 		{"PUT", "/failures.json", `{"kind":"timeout","times":0}`, "times must be a whole number from 1 to 1000"},
-		{"DELETE", "/inbox.json?phone_number=%zz", "", "the query cannot be read"},
-		{"DELETE", "/inbox.json?phone_number=18600000001;x=1", "", "the query cannot be read"},
+		{"DELETE", "/inbox.json?phone_number=%zz", "", "the query cannot be parsed"},
+		{"DELETE", "/inbox.json?phone_number=18600000001;x=1", "", "the query cannot be parsed"},
 		{"DELETE", "/inbox.json?phone_number=", "", "phone_number is empty"},
 		{"DELETE", "/failures.json?phone_number=", "", "phone_number is empty"},
 		{"GET", "/inbox.json?wait=", "", "wait is empty"},

@@ -181,7 +181,7 @@ func TestEvents_AreTrueUnderContention(t *testing.T) {
 			})
 		}
 		calls.Wait()
-		last, _ := inbox.since(-1)
+		last, _ := inbox.since("", -1)
 		var live *trackedMessage
 		var dead []string
 		for i, m := range last.Messages {

@@ -96,16 +96,6 @@ func ParseFailure(s string) Failure {
 	return f
 }
 
-func (f Failure) validate() error {
-	if !slices.Contains(FailureKinds(), f.Kind) {
-		return fmt.Errorf("kind must be one of %s", strings.Join(FailureKinds(), ", "))
-	}
-	if f.Times < 0 || f.Times > inboxSize {
-		return fmt.Errorf("times must be a whole number from 1 to %d, or left out", inboxSize)
-	}
-	return nil
-}
-
 // inboxSize is the maximum number of messages, and of failures.
 const inboxSize = 1000
 
@@ -210,8 +200,11 @@ func (b *Inbox) bump() {
 
 // SetFailure makes sends fail. It replaces the previous failure for the same number.
 func (b *Inbox) SetFailure(f Failure) error {
-	if err := f.validate(); err != nil {
-		return err
+	if !slices.Contains(FailureKinds(), f.Kind) {
+		return fmt.Errorf("kind must be one of %s", strings.Join(FailureKinds(), ", "))
+	}
+	if f.Times < 0 || f.Times > inboxSize {
+		return fmt.Errorf("times must be a whole number from 1 to %d, or left out", inboxSize)
 	}
 	var err error
 	b.change(func() {
@@ -235,49 +228,26 @@ func (b *Inbox) clearFailure(n verify.Number) {
 
 // Failures returns the current failures.
 func (b *Inbox) Failures() []Failure {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return append([]Failure{}, b.failures...) // never nil: JSON shows [], not null
+	u, _ := b.since("", -1)
+	return u.Failures
 }
 
 // Messages returns the messages to n, or all messages if n is "". The newest is first.
 func (b *Inbox) Messages(n verify.Number) []Message {
-	found, _ := b.messagesAndChange(n)
-	return found
-}
-
-// messagesAndChange returns Messages(n), and a channel that is closed at the next change.
-func (b *Inbox) messagesAndChange(n verify.Number) ([]Message, <-chan struct{}) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	found := []Message{} // never nil: JSON shows [], not null
-	for _, d := range b.messages {
-		if n == "" || d.PhoneNumber == n {
-			found = append(found, d.Message)
-		}
-	}
-	return found, b.nextChange()
-}
-
-// nextChange returns the channel that bump closes. The calling function must hold b.mu.
-func (b *Inbox) nextChange() <-chan struct{} {
-	if b.changed == nil {
-		b.changed = make(chan struct{})
-	}
-	return b.changed
+	u, _ := b.since(n, -1)
+	return u.plain()
 }
 
 // awaitMessages waits until there is a message to n or ctx is done, and returns Messages(n).
 func (b *Inbox) awaitMessages(ctx context.Context, n verify.Number) []Message {
 	for {
-		found, changed := b.messagesAndChange(n)
-		if len(found) > 0 {
-			return found
+		u, changed := b.since(n, -1)
+		if len(u.Messages) > 0 || ctx.Err() != nil {
+			return u.plain()
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return found
 		}
 	}
 }
@@ -339,19 +309,31 @@ type changes struct {
 	Failures []Failure        `json:"failures"` // all
 }
 
-// since returns the changes after a revision, and a channel that is closed at the next change. If
-// revision is -1, it returns all messages.
-func (b *Inbox) since(revision int64) (changes, <-chan struct{}) {
+// plain returns the messages without the states of their codes.
+func (u changes) plain() []Message {
+	messages := []Message{} // never nil: JSON shows [], not null
+	for _, m := range u.Messages {
+		messages = append(messages, m.Message)
+	}
+	return messages
+}
+
+// since returns the changes after a revision, and a channel that is closed at the next change. It
+// returns only messages to n, unless n is "". If revision is -1, it returns all of them.
+func (b *Inbox) since(n verify.Number, revision int64) (changes, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	u := changes{
 		Revision: b.revision, Whole: revision < b.cleared || revision < 0,
-		Messages: []trackedMessage{}, Failures: append([]Failure{}, b.failures...),
+		Messages: []trackedMessage{}, Failures: append([]Failure{}, b.failures...), // never nil, either
 	}
 	for _, m := range b.messages {
-		if u.Whole || m.changed > revision {
+		if (n == "" || m.PhoneNumber == n) && (u.Whole || m.changed > revision) {
 			u.Messages = append(u.Messages, m)
 		}
 	}
-	return u, b.nextChange()
+	if b.changed == nil {
+		b.changed = make(chan struct{})
+	}
+	return u, b.changed
 }

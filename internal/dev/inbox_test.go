@@ -63,7 +63,7 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000002", 1, "222222")
-	at, _ := b.since(-1)
+	at, _ := b.since("", -1)
 	ids := func(u changes) (ids []int64) {
 		for _, m := range u.Messages {
 			ids = append(ids, m.ID)
@@ -75,14 +75,14 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	}
 	step := func(name string, change func(), whole bool, want ...int64) {
 		t.Helper()
-		_, changed := b.since(at.Revision)
+		_, changed := b.since("", at.Revision)
 		change()
 		select {
 		case <-changed:
 		default:
 			t.Errorf("%s: got no wake-up; want one", name)
 		}
-		at, _ = b.since(at.Revision)
+		at, _ = b.since("", at.Revision)
 		if at.Whole != whole || !slices.Equal(ids(at), want) {
 			t.Errorf("%s: got whole %v, %v; want %v, %v", name, at.Whole, ids(at), whole, want)
 		}
@@ -100,7 +100,7 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	step("the end of the failure", func() { b.clearFailure("") }, false)
 	step("a deletion", func() { b.delete("+8618600000002") }, true, 3, 1)
 	step("a message after the deletion", func() { arrive(t, b, "+8618600000004", 1, "444444") }, false, 4)
-	_, changed := b.since(at.Revision)
+	_, changed := b.since("", at.Revision)
 	b.updateStates("+8618600000001", "", seen)
 	select {
 	case <-changed:
@@ -137,7 +137,7 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 		b.updateStates(number, c.used, verify.Inspection{LastSendID: 3, Live: c.alive})
 		check := func(when string) {
 			t.Helper()
-			u, _ := b.since(-1)
+			u, _ := b.since("", -1)
 			var got []codeState
 			for _, m := range slices.Backward(u.Messages[1:]) {
 				got = append(got, m.State)
@@ -162,7 +162,7 @@ func TestInbox_MessageIsLiveUntilMoreIsKnown(t *testing.T) {
 	b := newInbox()
 	arrive(t, b, number, 7, "111111")
 	tracked := func() trackedMessage {
-		u, _ := b.since(-1)
+		u, _ := b.since("", -1)
 		return u.Messages[0]
 	}
 	if m := tracked(); m.State != codeLive || m.AttemptsLeft != 3 || time.Until(m.Expires).Round(time.Minute) != 10*time.Minute {
@@ -188,7 +188,7 @@ func TestUpdateStates_MarkTheNewestOfEqualCodesUsed(t *testing.T) {
 	arrive(t, b, "+8618600000001", 1, "111111")
 	arrive(t, b, "+8618600000001", 2, "111111")
 	b.updateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 2})
-	if u, _ := b.since(-1); u.Messages[0].State != codeUsed || u.Messages[1].State != codeReplaced {
+	if u, _ := b.since("", -1); u.Messages[0].State != codeUsed || u.Messages[1].State != codeReplaced {
 		t.Errorf("got %v, %v; want used, replaced", u.Messages[0].State, u.Messages[1].State)
 	}
 }
@@ -198,7 +198,7 @@ func TestUpdateStates_UsedReplacesAnEarlierState(t *testing.T) {
 	arrive(t, b, "+8618600000001", 1, "111111")
 	b.updateStates("+8618600000001", "", verify.Inspection{LastSendID: 1}) // another call read the state before Valid returned
 	b.updateStates("+8618600000001", "111111", verify.Inspection{LastSendID: 1})
-	if u, _ := b.since(-1); u.Messages[0].State != codeUsed {
+	if u, _ := b.since("", -1); u.Messages[0].State != codeUsed {
 		t.Errorf("got %v; want used", u.Messages[0].State)
 	}
 }
