@@ -1,5 +1,5 @@
-// Package numberplan knows the world's telephone numbers, by the metadata of
-// Google's libphonenumber.
+// Package numberplan parses and classifies phone numbers of all countries, by the metadata of
+// Google's libphonenumber. It is a package so that only one imports this metadata.
 package numberplan
 
 import (
@@ -12,11 +12,10 @@ import (
 
 const gabon = 241
 
-// Mobile returns the E.164 form of number as dialled in region (ISO 3166 alpha-2,
-// upper case); false where that is no number that can be a mobile. Some
-// countries, the United States among them, give both kinds from one range. Gabon's
-// numbers of before 2019 are valid with their leading zero and without it, and get it:
-// one person has one number.
+// Mobile returns the E.164 form of a number that is dialled in region (ISO 3166 alpha-2, upper case).
+// It returns false if the number cannot be a mobile number. Some countries, such as the United
+// States, use one range for mobile and fixed numbers. A number of Gabon from before 2019 is valid with
+// and without its leading zero. Mobile adds the zero, so that one phone has one form.
 func Mobile(number, region string) (e164 string, ok bool) {
 	parsed, err := phonenumbers.Parse(number, region)
 	if err != nil || !isMobile(parsed) {
@@ -24,8 +23,7 @@ func Mobile(number, region string) (e164 string, ok bool) {
 	}
 	if parsed.GetCountryCode() == gabon {
 		withZero := &phonenumbers.PhoneNumber{
-			CountryCode: parsed.CountryCode, NationalNumber: parsed.NationalNumber,
-			ItalianLeadingZero: new(true),
+			CountryCode: parsed.CountryCode, NationalNumber: parsed.NationalNumber, ItalianLeadingZero: new(true),
 		}
 		if isMobile(withZero) {
 			parsed = withZero
@@ -42,10 +40,10 @@ func isMobile(n *phonenumbers.PhoneNumber) bool {
 	return kind == phonenumbers.MOBILE || kind == phonenumbers.FIXED_LINE_OR_MOBILE
 }
 
-// KnownRegion reports whether region is one that numbers can be dialled in.
+// KnownRegion reports whether libphonenumber knows region (ISO 3166 alpha-2, upper case).
 func KnownRegion(region string) bool { return phonenumbers.GetSupportedRegions()[region] }
 
-// Countries are all that Country returns.
+// Countries returns all results of Country.
 func Countries() map[string]bool {
 	all := map[string]bool{}
 	for code := range phonenumbers.GetSupportedCallingCodes() {
@@ -54,11 +52,11 @@ func Countries() map[string]bool {
 	return all
 }
 
-// Country returns the ISO 3166 code of the main country of a number's country code:
-// US for all of +1, and 001 for the codes of no country.
+// Country returns the ISO 3166 code of the main country of a number's country code: US for all
+// numbers of +1, and 001 for country codes that belong to no country.
 func Country(n verify.Number) string {
 	if n.Mainland() {
-		return "CN"
+		return "CN" // fast path
 	}
 	const longest = 3
 	for digits := 1; digits <= longest && digits < len(n); digits++ {
