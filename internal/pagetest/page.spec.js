@@ -162,6 +162,7 @@ test('numbers: the phone stays with the number of the page\'s own last send', as
   await phone.open();
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });
   await expect(phone.messages).toContainText('【Shop】'); // the page has not sent yet
+  await phone.numberChecked();
   await phone.page.getByRole('button', { name: 'Send code' }).click();
   await expect(phone.messages).toContainText('【Acme】');
   await service.call('SendSMS', { phone_number: '18600000001', signature: 'Shop' });

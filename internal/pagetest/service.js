@@ -119,7 +119,14 @@ export class Phone {
     return this;
   }
 
+  // numberChecked waits until the page knows the number's E.164 form. Without it, the page does not
+  // notice that a message is the one of its own send.
+  numberChecked() {
+    return expect(this.page.locator('#send-number-is')).not.toBeEmpty();
+  }
+
   async sendCode() {
+    await this.numberChecked();
     const before = await this.messages.count();
     await this.page.getByRole('button', { name: 'Send code' }).click();
     await expect(this.messages).toHaveCount(before + 1);
