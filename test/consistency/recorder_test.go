@@ -96,6 +96,7 @@ type send struct {
 	outcome    outcome
 	replica    string
 	codes      []string // accepted by the fake gateway: one at most
+	unsent     string   // code that reached the fake gateway, which sent no SMS
 }
 
 type outcome int
@@ -128,6 +129,8 @@ func (l load) run(t *testing.T) *history {
 	h := &history{seed: seedOf(t), began: time.Now(), numbers: map[string]*number{}}
 	l.fake.OnAccepted(h.arrive)
 	defer l.fake.OnAccepted(func(dysmsapitest.Accepted) {})
+	l.fake.OnUnsent(h.recordUnsent)
+	defer l.fake.OnUnsent(func(_, _, _ string) {})
 	clients := l.dial(t)
 	ctx, cancel := context.WithTimeout(t.Context(), loadTimeout)
 	defer cancel()
@@ -216,17 +219,28 @@ func (h *history) number(i int) *number {
 
 // arrive records an SMS at the phone. It may come before SendSMS returns.
 func (h *history) arrive(m dysmsapitest.Accepted) {
+	h.record(m.PhoneNumber, m.SignName, func(n *number, s *send) {
+		n.arrived = append(n.arrived, m.Code)
+		s.codes = append(s.codes, m.Code)
+	})
+}
+
+// recordUnsent records a code that reached the gateway, and no phone.
+func (h *history) recordUnsent(phoneNumber, signName, code string) {
+	h.record(phoneNumber, signName, func(_ *number, s *send) { s.unsent = code })
+}
+
+// record calls f with the number and the send of a message, unless it is of an earlier load.
+func (h *history) record(phoneNumber, signName string, f func(*number, *send)) {
 	h.mu.Lock()
-	n := h.numbers[m.PhoneNumber]
+	n := h.numbers[phoneNumber]
 	h.mu.Unlock()
 	if n == nil {
-		return // of an earlier load
+		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.arrived = append(n.arrived, m.Code)
-	i := slices.IndexFunc(n.sends, func(s *send) bool { return s.signName == m.SignName })
-	n.sends[i].codes = append(n.sends[i].codes, m.Code)
+	f(n, n.sends[slices.IndexFunc(n.sends, func(s *send) bool { return s.signName == signName })])
 }
 
 func (h *history) violated(format string, args ...any) {
@@ -506,18 +520,25 @@ func (h *history) doubts() (n int) {
 	return n
 }
 
-// operations returns the calls of a number that may have had an effect. A send without an SMS has
-// none.
+// operations returns the calls of a number that may have had an effect.
+//
+// A send without an SMS has a live code too: while it is in flight, and longer if its outcome is
+// unknown or its withdraw is delayed. No caller knows this code, so nearly always the send has no
+// effect, and is left out. But six digits repeat: if a caller typed the same code, the send is an
+// operation that takes effect at any time after its begin, or never.
 func (n *number) operations() []porcupine.Operation {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	operations := slices.Clone(n.checks)
 	for _, s := range n.sends {
-		if len(s.codes) == 0 {
+		code := s.unsent
+		if len(s.codes) > 0 {
+			code = s.codes[0]
+		} else if code == "" || !slices.ContainsFunc(n.checks, func(o porcupine.Operation) bool { return o.Input.(call).code == code }) {
 			continue
 		}
 		o := porcupine.Operation{
-			ClientId: s.client, Input: call{send: true, code: s.codes[0]}, Call: s.begun, Output: done, Return: s.end,
+			ClientId: s.client, Input: call{send: true, code: code}, Call: s.begun, Output: done, Return: s.end,
 			Metadata: s.replica,
 		}
 		if s.outcome != accepted {

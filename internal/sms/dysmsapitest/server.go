@@ -47,6 +47,7 @@ type Server struct {
 	always      Fault
 	signed      map[string]Fault
 	arrived     func(Accepted)
+	unsent      func(phoneNumber, signName, code string)
 	nonces      map[string]bool
 	accepted    []Accepted
 	requestIDs  []string
@@ -71,6 +72,7 @@ func New(t testing.TB) *Server {
 		always:          healthy(),
 		signed:          map[string]Fault{},
 		arrived:         func(Accepted) {},
+		unsent:          func(_, _, _ string) {},
 	}
 	server := &http.Server{Handler: s}
 	go server.Serve(countingListener{listener, s})
@@ -105,6 +107,12 @@ func (s *Server) For(signName string, f Fault) { s.set(func() { s.signed[signNam
 // OnAccepted calls f with every sent message, before the reply is written: an SMS may arrive
 // before the sender gets the reply.
 func (s *Server) OnAccepted(f func(Accepted)) { s.set(func() { s.arrived = f }) }
+
+// OnUnsent calls f with every message that was requested and not sent, before the reply is
+// written.
+func (s *Server) OnUnsent(f func(phoneNumber, signName, code string)) {
+	s.set(func() { s.unsent = f })
+}
 
 // Accepted returns the sent messages, oldest first.
 func (s *Server) Accepted() (all []Accepted) {
@@ -183,10 +191,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.RequestID = fmt.Sprintf("%08X-%04X-4%03X-8%03X-%012X", rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Uint64()>>16)
 	s.requestIDs = append(s.requestIDs, a.RequestID)
-	arrived, messages := s.arrived, s.accepted[accepted:]
+	arrived, unsent, messages := s.arrived, s.unsent, s.accepted[accepted:]
 	s.mu.Unlock()
 	for _, m := range messages {
 		arrived(m)
+	}
+	if len(messages) == 0 {
+		var variables struct{ Code string }
+		json.Unmarshal([]byte(params.Get("TemplateParam")), &variables)
+		unsent(params.Get("PhoneNumbers"), params.Get("SignName"), variables.Code)
 	}
 	if rejected {
 		a.write(w)
