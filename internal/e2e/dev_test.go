@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -45,11 +46,8 @@ func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 	if got := call("Valid", `{"phone_number":"18600000000","code":"`+code+`"}`); got != `{"valid":true}` {
 		t.Errorf("Valid: got %s; want true", got)
 	}
-	banner := p.Output.String()
-	for _, want := range []string{p.Addr, "curl -d", "grpcurl -plaintext", code} {
-		if !strings.Contains(banner, want) {
-			t.Errorf("the terminal output lacks %q:\n%s", want, banner)
-		}
+	for _, want := range []string{p.Addr, "curl -d", "grpcurl -plaintext", code} { // written in the background
+		testutil.Eventually(t, "the terminal output has "+want, func() bool { return strings.Contains(p.Output.String(), want) })
 	}
 	if command(nil, "healthcheck", "--address", p.Addr).Run() != nil {
 		t.Error("healthcheck while dev runs: got a failure; want exit code 0")
