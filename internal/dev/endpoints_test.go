@@ -89,7 +89,7 @@ func TestDev_RejectsPublicHostNames(t *testing.T) {
 				}
 			}
 		}
-		warned := strings.Contains(r.Log.String(), "every host that can reach this address")
+		warned := r.Log.Contains("every host that can reach this address")
 		if warned != (listens == "on every address") {
 			t.Errorf("listens %s: the log warns: got %v; want %v", listens, warned, !warned)
 		}

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -32,15 +31,13 @@ func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 	p := run(t, servicetest.Environment(fake, database.DSN(mysqltest.Database)))
 	stopped := run(t, servicetest.Environment(fake, database.DSN(mysqltest.Database)))
 	for _, waiting := range []process{p, stopped} {
-		for !strings.Contains(waiting.Output.String(), "waiting for the database") {
-			time.Sleep(time.Millisecond)
-		}
+		testutil.Eventually(t, "the program waits for the database", func() bool { return waiting.Output.Contains("waiting for the database") })
 	}
 	stopped.Signal(syscall.SIGTERM)
 	if err := stopped.Wait(); err != nil {
 		t.Errorf("SIGTERM while the program waits: got %v; want exit code 0", err)
 	}
-	if want := "stopped while waiting"; !strings.Contains(stopped.Output.String(), want) {
+	if want := "stopped while waiting"; !stopped.Output.Contains(want) {
 		t.Errorf("SIGTERM while the program waits: the log lacks %q", want)
 	}
 	database.Restart()
@@ -53,15 +50,7 @@ func TestServe_WaitsForTheDatabaseAndSurvivesItsKill(t *testing.T) {
 	if _, err := p.Valid(ctx, &pb.ValidRequest{PhoneNumber: "18612345678", Code: code}); status.Code(err) != codes.Unavailable {
 		t.Errorf("Valid without a database: got %v; want Unavailable", err)
 	}
-	for {
-		res, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if res.Status == healthpb.HealthCheckResponse_NOT_SERVING {
-			break
-		}
-	}
+	testutil.Eventually(t, "health is NOT_SERVING", func() bool { return p.health(t) == healthpb.HealthCheckResponse_NOT_SERVING })
 	database.Restart()
 	if !p.serving(t).valid(t, "18612345678", code) {
 		t.Error("the sent code after kill -9 of the database: got invalid; want valid")
@@ -80,7 +69,7 @@ func TestServe_WaitsForARouterWithoutServer(t *testing.T) {
 	p := run(t, servicetest.Environment(fake, router.DSN))
 	rejected := func(stage string, number int) {
 		testutil.Eventually(t, fmt.Sprintf("the router rejects %s with error %d", stage, number), func() bool {
-			return strings.Contains(p.Output.String(), fmt.Sprintf("Error %d: refused by the router", number))
+			return p.Output.Contains(fmt.Sprintf("Error %d: refused by the router", number))
 		})
 	}
 	rejected("the connection", 2003)
@@ -114,7 +103,7 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	number := 18612340000
 	for _, setting := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {
 		one, two := run(t, append(env, setting)).serving(t), run(t, append(env, setting)).serving(t)
-		if got := strings.Contains(one.Output.String(), "max_user_connections is 5"); got != (setting == "") {
+		if got := one.Output.Contains("max_user_connections is 5"); got != (setting == "") {
 			t.Errorf("%q: warning about max_user_connections: got %v; want %v", setting, got, setting == "")
 		}
 		const callers, each = 60, 5
@@ -218,18 +207,10 @@ func TestServe_RemovedSQLiteFileIsLogged(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		res, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
-		if err == nil && res.Status == healthpb.HealthCheckResponse_NOT_SERVING {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("health: got %v, %v; want NOT_SERVING", res, err)
-		}
-	}
+	testutil.Eventually(t, "health is NOT_SERVING", func() bool { return p.health(t) == healthpb.HealthCheckResponse_NOT_SERVING })
 	p.Signal(syscall.SIGTERM)
 	p.Wait()
-	if got := strings.Count(p.Output.String(), "codes.db was removed or replaced"); got != 1 {
+	if got := p.Output.Count("codes.db was removed or replaced"); got != 1 {
 		t.Errorf("log lines about the removed file: got %d; want 1\n%s", got, &p.Output)
 	}
 }

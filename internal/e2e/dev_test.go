@@ -38,7 +38,7 @@ func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 		t.Fatalf("SendSMS: got %s; want {}", got)
 	}
 	var messages []struct{ Code string }
-	if err := json.Unmarshal([]byte(get(t, p.Addr, "/inbox.json?phone_number=+8618600000000", 200)), &messages); err != nil ||
+	if err := json.Unmarshal([]byte(testutil.Get(t, p.Addr, "/inbox.json?phone_number=+8618600000000", 200)), &messages); err != nil ||
 		len(messages) != 1 {
 		t.Fatalf("inbox: got %v, %v; want one message", messages, err)
 	}
@@ -47,7 +47,7 @@ func TestDev_NeedsOnlyTheProgram(t *testing.T) {
 		t.Errorf("Valid: got %s; want true", got)
 	}
 	for _, want := range []string{p.Addr, "curl -d", "grpcurl -plaintext", code} { // written in the background
-		testutil.Eventually(t, "the terminal output has "+want, func() bool { return strings.Contains(p.Output.String(), want) })
+		testutil.Eventually(t, "the terminal output has "+want, func() bool { return p.Output.Contains(want) })
 	}
 	if command(nil, "healthcheck", "--address", p.Addr).Run() != nil {
 		t.Error("healthcheck while dev runs: got a failure; want exit code 0")
@@ -100,7 +100,7 @@ func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 	production := run(t, servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db"))).serving(t)
 	dev := run(t, nil, "dev").serving(t)
 	var described struct{ Paths map[string]map[string]any }
-	if err := json.Unmarshal([]byte(get(t, dev.Addr, "/openapi.json", 200)), &described); err != nil {
+	if err := json.Unmarshal([]byte(testutil.Get(t, dev.Addr, "/openapi.json", 200)), &described); err != nil {
 		t.Fatal(err)
 	}
 	paths := []string{"/page.js", "/page.css", "/words.js", "/openapi.json", "/index.html", "/page/index.html"}
@@ -126,7 +126,7 @@ func TestServe_HasNoInboxNoFailuresAndNoPage(t *testing.T) {
 		}
 	}
 	production.send(t, "18612345678")
-	plain := get(t, production.Addr, "/", 200)
+	plain := testutil.Get(t, production.Addr, "/", 200)
 	version, err := command(nil, "version").Output()
 	if err != nil {
 		t.Fatal(err)

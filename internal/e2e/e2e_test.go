@@ -4,12 +4,9 @@ package e2e
 import (
 	"database/sql"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -17,6 +14,7 @@ import (
 
 	_ "github.com/go-sql-driver/mysql"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -82,6 +80,16 @@ func (p process) valid(t *testing.T, number, code string) bool {
 	return res.Valid
 }
 
+// health returns the status of the health check.
+func (p process) health(t *testing.T) healthpb.HealthCheckResponse_ServingStatus {
+	t.Helper()
+	res, err := p.Health.Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatalf("health: %v", err)
+	}
+	return res.Status
+}
+
 // validBy calls Valid with a token and returns the status code.
 func (p process) validBy(t *testing.T, token string) codes.Code {
 	t.Helper()
@@ -93,8 +101,8 @@ func (p process) validBy(t *testing.T, token string) codes.Code {
 // logged returns a condition that is true if the program has written text since the call
 // of logged.
 func (p process) logged(text string) func() bool {
-	before := strings.Count(p.Output.String(), text)
-	return func() bool { return strings.Count(p.Output.String(), text) > before }
+	before := p.Output.Count(text)
+	return func() bool { return p.Output.Count(text) > before }
 }
 
 // mustStop sends SIGTERM. It requires exit code 0 within the time that docs/install.md names.
@@ -138,20 +146,6 @@ func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
 		t.Fatal(err)
 	}
 	return ids
-}
-
-func get(t *testing.T, addr, path string, want int) string {
-	t.Helper()
-	res, err := http.Get("http://" + addr + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != want {
-		t.Fatalf("GET %s: got %d, %v; want %d", path, res.StatusCode, err, want)
-	}
-	return string(body)
 }
 
 // put writes a file into dir and returns the file's path.

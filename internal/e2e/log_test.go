@@ -69,7 +69,7 @@ func (p process) check(t *testing.T, n int) {
 // droppedLines returns the number of dropped log lines according to the metrics.
 func droppedLines(t *testing.T, metrics string) int {
 	t.Helper()
-	m := regexp.MustCompile(`(?m)^phonenumber_log_lines_dropped_total (\S+)$`).FindStringSubmatch(get(t, metrics, "/metrics", 200))
+	m := regexp.MustCompile(`(?m)^phonenumber_log_lines_dropped_total (\S+)$`).FindStringSubmatch(testutil.Get(t, metrics, "/metrics", 200))
 	if m == nil {
 		t.Fatal("the metrics lack phonenumber_log_lines_dropped_total")
 	}
@@ -149,7 +149,7 @@ func TestLog_UnreadBlocksNoCall(t *testing.T) {
 				t.Errorf("SendSMS: %v", err)
 			}
 			p.serving(t)
-			get(t, metrics, "/readyz", 200)
+			testutil.Get(t, metrics, "/readyz", 200)
 			if dropped := droppedLines(t, metrics) > 0; dropped != c.drops {
 				t.Errorf("log lines were dropped: got %v; want %v", dropped, c.drops)
 			}

@@ -160,7 +160,7 @@ func TestReload_WrongPasswordIsDialledLessAndLess(t *testing.T) {
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": strings.Replace(bad, "wr0ng", "wr0ng again", 1)})
 	testutil.Eventually(t, "a further change is attempted", func() bool { return rejected() > before })
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": dsn + "?timeout=1s"})
-	testutil.Eventually(t, "the correct password is in use", func() bool { return strings.Contains(p.Output.String(), "reloaded secrets") })
+	testutil.Eventually(t, "the correct password is in use", func() bool { return p.Output.Contains("reloaded secrets") })
 	if out := p.Output.String(); strings.Contains(out, "wr0ng") {
 		t.Errorf("the log contains a password:\n%s", out)
 	}
@@ -223,7 +223,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		}
 	})
 	gauge := func(name string) string {
-		return regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindString(get(t, metrics, "/metrics", 200))
+		return regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindString(testutil.Get(t, metrics, "/metrics", 200))
 	}
 	expiry := gauge(`phonenumber_certificate_expiry_timestamp_seconds{certificate="server"}`)
 	if expiry == "" {
@@ -353,7 +353,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", complete))).serving(t)
 	reloadFailed := func() bool {
-		return strings.Contains(get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
+		return strings.Contains(testutil.Get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
 	}
 	for name, cut := range map[string]string{"after a caller": caller + limits, "inside a caller": caller, "at the start": ""} {
 		rejected := p.logged(callersRejected)
@@ -386,7 +386,7 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 		"PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml",
 			"callers:\n"+entry("batch", batchHash)+entry("shop", shopHash)+"    countries: [CN]\n"))).serving(t)
 	counted := func(caller string) bool {
-		return strings.Contains(get(t, metrics, "/metrics", 200), `{caller="`+caller+`"`)
+		return strings.Contains(testutil.Get(t, metrics, "/metrics", 200), `{caller="`+caller+`"`)
 	}
 	if by := p.validBy(t, batch); by != codes.OK || !counted("batch") {
 		t.Fatalf("batch: got %v, in the metrics: %v; want OK, true", by, counted("batch"))
@@ -419,7 +419,7 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 		rejected := p.logged(secretsRejected)
 		put(t, dir, name, value[:len(value)-3])
 		testutil.Eventually(t, name+" is rejected", rejected)
-		if want := "the file that " + name + "_FILE names must end with a newline"; !strings.Contains(p.Output.String(), want) {
+		if want := "the file that " + name + "_FILE names must end with a newline"; !p.Output.Contains(want) {
 			t.Errorf("the log lacks %q", want)
 		}
 		put(t, dir, name, value+"\n")
@@ -441,12 +441,12 @@ func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key),
 		"PHONENUMBER_TLS_CLIENT_CA="+put(t, dir, "ca.crt", ca.PEM+another.PEM)))
-	testutil.Eventually(t, "serving", func() bool { return strings.Contains(p.Output.String(), "msg=serving") })
+	testutil.Eventually(t, "serving", func() bool { return p.Output.Contains("msg=serving") })
 	reloaded := p.logged("reloaded certificates")
 	put(t, dir, "ca.crt", ca.PEM)
 	testutil.Eventually(t, "the new list is in use", reloaded)
 	want := `level=WARN msg="reloaded a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
-	if !strings.Contains(p.Output.String(), want) {
+	if !p.Output.Contains(want) {
 		t.Errorf("the log lacks %s", want)
 	}
 }

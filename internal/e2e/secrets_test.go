@@ -49,7 +49,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		}
 	}
 	dsn := mysqltest.As(mariadb.DSN(mysqltest.Database), "phone:"+password)
-	traces := &servicetest.Output{}
+	traces := &testutil.Output{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))
 	defer collector.Close()
 	token, hash := newToken(t)
@@ -143,14 +143,14 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	}
 	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
 	testutil.Eventually(t, "the log reports the invalid callers file",
-		func() bool { return strings.Contains(p.Output.String(), "failed to reload callers") })
+		func() bool { return p.Output.Contains("failed to reload callers") })
 	responses.WriteString(inspect(t, dsn, number))
-	scrapes := get(t, metrics, "/metrics", 200)
+	scrapes := testutil.Get(t, metrics, "/metrics", 200)
 	number = next()
 	mariadb.Stop()
 	send(shop, number, "阿里云")
 	valid(shop, number, guess)
-	scrapes += get(t, metrics, "/metrics", 200)
+	scrapes += testutil.Get(t, metrics, "/metrics", 200)
 	for _, wrong := range []string{
 		dsn + "?tls=nothing", strings.Replace(dsn, "@tcp", "@nothing", 1),
 		"phone:" + password + "@tcp(127.0.0.1:1)/x?timeout=50ms&nothing=" + password,

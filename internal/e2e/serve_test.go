@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -72,9 +71,7 @@ func TestServe_CodeSentBeforeKill9IsAccepted(t *testing.T) {
 		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 		failed <- err
 	}()
-	for len(fake.Accepted()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
 	p.Kill()
 	if err := <-failed; err == nil {
 		t.Error("the call whose replica was killed: got OK; want an error")
@@ -112,8 +109,8 @@ func TestServe_UnreachableProxyIsNamedInTheLog(t *testing.T) {
 		t.Errorf("got %v; want Unavailable", err)
 	}
 	const want = `proxy: connection refused`
-	testutil.Eventually(t, "the log names the proxy", func() bool { return strings.Contains(p.Output.String(), want) })
-	if strings.Contains(p.Output.String(), "hunter2") {
+	testutil.Eventually(t, "the log names the proxy", func() bool { return p.Output.Contains(want) })
+	if p.Output.Contains("hunter2") {
 		t.Error("the log contains the proxy's password")
 	}
 }
@@ -172,7 +169,7 @@ func TestMetricsListen_SetAddressIsRequiredDefaultIsNot(t *testing.T) {
 		"phonenumber_build_info{", "phonenumber_outcomes_pending 0", "phonenumber_database_rows",
 		`go_sql_max_open_connections{db_name="codes"} 1`, "process_cpu_seconds_total", "go_goroutines",
 	} {
-		if body := get(t, address, "/metrics", 200); !strings.Contains(body, want) {
+		if body := testutil.Get(t, address, "/metrics", 200); !strings.Contains(body, want) {
 			t.Errorf("the metrics lack %s", want)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -31,9 +30,7 @@ func TestSIGTERM_FinishesTheCallInFlight(t *testing.T) {
 		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 		done <- err
 	}()
-	for len(fake.Accepted()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
 	p.Signal(syscall.SIGTERM)
 	if err := <-done; err != nil {
 		t.Errorf("the call in flight: got %v; want OK", err)
@@ -77,7 +74,7 @@ func TestSIGTERM_EndsTheProcessIfPeersHang(t *testing.T) {
 		if err != nil {
 			t.Errorf("exit: got %v; want code 0", err)
 		}
-		if want := "msg=stopped"; !strings.Contains(p.Output.String(), want) {
+		if want := "msg=stopped"; !p.Output.Contains(want) {
 			t.Errorf("the log lacks %q", want)
 		}
 	case <-time.After(60 * time.Second): // 24 s, and a margin for slow machines
@@ -104,7 +101,7 @@ func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
 			testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) > 0 })
 			for _, s := range signals {
 				p.Signal(s)
-				testutil.Eventually(t, "the program drains", func() bool { return strings.Contains(p.Output.String(), "draining") || len(done) > 0 })
+				testutil.Eventually(t, "the program drains", func() bool { return p.Output.Contains("draining") || len(done) > 0 })
 			}
 			if err := <-done; err != nil {
 				t.Errorf("the call in flight: got %v; want OK", err)

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -27,6 +26,7 @@ import (
 
 	_ "github.com/liulinhuai/phone-number-service/internal/cli" // go test repeats these tests after a change
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -268,13 +268,8 @@ func TestQueries_FindTheProgramsMetrics(t *testing.T) {
 	})
 	// After the others: by now every metric has a value.
 	t.Run("names", func(t *testing.T) {
-		res, err := http.Get("http://" + targets[0] + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer res.Body.Close()
 		check := exec.Command(findProgram(t, "promtool"), "check", "metrics")
-		check.Stdin = res.Body
+		check.Stdin = strings.NewReader(testutil.Get(t, targets[0], "/metrics", 200))
 		if out, err := check.CombinedOutput(); err != nil {
 			t.Errorf("promtool check metrics: got %v and\n%s\nwant no finding", err, out)
 		}
@@ -400,7 +395,7 @@ scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s
 		rules, strings.Join(targets, ", ")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var output servicetest.Output
+	var output testutil.Output
 	cmd := exec.Command(program, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+s.address,
 		"--log.level=warn")
 	cmd.Stdout, cmd.Stderr = &output, &output
@@ -414,31 +409,22 @@ scrape_configs: [{job_name: phone-number-service, static_configs: [{targets: [%s
 			t.Logf("output of Prometheus:\n%s", &output)
 		}
 	})
-	for deadline := time.Now().Add(timeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if res, err := http.Get("http://" + s.address + "/-/ready"); err == nil {
-			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				return s
-			}
+	testutil.Eventually(t, "Prometheus is ready", func() bool {
+		res, err := http.Get("http://" + s.address + "/-/ready")
+		if err != nil {
+			return false
 		}
-	}
-	t.Fatal("Prometheus: got no ready response within a minute; want one")
+		res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
 	return s
 }
 
 // ask requests path from the API and decodes the response into data.
 func (s server) ask(t *testing.T, path string, data any) {
 	t.Helper()
-	res, err := http.Get("http://" + s.address + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: got %d, %v, %s; want 200", path, res.StatusCode, err, body)
-	}
-	if err := json.Unmarshal(body, &struct{ Data any }{data}); err != nil {
+	body := testutil.Get(t, s.address, path, 200)
+	if err := json.Unmarshal([]byte(body), &struct{ Data any }{data}); err != nil {
 		t.Fatalf("%v in %s", err, body)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/reload"
-	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // TestWatcher_BacksOffToAMinute reads the seconds at which contents that cannot be used
@@ -22,7 +22,7 @@ func TestWatcher_BacksOffToAMinute(t *testing.T) {
 		var now atomic.Value
 		now.Store("good")
 		began, tried := time.Now(), make(chan int, 100)
-		var log servicetest.Output
+		var log testutil.Output
 		go reload.Watcher{
 			Kind: "secrets",
 			Read: func() (reload.Files, error) { return reload.Files{"password": now.Load().(string)}, nil },

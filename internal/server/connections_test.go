@@ -111,7 +111,7 @@ func TestConnections_SurviveManyStreams(t *testing.T) {
 			t.Fatalf("stream %d: got %v; want a response", i, err)
 		}
 	}
-	if strings.Contains(r.Log.String(), "reason=frames") {
+	if r.Log.Contains("reason=frames") {
 		t.Error("the log: got a connection closed for its streams; want none")
 	}
 }

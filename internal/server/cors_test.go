@@ -149,7 +149,7 @@ func TestWebPage_CannotCallServeUnlessItsOriginIsListed(t *testing.T) {
 				}
 			}
 		}
-		if !strings.Contains(r.Log.String(), "msg=call method=SendSMS status=PermissionDenied") {
+		if !r.Log.Contains("msg=call method=SendSMS status=PermissionDenied") {
 			t.Error("the log lacks a rejected call of a page")
 		}
 	}

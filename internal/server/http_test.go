@@ -239,7 +239,7 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := strings.Count(r.Log.String(), "msg=call")
+			before := r.Log.Count("msg=call")
 			res, body := r.Exchange(t, c.method, c.path, c.body, c.headers...)
 			s := statusOf(t, res, body)
 			info, _, bad := servertest.Details(t, s)
@@ -252,7 +252,7 @@ func TestHTTPError_HasOurTextAndErrorInfo(t *testing.T) {
 			if text := s.Message() + body; s.Message() == "" || strings.Contains(strings.ToLower(text), quoted) {
 				t.Errorf("text: got %q; want one that quotes nothing", text)
 			}
-			logged := strings.Count(r.Log.String(), "msg=call") - before
+			logged := r.Log.Count("msg=call") - before
 			if want := c.reason != "UNKNOWN_PATH"; (logged == 1) != want {
 				t.Errorf("log lines of the call: got %d; want exactly one: %v", logged, want)
 			}

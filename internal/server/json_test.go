@@ -78,7 +78,7 @@ func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 			}
 		}
 	}
-	if calls := strings.Count(r.Log.String(), "msg=call"); calls != 12 {
+	if calls := r.Log.Count("msg=call"); calls != 12 {
 		t.Errorf("calls in the log: got %d; want 12", calls)
 	}
 	if m := inbox.Messages(""); len(m) != 0 {

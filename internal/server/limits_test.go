@@ -245,7 +245,7 @@ func TestStreams_UnreadRepliesEndTheConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.mustClose(t, 20*time.Second, "a response without a flow-control window")
-	if !strings.Contains(r.Log.String(), "reason=unread") {
+	if !r.Log.Contains("reason=unread") {
 		t.Error("the log lacks the reason why the connection was closed")
 	}
 }
@@ -332,7 +332,7 @@ func TestFrames_FloodEndsTheConnection(t *testing.T) {
 				}
 			}
 			p.mustClose(t, 20*time.Second, "100,000 frames")
-			if !strings.Contains(r.Log.String(), "reason=frames") {
+			if !r.Log.Contains("reason=frames") {
 				t.Error("the log lacks the reason why the connection was closed")
 			}
 			r.IsValid(t, "18600000000", "1")
@@ -360,7 +360,7 @@ func TestFrames_OfManyCallsAreNoFlood(t *testing.T) {
 			t.Fatalf("call %d: got %v; want OK or Canceled", i, err)
 		}
 	}
-	if strings.Contains(r.Log.String(), "reason=frames") {
+	if r.Log.Contains("reason=frames") {
 		t.Error("the log: got a connection closed for its calls; want none")
 	}
 }

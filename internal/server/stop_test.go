@@ -95,7 +95,7 @@ func TestServe_ReturnsIfHandlersNeverEnd(t *testing.T) {
 	if r.Err == nil || r.Err.Error() != want {
 		t.Errorf("Serve: got %v; want %q", r.Err, want)
 	}
-	if !strings.Contains(r.Log.String(), `level=ERROR msg="abandoned calls that did not end" calls=3`) {
+	if !r.Log.Contains(`level=ERROR msg="abandoned calls that did not end" calls=3`) {
 		t.Error("the log lacks the line about three abandoned calls")
 	}
 	r.Err = nil
@@ -130,7 +130,7 @@ func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 		t.Fatalf("got %s; want Unknown SENT_NOT_CONFIRMED", got)
 	}
 	r.Stop()
-	testutil.Eventually(t, "draining", func() bool { return strings.Contains(r.Log.String(), "draining") })
+	testutil.Eventually(t, "draining", func() bool { return r.Log.Contains("draining") })
 	select {
 	case <-r.Done:
 		t.Fatal("Serve returned before the outcome was stored; want it to wait")
@@ -168,7 +168,7 @@ func TestDrain_IsNotServingAndFinishesCallsInFlight(t *testing.T) {
 		<-release
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) { c.DrainDelay = 2 * time.Second })
-	testutil.Eventually(t, "serving", func() bool { return strings.Contains(r.Log.String(), "msg=serving") })
+	testutil.Eventually(t, "serving", func() bool { return r.Log.Contains("msg=serving") })
 
 	grpcCall, httpCall := make(chan error, 1), make(chan int, 1)
 	go func() {

@@ -176,7 +176,7 @@ func TestClientCA_CallsNeedACertificateHealthDoesNot(t *testing.T) {
 		t.Errorf("JSON with a certificate: got %d %s; want 200", code, body)
 	}
 	for _, want := range []string{"status=Unauthenticated", "caller=unknown", "caller=login.example.org"} {
-		if !strings.Contains(r.Log.String(), want) {
+		if !r.Log.Contains(want) {
 			t.Errorf("the log lacks %s", want)
 		}
 	}

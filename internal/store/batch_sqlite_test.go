@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -93,9 +94,9 @@ func TestClose_FailsWaitingRequests(t *testing.T) {
 			results <- err
 		})
 	}
-	for len(db.executor.(*groupCommit).swaps.queue) == 0 { // the worker waits for the lock, requests for the worker
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Eventually(t, "the worker waits for the lock, and requests for the worker", func() bool {
+		return len(db.executor.(*groupCommit).swaps.queue) > 0
+	})
 	db.Close()
 	group.Wait()
 	for range requests {

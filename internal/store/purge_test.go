@@ -14,8 +14,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
-	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -295,14 +295,11 @@ func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
 	begunAgo(t, db, 2*testRetention, numbered("1", 50)...)
 	exec(t, db, "ANALYZE TABLE phone_numbers")
 	exec(t, db, "CREATE TRIGGER keeps BEFORE DELETE ON phone_numbers FOR EACH ROW SIGNAL SQLSTATE '42000' SET MYSQL_ERRNO = 1142")
-	var log servicetest.Output
+	var log testutil.Output
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); db.RunPurge(ctx, testRetention, slog.New(slog.NewTextHandler(&log, nil))) }()
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "the user needs SELECT, INSERT, UPDATE and DELETE") &&
-		time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	testutil.Eventually(t, "the log has the cause", func() bool { return log.Contains("the user needs SELECT, INSERT, UPDATE and DELETE") })
 	cancel()
 	<-done
 	if got := log.String(); strings.Count(got, "1142") != 1 {

@@ -17,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
-	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 func newLines(file io.Writer) (*Lines, prometheus.Counter) {
@@ -85,7 +85,7 @@ func valueOf(c prometheus.Counter) float64 {
 
 // scriptedFile handles its first writes according to results, and accepts all later ones.
 type scriptedFile struct {
-	servicetest.Output
+	testutil.Output
 	mu      sync.Mutex
 	results []writeResult
 }
@@ -115,7 +115,7 @@ func (f *scriptedFile) Write(p []byte) (int, error) {
 
 // blockedFile blocks each write until open is closed.
 type blockedFile struct {
-	servicetest.Output
+	testutil.Output
 	begun  chan struct{} // the first write began
 	open   chan struct{}
 	writes []string
@@ -137,7 +137,7 @@ func (f *blockedFile) Write(p []byte) (int, error) {
 
 func TestLines_KeepTheOrderOfEachWriter(t *testing.T) {
 	const writers, each = 8, 2000
-	var file servicetest.Output
+	var file testutil.Output
 	l, dropped := newLines(&file)
 	var writing sync.WaitGroup
 	for w := range writers {

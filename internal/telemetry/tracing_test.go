@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 func TestCheckTracing_ErrorNamesVariableAndHidesValue(t *testing.T) {
@@ -59,7 +59,7 @@ func TestStart_LogOmitsTheCollectorsPage(t *testing.T) {
 	}))
 	defer collector.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
-	var out servicetest.Output
+	var out testutil.Output
 	tel, stop, err := Start(t.Context(), "test", slog.New(slog.NewTextHandler(&out, nil)))
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,8 @@
 package testutil
 
 import (
+	"io"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -19,4 +21,20 @@ func Eventually(t testing.TB, description string, condition func() bool) {
 			t.Fatalf("not within %v: %s", timeout, description)
 		}
 	}
+}
+
+// Get requests path from the server at addr, and returns the body. The test fails unless the status
+// code is want.
+func Get(t testing.TB, addr, path string, want int) (body string) {
+	t.Helper()
+	res, err := http.Get("http://" + addr + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != want {
+		t.Fatalf("GET %s: got %d, %v, %s; want %d", path, res.StatusCode, err, b, want)
+	}
+	return string(b)
 }

@@ -27,14 +27,14 @@ type lossy struct {
 	db    *sql.DB
 }
 
-func startLossy(t *testing.T, binary string) *lossy {
+func startLossy(t *testing.T, program string) *lossy {
 	t.Helper()
 	dsn := mysqltest.DSN(t)
 	l := &lossy{pair: pair{fake: dysmsapitest.New(t)}}
 	var viaProxy string
 	l.proxy, viaProxy = startProxy(t, dsn)
 	for i, dsn := range []string{viaProxy, dsn} {
-		l.replicas[i] = servicetest.Start(t, binary, servicetest.FreeAddress(t), servicetest.Environment(l.fake, dsn)).Serving(t)
+		l.replicas[i] = servicetest.Start(t, program, servicetest.FreeAddress(t), servicetest.Environment(l.fake, dsn)).Serving(t)
 	}
 	var err error
 	if l.db, err = sql.Open("mysql", dsn); err != nil {
@@ -98,8 +98,8 @@ func (l *lossy) row(t *testing.T, q interface {
 
 func TestSwap_LostReplyTakesEffectOnce(t *testing.T) { testGuarantee(t, lostReplies) }
 
-func lostReplies(t *testing.T, binary string) (violations []string) {
-	l := startLossy(t, binary)
+func lostReplies(t *testing.T, program string) (violations []string) {
+	l := startLossy(t, program)
 	expect := func(violation string, ok bool) {
 		if !ok {
 			violations = append(violations, violation)
@@ -155,8 +155,8 @@ func TestSendSMS_RepeatedBeginUsesAFreshCode(t *testing.T) { testGuarantee(t, fr
 
 // The reply to a begin is lost, and other calls use up all attempts of its code. The code must not
 // get attempts again.
-func freshCodes(t *testing.T, binary string) (violations []string) {
-	l := startLossy(t, binary)
+func freshCodes(t *testing.T, program string) (violations []string) {
+	l := startLossy(t, program)
 	const number = "18700000004"
 	l.send(t, number)
 	var sendErr error
@@ -201,8 +201,8 @@ func newestMAC(t *testing.T, state []byte) []byte {
 
 func TestValid_AcceptsACodeSentByAnotherReplica(t *testing.T) { testGuarantee(t, codeOfOtherReplica) }
 
-func codeOfOtherReplica(t *testing.T, binary string) (violations []string) {
-	p := startPair(t, binary, mysqltest.DSN(t))
+func codeOfOtherReplica(t *testing.T, program string) (violations []string) {
+	p := startPair(t, program, mysqltest.DSN(t))
 	const number = "18700000005"
 	for range 10 {
 		code := p.send(t, number)
@@ -217,8 +217,8 @@ func TestSendSMS_UsualRetryKillsNoSMS(t *testing.T) { testGuarantee(t, usualRetr
 
 // The first SMS arrives, but its caller gets an unknown outcome. Aliyun rejects the user's second
 // send by the limit of one a minute. The code that arrived must be accepted.
-func usualRetry(t *testing.T, binary string) (violations []string) {
-	p := startPair(t, binary, mysqltest.DSN(t), shortSMSTimeout)
+func usualRetry(t *testing.T, program string) (violations []string) {
+	p := startPair(t, program, mysqltest.DSN(t), shortSMSTimeout)
 	p.fake.Limits(true)
 	for i, c := range []struct {
 		fault dysmsapitest.Fault

@@ -123,24 +123,24 @@ type replicas struct {
 	processes []*servicetest.Process
 }
 
-func (c *cluster) replicas(t *testing.T, binary string) *replicas {
+func (c *cluster) replicas(t *testing.T, program string) *replicas {
 	t.Helper()
 	r := &replicas{cluster: c, fake: dysmsapitest.New(t), database: "test_" + strings.ToLower(rand.Text())}
 	_, err := c.nodes[0].db.Exec("CREATE DATABASE " + r.database + " DEFAULT CHARACTER SET ascii COLLATE ascii_bin")
 	c.must(err)
 	for _, n := range c.nodes {
-		r.processes = append(r.processes, r.start(t, binary, n, "15", "PHONENUMBER_LOG_LEVEL=error", shortSMSTimeout))
+		r.processes = append(r.processes, r.start(t, program, n, "15", "PHONENUMBER_LOG_LEVEL=error", shortSMSTimeout))
 	}
 	return r
 }
 
-func (r *replicas) start(t *testing.T, binary string, n *node, syncWait string, settings ...string) *servicetest.Process {
+func (r *replicas) start(t *testing.T, program string, n *node, syncWait string, settings ...string) *servicetest.Process {
 	t.Helper()
 	dsn := n.config.Clone()
 	dsn.DBName = r.database
 	dsn.Params = map[string]string{"wsrep_sync_wait": syncWait}
 	env := append(servicetest.Environment(r.fake, dsn.FormatDSN()), settings...)
-	return servicetest.Start(t, binary, servicetest.FreeAddress(t), env).Serving(t)
+	return servicetest.Start(t, program, servicetest.FreeAddress(t), env).Serving(t)
 }
 
 func (r *replicas) load() load {

@@ -76,11 +76,11 @@ type single struct {
 	start func(address string) *servicetest.Process
 }
 
-func startSingle(t *testing.T, binary, dir string) *single {
+func startSingle(t *testing.T, program, dir string) *single {
 	t.Helper()
 	a := &single{fake: dysmsapitest.New(t)}
 	env := append(servicetest.Environment(a.fake, "sqlite:"+filepath.Join(dir, "codes.db")), "PHONENUMBER_LOG_LEVEL=warn")
-	a.start = func(address string) *servicetest.Process { return servicetest.Start(t, binary, address, env) }
+	a.start = func(address string) *servicetest.Process { return servicetest.Start(t, program, address, env) }
 	a.Process = a.start(servicetest.FreeAddress(t)).Serving(t)
 	return a
 }
@@ -130,9 +130,9 @@ func TestDurability_PowerLossOfSQLiteLosesNothing(t *testing.T) {
 	testGuarantee(t, sqliteLosesPower)
 }
 
-func sqliteLosesPower(t *testing.T, binary string) []string {
+func sqliteLosesPower(t *testing.T, program string) []string {
 	d := newDisk(t)
-	a := startSingle(t, binary, d.path)
+	a := startSingle(t, program, d.path)
 	l := newLedger(a.fake)
 	var after string
 	l.write(t, []string{a.Addr}, func() {
@@ -141,7 +141,7 @@ func sqliteLosesPower(t *testing.T, binary string) []string {
 		a.Kill()
 	})
 	env := servicetest.Environment(a.fake, "sqlite:"+filepath.Join(after, "codes.db"))
-	return l.lost(t, servicetest.Start(t, binary, a.Addr, env).Serving(t).Addr)
+	return l.lost(t, servicetest.Start(t, program, a.Addr, env).Serving(t).Addr)
 }
 
 // A disk is a file system in a file. Data that a process wrote but did not flush is not in that

@@ -17,8 +17,8 @@ func TestValid_ParallelGuessesGetThreeAttempts(t *testing.T) { testGuarantee(t, 
 // Parallel guesses get no more attempts than sequential ones. A service that compares first and
 // counts later is linearizable too: only the rate of successful guesses shows that a code is
 // compared too often.
-func parallelGuesses(t *testing.T, binary string) (violations []string) {
-	p := startPair(t, binary, mysqltest.DSN(t))
+func parallelGuesses(t *testing.T, program string) (violations []string) {
+	p := startPair(t, program, mysqltest.DSN(t))
 	const (
 		rounds  = 150
 		guesses = 60

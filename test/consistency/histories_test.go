@@ -24,12 +24,12 @@ type pair struct {
 	start    func(address string) *servicetest.Process
 }
 
-func startPair(t *testing.T, binary, dsn string, settings ...string) *pair {
+func startPair(t *testing.T, program, dsn string, settings ...string) *pair {
 	t.Helper()
 	p := &pair{fake: dysmsapitest.New(t)}
 	env := append(servicetest.Environment(p.fake, dsn), "PHONENUMBER_LOG_LEVEL=error")
 	env = append(env, settings...)
-	p.start = func(address string) *servicetest.Process { return servicetest.Start(t, binary, address, env) }
+	p.start = func(address string) *servicetest.Process { return servicetest.Start(t, program, address, env) }
 	for i := range p.replicas {
 		p.replicas[i] = p.start(servicetest.FreeAddress(t)).Serving(t)
 	}
@@ -42,8 +42,8 @@ func (p *pair) load() load {
 
 func TestLinearizable_Undisturbed(t *testing.T) { testGuarantee(t, undisturbed) }
 
-func undisturbed(t *testing.T, binary string) []string {
-	h := startPair(t, binary, mysqltest.DSN(t)).load().run(t)
+func undisturbed(t *testing.T, program string) []string {
+	h := startPair(t, program, mysqltest.DSN(t)).load().run(t)
 	if n := h.failures.Load(); n > 0 {
 		h.violated("%d calls failed without a fault", n)
 	}
@@ -70,8 +70,8 @@ const shortSMSTimeout = "PHONENUMBER_SMS_TIMEOUT=200ms" // keeps hanging calls s
 
 func TestLinearizable_WhileAliyunFails(t *testing.T) { testGuarantee(t, aliyunFails) }
 
-func aliyunFails(t *testing.T, binary string) []string {
-	l := startPair(t, binary, mysqltest.DSN(t), shortSMSTimeout).load()
+func aliyunFails(t *testing.T, program string) []string {
+	l := startPair(t, program, mysqltest.DSN(t), shortSMSTimeout).load()
 	l.aliyun = faultyAliyun
 	return l.run(t).violations(t)
 }

@@ -37,10 +37,10 @@ var buildOnce = sync.OnceValue(func() string {
 	return built
 })
 
-// A guaranteeTest runs the program at binary and returns the violations of a guarantee. An error
+// A guaranteeTest runs the program at program and returns the violations of a guarantee. An error
 // of the test itself ends t. It must find no violation in the program, and the bug that is
 // planted for it.
-type guaranteeTest func(t *testing.T, binary string) (violations []string)
+type guaranteeTest func(t *testing.T, program string) (violations []string)
 
 // testGuarantee runs test on the program as it is.
 func testGuarantee(t *testing.T, test guaranteeTest) {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -149,7 +148,7 @@ func fullDisk(t *testing.T, disk, dsn, message string) {
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("SendSMS on a full disk: got %v; want UNAVAILABLE", err)
 	}
-	testutil.Eventually(t, "the log has "+message, func() bool { return strings.Contains(p.Output.String(), message) })
+	testutil.Eventually(t, "the log has "+message, func() bool { return p.Output.Contains(message) })
 	before := fake.Requests()
 	for range 20 {
 		if _, err := send(); status.Code(err) != codes.Unavailable {
@@ -185,7 +184,7 @@ func TestFailover_DropsConnectionsToAReadOnlyServer(t *testing.T) { testGuarante
 
 // failover makes a replica the new primary, as an operator's tools do. Connections to the old
 // primary stay open, but that server is read-only now.
-func failover(t *testing.T, binary string) (violations []string) {
+func failover(t *testing.T, program string) (violations []string) {
 	start := func(id string) (*mysqltest.Server, *sql.DB) {
 		s := mysqltest.StartWith(t, mysqltest.Options{Args: []string{"--log-bin=binlog", "--sync-binlog=1", "--server-id=" + id}})
 		db, err := sql.Open("mysql", s.DSN("")+"?multiStatements=true")
@@ -214,7 +213,7 @@ func failover(t *testing.T, binary string) (violations []string) {
 		must(nil, os.Rename(name+".new", name))
 	}
 	point(first)
-	p := startPair(t, binary, "service:service@unix("+name+")/"+mysqltest.Database)
+	p := startPair(t, program, "service:service@unix("+name+")/"+mysqltest.Database)
 	l := newLedger(p.fake)
 	l.write(t, p.load().replicas, func() {
 		l.grow(t, 200)

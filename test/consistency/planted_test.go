@@ -173,7 +173,7 @@ func TestPlantedBugs_EachIsCaught(t *testing.T) {
 }
 
 // withBug builds the program with one of the planted bugs.
-func withBug(t *testing.T, name string) (binary string) {
+func withBug(t *testing.T, name string) (program string) {
 	t.Helper()
 	for _, bug := range plantedBugs {
 		if bug.name == name {
@@ -185,7 +185,7 @@ func withBug(t *testing.T, name string) (binary string) {
 }
 
 // planted builds the program with edits that are not in its source (go build -overlay).
-func planted(t *testing.T, name string, edits ...edit) (binary string) {
+func planted(t *testing.T, name string, edits ...edit) (program string) {
 	t.Helper()
 	dir := t.TempDir()
 	text, overlay := map[string]string{}, map[string]string{}
@@ -219,10 +219,10 @@ func planted(t *testing.T, name string, edits ...edit) (binary string) {
 	if err := os.WriteFile(file, list, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	binary, err = servicetest.Build(root, "-overlay", file)
+	program, err = servicetest.Build(root, "-overlay", file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(filepath.Dir(binary)) })
-	return binary
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(program)) })
+	return program
 }

@@ -25,7 +25,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
-	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -49,7 +49,7 @@ type Replica struct {
 	pb.PhoneNumberServiceClient
 	Conn *grpc.ClientConn
 	Addr string
-	Log  *servicetest.Output
+	Log  *testutil.Output
 	Stop context.CancelFunc // begins the drain
 	Done chan struct{}      // closed when Serve returns
 	Err  error              // of Serve; a test fails unless it is nil
@@ -63,7 +63,7 @@ func Start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Replica{Addr: listener.Addr().String(), Log: &servicetest.Output{}, Done: make(chan struct{})}
+	r := &Replica{Addr: listener.Addr().String(), Log: &testutil.Output{}, Done: make(chan struct{})}
 	log := slog.New(telemetry.CallerHandler{Handler: slog.NewTextHandler(r.Log, &slog.HandlerOptions{Level: slog.LevelDebug})})
 	config := server.Config{
 		Listener: listener,

@@ -2,7 +2,6 @@
 package servicetest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +18,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
@@ -30,14 +29,14 @@ func Build(root string, flags ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	binary := filepath.Join(dir, "phone-number-service")
-	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", binary}, flags...), ".")...)
+	program := filepath.Join(dir, "phone-number-service")
+	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", program}, flags...), ".")...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		os.RemoveAll(dir)
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return binary, nil
+	return program, nil
 }
 
 // Environment returns the variables that serve needs.
@@ -55,29 +54,11 @@ type Process struct {
 	Health healthpb.HealthClient
 	Addr   string
 	PID    int
-	Output Output
+	Output testutil.Output // stdout and stderr
 
 	cmd    *exec.Cmd
 	exited chan struct{}
 	err    error
-}
-
-// Output collects the program's stdout and stderr.
-type Output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *Output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *Output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // FreeAddress returns a loopback address on which no process listens.
@@ -93,17 +74,17 @@ func FreeAddress(t testing.TB) string {
 
 // Start starts the program at addr and does not wait until it serves. Its environment is env and
 // the address only. It is killed when the test ends.
-func Start(t testing.TB, binary, addr string, env []string, args ...string) *Process {
+func Start(t testing.TB, program, addr string, env []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{Addr: addr, cmd: exec.Command(binary, args...), exited: make(chan struct{})}
+	p := &Process{Addr: addr, cmd: exec.Command(program, args...), exited: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.Output, &p.Output
 	return p.start(t, env)
 }
 
 // StartWithStreams is Start with other streams as the program's stdout and stderr.
-func StartWithStreams(t testing.TB, stdout, stderr io.Writer, binary, addr string, env []string, args ...string) *Process {
+func StartWithStreams(t testing.TB, stdout, stderr io.Writer, program, addr string, env []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{Addr: addr, cmd: exec.Command(binary, args...), exited: make(chan struct{})}
+	p := &Process{Addr: addr, cmd: exec.Command(program, args...), exited: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = stdout, stderr
 	return p.start(t, env)
 }
