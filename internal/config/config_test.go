@@ -102,6 +102,22 @@ func TestParse_AnEmptyOptionalSettingIsItsDefault(t *testing.T) {
 	}
 }
 
+// Kubernetes injects variables for each Service, such as PHONENUMBER_PORT if the Service is
+// named phonenumber. They are no error. A setting whose value is empty counts as unset.
+func TestParse_KubernetesVariablesAreNoError(t *testing.T) {
+	for name, value := range map[string]string{
+		"PHONENUMBER_SERVICE_HOST": "10.0.0.1", "PHONENUMBER_SERVICE_PORT": "50511", "PHONENUMBER_SERVICE_PORT_GRPC": "50511",
+		"PHONENUMBER_PORT": "tcp://10.0.0.1:50511", "PHONENUMBER_PORT_50511_TCP": "tcp://10.0.0.1:50511",
+		"PHONENUMBER_PORT_50511_TCP_ADDR": "10.0.0.1", "PHONENUMBER_GRPC_SERVICE_HOST": "10.0.0.1",
+		"PHONENUMBER_SERVICE_SERVICE_HOST": "10.0.0.1", "PHONENUMBER_CODE_TTL": "", "PHONENUMBER_REGION": "",
+	} {
+		t.Setenv(name, value)
+	}
+	if got, err := parse(); err != nil || got.CodeTTL != 10*time.Minute {
+		t.Errorf("got the lifetime %v, %v; want the default of 10m", got.CodeTTL, err)
+	}
+}
+
 func TestSettings_HaveARangeThatCanBeParsed(t *testing.T) {
 	for _, flag := range kong.Must(&testCommands{}).Model.Children[0].Flags {
 		switch minimum, maximum := flag.Tag.Get("min"), flag.Tag.Get("max"); flag.Target.Interface().(type) {
