@@ -3,13 +3,13 @@ package cli
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/liulinhuai/phone-number-service/internal/config"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
 )
 
@@ -36,16 +36,6 @@ func setEnvironment(env []string) {
 		name, value, _ := strings.Cut(entry, "=")
 		os.Setenv(name, value)
 	}
-}
-
-// writeFile writes a file into dir and returns its path.
-func writeFile(t *testing.T, dir, name, content string) string {
-	t.Helper()
-	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
@@ -150,10 +140,10 @@ func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 	ca, dir := catest.New(t), t.TempDir()
 	certificate, key := ca.Issue("login.example.org")
 	_, another := ca.Issue("login.example.org")
-	crt, pkey := writeFile(t, dir, "tls.crt", certificate), writeFile(t, dir, "tls.key", key)
+	crt, pkey := testutil.WriteFile(t, dir, "tls.crt", certificate), testutil.WriteFile(t, dir, "tls.key", key)
 	tlsWith := func(name, content string) []string {
 		env := map[string]string{"PHONENUMBER_TLS_CERT": crt, "PHONENUMBER_TLS_KEY": pkey}
-		env[name] = writeFile(t, t.TempDir(), "file", content)
+		env[name] = testutil.WriteFile(t, t.TempDir(), "file", content)
 		list := []string{}
 		for name, path := range env {
 			list = append(list, name+"="+path)
@@ -161,7 +151,7 @@ func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 		return list
 	}
 	callersFile := func(content string) []string {
-		return []string{"PHONENUMBER_CALLERS=" + writeFile(t, t.TempDir(), "callers.yaml", content)}
+		return []string{"PHONENUMBER_CALLERS=" + testutil.WriteFile(t, t.TempDir(), "callers.yaml", content)}
 	}
 	for name, c := range map[string]struct {
 		env   []string

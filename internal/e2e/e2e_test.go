@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	_ "github.com/liulinhuai/phone-number-service/internal/cli" // go test repeats these tests after a change
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -148,25 +149,11 @@ func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
 	return ids
 }
 
-// put writes a file into dir and returns the file's path.
-func put(t *testing.T, dir, name, content string) string {
-	t.Helper()
-	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // write puts each secret into a file in dir and returns the _FILE variables.
 func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 	t.Helper()
 	for name, value := range secrets {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(value+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		env = append(env, name+"_FILE="+path)
+		env = append(env, name+"_FILE="+testutil.WriteFile(t, dir, name, value+"\n"))
 	}
 	return env
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -172,13 +171,14 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	first, firstHash := newToken(t)
 	second, secondHash := newToken(t)
 	callersFile := func(hash string) string {
-		return put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+hash+"\n")
+		return testutil.WriteFile(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+hash+"\n")
 	}
 	certificate, key := ca.Issue("127.0.0.1")
 	metrics := servicetest.FreeAddress(t)
 	env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
 		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+callersFile(firstHash),
-		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key))
+		"PHONENUMBER_TLS_CERT="+testutil.WriteFile(t, dir, "tls.crt", certificate),
+		"PHONENUMBER_TLS_KEY="+testutil.WriteFile(t, dir, "tls.key", key))
 	p := run(t, env)
 	testutil.Eventually(t, "healthcheck succeeds over TLS", func() bool {
 		return command([]string{"PHONENUMBER_TLS_CERT=" + filepath.Join(dir, "tls.crt")}, "healthcheck", "--address", p.Addr).Run() == nil
@@ -237,7 +237,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 		t.Errorf("a call with the second token: got %v; want OK", err)
 	}
 	rejected := p.logged("failed to reload callers; keeping the previous version")
-	put(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
+	testutil.WriteFile(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+second+"\n")
 	testutil.Eventually(t, "a plaintext token is rejected", rejected)
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: line 3: token_sha256 must be the SHA-256") ||
 		strings.Contains(out, second) {
@@ -253,7 +253,7 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 
 	rejected = p.logged("failed to reload certificates; keeping the previous version")
 	_, otherKey := ca.Issue("127.0.0.1")
-	put(t, dir, "tls.key", otherKey)
+	testutil.WriteFile(t, dir, "tls.key", otherKey)
 	testutil.Eventually(t, "a key of another certificate is rejected", rejected)
 	if err := call(connect(ca), first); err != nil {
 		t.Errorf("a new connection while the key file is invalid: got %v; want OK", err)
@@ -264,8 +264,8 @@ func TestReload_CertificatesAndCallersFailNoCall(t *testing.T) {
 	next := catest.New(t)
 	certificate, key = next.Issue("127.0.0.1")
 	reloaded = p.logged("reloaded certificates")
-	put(t, dir, "tls.crt", certificate)
-	put(t, dir, "tls.key", key)
+	testutil.WriteFile(t, dir, "tls.crt", certificate)
+	testutil.WriteFile(t, dir, "tls.key", key)
 	testutil.Eventually(t, "the new certificates are in use", reloaded)
 	if err := call(connect(next), first); err != nil {
 		t.Errorf("a call with the new certificate: got %v; want OK", err)
@@ -287,11 +287,8 @@ func TestKeys_RotationKeepsTheCodesOfListedKeys(t *testing.T) {
 	dir := t.TempDir()
 	env := servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db"))
 	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
-	file := filepath.Join(dir, "keys")
 	for i, keys := range []string{key(1), key(2) + "," + key(1), key(2)} {
-		if err := os.WriteFile(file, []byte(keys+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		file := testutil.WriteFile(t, dir, "keys", keys+"\n")
 		p := run(t, append(env, "PHONENUMBER_CODE_KEY_FILE="+file)).serving(t)
 		if i > 0 && !p.valid(t, "18612345678", fake.LastCode(t, "18612345678")) {
 			t.Errorf("step %d: a code sent before it: got invalid; want valid", i)
@@ -351,13 +348,13 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 	limits := "    calls: [SendSMS]\n    sends_per_minute: 60\n"
 	complete := caller + limits + "  - name: batch\n    token_sha256: " + batchHash + "\n...\n"
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
-		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml", complete))).serving(t)
+		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_CALLERS="+testutil.WriteFile(t, dir, "callers.yaml", complete))).serving(t)
 	reloadFailed := func() bool {
 		return strings.Contains(testutil.Get(t, metrics, "/metrics", 200), `phonenumber_config_last_reload_successful{files="callers"} 0`)
 	}
 	for name, cut := range map[string]string{"after a caller": caller + limits, "inside a caller": caller, "at the start": ""} {
 		rejected := p.logged(callersRejected)
-		put(t, dir, "callers.yaml", cut)
+		testutil.WriteFile(t, dir, "callers.yaml", cut)
 		testutil.Eventually(t, "a file truncated "+name+" is rejected", rejected)
 		if byShop, byBatch := p.validBy(t, shop), p.validBy(t, batch); byShop != codes.PermissionDenied || byBatch != codes.OK {
 			t.Errorf("truncated %s: got %v for shop and %v for batch; want PermissionDenied and OK as before", name, byShop, byBatch)
@@ -365,7 +362,7 @@ func TestCallersFile_TruncatedIsRejected(t *testing.T) {
 		if !reloadFailed() {
 			t.Errorf("truncated %s: the gauge of the last reload: got 1; want 0", name)
 		}
-		put(t, dir, "callers.yaml", complete)
+		testutil.WriteFile(t, dir, "callers.yaml", complete)
 		testutil.Eventually(t, "the gauge is 1 again", func() bool { return !reloadFailed() })
 	}
 	if out := p.Output.String(); !strings.Contains(out, "callers.yaml: must end with a line ...") ||
@@ -383,7 +380,7 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 	batch, batchHash := newToken(t)
 	entry := func(name, hash string) string { return "  - name: " + name + "\n    token_sha256: " + hash + "\n" }
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")), "PHONENUMBER_METRICS_LISTEN="+metrics,
-		"PHONENUMBER_CALLERS="+put(t, dir, "callers.yaml",
+		"PHONENUMBER_CALLERS="+testutil.WriteFile(t, dir, "callers.yaml",
 			"callers:\n"+entry("batch", batchHash)+entry("shop", shopHash)+"    countries: [CN]\n"))).serving(t)
 	counted := func(caller string) bool {
 		return strings.Contains(testutil.Get(t, metrics, "/metrics", 200), `{caller="`+caller+`"`)
@@ -392,7 +389,7 @@ func TestCallersFile_ChangeIsLogged(t *testing.T) {
 		t.Fatalf("batch: got %v, in the metrics: %v; want OK, true", by, counted("batch"))
 	}
 	reloaded := p.logged("reloaded callers")
-	put(t, dir, "callers.yaml", "callers:\n"+entry("shop", shopHash)+entry("login", batchHash))
+	testutil.WriteFile(t, dir, "callers.yaml", "callers:\n"+entry("shop", shopHash)+entry("login", batchHash))
 	testutil.Eventually(t, "the new callers are in use", reloaded)
 	const want = `level=WARN msg="reloaded callers with other permissions" removed=batch added=login may_do_more="shop countries"`
 	if out := p.Output.String(); !strings.Contains(out, want) || strings.Contains(out, shopHash) || strings.Contains(out, batchHash) {
@@ -417,12 +414,12 @@ func TestSecretFile_TruncatedIsRejected(t *testing.T) {
 		"DATA_SOURCE_NAME": dsn,
 	} {
 		rejected := p.logged(secretsRejected)
-		put(t, dir, name, value[:len(value)-3])
+		testutil.WriteFile(t, dir, name, value[:len(value)-3])
 		testutil.Eventually(t, name+" is rejected", rejected)
 		if want := "the file that " + name + "_FILE names must end with a newline"; !p.Output.Contains(want) {
 			t.Errorf("the log lacks %q", want)
 		}
-		put(t, dir, name, value+"\n")
+		testutil.WriteFile(t, dir, name, value+"\n")
 	}
 	p.send(t, "18612345678")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
@@ -439,11 +436,12 @@ func TestCertificates_FewerThanBeforeIsLogged(t *testing.T) {
 	ca, another, fake, dir := catest.New(t), catest.New(t), dysmsapitest.New(t), t.TempDir()
 	certificate, key := ca.Issue("127.0.0.1")
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(dir, "codes.db")),
-		"PHONENUMBER_TLS_CERT="+put(t, dir, "tls.crt", certificate), "PHONENUMBER_TLS_KEY="+put(t, dir, "tls.key", key),
-		"PHONENUMBER_TLS_CLIENT_CA="+put(t, dir, "ca.crt", ca.PEM+another.PEM)))
+		"PHONENUMBER_TLS_CERT="+testutil.WriteFile(t, dir, "tls.crt", certificate),
+		"PHONENUMBER_TLS_KEY="+testutil.WriteFile(t, dir, "tls.key", key),
+		"PHONENUMBER_TLS_CLIENT_CA="+testutil.WriteFile(t, dir, "ca.crt", ca.PEM+another.PEM)))
 	testutil.Eventually(t, "serving", func() bool { return p.Output.Contains("msg=serving") })
 	reloaded := p.logged("reloaded certificates")
-	put(t, dir, "ca.crt", ca.PEM)
+	testutil.WriteFile(t, dir, "ca.crt", ca.PEM)
 	testutil.Eventually(t, "the new list is in use", reloaded)
 	want := `level=WARN msg="reloaded a file with fewer certificates" file=` + filepath.Join(dir, "ca.crt") + ` before=2 now=1`
 	if !p.Output.Contains(want) {

@@ -53,7 +53,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))
 	defer collector.Close()
 	token, hash := newToken(t)
-	callersFile := put(t, t.TempDir(), "callers.yaml",
+	callersFile := testutil.WriteFile(t, t.TempDir(), "callers.yaml",
 		"callers:\n  - name: shop\n    token_sha256: "+hash+"\n    countries: [CN]\n    sign_names: [阿里云]\n")
 	metrics := servicetest.FreeAddress(t)
 	env := append(servicetest.Environment(fake, dsn), "PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_LOG_LEVEL=debug",
@@ -141,7 +141,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 			post(number+guess, body, "Content-Type", contentType)
 		}
 	}
-	put(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
+	testutil.WriteFile(t, filepath.Dir(callersFile), "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+token+"\n")
 	testutil.Eventually(t, "the log reports the invalid callers file",
 		func() bool { return p.Output.Contains("failed to reload callers") })
 	responses.WriteString(inspect(t, dsn, number))

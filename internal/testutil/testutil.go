@@ -5,6 +5,8 @@ package testutil
 import (
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -37,4 +39,14 @@ func Get(t testing.TB, addr, path string, want int) (body string) {
 		t.Fatalf("GET %s: got %d, %v, %s; want %d", path, res.StatusCode, err, b, want)
 	}
 	return string(b)
+}
+
+// WriteFile writes a file into dir and returns its path.
+func WriteFile(t testing.TB, dir, name, content string) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
