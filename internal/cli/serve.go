@@ -193,7 +193,7 @@ func (s service) serve(
 	if up, err := waitForDatabase(ctx, db, s.log); !up {
 		return err
 	}
-	for _, w := range db.Warnings(ctx) {
+	for _, w := range db.Warnings() {
 		s.log.Warn(w)
 	}
 	tel, stopTracing, err := telemetry.Start(ctx, s.version, s.log)

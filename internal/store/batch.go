@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
 // An outcome states whether a request took effect.
@@ -27,6 +30,7 @@ const (
 type result struct {
 	outcome outcome
 	err     error
+	record  verify.Record // of a load
 }
 
 // errClosed is returned to requests that wait when the store is closed.
@@ -41,8 +45,8 @@ type batcher[T any] struct {
 	// direct runs one request without a batch. do calls it.
 	direct func(context.Context, T) result
 	// run runs a batch: it claims the requests, and finishes each claimed one. If it returns an
-	// error, the batcher finishes the remaining requests with this error and an unknown outcome,
-	// and pauses batching.
+	// error, the batcher finishes the claimed requests that have no result yet with this error and
+	// an unknown outcome, and pauses batching.
 	run func([]*request[T]) error
 
 	queue     chan *request[T]
@@ -79,7 +83,7 @@ func (b *batcher[T]) do(ctx context.Context, value T) result {
 		return b.direct(ctx, value)
 	}
 	if ctx.Err() != nil {
-		return result{outcomeNotApplied, ctx.Err()}
+		return result{outcome: outcomeNotApplied, err: ctx.Err()}
 	}
 	r := newRequest(value)
 	for queue := b.queue; ; {
@@ -105,12 +109,7 @@ func (b *batcher[T]) work() {
 		select {
 		case first := <-b.queue:
 			runtime.Gosched() // other goroutines can queue requests first
-			batch := b.collect(first)
-			if b.breaker.paused() {
-				finish(result{outcome: outcomeRunDirect}, batch...)
-			} else {
-				b.runRecovering(batch)
-			}
+			b.runBatch(b.collect(first))
 		case <-b.closed:
 			return
 		}
@@ -131,16 +130,20 @@ func (b *batcher[T]) collect(first *request[T]) []*request[T] {
 	return batch
 }
 
-// runRecovering runs a batch. If it panics, only the requests of this batch fail.
-func (b *batcher[T]) runRecovering(batch []*request[T]) {
+// runBatch runs a batch, unless batching is paused. If it panics, only the requests of this batch fail.
+func (b *batcher[T]) runBatch(batch []*request[T]) {
+	if b.breaker.paused() {
+		finish(result{outcome: outcomeRunDirect}, batch...)
+		return
+	}
 	defer func() {
 		if p := recover(); p != nil { // its value can contain a phone number
-			finish(result{outcomeUnknown, fmt.Errorf("panic with a %T", p)}, batch...)
+			finish(result{err: fmt.Errorf("panic with a %T", p)}, batch...)
 		}
 	}()
 	if err := b.run(batch); err != nil {
 		b.breaker.pause()
-		finish(result{outcomeUnknown, err}, batch...)
+		finish(result{err: err}, batch...)
 	}
 }
 
@@ -160,21 +163,15 @@ func (r *request[T]) claim() bool { return r.claimed.CompareAndSwap(false, true)
 // giveUp returns the result of a request whose call has stopped waiting because of why.
 func (r *request[T]) giveUp(why error) result {
 	if r.claim() {
-		return result{outcomeNotApplied, why}
+		return result{outcome: outcomeNotApplied, err: why}
 	}
-	return result{outcomeUnknown, why}
+	return result{err: why}
 }
 
 // claim claims the requests of a batch, and returns the claimed ones. The others have called giveUp
 // first: their calls have already returned "not applied", so they must not run.
 func claim[T any](batch []*request[T]) []*request[T] {
-	claimed := make([]*request[T], 0, len(batch))
-	for _, r := range batch {
-		if r.claim() {
-			claimed = append(claimed, r)
-		}
-	}
-	return claimed
+	return slices.DeleteFunc(slices.Clone(batch), func(r *request[T]) bool { return !r.claim() })
 }
 
 // finish sends a result to each request that has no result yet.

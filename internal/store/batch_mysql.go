@@ -14,9 +14,9 @@ import (
 )
 
 // For a MySQL server, one more statement costs more than one more row. So a batch of loads is one
-// statement, and a batch of swaps is one statement. Each statement is prepared in two sizes. If a
-// batch has fewer requests than the statement has rows, its other rows change nothing: they repeat a
-// number in the list of numbers.
+// statement, and a batch of swaps is one statement. Each statement is prepared in two sizes, for 16
+// and for 64 requests. In a smaller batch, the unused parameters repeat a number of the batch, or
+// match no number, so they change nothing.
 const (
 	loadWorkers   = 2
 	updateWorkers = 4 // more, since a commit can take longer than a read
@@ -32,25 +32,16 @@ const (
 type multiRow struct {
 	*direct
 	selects, updates [len(batchRows)]*sql.Stmt
-	loads            *batcher[*loadRequest]
+	loads            *batcher[verify.Number]
 	swaps            *batcher[swapRequest]
 }
 
-// batchRows contains the number of rows of a statement for each size.
+// batchRows contains the maximum number of requests of a statement for each size.
 var batchRows = [...]int{smallBatch, largeBatch}
 
 // sizeFor returns the index in batchRows of the smallest statement for a number of requests.
 func sizeFor(requests int) int {
-	if requests > smallBatch {
-		return 1
-	}
-	return 0
-}
-
-// A loadRequest is a load in a batch. If the load succeeds, record contains its result.
-type loadRequest struct {
-	number verify.Number
-	record verify.Record
+	return slices.IndexFunc(batchRows[:], func(rows int) bool { return rows >= requests })
 }
 
 func newMultiRow(d *direct) *multiRow {
@@ -75,23 +66,20 @@ func (m *multiRow) close() {
 }
 
 func (m *multiRow) load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	l := &loadRequest{number: n}
-	if r := m.loads.do(ctx, l); r.err != nil {
-		return verify.Record{}, r.err // not l.record: a batch can write it later
-	}
-	return l.record, nil
+	r := m.loads.do(ctx, n)
+	return r.record, r.err
 }
 
-func (m *multiRow) loadDirect(ctx context.Context, l *loadRequest) result {
-	var err error
-	if l.record, err = m.direct.load(ctx, l.number); err != nil {
-		return result{outcomeUnknown, err}
+func (m *multiRow) loadDirect(ctx context.Context, n verify.Number) result {
+	record, err := m.direct.load(ctx, n)
+	if err != nil {
+		return result{err: err}
 	}
-	return result{outcome: outcomeApplied}
+	return result{outcome: outcomeApplied, record: record}
 }
 
 // runLoads runs a batch of loads as one statement.
-func (m *multiRow) runLoads(all []*request[*loadRequest]) error {
+func (m *multiRow) runLoads(all []*request[verify.Number]) error {
 	all = claim(all)
 	ctx, cancel := context.WithTimeout(context.Background(), batchTimeout)
 	defer cancel()
@@ -107,9 +95,8 @@ func (m *multiRow) runLoads(all []*request[*loadRequest]) error {
 	if err != nil {
 		return m.db.countError(err)
 	}
-	for _, l := range all {
-		l.value.record = records[l.value.number]
-		finish(result{outcome: outcomeApplied}, l)
+	for _, r := range all {
+		finish(result{outcome: outcomeApplied, record: records[r.value]}, r)
 	}
 	return nil
 }
@@ -118,11 +105,11 @@ func selectBatchSQL(rows int) string {
 	return "SELECT version, begun_at, state, phone_number FROM phone_numbers WHERE phone_number IN (?" + strings.Repeat(", ?", rows-1) + ")"
 }
 
-func (m *multiRow) loadBatch(ctx context.Context, all []*request[*loadRequest]) (map[verify.Number]verify.Record, error) {
+func (m *multiRow) loadBatch(ctx context.Context, all []*request[verify.Number]) (map[verify.Number]verify.Record, error) {
 	size := sizeFor(len(all))
 	numbers := make([]any, batchRows[size])
 	for i := range numbers {
-		numbers[i] = string(all[min(i, len(all)-1)].value.number) // a repeated number returns one row
+		numbers[i] = string(all[min(i, len(all)-1)].value) // a repeated number returns one row
 	}
 	rows, err := m.selects[size].QueryContext(ctx, numbers...)
 	if err != nil {
@@ -209,7 +196,7 @@ func (m *multiRow) updateBatch(ctx context.Context, all []*request[swapRequest])
 	args := make([]any, 8*rows)
 	begunAt, state, version, numbers := args[:2*rows], args[2*rows:4*rows], args[4*rows:7*rows], args[7*rows:]
 	for i := range rows {
-		number, old, next := "", []byte{}, verify.Record{State: []byte{}} // unused row: matches no number
+		number, old, next := "", []byte{}, verify.Record{State: []byte{}} // unused: matches no number
 		if i < len(all) {
 			s := &all[i].value
 			number, old, next = string(s.number), s.old[:], s.next

@@ -18,9 +18,9 @@ func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 			t.Fatalf("Swap = %v, %v; want true", done, err)
 		}
 	}
-	requests := func(numbers ...verify.Number) (all []*request[*loadRequest]) {
+	requests := func(numbers ...verify.Number) (all []*request[verify.Number]) {
 		for _, n := range numbers {
-			all = append(all, newRequest(&loadRequest{number: n}))
+			all = append(all, newRequest(n))
 		}
 		return all
 	}
@@ -38,19 +38,20 @@ func TestFlushLoads_EachRequestGetsItsRecord(t *testing.T) {
 			}
 			continue
 		}
-		if got := <-l.result; got.outcome != outcomeApplied || got.err != nil {
-			t.Errorf("%s: got outcome %d, %v; want applied", l.value.number, got.outcome, got.err)
+		got := <-l.result
+		if got.outcome != outcomeApplied || got.err != nil {
+			t.Errorf("%s: got outcome %d, %v; want applied", l.value, got.outcome, got.err)
 		}
-		if got := l.value.record; got.Version != want[i].Version || string(got.State) != string(want[i].State) {
-			t.Errorf("%s: got %v, want %v", l.value.number, got, want[i])
+		if got := got.record; got.Version != want[i].Version || string(got.State) != string(want[i].State) {
+			t.Errorf("%s: got %v, want %v", l.value, got, want[i])
 		}
 	}
-	if err := m.runLoads([]*request[*loadRequest]{gone}); err != nil {
+	if err := m.runLoads([]*request[verify.Number]{gone}); err != nil {
 		t.Errorf("runLoads without a request that waits = %v, want nil", err)
 	}
 
 	db.pool.Close()
-	for _, all := range [][]*request[*loadRequest]{requests("+0"), requests("+0", "+1")} {
+	for _, all := range [][]*request[verify.Number]{requests("+0"), requests("+0", "+1")} {
 		if err := m.runLoads(all); err == nil {
 			t.Errorf("runLoads of %d on a closed database = nil; want an error, which pauses batching", len(all))
 		}

@@ -1,8 +1,6 @@
 package store
 
-import (
-	"context"
-)
+import "context"
 
 // With SQLite, the main cost of a swap is the flush to disk. A batch of swaps is one transaction, and
 // so needs one flush. maxTxSwaps is the maximum size of a batch.

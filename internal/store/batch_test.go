@@ -237,7 +237,7 @@ func TestBatcher_PausesAfterAFailedFlush(t *testing.T) {
 func TestRequest_KeepsItsFirstResult(t *testing.T) {
 	r := newRequest(1)
 	finish(result{outcome: outcomeApplied}, r)
-	finish(result{outcomeUnknown, errClosed}, r)
+	finish(result{err: errClosed}, r)
 	if got := <-r.result; got.outcome != outcomeApplied {
 		t.Errorf("got outcome %d, want applied", got.outcome)
 	}

@@ -87,7 +87,7 @@ func TestDB_IsDurableAndReady(t *testing.T) {
 			if err := db.Ready(t.Context()); err != nil {
 				t.Errorf("Ready = %v; want nil", err)
 			}
-			if got := db.Warnings(t.Context()); len(got) != 0 {
+			if got := db.Warnings(); len(got) != 0 {
 				t.Errorf("Warnings = %q; want none", got)
 			}
 		}},

@@ -2,28 +2,24 @@ package store
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
-	"net"
 	"strconv"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
 // counters contains the metrics that only the store can measure.
 type counters struct {
-	errors         *prometheus.CounterVec
-	batchingPaused prometheus.Counter
-	rows           prometheus.Gauge
-	purged         prometheus.Counter
+	errors                 *prometheus.CounterVec
+	batchingPaused, purged prometheus.Counter
+	rows                   prometheus.Gauge
 }
 
 func newCounters() counters {
 	return counters{
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_database_errors_total", Help: "Failed statements and version conflicts, by MySQL's error number or a word; each is retried until its call's timeout.",
+			Name: "phonenumber_database_errors_total", Help: "Failed statements and version conflicts, by MySQL's error number or a word. The service repeats the statement, so its call can still succeed.",
 		}, []string{"error"}),
 		batchingPaused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phonenumber_database_batching_paused_total", Help: "Times that a failed or hanging statement paused batching: for ten seconds each call runs its own statement.",
@@ -48,15 +44,13 @@ func (db *DB) Collectors() []prometheus.Collector {
 // countError counts err, the error of a statement, and returns it. It does not count nil.
 func (db *DB) countError(err error) error {
 	if err != nil {
-		db.counters.errors.WithLabelValues(errorName(err)).Inc()
+		db.counters.errors.WithLabelValues(db.errorName(err)).Inc()
 	}
 	return err
 }
 
 // errorName returns the metric label of an error. It is one of a small set of short names.
-func errorName(err error) string {
-	var network net.Error
-	var notApplied *notAppliedError
+func (db *DB) errorName(err error) string {
 	switch server, sqlite := mysqlNumber(err), sqliteCode(err); {
 	case server != 0:
 		return strconv.Itoa(int(server))
@@ -64,7 +58,7 @@ func errorName(err error) string {
 		return "sqlite_" + strconv.Itoa(sqlite)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case errors.As(err, &network), errors.As(err, &notApplied), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn):
+	case db.classify(err) != 0: // an error without a number that has a class is of the connection
 		return "connection"
 	}
 	return "other"

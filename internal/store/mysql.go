@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"database/sql"
@@ -13,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -100,114 +100,27 @@ const (
 		" GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {user}; and if the table is missing, run phonenumberservice.sql as a user who may create tables"
 )
 
-const (
-	// mysqlConnLifetime is the maximum age of a connection. Later connections follow changes in
-	// DNS or of a load balancer.
-	mysqlConnLifetime = 5 * time.Minute
-	// mysqlConnIdleTime is the time after which an unused connection is closed, so that other
-	// replicas can open one.
-	mysqlConnIdleTime = 30 * time.Second
-	mysqlDialTimeout  = 2 * time.Second
-	// mysqlIOTimeout ends a read or a write if the server no longer responds. The context of a
-	// call ends it earlier.
-	mysqlIOTimeout = 5 * time.Second
-)
-
-type mysqlEngine struct {
-	database    string
-	current     *swappableConnector
-	connections *connections
-}
+type mysqlEngine struct{ connections *connections }
 
 func openMySQL(dsn string) (*DB, error) {
-	current := &swappableConnector{}
-	if err := current.setDSN(context.Background(), dsn); err != nil {
+	opened := &connections{}
+	if err := opened.setDSN(context.Background(), dsn); err != nil {
 		return nil, err
 	}
-	opened := &connections{Connector: current}
 	pool := sql.OpenDB(connector{opened})
-	pool.SetConnMaxLifetime(mysqlConnLifetime)
-	pool.SetConnMaxIdleTime(mysqlConnIdleTime)
+	pool.SetConnMaxLifetime(5 * time.Minute)  // new connections follow changes in DNS
+	pool.SetConnMaxIdleTime(30 * time.Second) // so that other replicas can open one
 	db := newDB(dialect{
-		insertSuffix: "", // a duplicate is error 1062
-		clockQuery:   "SELECT UNIX_TIMESTAMP()",
+		clockQuery: "SELECT UNIX_TIMESTAMP()",
 		// Without the optimizer hint, MySQL 8 would return a cached number, up to a day old.
 		rowCountQuery: "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ TABLE_ROWS" +
 			" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'",
-		engine: mysqlEngine{current.cfg.DBName, current, opened},
+		engine: mysqlEngine{opened},
 	}, pool)
 	db.executor = newMultiRow(&db.direct)
-	opened.pool, opened.count = pool, db.countError
+	db.connections, opened.pool, opened.count = opened, pool, db.countError
 	opened.limit(DefaultConnections)
 	return db, nil
-}
-
-// swappableConnector connects with the last data source name that setDSN accepted.
-type swappableConnector struct {
-	cfg   *mysql.Config // used only by setDSN
-	inner atomic.Pointer[login]
-}
-
-// A login opens connections for one user.
-type login struct {
-	driver.Connector
-	user string
-}
-
-// setDSN replaces the data source name by dsn. If there was one before, dsn must name the same
-// database, because replicas on two databases would not share codes, and the server must accept dsn.
-// setDSN is not safe for concurrent use.
-func (c *swappableConnector) setDSN(ctx context.Context, dsn string) error {
-	cfg, err := mysqlConfig(dsn)
-	if err != nil {
-		return err
-	}
-	inner, err := mysql.NewConnector(cfg)
-	if err != nil {
-		return errDSN
-	}
-	if cfg.Params["innodb_lock_wait_timeout"] == "" {
-		inner = lockTimeoutConnector{inner}
-	}
-	if c.cfg != nil {
-		if cfg.Net != c.cfg.Net || cfg.Addr != c.cfg.Addr || cfg.DBName != c.cfg.DBName {
-			return errOtherDatabase
-		}
-		conn, err := inner.Connect(ctx)
-		if err == nil {
-			conn.Close()
-		} else if !isUserLimit(err) { // too many connections: the password was accepted
-			return mysqlEngine{}.redact(err)
-		}
-	}
-	c.cfg = cfg
-	c.inner.Store(&login{inner, cfg.User})
-	return nil
-}
-
-func (c *swappableConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	return c.inner.Load().Connect(ctx)
-}
-
-func (c *swappableConnector) Driver() driver.Driver { return mysql.MySQLDriver{} }
-
-// lockTimeoutConnector sets innodb_lock_wait_timeout to one second, which is less than storeTimeout
-// of package verify. So a call that is blocked on a row lock gets an error with the outcome "not
-// applied" instead of an unknown outcome. If the server rejects the variable, the session keeps its
-// default timeout.
-type lockTimeoutConnector struct{ driver.Connector }
-
-func (c lockTimeoutConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	_, err = conn.(driver.ExecerContext).ExecContext(ctx, "SET innodb_lock_wait_timeout = 1", nil)
-	if err != nil && mysqlNumber(err) == 0 {
-		conn.Close()
-		return nil, err
-	}
-	return conn, nil
 }
 
 var errDSN = errors.New("the data source name cannot be read; want " + dsnForms +
@@ -237,25 +150,15 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 		"time_zone":  "'+00:00'",
 	}
 	maps.DeleteFunc(cfg.Params, func(name, _ string) bool { return forced[strings.ToLower(name)] != "" })
-	if cfg.Params == nil {
-		cfg.Params = map[string]string{}
-	}
-	maps.Copy(cfg.Params, forced)
-	for timeout, standard := range map[*time.Duration]time.Duration{
-		&cfg.Timeout: mysqlDialTimeout, &cfg.ReadTimeout: mysqlIOTimeout, &cfg.WriteTimeout: mysqlIOTimeout,
-	} {
-		if *timeout == 0 {
-			*timeout = standard
-		}
-	}
+	maps.Copy(forced, cfg.Params)
+	cfg.Params = forced
+	// A server that no longer responds cannot block a batch or a connection for longer. The context of
+	// a call ends a read or a write earlier.
+	cfg.Timeout = cmp.Or(cfg.Timeout, 2*time.Second)
+	cfg.ReadTimeout = cmp.Or(cfg.ReadTimeout, 5*time.Second)
+	cfg.WriteTimeout = cmp.Or(cfg.WriteTimeout, 5*time.Second)
 	return cfg, nil
 }
-
-func (e mysqlEngine) replaceDSN(ctx context.Context, dsn string) error {
-	return e.current.setDSN(ctx, dsn)
-}
-
-func (mysqlEngine) createFile() error { return nil }
 
 // mysqlNumber returns the number of a server's error, 0 for any other error.
 func mysqlNumber(err error) uint16 {
@@ -267,11 +170,17 @@ func mysqlNumber(err error) uint16 {
 
 // classify implements engine. An error of opening a connection is transient, unless isPermanent
 // reports a config error.
-func (e mysqlEngine) classify(err error) errorClass {
-	if _, ok := errors.AsType[*notAppliedError](err); ok && !isPermanent(err) {
-		return e.classifyResponse(err) | transient
+func (mysqlEngine) classify(err error) errorClass {
+	number := mysqlNumber(err)
+	class := mysqlErrors[number].class
+	var network net.Error
+	if number == 0 && (errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn)) {
+		class = transient
 	}
-	return e.classifyResponse(err)
+	if _, ok := errors.AsType[*notAppliedError](err); ok && !isPermanent(err) {
+		class |= transient
+	}
+	return class
 }
 
 // isPermanent reports whether err, an error of opening a connection, is a config error, which a retry
@@ -284,21 +193,8 @@ func isPermanent(err error) bool {
 	return untrusted || slices.ContainsFunc(permanentErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
-func (mysqlEngine) classifyResponse(err error) errorClass {
-	if n := mysqlNumber(err); n != 0 {
-		return mysqlErrors[n].class
-	}
-	var network net.Error
-	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) {
-		return transient
-	}
-	return 0
-}
-
 func (mysqlEngine) redact(err error) error {
-	var server *mysql.MySQLError
-	switch {
-	case errors.As(err, &server):
+	if server, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		// The server's text can contain a value: 1062 contains the phone number.
 		text := "MySQL error " + strconv.Itoa(int(server.Number))
 		if state := bytes.Trim(server.SQLState[:], "\x00"); len(state) > 0 {
@@ -308,36 +204,39 @@ func (mysqlEngine) redact(err error) error {
 			text += ": " + means
 		}
 		return errors.New(text)
-	case errors.Is(err, driver.ErrBadConn):
+	}
+	if errors.Is(err, driver.ErrBadConn) {
 		return fmt.Errorf("%w (the server went away or is read-only)", err)
 	}
 	return err
 }
 
 func (e mysqlEngine) hint(err error) string {
+	dsn := e.connections.dsn.Load()
 	return strings.NewReplacer(
-		"{database}", "`"+strings.ReplaceAll(e.database, "`", "``")+"`",
-		"{user}", "'"+strings.NewReplacer("'", "''", `\`, `\\`).Replace(e.current.inner.Load().user)+"'@'%'",
+		"{database}", quoted(dsn.DBName),
+		"{user}", "'"+strings.NewReplacer("'", "''", `\`, `\\`).Replace(dsn.User)+"'@'%'",
 	).Replace(mysqlHints[mysqlNumber(err)])
 }
 
-func (mysqlEngine) filesUnchanged() error { return nil }
-
-func (e mysqlEngine) limit(connections int) { e.connections.limit(connections) }
-
-func (e mysqlEngine) warnings(ctx context.Context, pool *sql.DB) []string {
-	value := map[string]string{}
-	rows, err := pool.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN
-		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
-	if err == nil {
-		defer rows.Close()
-		for rows.Next() {
-			var name, v string
-			err = errors.Join(err, rows.Scan(&name, &v))
-			value[name] = v
-		}
-		err = errors.Join(err, rows.Err())
+// prepare implements engine.
+func (e mysqlEngine) prepare(ctx context.Context, db *DB) error {
+	err := db.prepareStatements(ctx)
+	if db.classify(err)&transient != 0 {
+		return err
 	}
+	tableWarnings, err := checkMySQLTable(ctx, db, err)
+	if err == nil {
+		db.warnings = append(e.settingWarnings(ctx, db.pool), tableWarnings...)
+	}
+	return err
+}
+
+// settingWarnings returns the warnings about the settings of the session.
+func (e mysqlEngine) settingWarnings(ctx context.Context, pool *sql.DB) []string {
+	value, name, v := map[string]string{}, "", ""
+	err := eachRow(ctx, pool, []any{&name, &v}, func() { value[name] = v }, `SHOW VARIABLES WHERE Variable_name IN
+		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
 	if err != nil {
 		return []string{"failed to read the database's settings: " + err.Error()}
 	}
@@ -357,7 +256,7 @@ func mysqlWarnings(value map[string]string, connections int) (warnings []string)
 	}
 	const reads = 1 // the bit for SELECT
 	if wait, _ := strconv.Atoi(value["wsrep_sync_wait"]); value["wsrep_on"] == "ON" && wait&reads == 0 {
-		warnings = append(warnings, "this is Galera without wsrep_sync_wait: a right code can be refused just after it was sent; add wsrep_sync_wait=15 to the data source name's parameters")
+		warnings = append(warnings, "this is Galera without wsrep_sync_wait: a stale read can reject a correct code just after its send; add wsrep_sync_wait=15 to the data source name's parameters")
 	}
 	return warnings
 }

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -20,9 +18,6 @@ const (
 	// purge, the others must wait until the lease expires.
 	purgeLeaseTTL = 2 * time.Minute
 	purgeRows     = 25 // per transaction, so that locks are short
-	// After each transaction the purge sleeps. The sleep is purgePauseFactor times as long as the
-	// transaction, so that the purge uses at most a fifth of the time.
-	purgePauseFactor = 4
 	// purgeLeaseKey is the key of the row with the purge lease. A purge can start when the begun_at
 	// of this row is past. No phone number has this form.
 	purgeLeaseKey = verify.Number("purge")
@@ -56,18 +51,11 @@ func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.L
 // present time is the earlier one of this process's clock and the database's clock. Purge does nothing
 // if a replica is purging or has purged within the last hour.
 func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64, err error) {
-	purged, err = db.purgeIfDue(ctx, retention)
-	if err != nil {
-		hint := ""
-		if db.classify(err)&denied != 0 {
-			hint = db.dialect.hint(err)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("purge: %w", withHint(db.dialect.hint(err), db.dialect.redact(err)))
 		}
-		err = fmt.Errorf("purge: %w", withHint(hint, db.dialect.redact(err)))
-	}
-	return purged, err
-}
-
-func (db *DB) purgeIfDue(ctx context.Context, retention time.Duration) (purged int64, err error) {
+	}()
 	lease, err := db.direct.load(ctx, purgeLeaseKey)
 	if err != nil {
 		return 0, err
@@ -98,41 +86,28 @@ func (db *DB) renewLease(ctx context.Context, lease *verify.Record, ttl time.Dur
 	return held, r.err
 }
 
-// deleteOld deletes one row. A statement with a list of keys could scan the whole of a small table,
-// and wait for rows that other transactions have locked.
-const deleteOld = "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?"
-
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
 	var seconds int64
 	if err := db.pool.QueryRowContext(ctx, db.dialect.clockQuery).Scan(&seconds); err != nil {
 		return 0, db.countError(err)
 	}
-	now := time.Now()
-	if dbNow := time.Unix(seconds, 0); dbNow.Before(now) {
-		now = dbNow
-	}
-	before := now.Add(-retention).UnixMicro()
-	deleteStmt, err := db.pool.PrepareContext(ctx, deleteOld)
-	if err != nil {
-		return 0, db.countError(err)
-	}
-	defer deleteStmt.Close()
+	cutoff := time.Unix(min(seconds, time.Now().Unix()), 0).Add(-retention).UnixMicro()
 	var cursor int64 // begun_at of the last row read
 	for {
 		started := time.Now()
-		old, next, err := db.oldest(ctx, cursor, before)
+		old, next, err := db.oldest(ctx, cursor, cutoff)
 		if err != nil || len(old) == 0 {
 			return purged, err
 		}
 		cursor = next
-		rows, err := db.deleteRows(ctx, deleteStmt, old, before)
+		rows, err := db.deleteRows(ctx, old, cutoff)
 		if db.countError(err) != nil && db.classify(err)&conflict == 0 {
 			return purged, err
 		}
 		purged += rows
 		db.counters.purged.Add(float64(rows))
 		select {
-		case <-time.After(purgePauseFactor * time.Since(started)):
+		case <-time.After(4 * time.Since(started)): // so that the purge uses a fifth of the time
 		case <-ctx.Done():
 			return purged, ctx.Err()
 		}
@@ -144,54 +119,41 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 	}
 }
 
-// deleteRows deletes the rows of the numbers in one transaction, unless a number has a newer send.
-func (db *DB) deleteRows(ctx context.Context, deleteStmt *sql.Stmt, numbers []string, before int64) (rows int64, err error) {
+// deleteRows deletes the rows of the numbers in one transaction, unless a number has a newer send. A
+// statement with a list of keys could scan the whole of a small table, and wait for rows that other
+// transactions have locked.
+func (db *DB) deleteRows(ctx context.Context, numbers []string, cutoff int64) (deleted int64, err error) {
 	tx, err := db.pool.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer tx.Rollback()
-	stmt := tx.StmtContext(ctx, deleteStmt) //nolint:sqlclosecheck // closes with its transaction
-	for _, n := range numbers {
-		result, err := stmt.ExecContext(ctx, n, before)
-		if err != nil {
-			return 0, err
-		}
-		removed, err := result.RowsAffected()
-		if err != nil {
-			return 0, err
-		}
-		rows += removed
+	stmt, err := tx.PrepareContext(ctx, "DELETE FROM phone_numbers WHERE phone_number = ? AND begun_at < ?")
+	if err != nil {
+		return 0, err
 	}
-	return rows, tx.Commit()
+	defer stmt.Close()
+	for _, n := range numbers {
+		result, err := stmt.ExecContext(ctx, n, cutoff)
+		if err != nil {
+			return 0, err
+		}
+		rows, _ := result.RowsAffected() // neither driver returns an error
+		deleted += rows
+	}
+	return deleted, tx.Commit()
 }
 
-// oldest returns at most purgeRows numbers whose last send is not before cursor, but before the time
-// before. It returns the oldest first, and the cursor for the next call.
-func (db *DB) oldest(ctx context.Context, cursor, before int64) (numbers []string, next int64, err error) {
-	rows, err := db.pool.QueryContext(ctx, "SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", cursor, before, purgeRows)
-	if err != nil {
-		return nil, 0, db.countError(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var n string
-		if err := rows.Scan(&n, &next); err != nil {
-			return nil, 0, err
-		}
-		numbers = append(numbers, n)
-	}
-	return numbers, next, db.countError(rows.Err())
+// oldest returns at most purgeRows numbers whose last send is at cursor or later, and before cutoff.
+// It returns the oldest first, and the cursor for the next call.
+func (db *DB) oldest(ctx context.Context, cursor, cutoff int64) (numbers []string, next int64, err error) {
+	var n string
+	err = eachRow(ctx, db.pool, []any{&n, &next}, func() { numbers = append(numbers, n) },
+		"SELECT phone_number, begun_at FROM phone_numbers WHERE begun_at >= ? AND begun_at < ? ORDER BY begun_at LIMIT ?", cursor, cutoff, purgeRows)
+	return numbers, next, db.countError(err)
 }
 
 func (db *DB) estimateRows(ctx context.Context) error {
 	var n int64
-	err := db.pool.QueryRowContext(ctx, db.dialect.rowCountQuery).Scan(&n)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil
-	}
-	if err == nil {
-		db.counters.rows.Set(float64(n))
-	}
-	return db.countError(err)
+	return db.countError(eachRow(ctx, db.pool, []any{&n}, func() { db.counters.rows.Set(float64(n)) }, db.dialect.rowCountQuery))
 }

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -43,32 +41,21 @@ var requiredColumns = []requiredColumn{
 	{"state", "VARBINARY(1024) NOT NULL", []string{"varbinary", "blob", "mediumblob", "longblob"}, verify.MaxStateBytes},
 }
 
-// problem returns the reason why c is not usable, or "".
-func (n requiredColumn) problem(c mysqlColumn) string {
-	switch {
-	case !slices.Contains(n.types, c.dataType), c.length < n.length,
-		c.dataType == "binary" && c.length > n.length: // it pads with zeros
-		return n.name + " is " + c.columnType
-	case n.name == "version" && c.nullable: // updateBatchSQL needs NOT NULL
-		return n.name + " may be NULL"
-	}
-	return ""
-}
-
 // A mysqlTable is the description of the table phone_numbers in information_schema.
 type mysqlTable struct {
 	engine, transactional, options string
 	columns                        map[string]mysqlColumn
-	unique                         map[string][]keyPart
-	begunAtIndexed                 bool // begun_at is first in an index
+	unique                         map[string][]keyPart // the unique keys
+	begunAtIndexed                 bool                 // begun_at is first in an index
 }
 
 type mysqlColumn struct {
 	dataType, columnType string
 	length               int64
 	nullable             bool
-	insertable           bool // the INSERT sets or can omit it
-	varies               bool // rows can differ, or have NULL
+	// For a column that the statements do not use:
+	noDefault bool // an INSERT without a value for it fails
+	distinct  bool // each row has another value or NULL, so a unique key with it accepts every number
 }
 
 // A keyPart is a part of a unique key: a column, or an expression if column is "".
@@ -77,88 +64,69 @@ type keyPart struct {
 	whole  bool // not only a prefix
 }
 
-// check implements engine. It reads the description of the table, and no rows. It ignores triggers,
-// CHECK constraints and foreign keys. If it cannot read the description, it returns prepareErr.
-func (mysqlEngine) check(ctx context.Context, db *DB, prepareErr error) error {
+// checkMySQLTable reads the description of the table, and no rows. It ignores triggers, CHECK
+// constraints and foreign keys. It returns an error if the table is not usable. Otherwise, or if it
+// cannot read the description, it returns prepareErr, the error of preparing the statements.
+func checkMySQLTable(ctx context.Context, db *DB, prepareErr error) (warnings []string, err error) {
 	t, err := readMySQLTable(ctx, db.pool)
-	if err != nil && prepareErr == nil && (ctx.Err() != nil || db.classify(err)&transient != 0) {
-		return err
-	}
-	if err == nil && (t.engine == "" || len(t.columns) == 0) {
-		err = errors.New("information_schema does not describe it; it may be a view")
-	}
 	if err != nil {
-		if prepareErr == nil {
-			db.tableWarnings = append(db.tableWarnings, "failed to check the table phone_numbers: "+db.dialect.redact(err).Error())
+		if prepareErr == nil && (ctx.Err() != nil || db.classify(err)&transient != 0) {
+			return nil, err
 		}
-		return prepareErr
+		return []string{"failed to check the table phone_numbers: " + db.dialect.redact(err).Error()}, prepareErr
 	}
 	problems, remedy := t.problems()
-	switch {
-	case len(problems) > 0:
-		return fmt.Errorf("the table phone_numbers cannot be used: %s; as a user who may alter it, run: ALTER TABLE phone_numbers %s; if its rows prevent that, run first: TRUNCATE TABLE phone_numbers; the codes of the last ten minutes are then refused",
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("the table phone_numbers cannot be used: %s; as a user who may alter it, run: ALTER TABLE phone_numbers %s; if its rows prevent that, run first: TRUNCATE TABLE phone_numbers; Valid then rejects the codes of the last ten minutes",
 			strings.Join(problems, ", "), remedy)
-	case !t.begunAtIndexed:
-		db.tableWarnings = append(db.tableWarnings, "no index begins with begun_at, so that each purge of old numbers reads the whole table; run: ALTER TABLE phone_numbers "+remedy)
 	}
-	return prepareErr
+	if !t.begunAtIndexed {
+		warnings = []string{"no index begins with begun_at, so that each purge of old numbers reads the whole table; run: ALTER TABLE phone_numbers " + remedy}
+	}
+	return warnings, prepareErr
 }
 
 func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 	const ofTable = " WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'"
 	t := &mysqlTable{columns: map[string]mysqlColumn{}, unique: map[string][]keyPart{}}
-	each := func(query string, take func(text []sql.NullString)) error {
-		rows, err := pool.QueryContext(ctx, query)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		names, err := rows.Columns()
-		if err != nil {
-			return err
-		}
-		text, into := make([]sql.NullString, len(names)), make([]any, len(names))
-		for i := range text {
-			into[i] = &text[i]
-		}
-		for rows.Next() {
-			if err := rows.Scan(into...); err != nil {
-				return err
-			}
-			take(text)
-		}
-		return rows.Err()
+	err := eachRow(ctx, pool, []any{&t.engine, &t.options, &t.transactional}, func() {},
+		`SELECT COALESCE(ENGINE, ''), COALESCE(CREATE_OPTIONS, ''),
+			COALESCE((SELECT MAX(TRANSACTIONS) FROM information_schema.ENGINES e WHERE e.ENGINE = t.ENGINE), '')
+		FROM information_schema.TABLES t`+ofTable)
+	if err != nil {
+		return nil, err
 	}
-	err := each(`SELECT ENGINE, CREATE_OPTIONS, (SELECT MAX(TRANSACTIONS) FROM information_schema.ENGINES e WHERE e.ENGINE = t.ENGINE)
-		FROM information_schema.TABLES t`+ofTable, func(text []sql.NullString) {
-		t.engine, t.options, t.transactional = text[0].String, text[1].String, text[2].String
-	})
-	if err == nil {
-		err = each("SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, CHARACTER_MAXIMUM_LENGTH, IS_NULLABLE, COLUMN_DEFAULT, EXTRA FROM information_schema.COLUMNS"+ofTable, func(text []sql.NullString) {
-			c := mysqlColumn{dataType: text[1].String, columnType: text[2].String, nullable: text[4].String == "YES"}
-			_, _ = fmt.Sscan(text[3].String, &c.length) // NULL leaves 0
-			byDefault, extra := text[5], strings.ToLower(text[6].String)
-			hasDefault := byDefault.Valid && byDefault.String != "NULL" // MariaDB returns the text NULL
-			computed := strings.Contains(extra, "auto_increment") || strings.Contains(extra, "generated")
-			// The default of an enumeration is its first value. A default such as uuid() differs
-			// between rows.
-			c.insertable = c.nullable || hasDefault || computed || c.dataType == "enum"
-			c.varies = computed || c.nullable && !hasDefault || strings.Contains(byDefault.String, "(")
-			name := strings.ToLower(text[0].String)
-			if slices.ContainsFunc(requiredColumns, func(n requiredColumn) bool { return n.name == name }) {
-				c.insertable, c.varies = true, false
-			}
-			t.columns[name] = c
-		})
+	var name, standard, extra string
+	var c mysqlColumn
+	err = eachRow(ctx, pool, []any{&name, &c.dataType, &c.columnType, &c.length, &c.nullable, &standard, &extra}, func() {
+		hasDefault := standard != "NULL"
+		computed := strings.Contains(extra, "auto_increment") || strings.Contains(extra, "generated")
+		// The default of an enumeration is its first value.
+		c.noDefault = !c.nullable && !hasDefault && !computed && c.dataType != "enum"
+		// The remedy for noDefault makes the column NULL. A default with parentheses, such as
+		// uuid(), has another value for each row.
+		c.distinct = c.noDefault || computed || c.nullable && !hasDefault || strings.Contains(standard, "(")
+		if slices.ContainsFunc(requiredColumns, func(n requiredColumn) bool { return n.name == name }) {
+			c.noDefault, c.distinct = false, false
+		}
+		t.columns[name] = c
+	}, `SELECT LOWER(COLUMN_NAME), DATA_TYPE, COLUMN_TYPE, COALESCE(CHARACTER_MAXIMUM_LENGTH, 0), IS_NULLABLE = 'YES',
+			COALESCE(COLUMN_DEFAULT, 'NULL'), LOWER(EXTRA) FROM information_schema.COLUMNS`+ofTable)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		err = each("SELECT INDEX_NAME, NON_UNIQUE, SEQ_IN_INDEX, COLUMN_NAME, SUB_PART FROM information_schema.STATISTICS"+ofTable+" ORDER BY INDEX_NAME, SEQ_IN_INDEX", func(text []sql.NullString) {
-			index, part := text[0].String, keyPart{strings.ToLower(text[3].String), !text[4].Valid}
-			t.begunAtIndexed = t.begunAtIndexed || text[2].String == "1" && part.column == "begun_at"
-			if text[1].String == "0" {
-				t.unique[index] = append(t.unique[index], part)
-			}
-		})
+	var index string
+	var unique, first bool
+	var part keyPart
+	err = eachRow(ctx, pool, []any{&index, &unique, &first, &part.column, &part.whole}, func() {
+		t.begunAtIndexed = t.begunAtIndexed || first && part.column == "begun_at"
+		if unique {
+			t.unique[index] = append(t.unique[index], part)
+		}
+	}, `SELECT INDEX_NAME, NON_UNIQUE = 0, SEQ_IN_INDEX = 1, COALESCE(LOWER(COLUMN_NAME), ''), SUB_PART IS NULL
+		FROM information_schema.STATISTICS`+ofTable+" ORDER BY INDEX_NAME, SEQ_IN_INDEX")
+	if err == nil && (t.engine == "" || len(t.columns) == 0) {
+		err = errors.New("information_schema does not describe it; it may be a view")
 	}
 	return t, err
 }
@@ -167,31 +135,31 @@ func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 // them. If the purge's index is missing, the clauses also add it.
 func (t *mysqlTable) problems() (problems []string, remedy string) {
 	var clauses []string
-	add := func(problem, remedy string) {
-		problems, clauses = append(problems, problem), append(clauses, remedy)
+	add := func(problem, clause string) {
+		problems, clauses = append(problems, problem), append(clauses, clause)
 	}
-	for _, need := range requiredColumns {
-		if c, ok := t.columns[need.name]; !ok {
-			add("the column "+need.name+" is missing or hidden from this user", "ADD "+need.name+" "+need.shipped)
-		} else if problem := need.problem(c); problem != "" {
-			add(problem, "MODIFY "+need.name+" "+need.shipped)
+	for _, n := range requiredColumns {
+		switch c, ok := t.columns[n.name]; {
+		case !ok:
+			add("the column "+n.name+" is missing or hidden from this user", "ADD "+n.name+" "+n.shipped)
+		case !slices.Contains(n.types, c.dataType), c.length < n.length,
+			c.dataType == "binary" && c.length > n.length: // it pads with zeros
+			add(n.name+" is "+c.columnType, "MODIFY "+n.name+" "+n.shipped)
+		case n.name == "version" && c.nullable: // updateBatchSQL needs NOT NULL
+			add("version may be NULL", "MODIFY "+n.name+" "+n.shipped)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.columns)) {
-		if c := t.columns[name]; !c.insertable {
+		if c := t.columns[name]; c.noDefault {
 			add(name+" has no default and may not be NULL", "MODIFY "+quoted(name)+" "+c.columnType+" NULL")
 		}
 	}
-	notInsertable := func(p keyPart) bool {
+	noDefault := func(p keyPart) bool { return t.columns[p.column].noDefault }
+	// A unique key can reject the row of another number, unless one part of the key is distinct. An
+	// expression, or a column that this user cannot see, is taken as distinct.
+	distinct := func(p keyPart) bool {
 		c, seen := t.columns[p.column]
-		return seen && !c.insertable
-	}
-	// A unique key can reject the row of another number, unless one part of the key has a
-	// different value for each number. differs reports whether p is a part of this kind. It assumes this
-	// of an expression, and of a column that this user cannot see.
-	differs := func(p keyPart) bool {
-		c, seen := t.columns[p.column]
-		return !seen || c.varies || !c.insertable || p == keyPart{"phone_number", true} || p == keyPart{"version", true}
+		return !seen || c.distinct || p == keyPart{"phone_number", true} || p == keyPart{"version", true}
 	}
 	unique, dropPrimary := false, false
 	for _, name := range slices.Sorted(maps.Keys(t.unique)) {
@@ -199,13 +167,13 @@ func (t *mysqlTable) problems() (problems []string, remedy string) {
 		switch {
 		case len(parts) == 1 && parts[0] == keyPart{"phone_number", true}:
 			unique = true
-		case isPrimary && slices.ContainsFunc(parts, notInsertable): // NULL is not allowed in it
+		case isPrimary && slices.ContainsFunc(parts, noDefault): // its remedy, NULL, is not allowed in a primary key
 			dropPrimary = true
-		case slices.ContainsFunc(parts, differs):
+		case slices.ContainsFunc(parts, distinct):
 		case isPrimary:
-			problems, dropPrimary = append(problems, "the primary key refuses other numbers"), true
+			problems, dropPrimary = append(problems, "the primary key rejects other numbers"), true
 		default:
-			add("the unique key "+name+" refuses other numbers", "DROP INDEX "+quoted(name))
+			add("the unique key "+name+" rejects other numbers", "DROP INDEX "+quoted(name))
 		}
 	}
 	if !unique {
@@ -238,24 +206,6 @@ func quoted(name string) string { return "`" + strings.ReplaceAll(name, "`", "``
 // errNotShipped marks the errors of tryTable that are about the table.
 var errNotShipped = errors.New("it is not the table of phonenumberservice.sql")
 
-// check implements engine. It tests the table by tryTable, because the declaration of a SQLite table
-// does not show which values a column can store: SQLite derives the affinity of a column from the name of its
-// type.
-func (e sqliteEngine) check(ctx context.Context, db *DB, prepareErr error) error {
-	err := prepareErr
-	if err == nil {
-		err = db.tryTable(ctx)
-	}
-	if err == nil {
-		return e.prepareFiles(ctx, db.pool)
-	}
-	if !errors.Is(err, errNotShipped) &&
-		!slices.Contains([]int{sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}, sqliteCode(err)) {
-		return err
-	}
-	return fmt.Errorf("the table phone_numbers cannot be used: %w; have the service make its own, after which the codes of the last ten minutes are refused: ALTER TABLE phone_numbers RENAME TO phone_numbers_before; DROP INDEX IF EXISTS phone_numbers_begun_at", err)
-}
-
 // tryTable stores two numbers in a transaction, reads one of them, and rolls the transaction back.
 func (db *DB) tryTable(ctx context.Context) error {
 	// No phone number begins with +0. In a text column, begunAt sorts after later. In a
@@ -269,20 +219,13 @@ func (db *DB) tryTable(ctx context.Context) error {
 	insert, update := tx.StmtContext(ctx, db.direct.insert), tx.StmtContext(ctx, db.direct.update)
 	first := verify.Record{Version: verify.Version{1}, BegunAt: begunAt, State: []byte{}}
 	second := verify.Record{Version: verify.Version{2}, BegunAt: begunAt, State: make([]byte, verify.MaxStateBytes)}
-	for _, s := range []struct {
-		swapRequest
-		want bool
-	}{
-		{swapRequest{one, verify.Version{}, first}, true},
-		{swapRequest{one, verify.Version{}, second}, false},
-		{swapRequest{other, verify.Version{}, first}, true},
-		{swapRequest{one, first.Version, second}, true},
-	} {
-		applied, err := swap(ctx, insert, update, s.swapRequest)
+	var none verify.Version
+	for i, s := range []swapRequest{{one, none, first}, {one, none, second}, {other, none, first}, {one, first.Version, second}} {
+		applied, err := swap(ctx, insert, update, s)
 		if err != nil {
 			return err
 		}
-		if applied != s.want {
+		if conflicts := i == 1; applied == conflicts {
 			return fmt.Errorf("%w: its keys are others", errNotShipped)
 		}
 	}

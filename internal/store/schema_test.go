@@ -116,18 +116,18 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 		{"a primary key over more columns", created(key, "PRIMARY KEY (phone_number, begun_at)"), []string{noKey}},
 		{
 			"a key over a part of the number", created(key, "UNIQUE KEY part (phone_number(8))"),
-			[]string{noKey, "the unique key part refuses other numbers"},
+			[]string{noKey, "the unique key part rejects other numbers"},
 		},
 		{
 			"a key over a part of the number beside the right one", created(key, key+", UNIQUE KEY part (phone_number(8))"),
-			[]string{"the unique key part refuses other numbers"},
+			[]string{"the unique key part rejects other numbers"},
 		},
 		{
 			"a key over a part of the version", created(key, key+", UNIQUE KEY part (version(1))"),
-			[]string{"the unique key part refuses other numbers"},
+			[]string{"the unique key part rejects other numbers"},
 		},
-		{"a unique key over the time", created(key, key+", UNIQUE KEY time (begun_at)"), []string{"the unique key time refuses other numbers"}},
-		{"a primary key over a constant", created(key, "tenant INT NOT NULL DEFAULT 1, PRIMARY KEY (tenant), UNIQUE (phone_number)"), []string{"the primary key refuses other numbers"}},
+		{"a unique key over the time", created(key, key+", UNIQUE KEY time (begun_at)"), []string{"the unique key time rejects other numbers"}},
+		{"a primary key over a constant", created(key, "tenant INT NOT NULL DEFAULT 1, PRIMARY KEY (tenant), UNIQUE (phone_number)"), []string{"the primary key rejects other numbers"}},
 		{"partitions by the time", created(key, "PRIMARY KEY (phone_number, begun_at)") + " PARTITION BY RANGE (begun_at) (PARTITION p VALUES LESS THAN MAXVALUE)", []string{noKey}},
 		{"MyISAM", created("InnoDB", "MyISAM"), []string{"the engine MyISAM has no transactions"}},
 		{"MEMORY", created("InnoDB", "MEMORY"), []string{"the engine MEMORY has no transactions"}},
@@ -172,7 +172,7 @@ func TestMySQLTable_RejectedUntilAltered(t *testing.T) {
 			_, alter := prepareError(t, dsn, c.wants...)
 			mustRun(t, "mysql", dsn, alter)
 			db := open(t, dsn)
-			if got := db.Warnings(t.Context()); len(got) != 0 {
+			if got := db.Warnings(); len(got) != 0 {
 				t.Errorf("Warnings after the ALTER TABLE = %q; want none", got)
 			}
 			mustKeepRecords(t, db)
@@ -206,7 +206,7 @@ func TestMySQLTable_AcceptedIfUsable(t *testing.T) {
 			dsn := mysqltest.DSN(t)
 			mustRun(t, "mysql", dsn, create)
 			db := open(t, dsn)
-			if got := db.Warnings(t.Context()); len(got) != 0 {
+			if got := db.Warnings(); len(got) != 0 {
 				t.Errorf("Warnings = %q; want none", got)
 			}
 			mustKeepRecords(t, db)
@@ -251,13 +251,13 @@ func TestMySQLTable_AlteredLaterFailsWithoutEffect(t *testing.T) {
 func TestMySQLTable_WarnsIfThePurgeIndexIsMissing(t *testing.T) {
 	dsn := mysqltest.DSN(t)
 	mustRun(t, "mysql", dsn, created(", KEY begun_at (begun_at)", ""))
-	got := strings.Join(open(t, dsn).Warnings(t.Context()), "\n")
+	got := strings.Join(open(t, dsn).Warnings(), "\n")
 	alter := regexp.MustCompile(`ALTER TABLE [^;]+`).FindString(got)
 	if alter == "" {
 		t.Fatalf("Warnings = %q; want an ALTER TABLE", got)
 	}
 	mustRun(t, "mysql", dsn, alter)
-	if got := open(t, dsn).Warnings(t.Context()); len(got) != 0 {
+	if got := open(t, dsn).Warnings(); len(got) != 0 {
 		t.Errorf("Warnings after it = %q; want none", got)
 	}
 }
@@ -269,7 +269,7 @@ func TestMySQLTable_WarnsOfAView(t *testing.T) {
 	mustRun(t, "mysql", dsn, created("phone_numbers (", "numbers ("), "CREATE VIEW phone_numbers AS SELECT * FROM numbers")
 	db := open(t, dsn)
 	mustKeepRecords(t, db)
-	if got := db.Warnings(t.Context()); len(got) != 1 || !strings.Contains(got[0], "failed to check the table phone_numbers") {
+	if got := db.Warnings(); len(got) != 1 || !strings.Contains(got[0], "failed to check the table phone_numbers") {
 		t.Errorf("Warnings = %q; want one that the table could not be checked", got)
 	}
 }

@@ -226,7 +226,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 	t.Run("a server that does not flush every commit gives a warning", func(t *testing.T) {
 		run("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
 		defer run("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
-		got := open(t, server.DSN(mysqltest.Database)).Warnings(t.Context())
+		got := open(t, server.DSN(mysqltest.Database)).Warnings()
 		if len(got) != 1 || !strings.Contains(got[0], "innodb_flush_log_at_trx_commit is 2") {
 			t.Errorf("Warnings = %q; want one about innodb_flush_log_at_trx_commit", got)
 		}

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -26,30 +27,24 @@ var sqliteErrors = map[int]errorClass{
 	sqlite3.SQLITE_CONSTRAINT: notApplied, // insertSuffix handles the primary key
 }
 
-type sqliteEngine struct {
-	path   string                 // "" for a database in memory
-	opened map[string]fs.FileInfo // database and write-ahead log, by name
-}
+type sqliteEngine struct{ path string } // "" for a database in memory
 
 func openSQLite(path string) (*DB, error) {
 	if path == "" {
 		return nil, errors.New("the data source name has no file; want sqlite:/path/to/file.db")
 	}
-	name, mode := "file::memory:", "memory"
-	if path == ":memory:" {
-		path = ""
-	} else {
-		absolute, err := filepath.Abs(path)
-		if err != nil {
+	name, file, files := "file::memory:?mode=memory", "", map[string]fs.FileInfo(nil)
+	if path != ":memory:" {
+		var err error
+		if file, err = filepath.Abs(path); err != nil {
 			return nil, err
 		}
-		path = absolute
-		name = "file:" + (&url.URL{Path: path}).EscapedPath()
-		mode = "rw" // only createFile creates the file
+		name = "file:" + (&url.URL{Path: file}).EscapedPath() + "?mode=rw" // only createFile creates the file
+		files = map[string]fs.FileInfo{file: nil, file + "-wal": nil}
 	}
 	// The busy timeout is shorter than storeTimeout of package verify. After SQLITE_BUSY the
 	// outcome is "not applied". After the end of a context the outcome is unknown.
-	inner, err := sqlite.NewConnector(name + "?mode=" + mode + "&_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
+	inner, err := sqlite.NewConnector(name + "&_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
 	if err != nil {
 		return nil, err
 	}
@@ -62,15 +57,38 @@ func openSQLite(path string) (*DB, error) {
 		insertSuffix:  " ON CONFLICT (phone_number) DO NOTHING",
 		clockQuery:    "SELECT unixepoch()",
 		rowCountQuery: "SELECT COUNT(*) FROM phone_numbers",
-		engine:        sqliteEngine{path, map[string]fs.FileInfo{}},
+		engine:        sqliteEngine{file},
 	}, pool)
-	db.executor = newGroupCommit(&db.direct)
+	db.executor, db.files = newGroupCommit(&db.direct), files
 	return db, nil
 }
 
-func (sqliteEngine) limit(int) {} // always one connection
-
-func (sqliteEngine) replaceDSN(context.Context, string) error { return errOtherDatabase }
+// prepare implements engine. It also creates the index that schema.sql defines only for MySQL, and
+// stores the identities of the files in db.files. It tests the table by tryTable, because the
+// declaration of a SQLite table does not show which values a column can store: SQLite derives the
+// affinity of a column from the name of its type.
+func (e sqliteEngine) prepare(ctx context.Context, db *DB) error {
+	err := e.createFile()
+	if err == nil {
+		err = db.prepareStatements(ctx)
+	}
+	if err == nil {
+		err = db.tryTable(ctx)
+	}
+	if errors.Is(err, errNotShipped) ||
+		slices.Contains([]int{sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}, sqliteCode(err)) {
+		return fmt.Errorf("the table phone_numbers cannot be used: %w; rename it, so that the service creates a new one, and Valid then rejects the codes of the last ten minutes: ALTER TABLE phone_numbers RENAME TO phone_numbers_before; DROP INDEX IF EXISTS phone_numbers_begun_at", err)
+	}
+	if err == nil {
+		_, err = db.pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
+	}
+	for name, opened := range db.files {
+		if err == nil && opened == nil {
+			db.files[name], err = os.Stat(name)
+		}
+	}
+	return err
+}
 
 // createFile creates the file with access only for its owner. SQLite creates the write-ahead log and
 // its index with the same mode. createFile does not open an existing file, because closing it would
@@ -89,9 +107,7 @@ func (e sqliteEngine) createFile() error {
 	return err
 }
 
-func (sqliteEngine) classify(err error) errorClass {
-	return sqliteErrors[sqliteCode(err)]
-}
+func (sqliteEngine) classify(err error) errorClass { return sqliteErrors[sqliteCode(err)] }
 
 // sqliteCode returns the primary result code of an error of SQLite, 0 for any other error.
 func sqliteCode(err error) int {
@@ -114,31 +130,13 @@ func (e sqliteEngine) hint(err error) string {
 	return "this user must be able to read and write " + e.path + " and its directory"
 }
 
-// prepareFiles creates the purge's index, and stores the identities of the files for filesUnchanged.
-func (e sqliteEngine) prepareFiles(ctx context.Context, pool *sql.DB) error {
-	_, err := pool.ExecContext(ctx, "CREATE INDEX IF NOT EXISTS phone_numbers_begun_at ON phone_numbers (begun_at)")
-	if err != nil || e.path == "" {
-		return err
-	}
-	for _, name := range []string{e.path, e.path + "-wal"} {
-		if e.opened[name] == nil {
-			if e.opened[name], err = os.Stat(name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// filesUnchanged returns an error if a file was removed or replaced. SQLite continues to use the
+// unchanged returns an error if one of the files was removed or replaced. SQLite continues to use the
 // removed file, whose content is lost when this process ends.
-func (e sqliteEngine) filesUnchanged() error {
-	for name, opened := range e.opened {
+func unchanged(files map[string]fs.FileInfo) error {
+	for name, opened := range files {
 		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {
 			return fmt.Errorf("%s was removed or replaced while it was open; what is stored now is lost when the service stops: restart it", name)
 		}
 	}
 	return nil
 }
-
-func (sqliteEngine) warnings(context.Context, *sql.DB) []string { return nil }

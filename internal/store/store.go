@@ -9,6 +9,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -16,7 +17,7 @@ import (
 
 // ErrUnavailable marks an error of Prepare after which a retry can succeed: the database
 // cannot be reached, is starting, or is temporarily read-only.
-var ErrUnavailable = errors.New("database is not up")
+var ErrUnavailable = errors.New("database unavailable")
 
 // dsnForms shows the valid forms of a data source name (DSN). Errors contain it instead of the
 // configured DSN, which can contain a password.
@@ -24,12 +25,14 @@ const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/pat
 
 // A DB is a verify.Store. Call Load, Swap and Ready only after Prepare has succeeded.
 type DB struct {
-	dialect       dialect
-	pool          *sql.DB
-	direct        direct
-	executor      executor // runs Load and Swap
-	tableWarnings []string // warnings about the table
-	counters      counters
+	dialect     dialect
+	pool        *sql.DB
+	direct      direct
+	executor    executor               // runs Load and Swap
+	connections *connections           // nil for SQLite
+	files       map[string]fs.FileInfo // SQLite's files that Prepare opened, by name
+	warnings    []string
+	counters    counters
 }
 
 // newDB returns a DB that runs each load and each swap as one statement, without batches.
@@ -40,7 +43,7 @@ func newDB(dialect dialect, pool *sql.DB) *DB {
 	return db
 }
 
-// A dialect contains everything that differs between MySQL and SQLite.
+// A dialect contains the SQL that differs between MySQL and SQLite, and an engine.
 type dialect struct {
 	// insertSuffix is the clause that makes an INSERT do nothing if the row exists. It is "" for
 	// MySQL: there the INSERT fails, and classify returns conflict for its error.
@@ -52,27 +55,15 @@ type dialect struct {
 
 // An engine implements the parts of a dialect that are not SQL.
 type engine interface {
-	// replaceDSN makes new connections use the user, password and parameters of dsn.
-	replaceDSN(ctx context.Context, dsn string) error
-	// limit sets the maximum number of open connections. SQLite always has one.
-	limit(connections int)
-	// createFile creates the database file if it does not exist. It does nothing for MySQL.
-	createFile() error
+	// prepare prepares the statements by db.prepareStatements, and returns an error if they cannot
+	// rely on the table. It sets db.warnings.
+	prepare(ctx context.Context, db *DB) error
 	classify(err error) errorClass
 	// redact returns err without any text that can contain a phone number.
 	redact(err error) error
 	// hint returns the remedy for an error of Prepare, as a text for the operator. It returns ""
 	// if it has none.
 	hint(err error) string
-	warnings(ctx context.Context, pool *sql.DB) []string
-	// check checks that the table is usable for the statements. It returns an error if the table
-	// is not usable. Otherwise it returns prepareErr, the error of preparing the statements. It
-	// appends warnings to db.tableWarnings. For SQLite it also creates the index that schema.sql
-	// defines only for MySQL.
-	check(ctx context.Context, db *DB, prepareErr error) error
-	// filesUnchanged returns an error if the SQLite file that Prepare opened was removed or
-	// replaced.
-	filesUnchanged() error
 }
 
 // An executor runs loads and swaps: direct, multiRow or groupCommit.
@@ -85,8 +76,7 @@ type executor interface {
 	close()
 }
 
-// A statement is the SQL text of a prepared statement. Prepare stores the prepared statement in
-// *stmt.
+// A statement is the text of a prepared statement, which Prepare stores in *stmt.
 type statement struct {
 	stmt **sql.Stmt
 	text string
@@ -99,9 +89,10 @@ type swapRequest struct {
 	next   verify.Record
 }
 
-// An errorClass is a set of flags. Each flag is certain if the statement fails with the error. If
-// neither notApplied nor conflict is set, the outcome is unknown: the statement may have been
-// applied already, or may be applied later. The class of an unlisted error is 0.
+// An errorClass is a set of flags that describe the error of a statement. If neither notApplied nor
+// conflict is set, the outcome is unknown: the statement may have been applied already, or may be
+// applied later. So these two flags are set only if they are true each time the error occurs. The
+// class of an unlisted error is 0.
 type errorClass uint8
 
 const (
@@ -111,8 +102,6 @@ const (
 	tableMissing                        // Prepare must create the table
 	denied                              // the user lacks a right to the table
 )
-
-var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
 
 // Open returns a DB for dsn. It overrides the parameters of dsn that correctness depends on. It uses
 // neither network nor disk. Its errors show the valid forms and contain no part of dsn.
@@ -124,13 +113,20 @@ func Open(dsn string) (*DB, error) {
 }
 
 // LimitConnections sets the maximum number of connections to a MySQL server. Call it before
-// the first connection is opened.
-func (db *DB) LimitConnections(n int) { db.dialect.limit(n) }
+// the first connection is opened. For SQLite it does nothing.
+func (db *DB) LimitConnections(n int) {
+	if db.connections != nil {
+		db.connections.limit(n)
+	}
+}
 
 // ReplaceDSN makes new connections use the user, password and parameters of dsn. dsn must
 // name the same database, and the database must accept it. Its errors contain no part of dsn.
 func (db *DB) ReplaceDSN(ctx context.Context, dsn string) error {
-	return db.dialect.replaceDSN(ctx, dsn)
+	if db.connections == nil {
+		return errOtherDatabase
+	}
+	return db.connections.setDSN(ctx, dsn)
 }
 
 // PrepareToRead prepares only Load, so that Swap and Ready cannot be used. It creates no table, and
@@ -138,18 +134,15 @@ func (db *DB) ReplaceDSN(ctx context.Context, dsn string) error {
 func (db *DB) PrepareToRead(ctx context.Context) (err error) {
 	db.executor.close()
 	db.executor = &db.direct
-	if db.direct.selectOne, err = db.pool.PrepareContext(ctx, selectOneSQL); err == nil {
-		return nil
-	}
-	hint := db.dialect.hint(err)
+	db.direct.selectOne, err = db.pool.PrepareContext(ctx, selectOneSQL)
 	if db.classify(err)&tableMissing != 0 {
-		hint = "the table phone_numbers is not there; the service creates it when it first starts"
+		return withHint("the table phone_numbers is not there; the service creates it when it first starts", err)
 	}
-	return withHint(hint, err)
+	return withHint(db.dialect.hint(err), err)
 }
 
 func withHint(hint string, err error) error {
-	if hint == "" {
+	if hint == "" || err == nil {
 		return err
 	}
 	return fmt.Errorf("%s: %w", hint, err)
@@ -160,9 +153,9 @@ func withHint(hint string, err error) error {
 // they cannot rely on. If the operator can resolve its error, the error contains the remedy, such as
 // a statement to run. It wraps ErrUnavailable if a retry can succeed.
 func (db *DB) Prepare(ctx context.Context) error {
-	err := db.prepare(ctx)
+	err := db.dialect.prepare(ctx, db)
 	if err == nil {
-		return nil
+		err = db.probe(ctx) // a Galera node without quorum prepares statements, but runs none
 	}
 	err = withHint(db.dialect.hint(err), err)
 	if db.classify(err)&transient != 0 {
@@ -171,34 +164,20 @@ func (db *DB) Prepare(ctx context.Context) error {
 	return err
 }
 
-func (db *DB) prepare(ctx context.Context) error {
-	if err := db.dialect.createFile(); err != nil {
-		return err
-	}
-	// Preparing a statement also checks its table, columns and rights.
-	err := db.prepareStatements(ctx)
-	if db.classify(err)&tableMissing != 0 {
-		if _, err = db.pool.ExecContext(ctx, schema); err == nil {
-			err = db.prepareStatements(ctx)
-		}
-	}
-	if db.tableWarnings = nil; db.classify(err)&transient == 0 {
-		err = db.dialect.check(ctx, db, err)
-	}
-	if err != nil {
-		return err
-	}
-	// A Galera node without quorum prepares the statements, but cannot run them.
-	return db.probe(ctx)
-}
-
-func (db *DB) prepareStatements(ctx context.Context) error {
+// prepareStatements prepares the executor's statements, and creates the table if it is missing. The
+// database checks the table, its columns and the user's rights when it prepares a statement.
+func (db *DB) prepareStatements(ctx context.Context) (err error) {
 	for _, s := range db.executor.statements() {
 		if *s.stmt != nil {
 			continue // prepared by an earlier call
 		}
-		var err error
-		if *s.stmt, err = db.pool.PrepareContext(ctx, s.text); err != nil { //nolint:sqlclosecheck // used until the pool closes
+		*s.stmt, err = db.pool.PrepareContext(ctx, s.text) //nolint:sqlclosecheck // used until the pool closes
+		if db.classify(err)&tableMissing != 0 {
+			if _, err = db.pool.ExecContext(ctx, schema); err == nil {
+				*s.stmt, err = db.pool.PrepareContext(ctx, s.text) //nolint:sqlclosecheck // the same
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -223,16 +202,15 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	if next.State == nil {
 		next.State = []byte{} // nil would be NULL
 	}
-	switch r := db.executor.swap(ctx, swapRequest{n, old, next}); r.outcome {
-	case outcomeApplied:
-		return true, nil
-	case outcomeConflict:
-		return false, nil
-	case outcomeNotApplied:
-		return false, fmt.Errorf("swap: %w", db.dialect.redact(r.err))
-	default:
-		return false, fmt.Errorf("swap: %w: %w", verify.ErrOutcomeUnknown, db.dialect.redact(r.err))
+	r := db.executor.swap(ctx, swapRequest{n, old, next})
+	err := db.dialect.redact(r.err)
+	if r.outcome == outcomeUnknown {
+		err = fmt.Errorf("%w: %w", verify.ErrOutcomeUnknown, err)
 	}
+	if err != nil {
+		err = fmt.Errorf("swap: %w", err)
+	}
+	return r.outcome == outcomeApplied, err
 }
 
 // swapResult returns the result of a swap, given the error of its statement. applied is true if the
@@ -244,10 +222,9 @@ func (db *DB) swapResult(applied bool, err error) result {
 	case err == nil, class&conflict != 0:
 		return result{outcome: outcomeConflict}
 	case class&notApplied != 0:
-		return result{outcomeNotApplied, err}
-	default:
-		return result{outcomeUnknown, err}
+		return result{outcome: outcomeNotApplied, err: err}
 	}
+	return result{outcome: outcomeUnknown, err: err}
 }
 
 // direct runs each load and each swap as one statement, without batches.
@@ -314,7 +291,7 @@ func (db *DB) Ready(ctx context.Context) error {
 	if err := db.probe(ctx); err != nil {
 		return fmt.Errorf("probe: %w", db.dialect.redact(err))
 	}
-	return db.dialect.filesUnchanged()
+	return unchanged(db.files)
 }
 
 // probe reads a row, and runs an update that matches no row. A read-only server rejects even this
@@ -327,16 +304,30 @@ func (db *DB) probe(ctx context.Context) error {
 	return db.countError(err)
 }
 
-// Warnings returns lines for the log. Each describes a setting of the database or a property of the
-// table that weakens the guarantees, and its remedy.
-func (db *DB) Warnings(ctx context.Context) []string {
-	return append(db.dialect.warnings(ctx, db.pool), db.tableWarnings...)
-}
+// Warnings returns lines for the log that Prepare found. Each describes a setting of the database or
+// a property of the table that weakens the guarantees, and its remedy.
+func (db *DB) Warnings() []string { return db.warnings }
 
 // Close closes all connections. Requests that still wait fail.
 func (db *DB) Close() error {
 	db.executor.close()
 	return db.pool.Close()
+}
+
+// eachRow runs a query. For each row it scans the columns into dest, and then calls take.
+func eachRow(ctx context.Context, pool *sql.DB, dest []any, take func(), query string, args ...any) error {
+	rows, err := pool.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		take()
+	}
+	return rows.Err()
 }
 
 func (db *DB) classify(err error) errorClass {

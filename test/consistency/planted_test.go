@@ -59,7 +59,7 @@ var plantedBugs = []plantedBug{
 	},
 	{
 		name:  "a lost connection treated as a swap that was not applied",
-		edits: []edit{{"internal/store/mysql.go", "\t\treturn transient\n", "\t\treturn notApplied | transient\n"}},
+		edits: []edit{{"internal/store/mysql.go", "\t\tclass = transient\n", "\t\tclass = notApplied | transient\n"}},
 		test:  lostReplies, foundBy: "TestSwap_LostReplyTakesEffectOnce",
 		violation: "was counted again after another attempt",
 	},
