@@ -6,7 +6,7 @@ SBOM     := .bin/cyclonedx-gomod-1.10.0
 export npm_config_loglevel := error
 
 .DEFAULT_GOAL := help
-.PHONY: help build run unit check deps test page screenshots page-figures test-consistency test-cluster bench soak browser lint generate generated-is-current proto image fuzz deploy release
+.PHONY: help build run unit check deps test test-mysql page screenshots page-figures test-consistency test-cluster bench soak browser lint generate generated-is-current proto image fuzz deploy release
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,9 +32,15 @@ deps-%:
 
 test: deps lint ## Run all linters and tests; on Debian, install what they need
 	go test -race -timeout 20m ./...
+	$(MAKE) test-mysql
 	cd test && go test ./aliyunsdk
 	$(MAKE) deploy
 	$(MAKE) page
+
+# The other tests use MariaDB. The skipped ones take long and use SQLite.
+test-mysql: deps-mysql ## Run the tests of the store and the program on MySQL
+	[ ! -x .bin/mysql/mysqld ] || TEST_ENGINE=mysql go test -race -timeout 20m \
+	 -skip 'TestSecretFile|TestCallersFile|TestCodeKey|TestSIGHUP' ./internal/store ./internal/e2e
 
 # Kubernetes' types, compose's loader and systemd read the files. -count=1, since go test's
 # cache does not watch files outside the module.

@@ -126,7 +126,7 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 		}
 		calls.Wait()
 		number += callers * each
-		if n := len(connections(t, admin, "few")); setting != "" && n > 4 {
+		if n := len(server.Connections(t, "few")); setting != "" && n > 4 {
 			t.Errorf("%s: connections of two replicas: got %d; want at most 4", setting, n)
 		}
 		one.Kill()

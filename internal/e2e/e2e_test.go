@@ -2,7 +2,6 @@
 package e2e
 
 import (
-	"database/sql"
 	"fmt"
 	"os"
 	"os/exec"
@@ -127,28 +126,6 @@ func (p process) mustEnd(t *testing.T) {
 		t.Error("the program still runs 30 s after the signal; want exit code 0")
 	}
 }
-
-// connections returns the ids of the user's connections to the server.
-func connections(t *testing.T, admin *sql.DB, user string) (ids []string) {
-	t.Helper()
-	rows, err := admin.Query("SELECT id FROM information_schema.processlist WHERE user = ?", user)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, id)
-	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return ids
-}
-
 // write puts each secret into a file in dir and returns the _FILE variables.
 func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 	t.Helper()

@@ -65,7 +65,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		"ALIYUN_ACCESS_KEY_SECRET": fake.AccessKeySecret,
 	})
 	testutil.Eventually(t, "the new secrets are in use", reloaded)
-	for _, id := range connections(t, admin, "phone") { // new connections need the new password
+	for _, id := range server.Connections(t, "phone") { // new connections need the new password
 		admin.Exec("KILL CONNECTION " + id)
 	}
 	testutil.Eventually(t, "a call succeeds with the new password", func() bool {
@@ -135,13 +135,15 @@ func TestReload_WrongPasswordIsDialledLessAndLess(t *testing.T) {
 	t.Parallel()
 	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
-	rejected := func() (n int) {
+	aborted := func() (n int) {
 		var name string
-		if err := admin.QueryRow("SHOW GLOBAL STATUS LIKE 'Access_denied_errors'").Scan(&name, &n); err != nil {
+		if err := admin.QueryRow("SHOW GLOBAL STATUS LIKE 'Aborted_connects'").Scan(&name, &n); err != nil {
 			t.Fatal(err)
 		}
 		return n
 	}
+	atStart := aborted()
+	rejected := func() int { return aborted() - atStart }
 	dir := t.TempDir()
 	dsn := server.DSN(mysqltest.Database)
 	env := append(write(t, dir, map[string]string{"DATA_SOURCE_NAME": dsn}), slices.DeleteFunc(servicetest.Environment(fake, dsn), func(v string) bool {

@@ -37,9 +37,9 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 		quoted   = "PhoneNumbers=18677776661&TemplateParam={code:738201}" // Aliyun's errors quote requests
 		codeKey  = "a-code-key-of-32-bytes-or-more!!!"
 	)
-	mariadb, fake := mysqltest.Start(t), dysmsapitest.New(t)
+	database, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tRecognisableID", "RecognisableSecret0123456789"
-	admin := mariadb.Open(t)
+	admin := database.Open(t)
 	for _, statement := range []string{
 		"CREATE USER phone@'%' IDENTIFIED BY '" + password + "'",
 		"GRANT ALL ON " + mysqltest.Database + ".* TO phone@'%'",
@@ -48,7 +48,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	dsn := mysqltest.As(mariadb.DSN(mysqltest.Database), "phone:"+password)
+	dsn := mysqltest.As(database.DSN(mysqltest.Database), "phone:"+password)
 	traces := &testutil.Output{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))
 	defer collector.Close()
@@ -147,7 +147,7 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	responses.WriteString(inspect(t, dsn, number))
 	scrapes := testutil.Get(t, metrics, "/metrics", 200)
 	number = next()
-	mariadb.Stop()
+	database.Stop()
 	send(shop, number, "阿里云")
 	valid(shop, number, guess)
 	scrapes += testutil.Get(t, metrics, "/metrics", 200)

@@ -29,10 +29,10 @@ func TestMain(m *testing.M) {
 	os.Exit(mysqltest.Run(m))
 }
 
-// onBothStores runs a test on MariaDB, with the stores of two replicas, and on SQLite, with the
+// onBothStores runs a test on a server, with the stores of two replicas, and on SQLite, with the
 // store of one.
 func onBothStores(t *testing.T, test func(t *testing.T, replicas []*store.DB)) {
-	t.Run("MariaDB", func(t *testing.T) {
+	t.Run("server", func(t *testing.T) {
 		dsn := mysqltest.DSN(t)
 		test(t, []*store.DB{servertest.OpenStore(t, dsn), servertest.OpenStore(t, dsn)})
 	})

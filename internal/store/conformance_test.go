@@ -27,7 +27,7 @@ var engines = []struct {
 }{
 	{"SQLite file", func(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "store.db") }, true},
 	{"SQLite memory", func(testing.TB) string { return "sqlite::memory:" }, false},
-	{"MariaDB", mysqltest.DSN, true},
+	{"server", mysqltest.DSN, true},
 }
 
 // open returns a handle that is ready. The end of the test closes it.

@@ -39,7 +39,7 @@ func gauge(t *testing.T, db *store.DB, name string) float64 {
 // over two replicas whose user may have five connections.
 func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	server := mysqltest.Start(t)
-	run, connections := admin(t, server.DSN(""))
+	run := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
 	dsn := mysqltest.As(server.DSN(mysqltest.Database), "few:p")
 	replicas := []*store.DB{open(t, dsn), open(t, dsn)}
@@ -84,13 +84,13 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	run("ALTER USER few@'%' WITH MAX_USER_CONNECTIONS 0", "FLUSH USER_RESOURCES")
 	testutil.Eventually(t, "the pool has more than 10 connections", func() bool {
 		burst()
-		return len(connections("few")) > 10
+		return len(server.Connections(t, "few")) > 10
 	})
 }
 
 func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 	server := mysqltest.Start(t)
-	run, connections := admin(t, server.DSN(""))
+	run := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
 	dsn := mysqltest.As(server.DSN(mysqltest.Database), "few:p")
 	db := open(t, dsn)
@@ -99,7 +99,7 @@ func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer others.Close()
-	for _, id := range connections("few") {
+	for _, id := range server.Connections(t, "few") {
 		run("KILL CONNECTION " + id)
 	}
 	var taken []*sql.Conn
@@ -128,11 +128,11 @@ func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 // connections that its user may have.
 func TestReplaceDSN_WorksWithoutAFreeConnection(t *testing.T) {
 	server := mysqltest.Start(t)
-	run, connections := admin(t, server.DSN(""))
+	run := admin(t, server.DSN(""))
 	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
 	dsn := server.DSN(mysqltest.Database)
 	db := open(t, mysqltest.As(dsn, "few:p"))
-	if n := len(connections("few")); n != 1 {
+	if n := len(server.Connections(t, "few")); n != 1 {
 		t.Fatalf("got %d connections; want 1", n)
 	}
 	run("ALTER USER few@'%' IDENTIFIED BY 'q'")

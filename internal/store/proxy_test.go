@@ -22,7 +22,7 @@ type fault struct {
 	then  func()        // runs after the server's reply, or after the drop
 }
 
-// A proxy relays between the driver and MariaDB. It applies each fault from its channel to
+// A proxy relays between the driver and the server. It applies each fault from its channel to
 // the next swap.
 type proxy struct {
 	dsn    string

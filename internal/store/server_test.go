@@ -84,16 +84,15 @@ func TestSwap_SurvivesTheEndOfTheServer(t *testing.T) {
 	}
 }
 
-// admin returns functions that run statements and list a user's connections, as a user with
-// all rights.
-func admin(t *testing.T, dsn string) (run func(statements ...string), connections func(user string) []string) {
+// admin returns a function that runs statements as a user with all rights.
+func admin(t *testing.T, dsn string) (run func(statements ...string)) {
 	t.Helper()
 	db, err := sql.Open("mysql", dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	run = func(statements ...string) {
+	return func(statements ...string) {
 		t.Helper()
 		for _, statement := range statements {
 			if _, err := db.Exec(statement); err != nil {
@@ -101,31 +100,13 @@ func admin(t *testing.T, dsn string) (run func(statements ...string), connection
 			}
 		}
 	}
-	connections = func(user string) (ids []string) {
-		t.Helper()
-		rows, err := db.Query("SELECT id FROM information_schema.processlist WHERE user = ?", user)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var id string
-			rows.Scan(&id)
-			ids = append(ids, id)
-		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
-		}
-		return ids
-	}
-	return run, connections
 }
 
-// TestMariaDB_UsersSettingsAndRoles has its own server, since it changes users, settings and
+// TestServer_UsersSettingsAndRoles has its own server, since it changes users, settings and
 // roles of the server.
-func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
+func TestServer_UsersSettingsAndRoles(t *testing.T) {
 	server := mysqltest.Start(t)
-	run, connections := admin(t, server.DSN(""))
+	run := admin(t, server.DSN(""))
 	as := func(user, database string) string {
 		return mysqltest.As(server.DSN(database), user+":"+server.Password())
 	}
@@ -297,7 +278,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		db := open(t, as("plain", name))
 		first := record("first", 1)
 		mustSwap(t, db, number, none, first, true)
-		before := connections("plain")
+		before := server.Connections(t, "plain")
 		if len(before) == 0 {
 			t.Fatal("got no connection of the store; want one")
 		}
@@ -312,7 +293,7 @@ func TestMariaDB_UsersSettingsAndRoles(t *testing.T) {
 		}
 		mustLoad(t, db, number, first)
 		testutil.Eventually(t, "the connections to the read-only server are closed", func() bool {
-			return !slices.ContainsFunc(connections("plain"), func(id string) bool { return slices.Contains(before, id) })
+			return !slices.ContainsFunc(server.Connections(t, "plain"), func(id string) bool { return slices.Contains(before, id) })
 		})
 		run("SET GLOBAL read_only = 0")
 		mustSwap(t, db, number, first.Version, record("second", 2), true)

@@ -1,9 +1,8 @@
-// Package mysqltest starts MySQL-compatible servers for tests, today MariaDB: empty databases on a
-// server that all tests of the process share, and private servers that a test may kill.
+// Package mysqltest starts MariaDB and MySQL for tests: empty databases on a server that all tests of
+// the process share, and private servers that a test may kill.
 package mysqltest
 
 import (
-	"bytes"
 	"crypto/rand"
 	"database/sql"
 	"fmt"
@@ -29,7 +28,8 @@ const (
 	// existing is the variable with the DSN of a running server, which replaces the shared one. Its
 	// user must be able to create and drop databases.
 	existing = "TEST_DATA_SOURCE_NAME"
-	howToGet = "no MariaDB server: apt-get install mariadb-server-core, or make test, or a data source name in " + existing
+	// engineVariable is the variable with the name of the engine, MariaDB or MySQL.
+	engineVariable = "TEST_ENGINE"
 
 	createDatabase = "CREATE DATABASE %s DEFAULT CHARACTER SET ascii COLLATE ascii_bin;\n"
 	startTimeout   = 60 * time.Second // a busy machine is slow
@@ -41,11 +41,14 @@ var shared struct {
 }
 
 // Run runs a package's tests, removes the shared server, and returns the exit code. A package that
-// uses DSN calls it from TestMain.
+// uses this package calls it from TestMain.
 func Run(m *testing.M) int {
 	defer func() {
 		if shared.server != nil {
 			shared.server.remove()
+		}
+		for _, e := range engines {
+			os.RemoveAll(e.template)
 		}
 	}()
 	return m.Run()
@@ -91,21 +94,20 @@ func serverDSN(t testing.TB) string {
 	return shared.server.DSN("")
 }
 
-// A Server is a private mariadbd, which a test may kill.
+// A Server is a private server, which a test may kill.
 type Server struct {
 	Options
-	t        testing.TB
-	binary   string
-	port     int
-	password string // random, since another server can get the port
-	process  *os.Process
-	exited   chan struct{}
+	t       testing.TB
+	port    int
+	process *os.Process
+	exited  chan struct{}
 }
 
 // Options change the defaults of a server.
 type Options struct {
-	Dir  string   // empty directory for its data, removed at the end
-	Args []string // further arguments of mariadbd, after the default ones
+	Engine *Engine  // nil for that of TEST_ENGINE
+	Dir    string   // empty directory for its data, removed at the end
+	Args   []string // further arguments of the program, after the default ones
 }
 
 // Start returns a new running server, which is removed when the test ends.
@@ -124,7 +126,7 @@ func StartWith(t testing.TB, options Options) *Server {
 
 // DSN returns the data source name of database for a user with all privileges.
 func (s *Server) DSN(database string) string {
-	return fmt.Sprintf("test:%s@tcp(127.0.0.1:%d)/%s", s.password, s.port, database)
+	return fmt.Sprintf("test:%s@tcp(127.0.0.1:%d)/%s", password, s.port, database)
 }
 
 // As returns dsn with another account, "user:password".
@@ -141,11 +143,37 @@ func (s *Server) Open(t testing.TB) *sql.DB {
 	return db
 }
 
+// Connections returns the IDs of the user's connections to the server.
+func (s *Server) Connections(t testing.TB, user string) (ids []string) {
+	t.Helper()
+	db, err := sql.Open("mysql", s.DSN(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.Query("SELECT id FROM "+s.Engine.processlist+" WHERE user = ?", user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
 // Port returns the server's TCP port on 127.0.0.1, in digits.
 func (s *Server) Port() string { return strconv.Itoa(s.port) }
 
 // Password returns the password of the user test.
-func (s *Server) Password() string { return s.password }
+func (s *Server) Password() string { return password }
 
 // PID returns the ID of the server's process.
 func (s *Server) PID() int { return s.process.Pid }
@@ -160,7 +188,7 @@ func (s *Server) Stop() { s.signal(syscall.SIGTERM) }
 func (s *Server) Restart() {
 	s.t.Helper()
 	if !s.run() {
-		s.fatal("failed to restart MariaDB")
+		s.fatal("failed to restart " + s.Engine.Name)
 	}
 }
 
@@ -183,21 +211,20 @@ func (s *Server) remove() {
 
 func start(t testing.TB, options Options) *Server {
 	t.Helper()
-	s := &Server{Options: options, t: t, binary: find(), password: rand.Text()}
-	if s.binary == "" && os.Getenv("CI") != "" {
-		t.Fatal(howToGet)
+	s := &Server{Options: options, t: t}
+	if s.Engine == nil {
+		s.Engine = DefaultEngine(t)
 	}
-	if s.binary == "" {
-		fmt.Fprintln(os.Stderr, "skipped", t.Name()+":", howToGet) // go test shows it without -v
-		t.Skip(howToGet)
-	}
+	template := s.Engine.dataDirectory(t)
 	if s.Dir == "" {
 		var err error
-		if s.Dir, err = os.MkdirTemp("", "mariadb"); err != nil {
+		if s.Dir, err = os.MkdirTemp("", "database"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.setUp()
+	if err := os.CopyFS(s.data(), os.DirFS(template)); err != nil {
+		s.fatal(err.Error())
+	}
 	for range 5 {
 		// Ports below the kernel's range for outgoing connections. No such connection can block a
 		// restart.
@@ -206,66 +233,21 @@ func start(t testing.TB, options Options) *Server {
 			return s
 		}
 	}
-	s.fatal("failed to start MariaDB")
+	s.fatal("failed to start " + s.Engine.Name)
 	return nil
 }
 
-// find returns a MariaDB server program, or "" if there is none. A program named mysqld can be
-// Oracle MySQL, which needs another setup.
-func find() string {
-	for _, name := range []string{"mariadbd", "/usr/sbin/mariadbd", "mysqld", "/usr/sbin/mysqld"} {
-		if out, _ := exec.Command(name, "--no-defaults", "--version").Output(); bytes.Contains(out, []byte("MariaDB")) {
-			return name
-		}
-	}
-	return ""
-}
-
-// setUp creates the system tables, the user and Database. It needs no client programs, as
-// mariadb-install-db does. The server reads one statement per line.
-func (s *Server) setUp() {
-	script := bytes.NewBufferString("USE mysql;\n")
-	for _, name := range []string{"mysql_system_tables.sql", "mysql_system_tables_data.sql"} {
-		found, _ := filepath.Glob("/usr/share/m*/" + name) // mysql or mariadb
-		if len(found) == 0 {
-			s.fatal("/usr/share/mysql/" + name + " is missing: apt-get install mariadb-server-core")
-		}
-		text, _ := os.ReadFile(found[0])
-		script.Write(append(text, '\n'))
-	}
-	fmt.Fprintf(script, "FLUSH PRIVILEGES;\nCREATE USER test@'%%' IDENTIFIED BY '%s';\nGRANT ALL ON *.* TO test@'%%' WITH GRANT OPTION;\n", s.password)
-	fmt.Fprintf(script, createDatabase, Database)
-	if err := os.MkdirAll(filepath.Join(s.Dir, "data", "mysql"), 0o700); err != nil {
-		s.fatal(err.Error())
-	}
-	cmd := s.command("--bootstrap")
-	cmd.Stdin = script
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.fatal(fmt.Sprintf("failed to set up MariaDB: %v\n%s", err, out))
-	}
-}
+func (s *Server) data() string { return filepath.Join(s.Dir, "data") }
 
 func (s *Server) command(args ...string) *exec.Cmd {
-	args = append([]string{
-		"--no-defaults", "--datadir=" + filepath.Join(s.Dir, "data"), "--skip-log-bin",
-		// A starting server removes temporary tables in tmpdir, even those of another server.
-		"--tmpdir=" + s.Dir,
-		"--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M",
-	}, args...)
-	args = append(args, s.Args...)
-	if os.Geteuid() == 0 {
-		args = append(args, "--user=root")
-	}
-	cmd := exec.Command(s.binary, args...)
-	cmd.SysProcAttr = dieWithParent()
-	return cmd
+	return s.Engine.command(s.Dir, append(args, s.Args...)...)
 }
 
 // run starts the server and reports whether it responded.
 func (s *Server) run() bool {
 	cmd := s.command("--bind-address=127.0.0.1", fmt.Sprintf("--port=%d", s.port), "--skip-name-resolve", "--max-connections=500",
 		"--socket=s", // in the data directory, since socket paths are short
-		"--pid-file="+filepath.Join(s.Dir, "pid"), "--log-error="+filepath.Join(s.Dir, "log"))
+		"--pid-file="+filepath.Join(s.Dir, "pid"), "--log-error="+filepath.Join(s.Dir, "log.err"))
 	started := make(chan error)
 	exited := make(chan struct{})
 	go func() {
@@ -301,7 +283,7 @@ func (s *Server) run() bool {
 // fatal fails the test with a reason and the server's log, and removes the directory.
 func (s *Server) fatal(reason string) {
 	s.t.Helper()
-	log, _ := os.ReadFile(filepath.Join(s.Dir, "log"))
+	log, _ := os.ReadFile(filepath.Join(s.Dir, "log.err"))
 	os.RemoveAll(s.Dir)
 	s.t.Fatalf("%s\n%s", reason, log)
 }
