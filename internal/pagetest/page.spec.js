@@ -270,7 +270,7 @@ test('failures: those of the page do not change those of other numbers', async (
   await expect(phone.failure).toHaveValue('no_balance');
   await expect(phone.page.getByLabel('For sends')).toHaveValue('3');
   await expect(phone.send).toContainText('The next 3 sends fail: No balance. Sends to +86 186 0000 0001 fail: Limit by day.');
-  await expect(phone.send).toContainText('So for 1 more numbers.');
+  await expect(phone.send).toContainText('Failures are set for 1 more numbers.');
   await phone.failure.selectOption('OK, SMS arrives');
   await expect(phone.send).not.toContainText('The next 3 sends');
   await expect(phone.send).toContainText('Sends to +86 186 0000 0001 fail: Limit by day.');
@@ -401,7 +401,7 @@ test('times: from the service, not from the browser\'s clock', async ({ phone })
   await phone.open();
   const code = await phone.sendCode();
   await expect(phone.messages).toContainText(/(10:00|9:5\d) left/);
-  await expect(phone.page.locator('#heard')).toHaveText(`Message to +86 186 0000 0000: code ${[...code].join(' ')}. Acme`);
+  await expect(phone.page.locator('#announcement')).toHaveText(`Message to +86 186 0000 0000: code ${[...code].join(' ')}. Acme`);
 });
 
 test('messages: fields of a call are shown as text, not HTML', async ({ phone, service }) => {
@@ -447,7 +447,7 @@ test('reconnect: automatic after the service restarts', async ({ phone, service 
   await expect(phone.messages).toContainText('【Shop】');
   await expect(phone.messages).toHaveCount(1);
   await expect(phone.messages).not.toContainText(old);
-  await expect(phone.page.locator('#heard')).toContainText('Message to +86 186 0000 0000'); // although its id is not new
+  await expect(phone.page.locator('#announcement')).toContainText('Message to +86 186 0000 0000'); // although its id is not new
   await expect(phone.send.getByLabel('Phone number')).toHaveAttribute('aria-invalid', 'true');
   await phone.send.getByLabel('Phone number').fill('18600000000');
   await phone.sendCode();

@@ -1,139 +1,137 @@
 // The development page: a phone that shows the messages of the inbox, and forms for the
 // two calls. The service sends the states of codes; the page does not count attempts.
-import { around, errorText, locale, sample, say, translate } from './words.js';
+import { errorText, locale, messageParts, sampleSignName, textOf, translate } from './words.js';
 
 const $ = id => document.getElementById(id);
-const kept = 1000; // messages; the service keeps as many
+const maxMessages = 1000; // the service keeps as many
 
-$('signature').value = sample;
+$('signature').value = sampleSignName;
 
 // --- events of the service
 
 let settings = {};
-let behind = 0; // the service's clock minus ours, in ms
+let clockOffset = 0; // the service's clock minus ours, in ms
 const messages = new Map(); // by id, oldest first
 let failures = [];
-let shown = ''; // the number whose messages are shown
-let chosen = false; // by hand or by a send; other numbers do not replace it
-let expected = ''; // the number of the last send from this page
-let last = -1; // the highest known id
+let shownNumber = '';
+let pinned = false; // the user chose shownNumber or sent to it; messages to other numbers do not replace it
+let expectedNumber = ''; // the number of the last send from this page
+let lastId = -1; // the highest known id
 
-const now = () => Date.now() + behind;
+const now = () => Date.now() + clockOffset;
 
 // A browser opens six connections to a host, so one window has the stream of events for all
-// visible windows: the one that holds a lock. Browsers have Web Locks only on https and
-// localhost; otherwise each window has its own stream.
-const windows = navigator.locks && new BroadcastChannel('events');
-const name = Math.random(); // identifies this window
-let events; // the stream, if this window has it
-let leave; // ends the wait or the stream
+// visible windows: the one that holds a lock. It publishes the events on the channel. Browsers have
+// Web Locks only on https and localhost; otherwise each window has its own stream.
+const channel = navigator.locks && new BroadcastChannel('events');
+const windowId = Math.random();
+let stream; // an EventSource, if this window has the stream
+let stopListening; // ends the wait for the lock, or closes the stream
 
-function listenWhileSeen() {
-  leave?.();
-  leave = undefined;
+function listenWhileVisible() {
+  stopListening?.();
+  stopListening = undefined;
   if (document.hidden) return;
-  if (!windows) {
-    leave = listen();
+  if (!channel) {
+    stopListening = openStream();
     return;
   }
   const waiting = new AbortController();
   let release;
   navigator.locks.request('events', { signal: waiting.signal }, () => new Promise(resolve => {
-    const close = listen();
+    const close = openStream();
     release = () => resolve(close());
   })).catch(() => {}); // hidden before it got the lock
-  leave = () => release ? release() : waiting.abort();
-  windows.postMessage({ joins: name });
+  stopListening = () => release ? release() : waiting.abort();
+  channel.postMessage({ joinedWindow: windowId });
 }
 
-if (windows) windows.onmessage = ({ data }) => {
-  if (data.joins) {
-    if (events && $('signal').dataset.on) windows.postMessage({ to: data.joins, ...state() });
-  } else if (leave && !events && (!data.to || data.to === name)) hear(data);
+// The window with the stream sends its state to a window that joins. The others apply events.
+if (channel) channel.onmessage = ({ data }) => {
+  if (data.joinedWindow) {
+    if (stream && $('signal').dataset.on) channel.postMessage({ to: data.joinedWindow, ...currentState() });
+  } else if (stopListening && !stream && (!data.to || data.to === windowId)) applyEvent(data);
 };
 
-const state = () => $('signal').dataset.on === 'true'
-  ? { settings, behind, update: { whole: true, messages: [...messages.values()].reverse(), failures } }
+const currentState = () => $('signal').dataset.on === 'true'
+  ? { settings, clockOffset, update: { whole: true, messages: [...messages.values()].reverse(), failures } }
   : { lost: true };
 
-// listen opens the stream, and returns the function that closes it.
-function listen() {
-  events = new EventSource('inbox/events');
-  const tell = heard => {
-    windows?.postMessage(heard);
-    hear(heard);
+// openStream returns the function that closes the stream.
+function openStream() {
+  stream = new EventSource('inbox/events');
+  const publish = event => {
+    channel?.postMessage(event);
+    applyEvent(event);
   };
-  events.addEventListener('settings', e => {
+  stream.addEventListener('settings', e => {
     const settings = JSON.parse(e.data);
-    tell({ settings, behind: Date.parse(settings.now) - Date.now() });
+    publish({ settings, clockOffset: Date.parse(settings.now) - Date.now() });
   });
-  events.addEventListener('inbox', e => tell({ update: JSON.parse(e.data) }));
-  events.onerror = () => {
-    tell({ lost: true });
+  stream.addEventListener('inbox', e => publish({ update: JSON.parse(e.data) }));
+  stream.onerror = () => {
+    publish({ lost: true });
     // A browser does not reconnect if the response is no stream, such as a proxy's error.
-    if (events.readyState === EventSource.CLOSED) setTimeout(listenWhileSeen, 1000);
+    if (stream.readyState === EventSource.CLOSED) setTimeout(listenWhileVisible, 1000);
   };
   return () => {
-    events.close();
-    events = undefined;
+    stream.close();
+    stream = undefined;
   };
 }
 
-// hear applies an event of the stream, from this window or from the one that has it.
-function hear(heard) {
-  if (heard.lost) connected(false);
-  if (heard.settings) {
-    if (settings.started && settings.started !== heard.settings.started) last = 0; // a new process starts at 1
-    ({ settings, behind } = heard);
+// applyEvent applies an event of the stream, from this window or from the one that has it.
+function applyEvent(event) {
+  if (event.lost) showConnection(false);
+  if (event.settings) {
+    if (settings.started && settings.started !== event.settings.started) lastId = 0; // a new process starts at 1
+    ({ settings, clockOffset } = event);
     $('version').textContent = settings.version;
-    connected(true);
+    showConnection(true);
     checkNumber($('send-number'));
     checkNumber($('valid-number'));
   }
-  if (heard.update) take(heard.update);
+  if (event.update) applyUpdate(event.update);
 }
 
-function connected(yes) {
+function showConnection(connected) {
   const signal = $('signal');
-  if (signal.dataset.on === String(yes)) return;
-  signal.dataset.on = yes;
-  signal.textContent = say(yes ? 'connected' : 'reconnecting');
+  if (signal.dataset.on === String(connected)) return;
+  signal.dataset.on = connected;
+  signal.textContent = textOf(connected ? 'connected' : 'reconnecting');
 }
 
-function take(update) {
+function applyUpdate(update) {
   const newest = update.messages[0];
-  const arrived = update.messages.filter(m => m.id > last);
-  const first = last < 0;
+  const arrived = update.messages.filter(m => m.id > lastId);
+  const first = lastId < 0;
   if (update.whole) {
     messages.clear();
-    drawnFor = undefined; // after a restart, ids start again
-    if (!update.messages.some(m => m.phone_number === shown)) chosen = false;
+    threadNumber = undefined; // after a restart, ids start again
+    if (!update.messages.some(m => m.phone_number === shownNumber)) pinned = false;
   }
   for (const m of update.messages.reverse()) messages.set(m.id, m);
-  last = Math.max(0, ...messages.keys());
+  lastId = Math.max(0, ...messages.keys());
   for (const id of messages.keys()) {
-    if (messages.size <= kept) break;
+    if (messages.size <= maxMessages) break;
     messages.delete(id);
   }
   failures = update.failures;
-  if (arrived.some(m => m.phone_number === expected)) {
-    shown = expected;
-    chosen = true;
-    expected = '';
+  if (arrived.some(m => m.phone_number === expectedNumber)) {
+    show(expectedNumber);
+    expectedNumber = '';
     if (matchMedia('(max-width: 800px)').matches) $('phone').scrollIntoView({ block: 'nearest' }); // the phone is below the form
-  } else if (newest && (!shown || arrived.length && !chosen)) shown = newest.phone_number;
+  } else if (newest && (!shownNumber || arrived.length && !pinned)) shownNumber = newest.phone_number;
   if (arrived.length && !first) {
     const [m] = arrived;
-    $('heard').textContent = say('heard', spaced(m.phone_number), [...m.code].join(' '), m.signature);
-    if (m.phone_number !== shown) tellOf(m.phone_number);
+    $('announcement').textContent = textOf('announcement', spaced(m.phone_number), [...m.code].join(' '), m.signature);
+    if (m.phone_number !== shownNumber) {
+      $('other').hidden = false;
+      $('other').value = m.phone_number;
+      $('other').textContent = textOf('otherNumber', spaced(m.phone_number));
+    }
   }
   draw();
-}
-
-function tellOf(number) {
-  $('other').hidden = false;
-  $('other').value = number;
-  $('other').textContent = say('other', spaced(number));
 }
 
 // --- the phone
@@ -151,33 +149,33 @@ function draw() { // at most once a frame
   });
 }
 
-function drawNumbers(anyway) {
+function drawNumbers(force) {
   const numbers = new Set([...messages.values()].reverse().map(m => m.phone_number)); // newest first
-  const empty = !numbers.has(shown);
-  if (shown) numbers.add(shown); // cleared, and still shown
+  const empty = !numbers.has(shownNumber);
+  if (shownNumber) numbers.add(shownNumber); // cleared, and still shown
   const list = $('numbers');
   // Do not change a list that is open.
-  if (anyway || document.activeElement !== list || list.value !== shown) {
-    const options = [...numbers].map(n => new Option(spaced(n), n, false, n === shown));
-    list.replaceChildren(...(options.length ? options : [new Option(say('nobody'), '')]));
+  if (force || document.activeElement !== list || list.value !== shownNumber) {
+    const options = [...numbers].map(n => new Option(spaced(n), n, false, n === shownNumber));
+    list.replaceChildren(...(options.length ? options : [new Option(textOf('noMessages'), '')]));
   }
   list.disabled = numbers.size === 0;
   $('nothing').hidden = !empty;
-  $('clear').ariaLabel = shown && say('clearOf', spaced(shown));
-  if ($('other').value === shown || !numbers.has($('other').value)) $('other').hidden = true;
+  $('clear').ariaLabel = shownNumber && textOf('clearOf', spaced(shownNumber));
+  if ($('other').value === shownNumber || !numbers.has($('other').value)) $('other').hidden = true;
 }
 
-const bubbles = new Map(); // by message id, of the shown number
-let drawnFor = '';
+const bubbles = new Map(); // by message id, of threadNumber
+let threadNumber = ''; // the number whose bubbles are in the thread
 
 function drawThread() {
   const thread = $('thread');
   const list = thread.firstElementChild;
-  const follow = drawnFor !== shown || thread.scrollHeight - thread.scrollTop - thread.clientHeight < 60;
-  if (drawnFor !== shown) {
+  const follow = threadNumber !== shownNumber || thread.scrollHeight - thread.scrollTop - thread.clientHeight < 60;
+  if (threadNumber !== shownNumber) {
     bubbles.clear();
     list.replaceChildren();
-    drawnFor = shown;
+    threadNumber = shownNumber;
   }
   for (const [id, bubble] of bubbles) {
     if (messages.has(id)) continue;
@@ -186,7 +184,7 @@ function drawThread() {
   }
   let added = false;
   for (const m of messages.values()) {
-    if (m.phone_number !== shown) continue;
+    if (m.phone_number !== shownNumber) continue;
     const bubble = bubbles.get(m.id);
     if (bubble) bubble.message = m;
     else {
@@ -203,9 +201,9 @@ function bubbleOf(m) {
   const [sign, before, whole, after] = li.querySelector('.bubble').children;
   const [code, at] = whole.children;
   sign.textContent = m.signature && `【${m.signature}】`;
-  [before.textContent, at.textContent, after.textContent] = around(duration(settings.code_ttl_seconds));
+  [before.textContent, at.textContent, after.textContent] = messageParts(duration(settings.code_ttl_seconds));
   code.textContent = m.code;
-  code.setAttribute('aria-label', say('copyCode', m.code));
+  code.setAttribute('aria-label', textOf('copyCode', m.code));
   code.onclick = () => copy(m.code, code);
   const time = li.querySelector('time');
   time.dateTime = m.sent_at;
@@ -216,8 +214,8 @@ function bubbleOf(m) {
 }
 
 const stateOf = m => m.state === 'live' && now() >= Date.parse(m.expires_at) ? 'expired' : m.state;
-const left = m => Math.min(settings.code_ttl_seconds, Math.max(0, Math.ceil((Date.parse(m.expires_at) - now()) / 1000)));
-const lifeOf = m => say('life', m.attempts_left, clock(left(m)));
+const secondsLeft = m => Math.min(settings.code_ttl_seconds, Math.max(0, Math.ceil((Date.parse(m.expires_at) - now()) / 1000)));
+const liveText = m => textOf('live', m.attempts_left, clock(secondsLeft(m)));
 
 // tick updates the texts that depend on the time: every second, and after every change.
 function tick() {
@@ -230,66 +228,66 @@ function tick() {
     li.querySelector('.code').tabIndex = state === 'live' ? 0 : -1; // Tab skips dead codes
     const text = li.querySelector('.state');
     if (state !== 'live') {
-      text.textContent = say(state);
+      text.textContent = textOf(state);
       continue;
     }
     const dots = document.createElement('span');
     dots.className = 'dots';
     dots.ariaHidden = 'true';
     if (settings.attempt_limit <= 5) dots.textContent = '●'.repeat(m.attempts_left) + '○'.repeat(Math.max(0, settings.attempt_limit - m.attempts_left));
-    text.replaceChildren(dots, ' ' + lifeOf(m));
-    li.querySelector('.life i').style.width = 100 * left(m) / settings.code_ttl_seconds + '%';
+    text.replaceChildren(dots, ' ' + liveText(m));
+    li.querySelector('.life i').style.width = 100 * secondsLeft(m) / settings.code_ttl_seconds + '%';
   }
-  drawAlive();
+  drawLiveCode();
   for (const wait of document.querySelectorAll('.wait')) {
-    const seconds = Math.ceil((wait.over - Date.now()) / 1000);
-    tell(wait, seconds > 0 ? say('wait', clock(seconds)) : say('waited'));
+    const seconds = Math.ceil((wait.until - Date.now()) / 1000);
+    setText(wait, seconds > 0 ? textOf('wait', clock(seconds)) : textOf('waitOver'));
   }
 }
 
-// drawAlive shows the phone's valid code beside the form of Valid.
-function drawAlive() {
+// drawLiveCode shows the phone's live code beside the form of Valid.
+function drawLiveCode() {
   const number = $('valid-number').e164;
-  const alive = [...messages.values()].filter(m => m.phone_number === number && stateOf(m) === 'live');
-  const newest = alive.at(-1);
-  let text = number ? say('noneAlive') : '';
-  if (newest) text = alive.length === 1 ? say('aliveNow', lifeOf(newest)) : say('moreAlive', alive.length, lifeOf(newest));
-  tell($('alive'), text);
+  const live = [...messages.values()].filter(m => m.phone_number === number && stateOf(m) === 'live');
+  const newest = live.at(-1);
+  let text = number ? textOf('noLiveCode') : '';
+  if (newest) text = live.length === 1 ? textOf('oneLiveCode', liveText(newest)) : textOf('liveCodes', live.length, liveText(newest));
+  setText($('live-code'), text);
   const suggestion = $('suggestion');
   if (!newest && suggestion === document.activeElement) $('code').focus(); // its button gets hidden
   suggestion.hidden = !newest;
   if (newest && suggestion.value !== newest.code) {
     suggestion.value = newest.code;
-    suggestion.textContent = say('from', newest.code);
+    suggestion.textContent = textOf('suggestion', newest.code);
   }
 }
 
-let general; // the failure of every number
-let told = true; // #times is up to date
-let trouble = ''; // error of the last change
+let generalFailure; // the failure for all numbers
+let timesStale = false; // #times shows the times of an earlier failure
+let changeError = ''; // of the last change
 
 function drawFailures() {
   const nameOf = kind => $('failure').querySelector(`[value="${kind}"]`).textContent;
-  if (general) told = false;
-  general = failures.find(f => !f.phone_number && f.kind !== 'none');
+  if (generalFailure) timesStale = true;
+  generalFailure = failures.find(f => !f.phone_number && f.kind !== 'none');
   const own = failures.filter(f => f.phone_number);
   const texts = own.slice(0, 3).map(f => {
-    if (f.kind === 'none') return say('succeedingNumber', spaced(f.phone_number));
-    return say(f.times ? 'failingNumberSome' : 'failingNumber', f.times, nameOf(f.kind), spaced(f.phone_number));
+    if (f.kind === 'none') return textOf('succeedingNumber', spaced(f.phone_number));
+    return textOf(f.times ? 'failingNumberSome' : 'failingNumber', f.times, nameOf(f.kind), spaced(f.phone_number));
   });
-  if (general) texts.unshift(say(general.times ? 'failingSome' : 'failingAll', general.times, nameOf(general.kind)));
-  if (own.length > 3) texts.push(say('failingMore', own.length - 3));
-  tell($('failing'), trouble || texts.join(' '));
-  if (asking) return; // the fields are newer than the events
-  $('failure').value = general ? general.kind : 'none';
-  if ((general || !told) && document.activeElement !== $('times')) {
-    $('times').value = general?.times ?? '';
-    told = true;
+  if (generalFailure) texts.unshift(textOf(generalFailure.times ? 'failingSome' : 'failingAll', generalFailure.times, nameOf(generalFailure.kind)));
+  if (own.length > 3) texts.push(textOf('failingMore', own.length - 3));
+  setText($('failing'), changeError || texts.join(' '));
+  if (changesInProgress) return; // the fields are newer than the events
+  $('failure').value = generalFailure ? generalFailure.kind : 'none';
+  if ((generalFailure || timesStale) && document.activeElement !== $('times')) {
+    $('times').value = generalFailure?.times ?? '';
+    timesStale = false;
   }
 }
 
-// tell sets a text only if it differs: a screen reader reads every change.
-function tell(element, text) {
+// setText sets a text only if it differs: a screen reader reads every change.
+function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
@@ -300,43 +298,43 @@ $('other').onclick = e => {
   $('thread').focus(); // its button gets hidden
 };
 function show(number) {
-  shown = number;
-  chosen = true;
+  shownNumber = number;
+  pinned = true;
   draw();
 }
 
-// ask requests a change, whose result comes back as an event. Requests run one after the
-// other, so that the last one wins.
-let asked = Promise.resolve();
-let asking = 0;
-function ask(path, request) {
-  asking++;
-  asked = asked.then(() => fetch(path, request)).then(async answer => {
-    trouble = answer.ok ? '' : await answer.text();
+// requestChange requests a change of the inbox or the failures, whose result comes back as an event.
+// Requests run one after the other, so that the last one wins.
+let lastChange = Promise.resolve();
+let changesInProgress = 0;
+function requestChange(path, request) {
+  changesInProgress++;
+  lastChange = lastChange.then(() => fetch(path, request)).then(async response => {
+    changeError = response.ok ? '' : await response.text();
   }).catch(() => {
-    trouble = say('unreachable');
-    connected(false);
+    changeError = textOf('unreachable');
+    showConnection(false);
   });
-  asked.then(() => setTimeout(() => { // wait for its event
-    asking--;
+  lastChange.then(() => setTimeout(() => { // wait for its event
+    changesInProgress--;
     draw();
   }, 200));
 }
 
 $('clear').onclick = () => {
-  if (!shown) return;
-  ask('inbox.json?phone_number=' + encodeURIComponent(shown), { method: 'DELETE' });
-  $('heard').textContent = say('nobody');
+  if (!shownNumber) return;
+  requestChange('inbox.json?phone_number=' + encodeURIComponent(shownNumber), { method: 'DELETE' });
+  $('announcement').textContent = textOf('noMessages');
 };
 
 $('failure').onchange = $('times').onchange = () => {
   const kind = $('failure').value;
   const times = $('times');
-  const fault = !times.checkValidity();
-  times.ariaInvalid = String(fault);
-  tell($('times-is'), fault ? say('timesFault') : '');
-  if (fault || kind === 'none' && !general) return;
-  ask('failures.json', { method: 'PUT', body: JSON.stringify(kind === 'none' || times.value === '' ? { kind } : { kind, times: Number(times.value) }) });
+  const invalid = !times.checkValidity();
+  times.ariaInvalid = String(invalid);
+  setText($('times-is'), invalid ? textOf('timesInvalid') : '');
+  if (invalid || kind === 'none' && !generalFailure) return;
+  requestChange('failures.json', { method: 'PUT', body: JSON.stringify(kind === 'none' || times.value === '' ? { kind } : { kind, times: Number(times.value) }) });
 };
 $('times').onblur = draw;
 
@@ -345,7 +343,7 @@ $('times').onblur = draw;
 const spaced = number => number.replace(/^\+86(\d{3})(\d{4})(\d{4})$/, '+86 $1 $2 $3');
 const clock = s => s >= 3600 ? `${Math.floor(s / 3600)}:${two(s / 60 % 60)}:${two(s % 60)}` : `${Math.floor(s / 60)}:${two(s % 60)}`;
 const two = n => String(Math.floor(n)).padStart(2, '0');
-const duration = s => s % 60 ? say('seconds', s) : say('minutes', s / 60);
+const duration = s => s % 60 ? textOf('seconds', s) : textOf('minutes', s / 60);
 
 // --- the forms
 
@@ -355,28 +353,28 @@ const fieldsOf = form => Object.fromEntries([...new FormData(form)].filter(([, v
 async function checkNumber(input) {
   const raw = input.value.trim(); // the service reads a leading space as +
   const hint = $(input.id + '-is');
-  let text = '', fault = false, e164 = '';
+  let text = '', invalid = false, e164 = '';
   try {
-    const answer = await (await fetch('number.json?phone_number=' + encodeURIComponent(raw))).json();
-    e164 = answer.phone_number ?? '';
-    fault = !e164;
-    text = fault ? errorText('number', answer.fault) : spaced(e164);
+    const parsed = await (await fetch('number.json?phone_number=' + encodeURIComponent(raw))).json();
+    e164 = parsed.phone_number ?? '';
+    invalid = !e164;
+    text = invalid ? errorText('number', parsed.fault) : spaced(e164);
   } catch { } // the phone shows the lost connection
   if (input.value.trim() !== raw) return; // edited in the meantime
   input.e164 = e164;
-  input.ariaInvalid = String(fault);
+  input.ariaInvalid = String(invalid);
   hint.textContent = text;
-  drawAlive();
+  drawLiveCode();
 }
 
 async function call(method, form, answer, explain) {
-  const began = performance.now();
-  const only = text => {
+  const start = performance.now();
+  const showOnly = text => {
     answer.replaceChildren(line('p', 'verdict', text));
     answer.dataset.ok = false;
   };
-  const underWay = [setTimeout(() => only(say('underWay')), 200)];
-  if (!windows) underWay.push(setTimeout(() => only(say('crowded')), 3000));
+  const timers = [setTimeout(() => showOnly(textOf('inProgress')), 200)];
+  if (!channel) timers.push(setTimeout(() => showOnly(textOf('tooManyWindows')), 3000));
   let response, body;
   try {
     response = await fetch('/phonenumberservice.PhoneNumberService/' + method, {
@@ -384,28 +382,28 @@ async function call(method, form, answer, explain) {
     });
     body = await response.json();
   } catch {
-    only(say('unreachable'));
+    showOnly(textOf('unreachable'));
     return false;
   } finally {
-    underWay.forEach(clearTimeout);
+    timers.forEach(clearTimeout);
   }
-  const took = Math.round(performance.now() - began);
+  const took = Math.round(performance.now() - start);
   const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : String(body.code).toUpperCase();
   const details = (body.details ?? []).map(d => d.debug ?? {});
   const reason = details.find(d => d.reason)?.reason;
   const lines = [line('p', 'verdict', response.ok ? explain(body) : errorText(reason, body.message)), line('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
   for (const d of details) {
-    if (d.reason) lines.push(line('p', 'detail', say('reason') + [d.reason, d.domain, d.metadata?.request_id].filter(Boolean).join(' · ')));
+    if (d.reason) lines.push(line('p', 'detail', textOf('reason') + [d.reason, d.domain, d.metadata?.request_id].filter(Boolean).join(' · ')));
     if (d.retryDelay) {
       const wait = line('p', 'detail wait', '');
       wait.role = 'timer'; // not announced every second
-      wait.over = Date.now() + 1000 * parseFloat(d.retryDelay);
+      wait.until = Date.now() + 1000 * parseFloat(d.retryDelay);
       lines.push(wait);
     }
     for (const v of d.fieldViolations ?? []) {
       if (form.elements[v.field]) form.elements[v.field].ariaInvalid = 'true';
       const want = v.field === 'phone_number' ? errorText('number', v.description) : v.description;
-      if (!lines[0].textContent.includes(want)) lines.push(line('p', 'detail', `${say('field')}${v.field} ${want}`));
+      if (!lines[0].textContent.includes(want)) lines.push(line('p', 'detail', `${textOf('field')}${v.field} ${want}`));
     }
   }
   const raw = document.createElement('details');
@@ -428,20 +426,20 @@ function onSubmit(form, f) {
   form.onsubmit = async e => {
     e.preventDefault();
     const button = form.querySelector('.primary');
-    if (button.ariaDisabled === 'true') return; // still under way
+    if (button.ariaDisabled === 'true') return; // in progress
     button.ariaDisabled = 'true';
     await f().finally(() => { button.ariaDisabled = 'false'; });
   };
 }
 
 onSubmit($('send-form'), async () => {
-  await asked; // apply pending changes first
-  expected = $('send-number').e164;
-  const ok = await call('SendSMS', $('send-form'), $('send-answer'), () => say('sent'));
+  await lastChange; // apply pending changes first
+  expectedNumber = $('send-number').e164;
+  const ok = await call('SendSMS', $('send-form'), $('send-answer'), () => textOf('sent'));
   if (ok) $('valid-answer').replaceChildren(); // it belongs to an older code
-  else expected = '';
+  else expectedNumber = '';
 });
-onSubmit($('valid-form'), () => call('Valid', $('valid-form'), $('valid-answer'), body => say(body.valid ? 'right' : 'wrong')));
+onSubmit($('valid-form'), () => call('Valid', $('valid-form'), $('valid-answer'), body => textOf(body.valid ? 'valid' : 'invalid')));
 
 $('suggestion').onclick = e => {
   $('code').value = e.target.value;
@@ -449,7 +447,7 @@ $('suggestion').onclick = e => {
   $('valid-form').querySelector('.primary').focus();
 };
 
-let ownNumber = false; // Valid's number was edited, and no longer follows
+let ownNumber = false; // the number of Valid was edited, and no longer copies the other
 $('send-number').oninput = e => {
   checkNumber(e.target);
   if (!ownNumber) {
@@ -464,7 +462,7 @@ $('valid-number').oninput = e => {
 $('signature').oninput = $('template').oninput = e => { e.target.ariaInvalid = null; };
 for (const id of ['send-number', 'valid-number']) {
   $(id).onchange = e => { // announce an error after the input
-    if (e.target.ariaInvalid === 'true') $('heard').textContent = $(id + '-is').textContent;
+    if (e.target.ariaInvalid === 'true') $('announcement').textContent = $(id + '-is').textContent;
   };
 }
 
@@ -503,7 +501,7 @@ for (const method of ['send', 'valid']) {
   place.append($('snippet').content.cloneNode(true));
   translate(place);
   const tabs = place.querySelector('.tabs');
-  tabs.ariaLabel = say('language');
+  tabs.ariaLabel = textOf('language');
   for (const name of Object.keys(languages)) {
     const label = document.createElement('label');
     const radio = Object.assign(document.createElement('input'), { type: 'radio', name: method + '-language', value: name, checked: name === 'curl' });
@@ -534,15 +532,15 @@ async function copy(text, button) {
     area.remove();
     button.focus();
   }
-  button.dataset.copied = say('copied');
-  $('heard').textContent = say('copied');
+  button.dataset.copied = textOf('copied');
+  $('announcement').textContent = textOf('copied');
   setTimeout(() => delete button.dataset.copied, 1200);
 }
 
 // --- start
 
-document.addEventListener('visibilitychange', listenWhileSeen);
-listenWhileSeen();
+document.addEventListener('visibilitychange', listenWhileVisible);
+listenWhileVisible();
 draw();
 drawSnippets();
 setInterval(tick, 1000);

@@ -8,46 +8,46 @@ const words = {
     text: ['Your code is ', ',', ' valid for $1. Do not pass it on.'],
     minutes: '$1 min', seconds: '$1 s',
     copyCode: 'Copy the code $1', copied: 'Copied', clearOf: 'Clear the messages to $1',
-    life: ['$1 attempt, $2 left', '$1 attempts, $2 left'],
+    live: ['$1 attempt, $2 left', '$1 attempts, $2 left'],
     used: 'used', replaced: 'replaced by a newer code', spent: 'no attempts left', expired: 'expired',
-    nobody: 'No messages yet', other: 'New: $1',
+    noMessages: 'No messages yet', otherNumber: 'New: $1',
     connected: 'Connected', reconnecting: 'No connection to the service',
-    heard: 'Message to $1: code $2. $3',
-    from: 'From Messages: $1', noneAlive: 'The phone has no valid code for this number.',
-    aliveNow: 'A code is valid: $1.', moreAlive: '$1 codes are valid; the newest: $2.',
-    right: 'Right. The code is used now.',
-    wrong: 'Not valid. The answer is the same for a wrong, expired, used, replaced or exhausted code.',
-    sent: 'Sent.', underWay: 'Under way…', wait: 'Wait $1', waited: 'The wait is over', field: 'Field: ', reason: 'Reason: ',
+    announcement: 'Message to $1: code $2. $3',
+    suggestion: 'From Messages: $1', noLiveCode: 'The phone has no valid code for this number.',
+    oneLiveCode: 'A code is valid: $1.', liveCodes: '$1 codes are valid; the newest: $2.',
+    valid: 'Right. The code is used now.',
+    invalid: 'Not valid. The answer is the same for a wrong, expired, used, replaced or exhausted code.',
+    sent: 'Sent.', inProgress: 'Under way…', wait: 'Wait $1', waitOver: 'The wait is over', field: 'Field: ', reason: 'Reason: ',
     unreachable: 'The service does not answer. Is it still running?',
     failingAll: 'Every send fails: $2.', failingSome: ['The next send fails: $2.', 'The next $1 sends fail: $2.'],
     failingNumber: 'Sends to $3 fail: $2.', failingNumberSome: ['The next send to $3 fails: $2.', 'The next $1 sends to $3 fail: $2.'],
-    succeedingNumber: 'Sends to $1 succeed.', failingMore: 'So for $1 more numbers.',
-    timesFault: 'A whole number from 1 to 1,000; empty for all.',
+    succeedingNumber: 'Sends to $1 succeed.', failingMore: 'Failures are set for $1 more numbers.',
+    timesInvalid: 'A whole number from 1 to 1,000; empty for all.',
     language: 'Language of the example',
-    crowded: 'Still under way. If more than five windows of this page are open, close some: each holds one of the six connections that a browser opens to one address.',
+    tooManyWindows: 'Still under way. If more than five windows of this page are open, close some: each holds one of the six connections that a browser opens to one address.',
     errors: {},
   },
   zh: {
     text: ['您的验证码是 ', '，', '$1内有效，请勿告知他人。'],
     minutes: '$1 分钟', seconds: '$1 秒',
     copyCode: '复制验证码 $1', copied: '已复制', clearOf: '清空发往 $1 的短信',
-    life: ['还可尝试 $1 次，剩余 $2', '还可尝试 $1 次，剩余 $2'],
+    live: ['还可尝试 $1 次，剩余 $2', '还可尝试 $1 次，剩余 $2'],
     used: '已使用', replaced: '已被新验证码取代', spent: '尝试次数已用完', expired: '已过期',
-    nobody: '暂无短信', other: '新短信：$1',
+    noMessages: '暂无短信', otherNumber: '新短信：$1',
     connected: '已连接', reconnecting: '与服务的连接已断开',
-    heard: '发往 $1 的短信，验证码 $2。$3',
-    from: '填入短信验证码 $1', noneAlive: '手机上没有此号码的有效验证码。',
-    aliveNow: '当前验证码有效：$1。', moreAlive: '有 $1 个有效的验证码，最新的：$2。',
-    right: '正确，验证码已被使用。',
-    wrong: '无效。错误、过期、已使用、被取代、次数用完，返回结果都相同。',
-    sent: '已发送。', underWay: '处理中…', wait: '请等待 $1', waited: '等待已结束', field: '字段：', reason: '原因：',
+    announcement: '发往 $1 的短信，验证码 $2。$3',
+    suggestion: '填入短信验证码 $1', noLiveCode: '手机上没有此号码的有效验证码。',
+    oneLiveCode: '当前验证码有效：$1。', liveCodes: '有 $1 个有效的验证码，最新的：$2。',
+    valid: '正确，验证码已被使用。',
+    invalid: '无效。错误、过期、已使用、被取代、次数用完，返回结果都相同。',
+    sent: '已发送。', inProgress: '处理中…', wait: '请等待 $1', waitOver: '等待已结束', field: '字段：', reason: '原因：',
     unreachable: '服务无响应，请确认是否在运行。',
     failingAll: '所有发送都会失败：$2。', failingSome: ['下一次发送会失败：$2。', '接下来 $1 次发送会失败：$2。'],
     failingNumber: '发往 $3 的短信会失败：$2。', failingNumberSome: ['发往 $3 的下一条短信会失败：$2。', '发往 $3 的接下来 $1 条短信会失败：$2。'],
     succeedingNumber: '发往 $1 的短信会成功。', failingMore: '另有 $1 个号码。',
-    timesFault: '须为 1 到 1000 的整数，留空表示全部。',
+    timesInvalid: '须为 1 到 1000 的整数，留空表示全部。',
     language: '示例语言',
-    crowded: '仍在处理中。如果同时打开了五个以上的本页面窗口，请关闭一些：浏览器对同一地址最多建立六个连接，每个窗口占用一个。',
+    tooManyWindows: '仍在处理中。如果同时打开了五个以上的本页面窗口，请关闭一些：浏览器对同一地址最多建立六个连接，每个窗口占用一个。',
 
     tagline: '发送验证码、查看短信、完成验证。不发送真实短信，不产生费用。',
     sendIs: '发送六位验证码', validIs: '校验验证码，仅能成功一次',
@@ -72,8 +72,8 @@ const words = {
 
 export const locale = chinese ? 'zh-CN' : navigator.language;
 
-// say returns a text with $1, $2 … filled in. The first text of a pair is the singular.
-export function say(key, ...values) {
+// textOf returns a text with $1, $2 … filled in. The first text of a pair is the singular.
+export function textOf(key, ...values) {
   let text = words[key];
   if (Array.isArray(text)) text = text[values[0] === 1 ? 0 : 1];
   return text.replace(/\$(\d)/g, (_, n) => values[n - 1]);
@@ -82,9 +82,9 @@ export function say(key, ...values) {
 // errorText returns the text for an error's reason; the default is the service's text.
 export const errorText = (reason, message) => words.errors[reason] ?? message;
 
-// around returns the parts of a message's text: before the code, the punctuation after it,
+// messageParts returns the text of an SMS in three parts: before the code, the punctuation after it,
 // and the rest.
-export const around = life => words.text.map(part => part.replace('$1', life));
+export const messageParts = lifetime => words.text.map(part => part.replace('$1', lifetime));
 
 export function translate(root) {
   if (!chinese) return;
@@ -93,6 +93,6 @@ export function translate(root) {
   for (const e of root.querySelectorAll('[data-t-placeholder]')) e.placeholder = words[e.dataset.tPlaceholder];
 }
 
-export const sample = chinese ? '阿里云' : 'Acme';
+export const sampleSignName = chinese ? '阿里云' : 'Acme';
 if (chinese) document.documentElement.lang = 'zh-CN';
 translate(document); // before the first paint
