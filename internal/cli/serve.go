@@ -235,19 +235,9 @@ func (s service) serve(
 		metricsAt = metricsListener.Addr().String()
 	}
 	serverConfig := server.Config{
-		Listener:     listener,
-		Verifier:     v,
-		Numbers:      numbers,
-		Ready:        db.Ready,
-		DrainDelay:   s.settings.DrainDelay,
-		TLS:          s.access.tls,
-		Authenticate: s.access.authenticator(),
-		Origins:      s.access.CORSOrigins,
-		Reflection:   s.access.Reflection == "on",
-		Limits:       s.settings.Limits,
-		Version:      s.version,
-		Telemetry:    tel,
-		Metrics:      metricsListener,
+		Listener: listener, Verifier: v, Numbers: numbers, Ready: db.Ready, DrainDelay: s.settings.DrainDelay, Limits: s.settings.Limits,
+		TLS: s.access.tls, Authenticate: s.access.authenticator(), Origins: s.access.CORSOrigins, Reflection: s.access.Reflection == "on",
+		Version: s.version, Telemetry: tel, Metrics: metricsListener,
 	}
 	tlsState, callers, warnings := s.access.startupSummary()
 	if inbox, ok := sender.(*dev.Inbox); ok {
@@ -260,16 +250,14 @@ func (s service) serve(
 	for _, w := range warnings {
 		s.log.Warn(w)
 	}
-	context.AfterFunc(ctx, func() { exitAfter(serverConfig.StopTimeout()+closeTimeout, s.log) })
+	context.AfterFunc(ctx, func() { // bounds the steps after Serve
+		timeout := serverConfig.StopTimeout() + closeTimeout
+		time.Sleep(timeout)
+		s.log.Error("exiting by force: stopping took too long", "after", timeout.String())
+		time.Sleep(time.Second) // for the log line
+		os.Exit(1)
+	})
 	return server.Serve(ctx, serverConfig)
-}
-
-// exitAfter ends the process after timeout, if it still runs. It bounds the steps after Serve.
-func exitAfter(timeout time.Duration, log *slog.Logger) {
-	time.Sleep(timeout)
-	log.Error("exiting by force: stopping took too long", "after", timeout.String())
-	time.Sleep(time.Second) // for the log line
-	os.Exit(1)
 }
 
 // listenMetrics returns a nil listener if no address is set and the default one is in use,

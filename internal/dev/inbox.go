@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -88,10 +89,8 @@ func ParseFailure(s string) Failure {
 	kind, times, counted := strings.Cut(s, ":")
 	f := Failure{Kind: kind}
 	if counted {
-		var err error
-		if f.Times, err = strconv.Atoi(times); err != nil || f.Times == 0 {
-			f.Times = -1
-		}
+		n, _ := strconv.Atoi(times)
+		f.Times = cmp.Or(n, -1)
 	}
 	return f
 }
@@ -140,14 +139,14 @@ func (b *Inbox) Send(ctx context.Context, m verify.Message) (verify.Receipt, err
 // deliver adds m to the inbox. If the inbox is full, it removes the oldest message.
 func (b *Inbox) deliver(m verify.Message) {
 	d := Message{m.Number, m.SignName, m.TemplateCode, m.Code, time.Now()}
-	b.change(func() {
-		b.ids++
-		b.messages = slices.Insert(b.messages, 0, trackedMessage{
-			b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit,
-			codeLive, m.SendID, b.revision,
-		})
-		b.messages = b.messages[:min(len(b.messages), inboxSize)]
+	b.mu.Lock()
+	b.bump()
+	b.ids++
+	b.messages = slices.Insert(b.messages, 0, trackedMessage{
+		b.ids, d, d.SentAt.Add(b.Rules.CodeTTL), b.Rules.AttemptLimit, codeLive, m.SendID, b.revision,
 	})
+	b.messages = b.messages[:min(len(b.messages), inboxSize)]
+	b.mu.Unlock()
 	if b.OnMessage != nil {
 		b.OnMessage(d)
 	}
@@ -181,14 +180,6 @@ func (b *Inbox) failureOf(n verify.Number) int {
 	return slices.IndexFunc(b.failures, func(f Failure) bool { return f.PhoneNumber == n })
 }
 
-// change starts a new revision, wakes the waiting requests, and runs f, all with b.mu locked.
-func (b *Inbox) change(f func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.bump()
-	f()
-}
-
 // bump starts a new revision, and wakes the waiting requests. The calling function must hold b.mu.
 func (b *Inbox) bump() {
 	b.revision++
@@ -206,24 +197,25 @@ func (b *Inbox) SetFailure(f Failure) error {
 	if f.Times < 0 || f.Times > inboxSize {
 		return fmt.Errorf("times must be a whole number from 1 to %d, or left out", inboxSize)
 	}
-	var err error
-	b.change(func() {
-		if i := b.failureOf(f.PhoneNumber); i >= 0 {
-			b.failures[i] = f
-		} else if len(b.failures) < inboxSize {
-			b.failures = append(b.failures, f)
-		} else {
-			err = fmt.Errorf("there are failures for %d numbers already; delete some", inboxSize)
-		}
-	})
-	return err
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := b.failureOf(f.PhoneNumber); i >= 0 {
+		b.failures[i] = f
+	} else if len(b.failures) < inboxSize {
+		b.failures = append(b.failures, f)
+	} else {
+		return fmt.Errorf("there are failures for %d numbers already; delete some", inboxSize)
+	}
+	b.bump()
+	return nil
 }
 
 // clearFailure removes the failure for n, or all failures if n is empty.
 func (b *Inbox) clearFailure(n verify.Number) {
-	b.change(func() {
-		b.failures = slices.DeleteFunc(b.failures, func(f Failure) bool { return n == "" || f.PhoneNumber == n })
-	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failures = slices.DeleteFunc(b.failures, func(f Failure) bool { return n == "" || f.PhoneNumber == n })
+	b.bump()
 }
 
 // Failures returns the current failures.
@@ -255,13 +247,14 @@ func (b *Inbox) awaitMessages(ctx context.Context, n verify.Number) []Message {
 // delete removes the messages to n, or all messages if n is "". It does not change their codes in the
 // store.
 func (b *Inbox) delete(n verify.Number) {
-	b.change(func() {
-		before := len(b.messages)
-		b.messages = slices.DeleteFunc(b.messages, func(m trackedMessage) bool { return n == "" || m.PhoneNumber == n })
-		if len(b.messages) < before {
-			b.cleared = b.revision
-		}
-	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := len(b.messages)
+	b.messages = slices.DeleteFunc(b.messages, func(m trackedMessage) bool { return n == "" || m.PhoneNumber == n })
+	b.bump()
+	if len(b.messages) < before {
+		b.cleared = b.revision
+	}
 }
 
 // updateStates sets the states of the codes that were sent to n, according to the stored state seen.

@@ -80,7 +80,8 @@ func (w Watcher) Run(ctx context.Context, log *slog.Logger, lastReload *promethe
 				continue
 			}
 			if err = w.Apply(ctx, current, now); err == nil {
-				log.Info("reloaded "+w.Kind, "names", strings.Join(changed(current, now), " "))
+				changed := slices.DeleteFunc(slices.Sorted(maps.Keys(now)), func(name string) bool { return current[name] == now[name] })
+				log.Info("reloaded "+w.Kind, "names", strings.Join(changed, " "))
 				current = now
 			} else {
 				pause = min(max(2*pause, pollInterval), maxRetryInterval)
@@ -95,9 +96,4 @@ func (w Watcher) Run(ctx context.Context, log *slog.Logger, lastReload *promethe
 			log.Error("failed to reload "+w.Kind+"; keeping the previous version", "error", err)
 		}
 	}
-}
-
-// changed returns the names of the files that differ, sorted.
-func changed(before, now Files) []string {
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(now)), func(name string) bool { return before[name] == now[name] })
 }
