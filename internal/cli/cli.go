@@ -40,6 +40,8 @@ const (
 	lastLinesTimeout     = time.Second // when the process ends
 )
 
+// commands are the commands. kong calls Run of the one in the arguments, with the values that Main
+// binds, and the errors of config.Parse.
 type commands struct {
 	Serve       serveCommand       `kong:"cmd,default='withargs',set='listen=:50511',set='drain_delay=5s',help='Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET.'"`
 	Dev         devCommand         `kong:"cmd,set='listen=127.0.0.1:50511',set='drain_delay=0s',help='Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json.'"`
@@ -74,6 +76,7 @@ func Main(version string) {
 	p.exit(0)
 }
 
+// vars are the values for ${…} in the tags of settings.
 var vars = kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(dev.FailureKinds(), ", ")}
 
 // process has the values of the process that commands use. Its stdout and stderr are writers that

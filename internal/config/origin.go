@@ -12,7 +12,8 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// browserOrigins parses a list of origins, which a setting has. Its error quotes none: it could contain a password.
+// browserOrigins parses the list of origins of a setting. Its error quotes no origin, because an origin
+// can contain a password by mistake.
 func browserOrigins(setting, list string) ([]string, error) {
 	origins := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 	if len(origins) == 0 {

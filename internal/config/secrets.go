@@ -32,14 +32,13 @@ type SecretReader struct {
 
 // Read returns all secrets by their variables. Keys accepts them if there is no error.
 func (r *SecretReader) Read() (map[string]string, error) {
-	secrets := map[string]string{}
-	var errs [5]error
-	secrets[DataSourceName], errs[0] = r.DataSourceName()
-	secrets[AccessKeyID], errs[1] = r.required(AccessKeyID)
-	secrets[AccessKeySecret], errs[2] = r.required(AccessKeySecret)
-	secrets[CodeKey], errs[3] = r.read(CodeKey)
-	_, errs[4] = Keys(secrets)
-	return secrets, errors.Join(errs[:]...)
+	dsn, dsnErr := r.DataSourceName()
+	keyID, idErr := r.required(AccessKeyID)
+	keySecret, secretErr := r.required(AccessKeySecret)
+	codeKey, codeKeyErr := r.read(CodeKey)
+	secrets := map[string]string{DataSourceName: dsn, AccessKeyID: keyID, AccessKeySecret: keySecret, CodeKey: codeKey}
+	_, keysErr := Keys(secrets)
+	return secrets, errors.Join(dsnErr, idErr, secretErr, codeKeyErr, keysErr)
 }
 
 // Keys returns the keys of codes.

@@ -56,10 +56,6 @@ type Failure struct {
 	Times       int           `json:"times,omitempty"`        // remaining sends; 0 for no limit
 }
 
-// noFailure is a kind of failure that lets sends succeed. Set for one number, it overrides a failure
-// for all numbers.
-const noFailure = "none"
-
 // failures are the kinds of failure with Aliyun's replies. If code is "", the send times out.
 var failures = []struct {
 	kind, code, message string
@@ -74,9 +70,10 @@ var failures = []struct {
 	{"timeout_delivered", "", "", true},
 }
 
-// FailureKinds returns the kinds of failures, and noFailure.
+// FailureKinds returns the kinds of failures, and none: then sends succeed. Set for one number, none
+// overrides a failure for all numbers.
 func FailureKinds() []string {
-	kinds := []string{noFailure}
+	kinds := []string{"none"}
 	for _, f := range failures {
 		kinds = append(kinds, f.kind)
 	}
