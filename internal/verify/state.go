@@ -31,7 +31,10 @@ const (
 	unknownOutcomeAfter = 30 * time.Second
 	// The clock of another replica may be ahead of this one by this time.
 	clockTolerance = 5 * time.Second
+)
 
+// Bounds of Rules.
+const (
 	MaxAttemptLimit = 100
 	MaxCodeTTL      = 10 * time.Minute // NIST SP 800-63B
 )
