@@ -146,10 +146,10 @@ func observe(tel telemetry.Telemetry) interceptor {
 		case c.caller != nil:
 			ctx = telemetry.WithCaller(ctx, c.caller.Name)
 		}
-		ctx, span := tel.Call(ctx, c.fullMethod)
+		ctx, endSpan := tel.BeginCall(ctx, c.fullMethod)
 		res, err := next(ctx, c)
 		took, code := time.Since(start), status.Code(err)
-		span.End(code, c.number)
+		endSpan(code, c.number)
 		tel.Metrics.ObserveCall(ctx, c.method(), code.String(), took)
 		logCall(ctx, tel.Log, c, code, took)
 		return res, err

@@ -14,8 +14,8 @@ import (
 
 const (
 	maxPendingBytes = 1 << 20
-	// PIPE_BUF: a write of at most so many bytes to a pipe is atomic. The lines of other
-	// processes do not split it.
+	// maxWriteBytes is PIPE_BUF: a write of at most so many bytes to a pipe is atomic, so lines
+	// of other processes do not split it.
 	maxWriteBytes = 4096
 	retryInterval = 10 * time.Millisecond
 )
@@ -31,7 +31,7 @@ type Lines struct {
 
 	mu      sync.Mutex
 	pending []byte
-	lost    int            // lines dropped since the last onLoss
+	lost    int            // lines dropped since the last call of onLoss
 	onLoss  func(lost int) // may be nil
 
 	// Used only by the writing goroutine.
@@ -74,7 +74,7 @@ func (l *Lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// drop counts the lines of p. Its caller holds l.mu.
+// drop counts the lines of p. l.mu must be locked.
 func (l *Lines) drop(p []byte) {
 	n := bytes.Count(p, []byte("\n"))
 	l.lost += n
@@ -100,7 +100,7 @@ func (l *Lines) run() {
 	for {
 		select {
 		case <-l.wake:
-			runtime.Gosched() // runnable calls add lines to this write
+			runtime.Gosched() // goroutines that are ready to run add lines to this write
 			l.writePending()
 		case done := <-l.flushes:
 			l.writePending()
@@ -122,8 +122,8 @@ func (l *Lines) writePending() {
 		l.mu.Unlock()
 		l.spare = batch
 		if lost > 0 {
-			// The buffer is empty now, so this line fits. It follows batch, as the dropped
-			// lines would have.
+			// The buffer is empty now, so the line of onLoss fits. It is written after batch,
+			// where the dropped lines would be.
 			onLoss(lost)
 		} else if len(batch) == 0 {
 			return
@@ -167,11 +167,9 @@ func firstLines(batch []byte) []byte {
 	if len(batch) <= maxWriteBytes {
 		return batch
 	}
-	if end := bytes.LastIndexByte(batch[:maxWriteBytes], '\n'); end >= 0 {
-		return batch[:end+1]
+	end := bytes.LastIndexByte(batch[:maxWriteBytes], '\n')
+	if end < 0 {
+		end = maxWriteBytes + bytes.IndexByte(batch[maxWriteBytes:], '\n')
 	}
-	if end := bytes.IndexByte(batch, '\n'); end >= 0 {
-		return batch[:end+1]
-	}
-	return batch
+	return batch[:end+1]
 }

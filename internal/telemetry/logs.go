@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// At most maxPerWindow identical warnings or errors are logged in each sampleWindow.
+// At most maxPerWindow similar warnings or errors are logged in each sampleWindow.
 const (
 	maxPerWindow = 10
 	sampleWindow = 10 * time.Second
-	maxGroups    = 1000 // per window; the others share one group
+	maxGroups    = 1000 // per window; further groups share one for each level
 )
 
-// Two records are identical if level, message and these attributes match. Port numbers are
+// Two records are similar if level, message and these attributes match. Port numbers are
 // ignored, since every connection has its own.
 var (
 	groupKeys = []string{"method", "status", "aliyun_code", "error", "panic", "reason"}
@@ -44,26 +44,27 @@ func (h CallerHandler) WithGroup(name string) slog.Handler {
 	return CallerHandler{h.Handler.WithGroup(name)}
 }
 
-// SamplingHandler passes on the first maxPerWindow identical warnings and errors of a
-// sampleWindow, then one record with the number of the others. It passes on all other records.
+// SamplingHandler passes on the first maxPerWindow similar warnings and errors of a sampleWindow,
+// then one record with the number of the others. It passes on all records of lower levels.
 type SamplingHandler struct {
 	slog.Handler
-	sampler *sampler
+	*sampler // shared by the handlers of WithAttrs and WithGroup
 }
 
 // NewSampled returns a handler that writes to next.
 func NewSampled(next slog.Handler) SamplingHandler {
-	return SamplingHandler{next, &sampler{handler: next, groups: map[string]*group{}}}
+	return SamplingHandler{next, &sampler{next: next, groups: map[string]*group{}}}
 }
 
-// sampler counts the records of the current window by group.
+// sampler counts the warnings and errors of the current window by group.
 type sampler struct {
-	handler slog.Handler
-	mu      sync.Mutex
-	groups  map[string]*group // of this window
+	next slog.Handler // of the records with the numbers of others
+
+	mu     sync.Mutex
+	groups map[string]*group // of this window
 }
 
-// group is the first of identical records, and their number.
+// group is the first of similar records, and their number.
 type group struct {
 	first slog.Record
 	count int
@@ -71,7 +72,7 @@ type group struct {
 
 // Handle implements slog.Handler.
 func (s SamplingHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelWarn && s.sampler.suppress(r) {
+	if r.Level >= slog.LevelWarn && s.suppress(r) {
 		return nil
 	}
 	return s.Handler.Handle(ctx, r)
@@ -87,9 +88,6 @@ func (s SamplingHandler) WithGroup(name string) slog.Handler {
 	return SamplingHandler{s.Handler.WithGroup(name), s.sampler}
 }
 
-// Flush logs the numbers of suppressed records now.
-func (s SamplingHandler) Flush() { s.sampler.flush() }
-
 // suppress counts r, and reports whether it is beyond maxPerWindow.
 func (s *sampler) suppress(r slog.Record) bool {
 	key := r.Level.String() + r.Message
@@ -102,7 +100,7 @@ func (s *sampler) suppress(r slog.Record) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.groups) == 0 {
-		time.AfterFunc(sampleWindow, s.flush)
+		time.AfterFunc(sampleWindow, s.Flush)
 	}
 	if s.groups[key] == nil && len(s.groups) >= maxGroups {
 		key = r.Level.String()
@@ -118,8 +116,8 @@ func (s *sampler) suppress(r slog.Record) bool {
 
 func isGroupKey(a slog.Attr) bool { return slices.Contains(groupKeys, a.Key) }
 
-// flush ends the window, and logs the number of suppressed records of each group.
-func (s *sampler) flush() {
+// Flush ends the window, and logs the number of suppressed records of each group.
+func (s *sampler) Flush() {
 	s.mu.Lock()
 	groups := s.groups
 	s.groups = map[string]*group{}
@@ -136,6 +134,6 @@ func (s *sampler) flush() {
 			}
 			return true
 		})
-		s.handler.Handle(context.Background(), r)
+		s.next.Handle(context.Background(), r)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
@@ -28,7 +29,7 @@ type Metrics struct {
 	sends         *prometheus.CounterVec
 	aliyun        *prometheus.HistogramVec
 	verifications *prometheus.CounterVec
-	timeToVerify  prometheus.Histogram
+	timeToVerify  prometheus.Observer
 	database      *prometheus.HistogramVec
 	ready         prometheus.Gauge
 	rejected      *prometheus.CounterVec
@@ -41,45 +42,37 @@ type Metrics struct {
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry:    prometheus.NewRegistry(),
-		aliyunCodes: labelCap{max: 64},
-		callers:     labelCap{max: 255},
-		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_call_duration_seconds", Help: "Duration of calls over all protocols, by method, gRPC status and caller.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-		}, []string{"method", "status", "caller"}),
-		sends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_sends_total", Help: "SMS that Aliyun was asked for, by result.",
-		}, []string{"result", "aliyun_code", "country", "caller"}),
-		aliyun: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_aliyun_duration_seconds", Help: "Duration of a request to Aliyun, by result of the send.",
-			Buckets: []float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20},
-		}, []string{"result"}),
-		verifications: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_verifications_total", Help: "Results of Valid. Its caller learns only whether the outcome is match.",
-		}, []string{"outcome", "country", "caller"}),
-		timeToVerify: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "phonenumber_send_to_verification_seconds", Help: "Time from the start of a send to the Valid that matched.",
-			Buckets: []float64{2, 5, 10, 20, 30, 60, 120, 300, 600},
-		}),
-		database: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "phonenumber_database_duration_seconds", Help: "Duration of a call's loads and swaps, waiting included.",
-			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
-		}, []string{"operation", "result"}),
-		ready: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "phonenumber_ready", Help: "1 while the service is ready, 0 while the database does not answer or the service drains.",
-		}),
+		aliyunCodes: labelCap{max: 64, used: map[string]time.Time{}},
+		callers:     labelCap{max: 255, used: map[string]time.Time{}},
 	}
-	m.rejected = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "phonenumber_rejected_total", Help: "Calls and connections that were rejected before their message was read, by reason.",
-	}, []string{"reason"})
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
+	m.callers.forget = m.deleteCaller
+	m.Register(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registered := promauto.With(m.registry)
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return registered.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		return registered.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+	}
+	m.calls = histogram("phonenumber_call_duration_seconds", "Duration of calls over all protocols, by method, gRPC status and caller.",
+		[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "method", "status", "caller")
+	m.sends = counter("phonenumber_sends_total", "SMS that Aliyun was asked for, by result.", "result", "aliyun_code", "country", "caller")
+	m.aliyun = histogram("phonenumber_aliyun_duration_seconds", "Duration of a request to Aliyun, by result of the send.",
+		[]float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20}, "result")
+	m.verifications = counter("phonenumber_verifications_total", "Results of Valid. Its caller learns only whether the outcome is match.",
+		"outcome", "country", "caller")
+	m.timeToVerify = histogram("phonenumber_send_to_verification_seconds", "Time from the start of a send to the Valid that matched.",
+		[]float64{2, 5, 10, 20, 30, 60, 120, 300, 600}).WithLabelValues()
+	m.database = histogram("phonenumber_database_duration_seconds", "Duration of a call's loads and swaps, waiting included.",
+		[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}, "operation", "result")
+	m.rejected = counter("phonenumber_rejected_total", "Calls and connections that were rejected before their message was read, by reason.", "reason")
+	m.ready = registered.NewGauge(prometheus.GaugeOpts{
+		Name: "phonenumber_ready", Help: "1 while the service is ready, 0 while the database does not answer or the service drains.",
+	})
+	registered.NewGauge(prometheus.GaugeOpts{
 		Name: "phonenumber_build_info", Help: "1, with the version.",
 		ConstLabels: prometheus.Labels{"version": version, "go_version": runtime.Version()},
-	})
-	build.Set(1)
-	m.callers.forget = m.deleteCaller
-	m.Register(m.calls, m.sends, m.aliyun, m.verifications, m.timeToVerify, m.database, m.ready, m.rejected, build,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	}).Set(1)
 	return m
 }
 
@@ -120,16 +113,21 @@ func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliy
 // KeepCallers deletes the metrics of callers with other names, so that removed callers do not
 // count towards the label cap.
 func (m *Metrics) KeepCallers(names []string) {
-	for _, name := range m.callers.keep(names) {
-		m.deleteCaller(name)
+	m.callers.mu.Lock()
+	defer m.callers.mu.Unlock()
+	for name := range m.callers.used {
+		if !slices.Contains(names, name) {
+			m.deleteCaller(name)
+		}
 	}
 }
 
+// deleteCaller deletes the metrics of a caller. m.callers.mu must be locked.
 func (m *Metrics) deleteCaller(name string) {
-	labels := prometheus.Labels{"caller": name}
-	m.calls.DeletePartialMatch(labels)
-	m.sends.DeletePartialMatch(labels)
-	m.verifications.DeletePartialMatch(labels)
+	delete(m.callers.used, name)
+	for _, metric := range []*prometheus.MetricVec{m.calls.MetricVec, m.sends.MetricVec, m.verifications.MetricVec} {
+		metric.DeletePartialMatch(prometheus.Labels{"caller": name})
+	}
 }
 
 // caller returns the value of the label caller, "" without authentication.
@@ -145,7 +143,7 @@ func (m *Metrics) caller(ctx context.Context) string {
 // from outside and could otherwise grow without bound.
 type labelCap struct {
 	max    int
-	forget func(value string) // deletes the series of a value; nil if values are never removed
+	forget func(value string) // deletes a value and its metrics; nil if values are never deleted
 	mu     sync.Mutex
 	used   map[string]time.Time // when each value was last used
 }
@@ -154,45 +152,21 @@ type labelCap struct {
 const labelIdleTime = time.Hour
 
 // value returns value, or auth.Other if there are too many distinct values.
-func (b *labelCap) value(value string) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.used == nil {
-		b.used = map[string]time.Time{}
-	}
+func (l *labelCap) value(value string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now()
-	if _, known := b.used[value]; !known && len(b.used) >= b.max && !b.makeRoom(now) {
-		return auth.Other
+	if _, known := l.used[value]; !known && len(l.used) >= l.max {
+		for old, last := range l.used {
+			if l.forget != nil && now.Sub(last) >= labelIdleTime {
+				l.forget(old)
+				break
+			}
+		}
+		if len(l.used) >= l.max {
+			return auth.Other
+		}
 	}
-	b.used[value] = now
+	l.used[value] = now
 	return value
-}
-
-// makeRoom removes a value that was unused for labelIdleTime, and reports whether there was one.
-// The calling function must hold b.mu.
-func (b *labelCap) makeRoom(now time.Time) bool {
-	if b.forget == nil {
-		return false
-	}
-	for value, last := range b.used {
-		if now.Sub(last) >= labelIdleTime {
-			delete(b.used, value)
-			b.forget(value)
-			return true
-		}
-	}
-	return false
-}
-
-// keep removes all values except these, and returns the removed ones.
-func (b *labelCap) keep(values []string) (removed []string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for value := range b.used {
-		if !slices.Contains(values, value) {
-			delete(b.used, value)
-			removed = append(removed, value)
-		}
-	}
-	return removed
 }

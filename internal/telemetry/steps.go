@@ -39,55 +39,44 @@ func CallerOf(ctx context.Context) string {
 }
 
 // Rejected counts a call or connection that was rejected before it was handled.
-func (s Telemetry) Rejected(reason string) {
-	s.Metrics.rejected.WithLabelValues(reason).Inc()
+func (t Telemetry) Rejected(reason string) {
+	t.Metrics.rejected.WithLabelValues(reason).Inc()
 	level := slog.LevelDebug
 	if reason == "calls" || reason == "connections" {
 		level = slog.LevelWarn
 	}
-	s.Log.Log(context.Background(), level, "rejected", "reason", reason)
+	t.Log.Log(context.Background(), level, "rejected", "reason", reason)
 }
 
 // Store returns next with instrumentation.
-func (s Telemetry) Store(next verify.Store) verify.Store { return instrumentedStore{s, next} }
+func (t Telemetry) Store(next verify.Store) verify.Store { return instrumentedStore{t, next} }
 
 // Sender returns next with instrumentation.
-func (s Telemetry) Sender(next verify.Sender) verify.Sender { return instrumentedSender{s, next} }
+func (t Telemetry) Sender(next verify.Sender) verify.Sender { return instrumentedSender{t, next} }
 
-// Span is the span of a call. The zero value does nothing.
-type Span struct {
-	span   trace.Span
-	caller string
-}
-
-// Call starts the span of a call in the trace of ctx.
-func (s Telemetry) Call(ctx context.Context, fullMethod string) (context.Context, Span) {
-	if s.Tracer == nil {
-		return ctx, Span{}
+// BeginCall starts the span of a call in the trace of ctx. end ends it with the gRPC status of the
+// call; n is "" if the number is unknown. Without a Tracer neither does anything.
+func (t Telemetry) BeginCall(ctx context.Context, fullMethod string) (_ context.Context, end func(status grpccodes.Code, n verify.Number)) {
+	if t.Tracer == nil {
+		return ctx, func(grpccodes.Code, verify.Number) {}
 	}
 	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
-	ctx, span := s.Tracer.Start(ctx, service+"/"+method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+	ctx, span := t.Tracer.Start(ctx, service+"/"+method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
 		attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method)))
-	return ctx, Span{span, CallerOf(ctx)}
-}
-
-// End ends the span with the gRPC status of the call. n is "" if the number is unknown.
-func (s Span) End(status grpccodes.Code, n verify.Number) {
-	if s.span == nil {
-		return
+	return ctx, func(status grpccodes.Code, n verify.Number) {
+		span.SetAttributes(attribute.Int("rpc.grpc.status_code", int(status)))
+		if n != "" {
+			span.SetAttributes(attribute.String("phone_number.masked", n.Masked()))
+		}
+		if caller := CallerOf(ctx); caller != "" {
+			span.SetAttributes(attribute.String("caller", caller))
+		}
+		switch status { // server errors, by the semantic conventions
+		case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
+			span.SetStatus(codes.Error, status.String())
+		}
+		span.End()
 	}
-	s.span.SetAttributes(attribute.Int("rpc.grpc.status_code", int(status)))
-	if n != "" {
-		s.span.SetAttributes(attribute.String("phone_number.masked", n.Masked()))
-	}
-	if s.caller != "" {
-		s.span.SetAttributes(attribute.String("caller", s.caller))
-	}
-	switch status { // server errors, by the semantic conventions
-	case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
-		s.span.SetStatus(codes.Error, status.String())
-	}
-	s.span.End()
 }
 
 // instrumentedStore is a Store whose calls are measured, traced and logged.
@@ -96,34 +85,18 @@ type instrumentedStore struct {
 	next verify.Store
 }
 
-func (w instrumentedStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
-	ctx, step := w.begin(ctx, "load", n)
-	record, err := w.next.Load(ctx, n)
-	result := resultOf(true, err)
-	w.Metrics.database.WithLabelValues("load", result).Observe(step.took().Seconds())
-	step.end(result, err)
+func (i instrumentedStore) Load(ctx context.Context, n verify.Number) (verify.Record, error) {
+	ctx, step := i.begin(ctx, "load", n)
+	record, err := i.next.Load(ctx, n)
+	step.endDatabase(true, err)
 	return record, err
 }
 
-func (w instrumentedStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
-	ctx, step := w.begin(ctx, "swap", n)
-	done, err := w.next.Swap(ctx, n, old, next)
-	result := resultOf(done, err)
-	w.Metrics.database.WithLabelValues("swap", result).Observe(step.took().Seconds())
-	step.end(result, err)
+func (i instrumentedStore) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
+	ctx, step := i.begin(ctx, "swap", n)
+	done, err := i.next.Swap(ctx, n, old, next)
+	step.endDatabase(done, err)
 	return done, err
-}
-
-func resultOf(done bool, err error) string {
-	switch {
-	case errors.Is(err, verify.ErrOutcomeUnknown):
-		return "unknown"
-	case err != nil:
-		return "error"
-	case !done:
-		return "conflict"
-	}
-	return "ok"
 }
 
 // instrumentedSender is a Sender whose calls are measured, traced and logged.
@@ -132,23 +105,23 @@ type instrumentedSender struct {
 	next verify.Sender
 }
 
-func (w instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
-	ctx, step := w.begin(ctx, "aliyun", m.Number)
-	receipt, err := w.next.Send(ctx, m)
+func (i instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	ctx, step := i.begin(ctx, "aliyun", m.Number)
+	receipt, err := i.next.Send(ctx, m)
 	result, code, requestID := "accepted", "OK", receipt.RequestID
-	var safeErr error
+	var safeErr error // without the text of err, which could quote the message
 	if err != nil {
 		sendErr := verify.SendErrorOf(err)
 		safeErr = sendErr
 		result, code, requestID = sendErr.Kind.String(), cmp.Or(sendErr.ProviderCode, "none"), sendErr.RequestID
 	}
-	w.Metrics.observeSend(ctx, m.Number, result, code, step.took())
+	i.Metrics.observeSend(ctx, m.Number, result, code, step.took())
 	step.end(result, safeErr, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
 	return receipt, err
 }
 
-// span is one step of a call at the database or at Aliyun.
-type span struct {
+// step is a load, a swap or a send of a call.
+type step struct {
 	Telemetry
 	ctx    context.Context
 	name   string
@@ -157,19 +130,35 @@ type span struct {
 	span   trace.Span // nil if traces are not exported
 }
 
-func (s Telemetry) begin(ctx context.Context, name string, n verify.Number) (context.Context, *span) {
-	started := &span{Telemetry: s, name: name, number: n, start: time.Now()}
-	if s.Tracer != nil {
-		ctx, started.span = s.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
+// begin starts a step, and its span in the trace of ctx.
+func (t Telemetry) begin(ctx context.Context, name string, n verify.Number) (context.Context, *step) {
+	s := &step{Telemetry: t, name: name, number: n, start: time.Now()}
+	if t.Tracer != nil {
+		ctx, s.span = t.Tracer.Start(ctx, name, trace.WithSpanKind(trace.SpanKindClient))
 	}
-	started.ctx = ctx
-	return ctx, started
+	s.ctx = ctx
+	return ctx, s
 }
 
-func (s *span) took() time.Duration { return time.Since(s.start) }
+func (s *step) took() time.Duration { return time.Since(s.start) }
+
+// endDatabase ends a load or a swap. done is false if a swap found another version.
+func (s *step) endDatabase(done bool, err error) {
+	result := "ok"
+	switch {
+	case errors.Is(err, verify.ErrOutcomeUnknown):
+		result = "unknown"
+	case err != nil:
+		result = "error"
+	case !done:
+		result = "conflict"
+	}
+	s.Metrics.database.WithLabelValues(s.name, result).Observe(s.took().Seconds())
+	s.end(result, err)
+}
 
 // end records the result of the step. It drops details without a value.
-func (s *span) end(result string, err error, details ...slog.Attr) {
+func (s *step) end(result string, err error, details ...slog.Attr) {
 	details = slices.DeleteFunc(details, func(d slog.Attr) bool { return d.Value.String() == "" })
 	if s.span != nil {
 		s.span.SetAttributes(attribute.String("result", result))
@@ -184,11 +173,10 @@ func (s *span) end(result string, err error, details ...slog.Attr) {
 	if !s.Log.Enabled(s.ctx, slog.LevelDebug) {
 		return
 	}
-	attrs := []slog.Attr{
+	attrs := append([]slog.Attr{
 		slog.String("step", s.name), slog.String("result", result), slog.String("number", s.number.Masked()),
 		slog.Float64("duration_ms", Milliseconds(s.took())),
-	}
-	attrs = append(attrs, details...)
+	}, details...)
 	if id := TraceID(s.ctx); id != "" {
 		attrs = append(attrs, slog.String("trace_id", id))
 	}

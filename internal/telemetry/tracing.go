@@ -25,7 +25,7 @@ import (
 // CheckTracing returns an error if an OpenTelemetry variable is invalid. It quotes no values:
 // addresses and headers can contain credentials.
 func CheckTracing() error {
-	if endpoint, set := tracesEndpoint(); set {
+	if endpoint := tracesEndpoint(); endpoint != "" {
 		u, err := url.Parse(endpoint)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return errors.New("OTEL_EXPORTER_OTLP_ENDPOINT must be http:// or https:// with a host and a port, such as http://collector:4318")
@@ -48,11 +48,12 @@ func CheckTracing() error {
 
 const protocolHTTP, protocolGRPC = "http/protobuf", "grpc"
 
-// tracesEndpoint returns the address of the collector; set is false if traces are disabled.
-func tracesEndpoint() (endpoint string, set bool) {
-	endpoint = cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
-	off := strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none"
-	return endpoint, endpoint != "" && !off
+// tracesEndpoint returns the address of the collector, "" if traces are not exported.
+func tracesEndpoint() string {
+	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") || os.Getenv("OTEL_TRACES_EXPORTER") == "none" {
+		return ""
+	}
+	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
 }
 
 func tracesProtocol() string {
@@ -64,7 +65,7 @@ func tracesProtocol() string {
 // without an OTEL_EXPORTER_OTLP_ENDPOINT. stop exports the remaining spans.
 func Start(ctx context.Context, version string, log *slog.Logger) (t Telemetry, stop func(), err error) {
 	t = Telemetry{Metrics: NewMetrics(version), Log: log}
-	if _, set := tracesEndpoint(); !set {
+	if tracesEndpoint() == "" {
 		return t, func() {}, nil
 	}
 	// OpenTelemetry's default logger writes to stderr, and quotes invalid values.
