@@ -19,8 +19,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Caller is an API client of the callers file. A nil list allows all values; a nil *Caller
-// may do everything.
+// Caller is an API client: one of the callers file, or one with a certificate (AnyCertificate). A nil
+// permission list allows all values. A nil *Caller, which is every caller without authentication, may
+// do everything.
 type Caller struct {
 	Name string // for logs and metrics
 
@@ -35,6 +36,12 @@ type Caller struct {
 
 	sends *rate.Limiter // nil for no limit
 }
+
+// Names that metrics and logs use for calls without a caller name of their own.
+const (
+	Unknown = "unknown" // not authenticated
+	Other   = "other"   // callers beyond the limit of label values; only in metrics
+)
 
 // NotAllowedError reports that an authenticated caller lacks a permission.
 type NotAllowedError struct {
@@ -106,8 +113,8 @@ type Changes struct {
 // Replace replaces all callers by list, and returns the changes. A caller that is in both
 // lists with the same rate keeps its limiter, so a reload does not refill it. The first list
 // has no changes.
-func (s *Registry) Replace(list []*Caller) (changes Changes) {
-	if before := s.list.Load(); before != nil {
+func (r *Registry) Replace(list []*Caller) (changes Changes) {
+	if before := r.list.Load(); before != nil {
 		removed := map[string]*Caller{}
 		for _, old := range *before {
 			removed[old.Name] = old
@@ -128,13 +135,13 @@ func (s *Registry) Replace(list []*Caller) (changes Changes) {
 		}
 		changes.Removed = slices.Sorted(maps.Keys(removed))
 	}
-	s.list.Store(&list)
+	r.list.Store(&list)
 	return changes
 }
 
 // Names returns the names of all callers.
-func (s *Registry) Names() (names []string) {
-	for _, c := range *s.list.Load() {
+func (r *Registry) Names() (names []string) {
+	for _, c := range *r.list.Load() {
 		names = append(names, c.Name)
 	}
 	return names
@@ -150,14 +157,17 @@ func (c *Caller) widened(old *Caller) (fields []string) {
 	add("token_sha256", gains(old.tokens, c.tokens))
 	add("spiffe_id", gains(old.spiffeIDs, c.spiffeIDs))
 	add("dns_san", gains(old.dnsSANs, c.dnsSANs))
-	add("calls", old.calls != nil && (c.calls == nil || gains(old.calls, c.calls)))
-	add("sign_names", old.signNames != nil && (c.signNames == nil || gains(old.signNames, c.signNames)))
-	add("template_codes", old.templateCodes != nil && (c.templateCodes == nil || gains(old.templateCodes, c.templateCodes)))
-	add("countries", old.countries != nil && (c.countries == nil || gains(old.countries, c.countries)))
+	add("calls", allowsMore(old.calls, c.calls))
+	add("sign_names", allowsMore(old.signNames, c.signNames))
+	add("template_codes", allowsMore(old.templateCodes, c.templateCodes))
+	add("countries", allowsMore(old.countries, c.countries))
 	add("sends_per_minute", old.sends != nil && (c.sends == nil || c.sends.Limit() > old.sends.Limit()))
 	add("burst", old.sends != nil && c.sends != nil && c.sends.Burst() > old.sends.Burst())
 	return fields
 }
+
+// allowsMore reports whether the permission now allows a value that old does not allow.
+func allowsMore(old, now []string) bool { return old != nil && (now == nil || gains(old, now)) }
 
 // gains reports whether now contains a value that old does not contain.
 func gains[T comparable](old, now []T) bool {
@@ -167,30 +177,33 @@ func gains[T comparable](old, now []T) bool {
 // ErrUnknown means that the credentials of a call belong to no caller.
 var ErrUnknown = errors.New("unknown caller")
 
-// Authenticate returns the caller that the values of the header authorization or the verified
-// client certificate belong to. The certificate is nil if there is none. It ignores the
-// certificate if the header is present.
-func (s *Registry) Authenticate(authorization []string, certificate *x509.Certificate) (*Caller, error) {
-	list := *s.list.Load()
-	if len(authorization) > 0 {
-		if scheme, token, _ := strings.Cut(authorization[0], " "); len(authorization) == 1 && strings.EqualFold(scheme, "bearer") {
-			return byToken(list, strings.TrimSpace(token))
-		}
-		return nil, ErrUnknown
-	}
-	if certificate != nil {
+// Authenticate returns the caller that has the credential: the token in the values of the header
+// authorization, or the verified client certificate, which is nil if there is none. If the header is
+// present, it ignores the certificate.
+func (r *Registry) Authenticate(authorization []string, certificate *x509.Certificate) (*Caller, error) {
+	var found *Caller
+	list := *r.list.Load()
+	switch len(authorization) {
+	case 0:
 		for _, c := range list {
-			if c.matchesCertificate(certificate) {
+			if certificate != nil && c.matchesCertificate(certificate) {
 				return c, nil
 			}
 		}
+	case 1:
+		if scheme, token, _ := strings.Cut(authorization[0], " "); strings.EqualFold(scheme, "bearer") {
+			found = byToken(list, strings.TrimSpace(token))
+		}
 	}
-	return nil, ErrUnknown
+	if found == nil {
+		return nil, ErrUnknown
+	}
+	return found, nil
 }
 
-// byToken returns the caller with a token. It compares the hash with those of all callers, in
+// byToken returns the caller with a token, or nil. It compares the hash with those of all callers, in
 // constant time, so that timing reveals nothing.
-func byToken(list []*Caller, token string) (found *Caller, err error) {
+func byToken(list []*Caller, token string) (found *Caller) {
 	hash := sha256.Sum256([]byte(token))
 	for _, c := range list {
 		for i := range c.tokens {
@@ -199,10 +212,7 @@ func byToken(list []*Caller, token string) (found *Caller, err error) {
 			}
 		}
 	}
-	if found == nil {
-		return nil, ErrUnknown
-	}
-	return found, nil
+	return found
 }
 
 func (c *Caller) matchesCertificate(certificate *x509.Certificate) bool {
@@ -243,3 +253,5 @@ func NewToken() (token, hash string) {
 	token = base64.RawURLEncoding.EncodeToString(b[:])
 	return token, hashOf(token)
 }
+
+func hashOf(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,15 +24,15 @@ const (
 	maxSendsPerMinute = 1_000_000
 )
 
-// ParseOptions are the values that a callers file may contain.
+// ParseOptions are the values that a callers file can contain.
 type ParseOptions struct {
-	Calls        []string
+	Calls        []string        // names of methods
 	Countries    map[string]bool // as returned by numberplan.Country
-	Certificates bool            // whether client certificates are asked for
+	Certificates bool            // whether the port asks clients for certificates
 }
 
-// Whole reports whether the last line of a callers file is YAML's end of a document. A
-// truncated file never has this line, because Parse rejects a file with content after it.
+// Whole reports whether the last line of a callers file is "...", YAML's mark for the end of a
+// document. A truncated file never has this line, because Parse rejects a file with content after it.
 func Whole(content string) bool {
 	return strings.HasSuffix("\n"+strings.TrimRight(content, " \t\r\n"), "\n...")
 }
@@ -42,20 +43,20 @@ func Parse(name string, content []byte, known ParseOptions) ([]*Caller, error) {
 	if len(content) > maxFileBytes {
 		return nil, fmt.Errorf("%s: is larger than %d bytes", name, maxFileBytes)
 	}
-	f := &parser{name: name, known: known}
+	p := &parser{name: name, known: known, seen: map[string]bool{}}
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	var document, more yaml.Node
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: %s: is not YAML", name, lineOf(err))
 	}
 	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
-		f.add(&more, "there must be one YAML document, and nothing behind it")
+		p.add(&more, "there must be one YAML document, and nothing behind it")
 	}
 	if len(document.Content) == 0 {
 		return nil, fmt.Errorf(`%s: line 1: must begin with "callers:", a list of callers below it`, name)
 	}
-	f.parseTop(document.Content[0])
-	return f.callers, errors.Join(f.errs...)
+	p.parseTop(document.Content[0])
+	return p.callers, errors.Join(p.errs...)
 }
 
 var line = regexp.MustCompile(`line \d+`)
@@ -65,59 +66,54 @@ func lineOf(err error) string { return cmp.Or(line.FindString(err.Error()), "lin
 
 // parser collects the callers and the errors of a file.
 type parser struct {
-	name        string
-	known       ParseOptions
-	callers     []*Caller
-	errs        []error
-	credentials map[string]bool
+	name    string
+	known   ParseOptions
+	callers []*Caller
+	errs    []error
+	seen    map[string]bool // the credentials of all callers
 }
 
-func (f *parser) add(at *yaml.Node, format string, args ...any) {
-	f.errs = append(f.errs, fmt.Errorf("%s: line %d: %s", f.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
+func (p *parser) add(at *yaml.Node, format string, args ...any) {
+	p.errs = append(p.errs, fmt.Errorf("%s: line %d: %s", p.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
 }
 
-func (f *parser) parseTop(top *yaml.Node) {
-	f.credentials = map[string]bool{}
-	f.fields(top, `the file must hold "callers:", a list of callers below it`, map[string]func(*yaml.Node){
-		"callers": func(list *yaml.Node) {
+func (p *parser) parseTop(top *yaml.Node) {
+	p.fields(top, `the file must hold "callers:", a list of callers below it`, map[string]func(string, *yaml.Node){
+		"callers": func(_ string, list *yaml.Node) {
 			if list.Kind != yaml.SequenceNode || len(list.Content) == 0 {
-				f.add(list, `callers must be a list of callers, each beginning with "- name:"`)
+				p.add(list, `callers must be a list of callers, each beginning with "- name:"`)
 				return
 			}
 			for _, each := range list.Content {
-				f.caller(each)
+				p.caller(each)
 			}
 		},
 	})
-	if f.callers == nil && f.errs == nil {
-		f.add(top, `callers is missing: a list of callers, each beginning with "- name:"`)
+	if p.callers == nil && p.errs == nil {
+		p.add(top, `callers is missing: a list of callers, each beginning with "- name:"`)
 	}
 }
 
-// fields parses the fields of a mapping with the functions in known. It returns the names of
-// the fields that are present, or nil if m is not a mapping.
-func (f *parser) fields(m *yaml.Node, want string, known map[string]func(*yaml.Node)) (seen map[string]bool) {
+// fields parses the fields of a mapping, each with its function in known, which gets the name of
+// the field and its value. It returns the names of the fields that are present, or nil if m is not
+// a mapping.
+func (p *parser) fields(m *yaml.Node, want string, known map[string]func(string, *yaml.Node)) (seen map[string]bool) {
 	if m.Kind != yaml.MappingNode {
-		f.add(m, "%s", want)
+		p.add(m, "%s", want)
 		return nil
 	}
-	var names []string
-	for name := range known {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	seen = map[string]bool{}
 	for i := 0; i < len(m.Content); i += 2 {
 		key, value := m.Content[i], m.Content[i+1]
-		read := known[key.Value]
+		parse := known[key.Value]
 		switch {
-		case read == nil:
-			f.add(key, "is no field here; there are %s", strings.Join(names, ", "))
+		case parse == nil:
+			p.add(key, "is no field here; there are %s", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		case seen[key.Value]:
-			f.add(key, "%s is there twice", key.Value)
+			p.add(key, "%s is there twice", key.Value)
 		default:
 			seen[key.Value] = true
-			read(value)
+			parse(key.Value, value)
 		}
 	}
 	return seen
@@ -131,64 +127,56 @@ var (
 	template   = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 )
 
-// Names that metrics use for calls without a caller name of their own.
-const (
-	Unknown = "unknown" // not authenticated
-	Other   = "other"   // callers beyond the label cap
-)
-
-func (f *parser) caller(m *yaml.Node) {
+func (p *parser) caller(m *yaml.Node) {
 	c := &Caller{}
 	var perMinute, burst int
 	var burstAt *yaml.Node
-	has := f.fields(m, `a caller must be fields, the first of them "- name:"`, map[string]func(*yaml.Node){
-		"name": func(n *yaml.Node) {
+	list := func(to *[]string, want string, valid func(string) bool) func(string, *yaml.Node) {
+		return func(field string, n *yaml.Node) { *to = p.list(n, field, want, valid) }
+	}
+	certificateName := func(to *[]string, want string, pattern *regexp.Regexp) func(string, *yaml.Node) {
+		return func(field string, n *yaml.Node) {
+			*to = p.list(n, field, want, pattern.MatchString)
+			if !p.known.Certificates {
+				p.add(n, "certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone; set it, or use token_sha256")
+			}
+			p.credentials(n, *to)
+		}
+	}
+	has := p.fields(m, `a caller must be fields, the first of them "- name:"`, map[string]func(string, *yaml.Node){
+		"name": func(_ string, n *yaml.Node) {
 			if n.Kind != yaml.ScalarNode || !callerName.MatchString(n.Value) || n.Value == Unknown {
-				f.add(n, `name must be 1 to 64 letters, digits, ".", "_" and "-", and not "%s"`, Unknown)
-			} else if slices.ContainsFunc(f.callers, func(other *Caller) bool { return other.Name == n.Value }) {
-				f.add(n, "name must not be that of another caller")
+				p.add(n, `name must be 1 to 64 letters, digits, ".", "_" and "-", and not "%s"`, Unknown)
+			} else if slices.ContainsFunc(p.callers, func(other *Caller) bool { return other.Name == n.Value }) {
+				p.add(n, "name must not be that of another caller")
 			}
 			c.Name = n.Value
 		},
-		"token_sha256": func(n *yaml.Node) {
-			for _, text := range f.list(n, "token_sha256", "must be the SHA-256 of a token, 64 digits of 0-9 and a-f, as the command token prints it; if this is the token itself, make a new one", hexHash.MatchString) {
-				f.credential(n, text)
-				var hash [sha256.Size]byte
-				hex.Decode(hash[:], []byte(text)) //nolint:errcheck // hexHash matched
-				c.tokens = append(c.tokens, hash)
+		"token_sha256": func(field string, n *yaml.Node) {
+			hashes := p.list(n, field, "must be the SHA-256 of a token, 64 digits of 0-9 and a-f, as the command token prints it; if this is the token itself, make a new one", hexHash.MatchString)
+			p.credentials(n, hashes)
+			for _, text := range hashes {
+				hash, _ := hex.DecodeString(text) // hexHash matched
+				c.tokens = append(c.tokens, [sha256.Size]byte(hash))
 			}
 		},
-		"spiffe_id": func(n *yaml.Node) {
-			c.spiffeIDs = f.list(n, "spiffe_id", "must be a URI such as spiffe://example.org/login", spiffeID.MatchString)
-			f.certificates(n, c.spiffeIDs)
-		},
-		"dns_san": func(n *yaml.Node) {
-			c.dnsSANs = f.list(n, "dns_san", "must be a DNS name in lower case, without a wildcard, such as login.example.org", dnsName.MatchString)
-			f.certificates(n, c.dnsSANs)
-		},
-		"calls": func(n *yaml.Node) {
-			c.calls = f.list(n, "calls", "must be of "+strings.Join(f.known.Calls, ", "), func(s string) bool { return slices.Contains(f.known.Calls, s) })
-		},
-		"sign_names": func(n *yaml.Node) {
-			c.signNames = f.list(n, "sign_names", "must be Aliyun SMS sign names", func(s string) bool { return s != "" })
-		},
-		"template_codes": func(n *yaml.Node) {
-			c.templateCodes = f.list(n, "template_codes", "must be Aliyun SMS template codes, such as SMS_123456789", template.MatchString)
-		},
-		"countries": func(n *yaml.Node) {
-			c.countries = f.list(n, "countries", "must be ISO 3166 codes in capitals, each that of the main country of a country code: US is all of +1", func(s string) bool { return f.known.Countries[s] })
-		},
-		"sends_per_minute": func(n *yaml.Node) { perMinute = f.number(n, "sends_per_minute") },
-		"burst":            func(n *yaml.Node) { burst, burstAt = f.number(n, "burst"), n },
+		"spiffe_id":        certificateName(&c.spiffeIDs, "must be a URI such as spiffe://example.org/login", spiffeID),
+		"dns_san":          certificateName(&c.dnsSANs, "must be a DNS name in lower case, without a wildcard, such as login.example.org", dnsName),
+		"calls":            list(&c.calls, "must be of "+strings.Join(p.known.Calls, ", "), func(s string) bool { return slices.Contains(p.known.Calls, s) }),
+		"sign_names":       list(&c.signNames, "must be Aliyun SMS sign names", func(s string) bool { return s != "" }),
+		"template_codes":   list(&c.templateCodes, "must be Aliyun SMS template codes, such as SMS_123456789", template.MatchString),
+		"countries":        list(&c.countries, "must be ISO 3166 codes in capitals, each that of the main country of a country code: US is all of +1", func(s string) bool { return p.known.Countries[s] }),
+		"sends_per_minute": func(field string, n *yaml.Node) { perMinute = p.number(n, field) },
+		"burst":            func(field string, n *yaml.Node) { burst, burstAt = p.number(n, field), n },
 	})
 	if has == nil {
 		return
 	}
 	if !has["name"] {
-		f.add(m, "name is missing")
+		p.add(m, "name is missing")
 	}
 	if !has["token_sha256"] && !has["spiffe_id"] && !has["dns_san"] {
-		f.add(m, "a caller must have token_sha256, spiffe_id or dns_san to prove who it is")
+		p.add(m, "a caller must have token_sha256, spiffe_id or dns_san to prove who it is")
 	}
 	switch {
 	case perMinute > 0:
@@ -197,23 +185,23 @@ func (f *parser) caller(m *yaml.Node) {
 		}
 		c.sends = rate.NewLimiter(rate.Limit(perMinute)/60, burst)
 	case burstAt != nil && !has["sends_per_minute"]:
-		f.add(burstAt, "burst needs sends_per_minute")
+		p.add(burstAt, "burst needs sends_per_minute")
 	}
-	f.callers = append(f.callers, c)
+	p.callers = append(p.callers, c)
 }
 
 // list parses a value or a list of values, each of which must be valid. want is the error text.
-func (f *parser) list(n *yaml.Node, field, want string, valid func(string) bool) (values []string) {
+func (p *parser) list(n *yaml.Node, field, want string, valid func(string) bool) (values []string) {
 	nodes := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
 		nodes = n.Content
 	}
 	if len(nodes) == 0 {
-		f.add(n, "%s is an empty list: leave it out to allow all", field)
+		p.add(n, "%s is an empty list: leave it out to allow all", field)
 	}
 	for _, each := range nodes {
 		if each.Kind != yaml.ScalarNode || !valid(each.Value) {
-			f.add(each, "%s %s", field, want)
+			p.add(each, "%s %s", field, want)
 			continue
 		}
 		values = append(values, each.Value)
@@ -221,33 +209,21 @@ func (f *parser) list(n *yaml.Node, field, want string, valid func(string) bool)
 	return values
 }
 
-func (f *parser) certificates(n *yaml.Node, credentials []string) {
-	if !f.known.Certificates {
-		f.add(n, "certificates are asked for with PHONENUMBER_TLS_CLIENT_CA alone; set it, or use token_sha256")
-	}
-	for _, p := range credentials {
-		f.credential(n, p)
+// credentials records credentials, each of which must be unique in the file.
+func (p *parser) credentials(n *yaml.Node, values []string) {
+	for _, v := range values {
+		if p.seen[v] {
+			p.add(n, "proves a caller already")
+		}
+		p.seen[v] = true
 	}
 }
 
-// credential records a credential, which must be unique in the file.
-func (f *parser) credential(n *yaml.Node, p string) {
-	if f.credentials[p] {
-		f.add(n, "proves a caller already")
-	}
-	f.credentials[p] = true
-}
-
-func (f *parser) number(n *yaml.Node, field string) int {
+func (p *parser) number(n *yaml.Node, field string) int {
 	v, err := strconv.Atoi(n.Value)
 	if n.Kind != yaml.ScalarNode || err != nil || v < 1 || v > maxSendsPerMinute {
-		f.add(n, "%s must be a whole number from 1 to %d", field, maxSendsPerMinute)
+		p.add(n, "%s must be a whole number from 1 to %d", field, maxSendsPerMinute)
 		return 0
 	}
 	return v
-}
-
-func hashOf(token string) string {
-	hash := sha256.Sum256([]byte(token))
-	return hex.EncodeToString(hash[:])
 }
