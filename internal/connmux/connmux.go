@@ -71,15 +71,16 @@ func (m *Mux) Serve() error {
 // dispatch passes a connection to the server for its protocol.
 func (m *Mux) dispatch(conn net.Conn) {
 	conn.SetDeadline(time.Now().Add(m.config.Timeout))
-	var secure *tls.Conn
+	var state *tls.ConnectionState // nil for plaintext
 	if m.config.TLS != nil {
-		var err error
-		if secure, err = m.config.TLS.handshake(conn); err != nil {
+		secure, err := m.config.TLS.handshake(conn)
+		if err != nil {
 			m.config.Rejected("handshake")
 			conn.Close()
 			return
 		}
-		conn = secure
+		s := secure.ConnectionState()
+		conn, state = secure, &s
 	}
 	first := make([]byte, 3) // "PRI" starts only HTTP/2
 	if _, err := io.ReadFull(conn, first); err != nil {
@@ -89,11 +90,6 @@ func (m *Mux) dispatch(conn net.Conn) {
 	}
 	conn.SetDeadline(time.Time{})
 	peeked := prefixedConn{Conn: conn, prefix: first}
-	var state *tls.ConnectionState // nil for plaintext
-	if secure != nil {
-		s := secure.ConnectionState()
-		state = &s
-	}
 	switch {
 	case string(first) == "PRI":
 		m.HTTP2.deliver(m.http2Conns.add(&peeked, state))

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -27,8 +28,7 @@ const (
 	// byte on the wire.
 	MaxHeaderBytes  = 1 << 20
 	maxHeaderFields = 1 << 10
-	// maxUnfinishedHeaders limits the bytes of incomplete header blocks, summed over all
-	// connections.
+	// maxUnfinishedHeaders limits the bytes of incomplete header blocks of all connections together.
 	maxUnfinishedHeaders = 4 << 20
 
 	// A connection has a budget of frames (token bucket). It starts with maxSpareFrames. Each
@@ -51,11 +51,11 @@ const (
 	// unreadTimeout is the time in which a peer must read a reply.
 	unreadTimeout = 5 * time.Second
 	sweepInterval = 250 * time.Millisecond
-	// The process is crowded if more streams wait for their peers than Config.WaitingStreams.
-	// Then a connection can open a stream only if none of its streams waits, and connections with
-	// a stream that waits for longer than crowdedTimeout can be closed.
+	// The process is crowded if more streams wait than Config.WaitingStreams. Then a connection can
+	// open a stream only if none of its streams waits, and Sweep can close a connection with a stream
+	// that has waited for its peer for longer than crowdedTimeout.
 	crowdedTimeout = time.Second
-	pauseInterval  = 100 * time.Millisecond // between checks if it is still crowded
+	pauseInterval  = 100 * time.Millisecond // between checks whether it is still crowded
 )
 
 const (
@@ -69,23 +69,22 @@ var (
 	errHeaderBlock = errors.New("http2: headers too large or too slow")
 )
 
-// http2Conns holds the open HTTP/2 connections of the process. It limits the streams that wait:
-// they are open on the wire, but no handler runs for them, because the peer has not sent the complete
-// request or has not read the complete reply. grpc-go has no time limit for these streams, and keeps
-// their headers in memory.
+// http2Conns holds the open HTTP/2 connections of the process. It limits the streams that wait. A
+// stream waits if it is open on the wire, but its handler does not run: usually because the peer has
+// not sent the complete request, or has not read the complete reply. grpc-go has no time limit for
+// these streams, and keeps their headers in memory.
 type http2Conns struct {
 	config     Config
 	waiting    atomic.Int64 // streams that wait
 	unfinished atomic.Int64 // bytes of incomplete header blocks
-
-	crowded chan struct{} // wakes Sweep
+	wakeSweep  chan struct{}
 
 	mu   sync.Mutex
 	open map[*HTTP2Conn]struct{}
 }
 
 func newHTTP2Conns(c Config) *http2Conns {
-	return &http2Conns{config: c, crowded: make(chan struct{}, 1), open: map[*HTTP2Conn]struct{}{}}
+	return &http2Conns{config: c, wakeSweep: make(chan struct{}, 1), open: map[*HTTP2Conn]struct{}{}}
 }
 
 func (h *http2Conns) isCrowded() bool { return h.waiting.Load() > int64(h.config.WaitingStreams) }
@@ -100,7 +99,7 @@ func (m *Mux) Sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-h.crowded:
+		case <-h.wakeSweep:
 			time.Sleep(sweepInterval / 10)
 		}
 		for _, c := range h.stalled(time.Now()) {
@@ -110,33 +109,27 @@ func (m *Mux) Sweep(ctx context.Context) {
 	}
 }
 
-// stalled returns the connections to close. They are the connections with a late stream, and, if
-// the process is crowded, those with the largest sum of waiting times. It keeps the others, up to
-// Config.WaitingStreams waiting streams.
+// stalled returns the connections to close. They are the connections with a late stream, and, if the
+// process is crowded, those whose streams have waited longest for their peers. Of these it keeps
+// connections with up to Config.WaitingStreams such streams.
 func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	type candidate struct {
-		conn    *HTTP2Conn
-		waiting int
-		waited  time.Duration // sum over its streams
-	}
-	var candidates []candidate
+	var candidates []peerWait
 	crowded := h.isCrowded()
 	for c := range h.open {
-		waiting, longest, waited, late := c.waitStats(now)
-		switch {
-		case late:
+		switch w := c.peerWait(now); {
+		case w.late:
 			stalled = append(stalled, c)
-		case crowded && longest > crowdedTimeout:
-			candidates = append(candidates, candidate{c, waiting, waited})
+		case crowded && w.longest > crowdedTimeout:
+			candidates = append(candidates, w)
 		}
 	}
-	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.waited, b.waited) })
+	slices.SortFunc(candidates, func(a, b peerWait) int { return cmp.Compare(a.sum, b.sum) })
 	kept := 0
-	for _, c := range candidates {
-		if kept += c.waiting; kept > h.config.WaitingStreams {
-			stalled = append(stalled, c.conn)
+	for _, w := range candidates {
+		if kept += w.streams; kept > h.config.WaitingStreams {
+			stalled = append(stalled, w.conn)
 		}
 	}
 	return stalled
@@ -145,17 +138,18 @@ func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 // An HTTP2Conn is an HTTP/2 connection that grpc-go serves. It parses the frames of both
 // directions, because grpc-go has no hook for the end of a stream on the wire. grpc-go must read
 // from it without a buffer (grpc.ReadBufferSize(0)). Then, when grpc-go calls the tap (its hook
-// for the start of a call), LastStream returns the stream of this call.
+// for the start of a call), LastStream is the stream of this call.
 type HTTP2Conn struct {
 	net.Conn
+	Peer  string               // address without the port
 	TLS   *tls.ConnectionState // nil for plaintext
 	conns *http2Conns
 
 	// Used only by the goroutine that reads.
+	LastStream  Stream // of the last header block that was read
 	in          *bufio.Reader
-	unread      int          // bytes of the current frame not read
-	headerBlock bytes.Buffer // frames of a header block not read
-	current     Stream       // of the last header block
+	inLeft      int          // bytes of the preface or of a frame that Read still returns
+	headerBlock bytes.Buffer // frames of a header block that Read still returns
 	hpack       *hpack.Decoder
 	refilled    time.Time // when time last added frames
 
@@ -169,16 +163,18 @@ type HTTP2Conn struct {
 	resume chan struct{} // wakes pause if fewer streams wait
 
 	mu      sync.Mutex
-	closed  bool
-	lastID  uint32 // ID of the newest stream
-	streams map[uint32]wireStream
-	waiting int // streams whose handler does not run
+	lastID  uint32                // ID of the newest stream
+	streams map[uint32]wireStream // nil after Close
+	waiting int                   // streams that wait
 }
+
+// AuthType implements grpc's credentials.AuthInfo, so that grpc-go passes the connection to its tap.
+func (c *HTTP2Conn) AuthType() string { return "HTTP2Conn" }
 
 // A wireStream is a stream that is open on the wire.
 type wireStream struct {
 	state streamState
-	since time.Time // when its present wait began
+	since time.Time // when the state began
 }
 
 type streamState uint8
@@ -188,19 +184,29 @@ const (
 	streamRequested                    // complete; the handler has not started
 	streamRunning                      // the handler runs
 	streamEnded                        // the handler ended; the reply is incomplete
+	streamClosed                       // either side has closed it: it is not open on the wire
 )
+
+// waiting returns 1 if a stream in this state waits, else 0.
+func (s streamState) waiting() int {
+	if s == streamRunning || s == streamClosed {
+		return 0
+	}
+	return 1
+}
 
 // add wraps conn in an HTTP2Conn for grpc-go, and adds it to the open connections.
 func (h *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *HTTP2Conn {
+	peer, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 	c := &HTTP2Conn{
-		Conn: conn, TLS: state, conns: h, in: bufio.NewReaderSize(conn, readBufferBytes),
-		unread: len(http2.ClientPreface), refilled: time.Now(), resume: make(chan struct{}, 1), streams: map[uint32]wireStream{},
+		Conn: conn, Peer: peer, TLS: state, conns: h, in: bufio.NewReaderSize(conn, readBufferBytes),
+		inLeft: len(http2.ClientPreface), refilled: time.Now(), resume: make(chan struct{}, 1), streams: map[uint32]wireStream{},
 	}
 	c.spareFrames.Store(maxSpareFrames)
 	const tableBytes = 4096 // default of HTTP/2 and grpc-go
 	c.hpack = hpack.NewDecoder(tableBytes, func(f hpack.HeaderField) {
-		c.current.HeaderBytes += int(f.Size())
-		c.current.fields++
+		c.LastStream.HeaderBytes += int(f.Size())
+		c.LastStream.fields++
 	})
 	c.hpack.SetMaxStringLength(MaxHeaderBytes)
 	h.mu.Lock()
@@ -215,7 +221,7 @@ func (c *HTTP2Conn) Close() error {
 	delete(c.conns.open, c)
 	c.conns.mu.Unlock()
 	c.mu.Lock()
-	c.closed, c.streams = true, nil
+	c.streams = nil
 	c.addWaiting(-c.waiting)
 	c.mu.Unlock()
 	return c.Conn.Close()
@@ -223,7 +229,7 @@ func (c *HTTP2Conn) Close() error {
 
 // Read implements net.Conn.
 func (c *HTTP2Conn) Read(p []byte) (int, error) {
-	if c.unread == 0 && c.headerBlock.Len() == 0 {
+	if c.inLeft == 0 && c.headerBlock.Len() == 0 {
 		if err := c.nextFrame(); err != nil {
 			return 0, err
 		}
@@ -235,23 +241,15 @@ func (c *HTTP2Conn) Read(p []byte) (int, error) {
 		}
 		return n, err
 	}
-	n, err := c.in.Read(p[:min(len(p), c.unread)])
-	c.unread -= n
+	n, err := c.in.Read(p[:min(len(p), c.inLeft)])
+	c.inLeft -= n
 	return n, err
 }
 
-// A frameHeader is the first nine bytes of a frame.
-type frameHeader struct {
-	length int
-	kind   http2.FrameType
-	flags  http2.Flags
-	stream uint32
-}
-
-func parseFrameHeader(b []byte) frameHeader {
-	return frameHeader{
-		length: int(b[0])<<16 | int(b[1])<<8 | int(b[2]), kind: http2.FrameType(b[3]), flags: http2.Flags(b[4]),
-		stream: uint32(b[5]&0x7f)<<24 | uint32(b[6])<<16 | uint32(b[7])<<8 | uint32(b[8]),
+func parseFrameHeader(b []byte) http2.FrameHeader {
+	return http2.FrameHeader{
+		Length: uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]), Type: http2.FrameType(b[3]), Flags: http2.Flags(b[4]),
+		StreamID: binary.BigEndian.Uint32(b[5:]) & (1<<31 - 1),
 	}
 }
 
@@ -262,51 +260,51 @@ func (c *HTTP2Conn) nextFrame() error {
 	if err != nil {
 		return err
 	}
-	switch f.kind {
+	switch f.Type {
 	case http2.FrameHeaders:
 		c.pause()
-		c.opened(f.stream, f.flags.Has(http2.FlagHeadersEndStream))
+		c.opened(f.StreamID, f.Flags.Has(http2.FlagHeadersEndStream))
 		return c.readHeaders(f)
 	case http2.FrameData:
-		if f.flags.Has(http2.FlagDataEndStream) {
-			c.requested(f.stream)
+		if f.Flags.Has(http2.FlagDataEndStream) {
+			c.setState(f.StreamID, streamRequested)
 		}
 	case http2.FrameRSTStream:
-		if s, ok := c.offWire(f.stream); ok && s.state < streamRunning {
+		if c.setState(f.StreamID, streamClosed) < streamRunning {
 			c.takeFrames(framesPerEarlyReset)
 		}
 	}
-	c.unread = frameHeaderBytes + f.length
+	c.inLeft = frameHeaderBytes + int(f.Length)
 	return nil
 }
 
 // peekFrame returns the header of the next frame without reading it, and takes one frame from the
 // budget.
-func (c *HTTP2Conn) peekFrame() (frameHeader, error) {
+func (c *HTTP2Conn) peekFrame() (http2.FrameHeader, error) {
 	b, err := c.in.Peek(frameHeaderBytes)
 	if err != nil {
-		return frameHeader{}, err
+		return http2.FrameHeader{}, err
 	}
 	if !c.takeFrames(1) {
 		c.conns.config.Rejected("frames")
-		return frameHeader{}, errFrameFlood
+		return http2.FrameHeader{}, errFrameFlood
 	}
 	return parseFrameHeader(b), nil
 }
 
 // readHeaders reads the frames of a header block into c.headerBlock, and checks its size before grpc-go
 // reads it. The block is a HEADERS frame, whose header is f, and its CONTINUATION frames.
-func (c *HTTP2Conn) readHeaders(f frameHeader) error {
-	c.current = Stream{conn: c, id: f.stream}
+func (c *HTTP2Conn) readHeaders(f http2.FrameHeader) error {
+	c.LastStream = Stream{conn: c, id: f.StreamID}
 	var unfinished int64
 	defer func() { c.conns.unfinished.Add(-unfinished) }()
 	for {
-		size := frameHeaderBytes + f.length
-		if f.length > maxFrameBytes {
-			c.unread = size // grpc-go ends the connection
+		size := frameHeaderBytes + int(f.Length)
+		if int(f.Length) > maxFrameBytes {
+			c.inLeft = size // grpc-go ends the connection
 			break
 		}
-		ended := f.flags.Has(http2.FlagHeadersEndHeaders) // equals FlagContinuationEndHeaders
+		ended := f.Flags.Has(http2.FlagHeadersEndHeaders) // equals FlagContinuationEndHeaders
 		if !ended || c.in.Buffered() < size {
 			unfinished += int64(size)
 			if c.conns.unfinished.Add(int64(size)) > maxUnfinishedHeaders {
@@ -322,14 +320,14 @@ func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 			return fmt.Errorf("%w: %w", errHeaderBlock, err)
 		}
 		c.headerBlock.Write(frame)
-		fragment, ok := f.fragment(frame[frameHeaderBytes:])
+		fragment, ok := headerFragment(f, frame[frameHeaderBytes:])
 		if !ok {
 			break // grpc-go ends the connection
 		}
 		if _, err := c.hpack.Write(fragment); err != nil {
 			return err
 		}
-		if c.current.HeaderBytes > MaxHeaderBytes || c.current.fields > maxHeaderFields || c.headerBlock.Len() > MaxHeaderBytes {
+		if c.LastStream.HeaderBytes > MaxHeaderBytes || c.LastStream.fields > maxHeaderFields || c.headerBlock.Len() > MaxHeaderBytes {
 			return c.tooManyHeaders()
 		}
 		if ended {
@@ -339,7 +337,7 @@ func (c *HTTP2Conn) readHeaders(f frameHeader) error {
 		if err != nil {
 			return err
 		}
-		if next.kind != http2.FrameContinuation || next.stream != f.stream {
+		if next.Type != http2.FrameContinuation || next.StreamID != f.StreamID {
 			break // grpc-go ends the connection
 		}
 		f = next
@@ -358,30 +356,23 @@ func (c *HTTP2Conn) tooManyHeaders() error {
 	return errHeaderBlock
 }
 
-// fragment returns the part of a frame's payload that belongs to the header block, without padding
-// and priority. It returns false if the payload is malformed.
-func (f frameHeader) fragment(payload []byte) ([]byte, bool) {
-	if f.kind != http2.FrameHeaders {
+// headerFragment returns the part of a frame's payload that belongs to the header block, without
+// padding and priority. It returns false if the payload is malformed.
+func headerFragment(f http2.FrameHeader, payload []byte) ([]byte, bool) {
+	if f.Type != http2.FrameHeaders {
 		return payload, true
 	}
-	padding := 0
-	if f.flags.Has(http2.FlagHeadersPadded) {
-		if len(payload) == 0 {
-			return nil, false
-		}
-		padding, payload = int(payload[0]), payload[1:]
+	start, padding := 0, 0
+	if f.Flags.Has(http2.FlagHeadersPadded) && len(payload) > 0 {
+		start, padding = 1, int(payload[0])
 	}
-	const priorityBytes = 5
-	if f.flags.Has(http2.FlagHeadersPriority) {
-		if len(payload) < priorityBytes {
-			return nil, false
-		}
-		payload = payload[priorityBytes:]
+	if f.Flags.Has(http2.FlagHeadersPriority) {
+		start += 5
 	}
-	if padding > len(payload) {
+	if start+padding > len(payload) {
 		return nil, false
 	}
-	return payload[:len(payload)-padding], true
+	return payload[start : len(payload)-padding], true
 }
 
 // takeFrames takes frames from the budget of the connection (see maxSpareFrames), and reports whether
@@ -413,22 +404,21 @@ func (c *HTTP2Conn) Write(p []byte) (int, error) {
 			continue
 		}
 		f := parseFrameHeader(c.outHeader[:])
-		c.outFilled, c.outLeft = 0, f.length
-		if f.kind == http2.FrameRSTStream ||
-			(f.kind == http2.FrameHeaders || f.kind == http2.FrameData) && f.flags.Has(http2.FlagHeadersEndStream) {
-			c.offWire(f.stream)
+		c.outFilled, c.outLeft = 0, int(f.Length)
+		if f.Type == http2.FrameRSTStream ||
+			(f.Type == http2.FrameHeaders || f.Type == http2.FrameData) && f.Flags.Has(http2.FlagHeadersEndStream) {
+			c.setState(f.StreamID, streamClosed)
 		}
 	}
 	return n, err
 }
 
-// opened adds a stream that the peer opens. complete is true if its request has no message, so that
-// the request is complete.
+// opened adds a stream that the peer opens. complete is true if its request has no message.
 func (c *HTTP2Conn) opened(id uint32, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || id <= c.lastID {
-		return // trailers, or an error for grpc-go
+	if c.streams == nil || id <= c.lastID {
+		return // closed, or trailers, or an error that grpc-go finds
 	}
 	c.lastID = id
 	state := streamOpened
@@ -439,13 +429,23 @@ func (c *HTTP2Conn) opened(id uint32, complete bool) {
 	c.addWaiting(1)
 }
 
-// requested records that the request of a stream is complete.
-func (c *HTTP2Conn) requested(id uint32) {
+// setState changes the state of a stream, and returns its previous state.
+func (c *HTTP2Conn) setState(id uint32, next streamState) (previous streamState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s, ok := c.streams[id]; ok && s.state == streamOpened {
-		c.streams[id] = wireStream{streamRequested, s.since}
+	s, ok := c.streams[id]
+	switch {
+	case !ok:
+		return streamClosed
+	case next == streamRequested && s.state != streamOpened:
+		return s.state // the handler of a streaming call starts before the request is complete
+	case next == streamClosed:
+		delete(c.streams, id)
+	default:
+		c.streams[id] = wireStream{next, time.Now()}
 	}
+	c.addWaiting(next.waiting() - s.state.waiting())
+	return s.state
 }
 
 // pause blocks the reader before a new stream, while the process is crowded and a stream of this
@@ -465,20 +465,6 @@ func (c *HTTP2Conn) pause() {
 	}
 }
 
-// offWire removes a stream that either side has ended, and returns its last state.
-func (c *HTTP2Conn) offWire(id uint32) (s wireStream, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s, ok = c.streams[id]; !ok {
-		return s, false
-	}
-	delete(c.streams, id)
-	if s.state != streamRunning {
-		c.addWaiting(-1)
-	}
-	return s, true
-}
-
 // A Stream is the HTTP/2 stream of one call.
 type Stream struct {
 	HeaderBytes int // decoded size; see RFC 9113, 6.5.2
@@ -487,10 +473,6 @@ type Stream struct {
 	conn   *HTTP2Conn
 	id     uint32
 }
-
-// LastStream returns the stream of the last header block that was read. Only the goroutine
-// that reads may call it.
-func (c *HTTP2Conn) LastStream() Stream { return c.current }
 
 // ChargeHeaders takes frames from the budget of the connection for a call that is rejected because
 // its headers are too large.
@@ -506,29 +488,18 @@ func (s Stream) Earn() {
 // Start records that the handler of the stream starts.
 func (s Stream) Start() {
 	s.Earn()
-	s.conn.setState(s.id, streamRunning, -1)
+	s.conn.setState(s.id, streamRunning)
 }
 
 // End records that the handler of the stream has ended.
-func (s Stream) End() { s.conn.setState(s.id, streamEnded, 1) }
-
-// setState changes the state of a stream, and adds waiting to the number of waiting streams.
-func (c *HTTP2Conn) setState(id uint32, state streamState, waiting int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, ok := c.streams[id]; ok { // otherwise the peer has reset it
-		c.streams[id] = wireStream{state, time.Now()}
-		c.addWaiting(waiting)
-	}
-}
+func (s Stream) End() { s.conn.setState(s.id, streamEnded) }
 
 // addWaiting adds n, which can be negative, to the number of waiting streams of the connection and of
-// the process. It wakes Sweep if the process is crowded, and pause if n is negative. The calling
-// function must hold c.mu.
+// the process. It wakes Sweep if the process is crowded, and pause if n is negative. c.mu must be locked.
 func (c *HTTP2Conn) addWaiting(n int) {
 	c.waiting += n
 	c.conns.waiting.Add(int64(n))
-	wake := c.conns.crowded
+	wake := c.conns.wakeSweep
 	if n < 0 {
 		wake = c.resume
 	} else if !c.conns.isCrowded() {
@@ -540,15 +511,22 @@ func (c *HTTP2Conn) addWaiting(n int) {
 	}
 }
 
-// waitStats returns the number of streams that wait for the peer, the longest waiting time, the sum of
-// all waiting times, and whether a stream is late. A stream is late if it has waited for longer than
-// unreadTimeout. While its request is incomplete, the limit is larger by Config.RequestTimeout.
-func (c *HTTP2Conn) waitStats(now time.Time) (waiting int, longest, sum time.Duration, late bool) {
+// A peerWait says how long the streams of a connection have waited for the peer: to send the rest of
+// the request, or to read the rest of the reply.
+type peerWait struct {
+	conn         *HTTP2Conn
+	streams      int
+	longest, sum time.Duration
+	late         bool // a stream has waited for too long
+}
+
+// peerWait returns how long the streams have waited for the peer. A stream is late if it has waited for
+// longer than unreadTimeout. While its request is incomplete, the limit is larger by
+// Config.RequestTimeout.
+func (c *HTTP2Conn) peerWait(now time.Time) peerWait {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.waiting == 0 {
-		return 0, 0, 0, false
-	}
+	w := peerWait{conn: c}
 	for _, s := range c.streams {
 		limit := unreadTimeout
 		switch s.state {
@@ -557,8 +535,8 @@ func (c *HTTP2Conn) waitStats(now time.Time) (waiting int, longest, sum time.Dur
 		case streamOpened:
 			limit += c.conns.config.RequestTimeout // first the server ends it
 		}
-		waits := now.Sub(s.since)
-		waiting, longest, sum, late = waiting+1, max(longest, waits), sum+waits, late || waits > limit
+		waited := now.Sub(s.since)
+		w.streams, w.longest, w.sum, w.late = w.streams+1, max(w.longest, waited), w.sum+waited, w.late || waited > limit
 	}
-	return waiting, longest, sum, late
+	return w
 }

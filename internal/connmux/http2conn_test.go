@@ -42,12 +42,8 @@ type connCreds struct {
 	credentials.TransportCredentials
 }
 
-type connAuthInfo struct{ *HTTP2Conn }
-
-func (connAuthInfo) AuthType() string { return "HTTP2Conn" }
-
 func (connCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return c, connAuthInfo{c.(*HTTP2Conn)}, nil
+	return c, c.(*HTTP2Conn), nil
 }
 
 func (c connCreds) Clone() credentials.TransportCredentials { return c }
@@ -56,7 +52,7 @@ type streamKey struct{}
 
 func tapStream(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	p, _ := peer.FromContext(ctx)
-	return context.WithValue(ctx, streamKey{}, p.AuthInfo.(connAuthInfo).LastStream()), nil
+	return context.WithValue(ctx, streamKey{}, p.AuthInfo.(*HTTP2Conn).LastStream), nil
 }
 
 func startUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -167,6 +163,7 @@ type writerConn struct {
 func (c *writerConn) Write(p []byte) (int, error) { return c.Buffer.Write(p) }
 func (c *writerConn) Read(p []byte) (int, error)  { return c.Buffer.Read(p) }
 func (c *writerConn) Close() error                { return nil }
+func (c *writerConn) RemoteAddr() net.Addr        { return &net.TCPAddr{} }
 
 // The server's frames arrive in pieces of each size. Streams 1, 5 and 7 end; 3 and 9 do not.
 func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {

@@ -27,7 +27,8 @@ type Certificates struct{ config atomic.Pointer[tls.Config] }
 // Replace makes new connections use the certificates of f. If it returns an error, new connections
 // use the previous certificates.
 func (c *Certificates) Replace(f CertificateFiles) error {
-	pair, errs := readKeyPair(f)
+	pair, err := readKeyPair(f)
+	errs := []error{err}
 	config := &tls.Config{
 		Certificates: []tls.Certificate{pair},
 		MinVersion:   tls.VersionTLS12,
@@ -37,11 +38,13 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 		NextProtos: []string{"http/1.1", "h2"},
 	}
 	if f.ClientCA.Name != "" {
-		var err error
-		if config.ClientCAs, err = readCAs(f.ClientCA); err != nil {
-			errs = append(errs, err)
+		certificates, err := readCertificates(f.ClientCA)
+		errs = append(errs, err)
+		config.ClientCAs = x509.NewCertPool()
+		for _, c := range certificates {
+			config.ClientCAs.AddCert(c)
 		}
-		// A health check needs no certificate. For calls, the package server checks it.
+		// A health check needs no certificate. For calls, package server requires one.
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -59,35 +62,19 @@ func (c *Certificates) Expires() time.Time { return c.config.Load().Certificates
 // AsksClients reports whether the server asks clients for a certificate in the handshake.
 func (c *Certificates) AsksClients() bool { return c.config.Load().ClientCAs != nil }
 
-func readKeyPair(f CertificateFiles) (tls.Certificate, []error) {
-	var errs []error
-	if _, err := readCertificates(f.Certificate); err != nil {
-		errs = append(errs, err)
-	}
+func readKeyPair(f CertificateFiles) (pair tls.Certificate, err error) {
+	_, err = readCertificates(f.Certificate)
 	if !strings.Contains(f.Key.Content, "PRIVATE KEY-----") {
-		errs = append(errs, fmt.Errorf("%s: line 1: must be a private key in PEM, from a line -----BEGIN PRIVATE KEY----- on, without a password", f.Key.Name))
+		err = errors.Join(err, fmt.Errorf("%s: line 1: must be a private key in PEM, from a line -----BEGIN PRIVATE KEY----- on, without a password", f.Key.Name))
 	}
-	if errs != nil {
-		return tls.Certificate{}, errs
+	if err != nil {
+		return pair, err
 	}
 	// Errors of X509KeyPair contain no text of the files.
-	pair, err := tls.X509KeyPair([]byte(f.Certificate.Content), []byte(f.Key.Content))
-	if err != nil {
-		return pair, []error{fmt.Errorf("%s: line 1: must be the key of the first certificate in %s: %w", f.Key.Name, f.Certificate.Name, err)}
+	if pair, err = tls.X509KeyPair([]byte(f.Certificate.Content), []byte(f.Key.Content)); err != nil {
+		err = fmt.Errorf("%s: line 1: must be the key of the first certificate in %s: %w", f.Key.Name, f.Certificate.Name, err)
 	}
-	return pair, nil
-}
-
-func readCAs(f File) (*x509.CertPool, error) {
-	certificates, err := readCertificates(f)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	for _, c := range certificates {
-		pool.AddCert(c)
-	}
-	return pool, nil
+	return pair, err
 }
 
 // readCertificates returns the certificates of a PEM file, and an error if there are none. It

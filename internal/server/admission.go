@@ -53,28 +53,16 @@ func newAdmission(l config.Limits, tel telemetry.Telemetry) *admission {
 	return &admission{calls: inFlight{max: int64(l.Calls)}, unauthenticated: inFlight{max: int64(l.Calls)}, limits: l, telemetry: tel}
 }
 
-// connInfo passes an HTTP/2 connection to the method tap.
-type connInfo struct {
-	*connmux.HTTP2Conn
-	peer string // address without the port
-}
-
-// AuthType implements credentials.AuthInfo.
-func (connInfo) AuthType() string { return "connInfo" }
-
-// completedHandshakeCreds passes the connInfo of a connection to grpc-go. Its ServerHandshake does no
-// handshake, because package connmux has already done it.
+// completedHandshakeCreds makes grpc-go pass the connmux.HTTP2Conn of a call to the tap. Its
+// ServerHandshake does no handshake, because package connmux has already done it.
 type completedHandshakeCreds struct {
 	credentials.TransportCredentials
 }
 
-// ServerHandshake implements credentials.TransportCredentials.
 func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-	return c, connInfo{c.(*connmux.HTTP2Conn), host}, nil
+	return c, c.(*connmux.HTTP2Conn), nil
 }
 
-// Clone implements credentials.TransportCredentials.
 func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
 // rejectedTimeout is the deadline of a call whose headers are too large.
@@ -85,8 +73,8 @@ const rejectedTimeout = 100 * time.Millisecond
 // large, and limits the duration of the others.
 func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	p, _ := peer.FromContext(ctx)
-	conn := p.AuthInfo.(connInfo)
-	c := &call{peer: conn.peer, tls: conn.TLS, headers: info.Header, stream: conn.LastStream()}
+	conn := p.AuthInfo.(*connmux.HTTP2Conn)
+	c := &call{peer: conn.Peer, tls: conn.TLS, headers: info.Header, stream: conn.LastStream}
 	switch {
 	case c.stream.HeaderBytes > a.limits.HeaderBytes:
 		a.telemetry.Rejected("headers")
