@@ -18,10 +18,10 @@ import (
 type Config struct {
 	Listener       net.Listener
 	TLS            *Certificates       // nil for plaintext
-	Connections    int                 // open at once
+	Connections    int                 // maximum of open ones
 	Timeout        time.Duration       // TLS and first bytes; also a header block
 	RequestTimeout time.Duration       // the server ends incomplete requests after it
-	WaitingStreams int                 // HTTP/2 streams; see the constant crowdedTimeout
+	WaitingStreams int                 // limit of HTTP/2 streams that wait; see http2Conns
 	Rejected       func(reason string) // called for each rejected connection
 }
 

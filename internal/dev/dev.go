@@ -77,7 +77,7 @@ func (s *service) syncInbox(ctx context.Context, phoneNumber, used string) {
 
 // wrapHTTP returns a handler that serves the page, the endpoints for automated tests, and next for
 // all other paths.
-func (s *service) wrapHTTP(draining context.Context, next http.Handler) http.Handler {
+func (s *service) wrapHTTP(stopping context.Context, next http.Handler) http.Handler {
 	address := s.config.Listener.Addr()
 	if a, ok := address.(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		s.config.Telemetry.Log.Warn("every host that can reach this address can read all codes in the inbox", "address", address.String())
@@ -85,7 +85,7 @@ func (s *service) wrapHTTP(draining context.Context, next http.Handler) http.Han
 	mux := http.NewServeMux()
 	mux.Handle("/", next)
 	registerPage(mux)
-	s.registerRoutes(draining, mux)
+	s.registerRoutes(stopping, mux)
 	return guardDNSRebinding(mux)
 }
 

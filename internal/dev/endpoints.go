@@ -38,8 +38,8 @@ var routes = []route{
 	{"GET", "/number.json", []string{"phone_number"}, parseTypedNumber, (*service).getNumber},
 }
 
-// registerRoutes adds the routes to mux. When draining is done, requests that wait return.
-func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
+// registerRoutes adds the routes to mux. When stopping is done, requests that wait return.
+func (s *service) registerRoutes(stopping context.Context, mux *http.ServeMux) {
 	for _, e := range routes {
 		mux.HandleFunc(e.method+" "+e.path, func(w http.ResponseWriter, r *http.Request) {
 			if server.IsCrossOrigin(r) { // it could embed or time the response
@@ -53,7 +53,7 @@ func (s *service) registerRoutes(draining context.Context, mux *http.ServeMux) {
 			}
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
-			defer context.AfterFunc(draining, cancel)()
+			defer context.AfterFunc(stopping, cancel)()
 			e.handler(s, w, r.WithContext(ctx), q)
 		})
 	}

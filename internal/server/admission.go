@@ -46,11 +46,13 @@ type admission struct {
 	// have a separate limit, so that they cannot take the slots of known callers.
 	unauthenticated inFlight
 	limits          config.Limits
+	stopping        context.Context // done when the listener is closed
 	telemetry       telemetry.Telemetry
 }
 
-func newAdmission(l config.Limits, tel telemetry.Telemetry) *admission {
-	return &admission{calls: inFlight{max: int64(l.Calls)}, unauthenticated: inFlight{max: int64(l.Calls)}, limits: l, telemetry: tel}
+func newAdmission(stopping context.Context, l config.Limits, tel telemetry.Telemetry) *admission {
+	slots := int64(l.Calls)
+	return &admission{calls: inFlight{max: slots}, unauthenticated: inFlight{max: slots}, limits: l, stopping: stopping, telemetry: tel}
 }
 
 // completedHandshakeCreds makes grpc-go pass the connmux.HTTP2Conn of a call to the tap. Its
@@ -87,9 +89,11 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 		// can set a deadline of years. So the tap accepts the call with a short deadline, and the
 		// interceptors of unary calls and streams reject it.
 		c.headersTooLarge = true
-		ctx = withTimeout(ctx, rejectedTimeout)
-	case info.FullMethodName != healthpb.Health_Watch_FullMethodName: // it has no time limit
-		ctx = withTimeout(ctx, a.limits.CallTimeout)
+		ctx, c.cancel = context.WithTimeout(ctx, rejectedTimeout)
+	case info.FullMethodName == healthpb.Health_Watch_FullMethodName: // it has no time limit
+		ctx, c.cancel = context.WithCancel(ctx)
+	default:
+		ctx, c.cancel = context.WithTimeout(ctx, a.limits.CallTimeout)
 	}
 	return context.WithValue(ctx, callKey{}, c), nil
 }
@@ -107,7 +111,8 @@ func (a *admission) admit(ctx context.Context, c *call, next handler) (any, erro
 	return next(ctx, c)
 }
 
-// stream implements grpc.StreamServerInterceptor.
+// stream implements grpc.StreamServerInterceptor. It cancels the stream when a.stopping is done: health
+// watches would otherwise delay the shutdown until their clients end them.
 func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	c := callFrom(ss.Context())
 	c.stream.Start()
@@ -119,6 +124,7 @@ func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerIn
 		return a.overloaded()
 	}
 	defer a.unauthenticated.end()
+	defer context.AfterFunc(a.stopping, c.cancel)()
 	return handler(srv, ss)
 }
 
@@ -129,24 +135,11 @@ func (a *admission) overloaded() error {
 
 // wait waits until no call is in flight or ctx is done. It returns the number of calls in flight.
 func (a *admission) wait(ctx context.Context) (calls int64) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
 	for {
 		calls = a.calls.n.Load() + a.unauthenticated.n.Load()
 		if calls == 0 || ctx.Err() != nil {
 			return calls
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-		}
+		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-// withTimeout is context.WithTimeout without the cancel function. ctx must be canceled when the call
-// ends, which also frees the timer.
-func withTimeout(ctx context.Context, timeout time.Duration) context.Context {
-	bounded, cancel := context.WithTimeout(ctx, timeout) //nolint:gosec // ctx ends it
-	_ = cancel
-	return bounded
 }

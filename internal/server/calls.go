@@ -36,9 +36,10 @@ type call struct {
 	tls     *tls.ConnectionState // nil for plaintext
 	headers metadata.MD          // over HTTP/1.1 only three of them
 
-	stream          connmux.Stream // only over gRPC
-	headersTooLarge bool           // only over gRPC
-	http            *httpRequest   // only over HTTP/1.1
+	// Set only over gRPC.
+	stream          connmux.Stream
+	headersTooLarge bool
+	cancel          context.CancelFunc // of the context of the stream
 
 	fullMethod string // "/package.Service/Method"
 	req        any    // nil over HTTP/1.1
@@ -56,8 +57,8 @@ type call struct {
 
 type callKey struct{}
 
-// callFrom returns the call that is stored in ctx. It panics if ctx has none, because the log line would
-// then lose its fields.
+// callFrom returns the call that is stored in ctx. It panics if ctx has none: then a handler runs outside
+// of the interceptors, so nobody authenticated, limited or logged its call.
 func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 
 // method returns the name of the method without the name of the service.

@@ -39,7 +39,7 @@ func TestChains_AuthenticateACallOnce(t *testing.T) {
 		tokens = append(tokens, authorization...)
 		return &auth.Caller{Name: "shop"}, nil
 	}
-	handle := newChains(newAdmission(config.DefaultLimits(), tel), authenticate, tel).calls
+	handle := newChains(newAdmission(t.Context(), config.DefaultLimits(), tel), authenticate, tel).calls
 	var callers []string
 	valid := func(ctx context.Context, _ *pb.ValidRequest) (*pb.ValidResponse, error) {
 		callers = append(callers, callFrom(ctx).caller.Name+telemetry.CallerOf(ctx))
@@ -57,7 +57,7 @@ func TestChains_AuthenticateACallOnce(t *testing.T) {
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer http")
 	w := httptest.NewRecorder()
-	unaryHandler(method, handle, config.DefaultLimits(), func(*http.Request) error { return nil }, valid).ServeHTTP(w, r)
+	unaryHandler(method, handle, Config{Limits: config.DefaultLimits()}, valid).ServeHTTP(w, r)
 	if w.Code != http.StatusOK {
 		t.Errorf("over HTTP: got %d %s; want 200", w.Code, w.Body)
 	}

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -28,7 +30,9 @@ type publicError struct {
 	code       codes.Code
 	reason     string // of ErrorInfo; see docs/errors.md
 	text       string
-	retryAfter time.Duration // for RetryInfo; 0 for none
+	retryAfter time.Duration     // for RetryInfo; 0 for none
+	domain     string            // of ErrorInfo; "" for ownDomain
+	metadata   map[string]string // of ErrorInfo
 }
 
 // Errors of requests over HTTP/1.1. They are not errors of a field.
@@ -181,88 +185,69 @@ var (
 // status does not contain the cause; the log line does.
 func toStatus(err error) *status.Status {
 	var fields fieldErrors
-	if errors.As(err, &fields) {
-		bad := &errdetails.BadRequest{}
-		for _, f := range fields {
-			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: f.Field, Description: f.Want})
-		}
-		return withDetails(status.New(codes.InvalidArgument, fields.Error()), info(ownDomain, "INVALID_FIELD", ""), bad)
-	}
 	var send *verify.SendError
-	if errors.As(err, &send) {
+	var denied *auth.NotAllowedError
+	var rate *auth.RateError
+	switch {
+	case errors.As(err, &fields):
+		return publicError{code: codes.InvalidArgument, reason: "INVALID_FIELD", text: fields.Error()}.status(badRequest(fields...))
+	case errors.As(err, &send):
 		return sendStatus(send)
+	case errors.As(err, &denied):
+		e := notAllowed
+		e.text, e.metadata = fmt.Sprintf(e.text, denied.Denied), map[string]string{"refused": denied.Denied}
+		return e.status()
+	case errors.As(err, &rate):
+		e := rateLimited
+		e.retryAfter = rate.RetryAfter
+		return e.status()
 	}
-	var notAllowedErr *auth.NotAllowedError
-	if errors.As(err, &notAllowedErr) {
-		reason := info(ownDomain, notAllowed.reason, "")
-		reason.Metadata = map[string]string{"refused": notAllowedErr.Denied}
-		return withDetails(status.Newf(notAllowed.code, notAllowed.text, notAllowedErr.Denied), reason)
-	}
-	var rateErr *auth.RateError
-	if errors.As(err, &rateErr) {
-		a := rateLimited
-		a.retryAfter = rateErr.RetryAfter
-		return a.status()
-	}
-	for _, a := range errorTable {
-		if !errors.Is(err, a.err) {
-			continue
+	for _, e := range errorTable {
+		if errors.Is(err, e.err) {
+			if errors.Is(err, context.DeadlineExceeded) { // as the cause of an ErrCallerGone
+				e.code = codes.DeadlineExceeded
+			}
+			return e.status()
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			a.code = codes.DeadlineExceeded // only ErrCallerGone wraps its cause
-		}
-		return a.status()
 	}
 	return unclassified.status()
 }
 
 func sendStatus(err *verify.SendError) *status.Status {
-	a, ok := sendErrorTable[err.Kind]
+	e, ok := sendErrorTable[err.Kind]
 	if !ok {
-		a = sendErrorTable[verify.SendUnknown]
+		e = sendErrorTable[verify.SendUnknown]
 	}
-	if err.RetryAfter > 0 {
-		a.retryAfter = err.RetryAfter
+	e.retryAfter = cmp.Or(err.RetryAfter, e.retryAfter)
+	if err.RequestID != "" {
+		e.metadata = map[string]string{"request_id": err.RequestID}
 	}
-	reason := info(ownDomain, a.reason, err.RequestID)
 	if err.ProviderCode != "" {
-		reason = info(aliyunDomain, err.ProviderCode, err.RequestID)
+		e.domain, e.reason = aliyunDomain, err.ProviderCode
 	}
-	s := withDetails(status.New(a.code, a.text), reason, a.retryInfo())
 	if err.Kind == verify.SendBadNumber {
-		s = withDetails(s, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
-			{Field: "phone_number", Description: "must be a number that Aliyun can send to"},
-		}})
+		return e.status(badRequest(&verify.FieldError{Field: "phone_number", Want: "must be a number that Aliyun can send to"}))
 	}
-	return s
+	return e.status()
 }
 
-func (a publicError) status() *status.Status {
-	return withDetails(status.New(a.code, a.text), info(ownDomain, a.reason, ""), a.retryInfo())
-}
-
-func (a publicError) retryInfo() protoadapt.MessageV1 {
-	if a.retryAfter == 0 {
-		return nil
+func badRequest(fields ...*verify.FieldError) *errdetails.BadRequest {
+	bad := &errdetails.BadRequest{}
+	for _, f := range fields {
+		bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{Field: f.Field, Description: f.Want})
 	}
-	return &errdetails.RetryInfo{RetryDelay: durationpb.New(a.retryAfter)}
+	return bad
 }
 
-// info returns the ErrorInfo of a reason.
-func info(domain, reason, requestID string) *errdetails.ErrorInfo {
-	i := &errdetails.ErrorInfo{Domain: domain, Reason: reason}
-	if requestID != "" {
-		i.Metadata = map[string]string{"request_id": requestID}
+// status returns the error as a status, with ErrorInfo, RetryInfo if it has one, and more details.
+func (e publicError) status(more ...protoadapt.MessageV1) *status.Status {
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: cmp.Or(e.domain, ownDomain), Reason: e.reason, Metadata: e.metadata}}
+	if e.retryAfter != 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.retryAfter)})
 	}
-	return i
-}
-
-func withDetails(s *status.Status, details ...protoadapt.MessageV1) *status.Status {
-	for _, d := range details {
-		if d == nil {
-			continue
-		}
-		// WithDetails fails only for the code OK, which no error has.
+	s := status.New(e.code, e.text)
+	for _, d := range append(details, more...) {
+		// WithDetails fails for the code OK, which no error has, and for text that is not UTF-8.
 		if detailed, err := s.WithDetails(d); err == nil {
 			s = detailed
 		}

@@ -40,15 +40,15 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 		var log bytes.Buffer
 		handled := false
 		tel := telemetry.Telemetry{Metrics: fuzzMetrics, Log: slog.New(slog.NewTextHandler(&log, nil))}
-		handle := newChains(newAdmission(config.DefaultLimits(), tel), nil, tel).calls
-		handler := jsonByDefault(unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, config.DefaultLimits(),
-			func(*http.Request) error { return nil }, func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
+		handle := newChains(newAdmission(t.Context(), config.DefaultLimits(), tel), nil, tel).calls
+		handler := unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, Config{Limits: config.DefaultLimits()},
+			func(_ context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 				handled = true
 				if !utf8.ValidString(r.PhoneNumber) || !utf8.ValidString(r.Code) {
 					t.Errorf("fields: got %q, %q; want valid UTF-8", r.PhoneNumber, r.Code)
 				}
 				return &pb.ValidResponse{}, nil
-			}))
+			})
 		q := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pb.PhoneNumberService_Valid_FullMethodName, bytes.NewReader(body))
 		q.Header.Set("Content-Type", contentType)
 		response := httptest.NewRecorder()

@@ -28,7 +28,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -36,23 +35,12 @@ import (
 const documentation = "https://github.com/liulinhuai/phone-number-service"
 
 // newHTTPServer returns the server for the HTTP/1.1 connections of the port. It serves the two calls
-// as gRPC-Web and in the Connect protocol, which includes plain JSON. c.AnyPage turns off the check of
-// the origins of web pages.
+// as gRPC-Web and in the Connect protocol, which includes plain JSON.
 func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *http.Server {
+	const sendSMS, valid = pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName
 	mux := http.NewServeMux()
-	checkOrigin := func(r *http.Request) error {
-		if !c.AnyPage && fromForbiddenOrigin(r, c.Origins) {
-			return errOrigin
-		}
-		return nil
-	}
-	handleCall := func(method string, handler http.Handler) {
-		mux.Handle(method, withCORS(c.Origins, jsonByDefault(handler)))
-	}
-	handleCall(pb.PhoneNumberService_SendSMS_FullMethodName,
-		unaryHandler(pb.PhoneNumberService_SendSMS_FullMethodName, handle, c.Limits, checkOrigin, svc.SendSMS))
-	handleCall(pb.PhoneNumberService_Valid_FullMethodName,
-		unaryHandler(pb.PhoneNumberService_Valid_FullMethodName, handle, c.Limits, checkOrigin, svc.Valid))
+	mux.Handle(sendSMS, withCORS(c.Origins, unaryHandler(sendSMS, handle, c, svc.SendSMS)))
+	mux.Handle(valid, withCORS(c.Origins, unaryHandler(valid, handle, c, svc.Valid)))
 	errorWriter := connect.NewErrorWriter()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -61,8 +49,8 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *h
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n", c.Version,
-			pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName, documentation)
+		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n",
+			c.Version, sendSMS, valid, documentation)
 	})
 	return &http.Server{
 		Handler: mux,
@@ -79,37 +67,31 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *h
 }
 
 // unaryHandler serves one method over HTTP/1.1. Each call runs through handle, the same interceptors as
-// a call over gRPC, even if the request is invalid. Only the response is written by the library connect
-// (connectrpc.com/connect). It gets an empty request without the client's headers and message, so that
-// it never rejects a request with its own error text.
-func unaryHandler[Req, Res any](method string, handle handler, limits config.Limits, checkOrigin func(*http.Request) error,
-	f func(context.Context, *Req) (*Res, error),
-) http.Handler {
-	unary := func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
-		c := callFrom(ctx)
-		res, err := handle(c.http.ctx, c)
-		if err != nil {
-			return nil, connectError(status.Convert(err))
+// a call over gRPC, even if the request is invalid. Then the library connect (connectrpc.com/connect)
+// writes the result. It gets an empty request without the client's headers and message, so that it never
+// rejects a request with its own error text.
+func unaryHandler[Req, Res any](method string, handle handler, config Config, f func(context.Context, *Req) (*Res, error)) http.Handler {
+	writer := connect.NewUnaryHandler(method, func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
+		r := ctx.Value(resultKey{}).(result)
+		if r.err != nil {
+			return nil, connectError(status.Convert(r.err))
 		}
-		return connect.NewResponse(res.(*Res)), nil
-	}
-	writer := connect.NewUnaryHandler(method, unary,
-		connect.WithCodec(jsonCodec("json")), connect.WithCodec(jsonCodec("json; charset=utf-8")),
+		return connect.NewResponse(r.message.(*Res)), nil
+	}, connect.WithCodec(codec{"json", marshalJSON}), connect.WithCodec(codec{"json; charset=utf-8", marshalJSON}),
 		connect.WithCodec(codec{"proto", proto.Marshal}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if acceptedAt, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && time.Since(acceptedAt) > limits.ConnectionAge {
+		start := time.Now()
+		if acceptedAt, ok := r.Context().Value(acceptedAtKey{}).(time.Time); ok && start.Sub(acceptedAt) > config.Limits.ConnectionAge {
 			w.Header().Set("Connection", "close")
 		}
+		q := readRequest(w.Header(), r, config)
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		c := &call{peer: host, tls: r.TLS, fullMethod: method, headers: metadata.MD{
 			"authorization": r.Header.Values("Authorization"),
 			"traceparent":   r.Header.Values("Traceparent"),
 			"tracestate":    r.Header.Values("Tracestate"),
 		}}
-		r = r.WithContext(context.WithValue(withTimeout(r.Context(), limits.CallTimeout), callKey{}, c))
-		q, end := readRequest(w.Header(), r, limits.MessageBytes, checkOrigin(r))
-		defer end()
-		c.http, c.handler = q, func(ctx context.Context, _ any) (any, error) {
+		c.handler = func(ctx context.Context, _ any) (any, error) {
 			if q.err != nil {
 				return nil, q.err
 			}
@@ -119,6 +101,9 @@ func unaryHandler[Req, Res any](method string, handle handler, limits config.Lim
 			}
 			return f(ctx, request)
 		}
+		ctx, cancel := context.WithDeadline(context.WithValue(r.Context(), callKey{}, c), start.Add(q.timeout))
+		defer cancel()
+		message, err := handle(ctx, c)
 		if q.httpStatus != 0 {
 			w = statusWriter{w, http.StatusBadRequest, q.httpStatus}
 		}
@@ -126,21 +111,30 @@ func unaryHandler[Req, Res any](method string, handle handler, limits config.Lim
 			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(q.form.empty())),
 			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(q.form.empty())),
 		}
-		// Do not pass q.ctx: if it is done, connect writes its own error.
-		writer.ServeHTTP(w, empty.WithContext(context.WithoutCancel(r.Context())))
+		// Do not pass ctx: if it is done, connect writes its own error.
+		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.Background(), resultKey{}, result{message, err})))
 	})
 }
 
-type acceptedAtKey struct{}
+// result is the result of a call, which connect writes.
+type result struct {
+	message any
+	err     error
+}
+
+type (
+	resultKey     struct{}
+	acceptedAtKey struct{}
+)
 
 // httpRequest is a request over HTTP/1.1 after its body was read.
 type httpRequest struct {
-	ctx         context.Context // ends on disconnect or at the deadline
 	form        form
-	contentType string
-	message     []byte // without envelope and compression
-	err         error  // set if the request is invalid
-	httpStatus  int    // for err; 0 for connect's default
+	contentType string        // of the response
+	timeout     time.Duration // of the whole call
+	message     []byte        // without envelope and compression
+	err         error         // set if the request is invalid
+	httpStatus  int           // for err; 0 for connect's default
 }
 
 // form is the encoding of a message over HTTP/1.1.
@@ -164,7 +158,7 @@ var (
 	}
 	connectTimeout = regexp.MustCompile(`^[0-9]{1,10}$`)
 	grpcTimeout    = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
-	grpcUnits      = map[byte]time.Duration{
+	timeoutUnits   = map[byte]time.Duration{
 		'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
 	}
 )
@@ -179,67 +173,72 @@ func (f form) empty() []byte {
 	return nil
 }
 
-// readRequest reads and checks a request, whose message has at most maxBytes. It sets q.err if the
-// request is invalid, or to refused if that is not nil. q.form is also the encoding of the response.
-// header contains the headers of the response. Call end after the call.
-func readRequest(header http.Header, r *http.Request, maxBytes int, refused error) (q *httpRequest, end func()) {
+// readRequest reads and checks a request. It sets q.err if the request is invalid or comes from a web
+// page that may not call. q.form is also the encoding of the response, whose headers are header.
+func readRequest(header http.Header, r *http.Request, config Config) *httpRequest {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
+	switch mediaType {
+	case "", "application/x-www-form-urlencoded", "text/plain":
+		// The type is missing or a default of curl or browsers: it is JSON, so that "curl -d" works
+		// without headers. From a page of another origin it is not (CSRF), because a browser sends
+		// these types without a CORS preflight.
+		if !IsCrossOrigin(r) {
+			mediaType, parameters = "application/json", ""
+		}
+	}
 	f, known := forms[mediaType]
-	q = &httpRequest{ctx: r.Context(), form: f, contentType: mediaType}
+	q := &httpRequest{form: f, contentType: mediaType, timeout: config.Limits.CallTimeout}
 	if !known || r.Method != http.MethodPost {
 		q.form, q.contentType = forms["application/json"], "application/json"
 	} else if mediaType == "application/json" && strings.Contains(strings.ToLower(parameters), "charset") {
 		q.contentType = "application/json; charset=utf-8" // connect accepts this exact form
 	}
-	invalid := func(field, want string) {
-		q.err = fieldErrors{{Field: field, Want: want}}
-	}
-	timeoutName, timeoutPattern, encodingName := "Connect-Timeout-Ms", connectTimeout, "Content-Encoding"
+	timeoutName, timeoutPattern, timeoutUnit, encodingName := "Connect-Timeout-Ms", connectTimeout, "m", "Content-Encoding"
 	timeoutWant := "must be milliseconds, 1 to 10 digits, or left out"
 	if f.enveloped {
-		timeoutName, timeoutPattern, encodingName = "Grpc-Timeout", grpcTimeout, "Grpc-Encoding"
+		timeoutName, timeoutPattern, timeoutUnit, encodingName = "Grpc-Timeout", grpcTimeout, "", "Grpc-Encoding"
 		timeoutWant = "must be 1 to 8 digits and one of H, M, S, m, u, n, or left out"
 	}
 	timeout, encoding := r.Header.Get(timeoutName), strings.ToLower(r.Header.Get(encodingName))
 	version := r.Header.Get("Connect-Protocol-Version")
 	switch {
 	case r.Method != http.MethodPost:
-		invalid("method", "must be POST")
+		q.err = invalidField("method", "must be POST")
 		q.httpStatus = http.StatusMethodNotAllowed
 		header.Set("Allow", http.MethodPost)
-	case refused != nil:
-		q.err = refused
+	case !config.AnyPage && fromForbiddenOrigin(r, config.Origins):
+		q.err = errOrigin
 	case !known:
-		invalid("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
+		q.err = invalidField("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
 		q.httpStatus = http.StatusUnsupportedMediaType
 		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
 	case !f.enveloped && version != "" && version != "1":
-		invalid("Connect-Protocol-Version", "must be 1, or left out")
+		q.err = invalidField("Connect-Protocol-Version", "must be 1, or left out")
 	case timeout != "" && !timeoutPattern.MatchString(timeout):
-		invalid(timeoutName, timeoutWant)
+		q.err = invalidField(timeoutName, timeoutWant)
 	case encoding != "" && encoding != "identity" && encoding != "gzip":
 		q.err = errUnknownEncoding
+	default:
+		if timeout != "" {
+			q.timeout = min(q.timeout, parseTimeout(timeout+timeoutUnit))
+		}
+		q.message, q.err = f.read(r.Body, encoding == "gzip", config.Limits.MessageBytes)
 	}
-	if q.err != nil {
-		return q, func() {}
-	}
-	end = func() {}
-	if timeout != "" {
-		q.ctx, end = context.WithTimeout(q.ctx, timeoutOf(timeout))
-	}
-	q.message, q.err = f.read(r.Body, encoding == "gzip", maxBytes)
-	return q, end
+	return q
 }
 
-// timeoutOf parses a timeout that matches connectTimeout or grpcTimeout.
-func timeoutOf(text string) time.Duration {
-	unit, isGRPC := grpcUnits[text[len(text)-1]]
-	if !isGRPC {
-		unit = time.Millisecond
-	}
-	n, _ := strconv.ParseInt(strings.TrimRight(text, "HMSmun"), 10, 64)
+// parseTimeout parses a timeout that matches grpcTimeout, or connectTimeout and a unit.
+func parseTimeout(text string) time.Duration {
+	last := len(text) - 1
+	unit := timeoutUnits[text[last]]
+	n, _ := strconv.ParseInt(text[:last], 10, 64)
 	return time.Duration(min(n, math.MaxInt64/int64(unit))) * unit
+}
+
+// invalidField returns the error of one invalid field. The caller sees want.
+func invalidField(name, want string) error {
+	return fieldErrors{{Field: name, Want: want}}
 }
 
 // read returns the message in a body. The caller sees the text of its errors.
@@ -254,7 +253,7 @@ func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error
 	}
 	if f.enveloped {
 		if len(b) < envelopeBytes || b[0] > 1 || b[0] == 1 && !compressed || int(binary.BigEndian.Uint32(b[1:])) != len(b)-envelopeBytes {
-			return nil, fieldErrors{{Field: "body", Want: "must be one message, after its flag and its length, and compressed only as Grpc-Encoding says"}}
+			return nil, invalidField("body", "must be one message, after its flag and its length, and compressed only as Grpc-Encoding says")
 		}
 		compressed = b[0] == 1
 		b = b[envelopeBytes:]
@@ -267,7 +266,7 @@ func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error
 		b, err = io.ReadAll(io.LimitReader(unzipped, int64(maxBytes)+1))
 	}
 	if err != nil {
-		return nil, fieldErrors{{Field: "body", Want: "must be gzip, as its encoding says"}}
+		return nil, invalidField("body", "must be gzip, as its encoding says")
 	}
 	if len(b) > maxBytes {
 		return nil, errMessageTooLarge
@@ -282,11 +281,11 @@ func bodyError(err error) error {
 	isNetwork := errors.As(err, &network)
 	switch {
 	case isNetwork && network.Timeout():
-		return fieldErrors{{Field: "body", Want: "must arrive in the time that this service has for a request"}}
+		return invalidField("body", "must arrive in the time that this service has for a request")
 	case isNetwork, errors.Is(err, io.ErrUnexpectedEOF):
 		return verify.ErrCallerGone
 	}
-	return fieldErrors{{Field: "body", Want: "must be in chunks as HTTP/1.1 has them, if its head says so"}}
+	return invalidField("body", "must be in chunks as HTTP/1.1 has them, if its head says so")
 }
 
 // statusWriter writes the HTTP status newStatus if a handler writes oldStatus.
@@ -312,15 +311,12 @@ func (c codec) Name() string                  { return c.name }
 func (c codec) Marshal(m any) ([]byte, error) { return c.marshal(m.(proto.Message)) }
 func (codec) Unmarshal([]byte, any) error     { return nil }
 
-// jsonCodec returns a codec for proto JSON. It also writes fields with default values, such as
-// "valid": false.
-func jsonCodec(name string) codec {
-	return codec{name, protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal}
-}
+// marshalJSON also writes fields with default values, such as "valid": false.
+var marshalJSON = protojson.MarshalOptions{EmitDefaultValues: true, UseProtoNames: true}.Marshal
 
 func unmarshalProto(b []byte, m proto.Message) error {
 	if proto.Unmarshal(b, m) != nil {
-		return fieldErrors{{Field: "body", Want: "must be this call's protobuf message, its texts valid UTF-8"}}
+		return invalidField("body", "must be this call's protobuf message, its texts valid UTF-8")
 	}
 	return nil
 }
@@ -340,7 +336,7 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 	}
 	var object map[string]json.RawMessage
 	if json.Unmarshal(b, &object) != nil {
-		return fieldErrors{{Field: "body", Want: "must be one JSON object with the fields " + strings.Join(known, ", ")}}
+		return invalidField("body", "must be one JSON object with the fields "+strings.Join(known, ", "))
 	}
 	var invalid fieldErrors
 	for _, name := range slices.Sorted(maps.Keys(object)) {
@@ -354,7 +350,7 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 		}
 	}
 	if invalid == nil {
-		invalid = fieldErrors{{Field: "body", Want: "must be valid UTF-8, with each field once"}}
+		return invalidField("body", "must be valid UTF-8, with each field once")
 	}
 	return invalid
 }
@@ -371,22 +367,6 @@ func connectError(s *status.Status) error {
 		}
 	}
 	return e
-}
-
-// jsonByDefault treats a body as JSON if its Content-Type is missing or is a default of curl or
-// browsers. So "curl -d" works without headers. It does not do this for requests from pages of other
-// origins (CSRF), because a browser sends these types without a CORS preflight.
-func jsonByDefault(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		declared, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-		switch strings.TrimSpace(declared) {
-		case "", "application/x-www-form-urlencoded", "text/plain":
-			if r.Method == http.MethodPost && !IsCrossOrigin(r) {
-				r.Header.Set("Content-Type", "application/json")
-			}
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 // withCORS sets the CORS headers that allow web pages of origins to call ("*" for any origin). For other

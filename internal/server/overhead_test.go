@@ -77,7 +77,7 @@ func BenchmarkTelemetry(b *testing.B) {
 		tel := telemetry.Telemetry{
 			Metrics: telemetry.NewMetrics("test"), Log: slog.New(telemetry.NewSampled(telemetry.CallerHandler{Handler: h})),
 		}
-		handle := newChains(newAdmission(config.DefaultLimits(), tel), nil, tel).calls
+		handle := newChains(newAdmission(b.Context(), config.DefaultLimits(), tel), nil, tel).calls
 		return grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			c := &call{peer: "127.0.0.1", fullMethod: info.FullMethod, req: req, handler: handler}
 			return handle(context.WithValue(ctx, callKey{}, c), c)

@@ -63,27 +63,27 @@ type Config struct {
 	OptionalTemplate bool // accept an empty sign name and template code
 	AnyPage          bool // accept all origins; Origins only sets CORS headers
 	WrapCalls        func(pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer
-	WrapHTTP         func(draining context.Context, next http.Handler) http.Handler // draining is done when the listener is closed
+	WrapHTTP         func(stopping context.Context, next http.Handler) http.Handler // stopping is done when the listener is closed
 }
 
 // Serve serves until ctx is done. Then it reports NOT_SERVING, but accepts connections for DrainDelay.
 // It then closes the listener, waits for the calls in flight, and stores the outcomes of their sends.
 // If calls do not end in time, it returns an error without waiting longer.
 func Serve(ctx context.Context, c Config) error {
-	streamCtx, cancelStreams := context.WithCancel(context.Background())
-	defer cancelStreams()
+	stopping, stop := context.WithCancel(context.Background()) // done when the listener is closed
+	defer stop()
 	var svc pb.PhoneNumberServiceServer = &service{
 		verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.OptionalTemplate,
 	}
 	if c.WrapCalls != nil {
 		svc = c.WrapCalls(svc)
 	}
-	admission := newAdmission(c.Limits, c.Telemetry)
+	admission := newAdmission(stopping, c.Limits, c.Telemetry)
 	chains := newChains(admission, c.Authenticate, c.Telemetry)
 	options := append(grpcOptions(c.Limits),
 		grpc.InTapHandle(admission.tap),
 		grpc.UnaryInterceptor(chains.unary),
-		grpc.ChainStreamInterceptor(admission.stream, cancelStreamsOnDrain(streamCtx)),
+		grpc.StreamInterceptor(admission.stream),
 		grpc.Creds(completedHandshakeCreds{insecure.NewCredentials()}))
 	grpcServer := grpc.NewServer(options...)
 	pb.RegisterPhoneNumberServiceServer(grpcServer, svc)
@@ -94,7 +94,7 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	httpServer := newHTTPServer(svc, chains.calls, c)
 	if c.WrapHTTP != nil {
-		httpServer.Handler = c.WrapHTTP(streamCtx, httpServer.Handler)
+		httpServer.Handler = c.WrapHTTP(stopping, httpServer.Handler)
 	}
 
 	mux := connmux.New(connmux.Config{
@@ -111,7 +111,7 @@ func Serve(ctx context.Context, c Config) error {
 
 	healthServer.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	ready := &readiness{health: healthServer, metrics: c.Telemetry.Metrics}
-	ready.set(healthpb.HealthCheckResponse_NOT_SERVING) // until the first probe succeeds
+	ready.set(ctx, healthpb.HealthCheckResponse_NOT_SERVING) // until the first probe succeeds
 	if c.Metrics != nil {
 		metricsServer := newMetricsServer(c.Telemetry.Metrics, healthServer)
 		go metricsServer.Serve(c.Metrics)
@@ -124,14 +124,14 @@ func Serve(ctx context.Context, c Config) error {
 	var failure error
 	select {
 	case <-ctx.Done():
-		ready.drain()
+		ready.set(ctx, healthpb.HealthCheckResponse_NOT_SERVING)
 		c.Telemetry.Log.Info("draining", "drain_delay", c.DrainDelay.String())
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
 	}
 	c.Listener.Close()
-	cancelStreams()
+	stop()
 	stopCalls(grpcServer, httpServer, c.callsTimeout())
 	flushCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), outcomeFlushTimeout)
 	defer cancel()
@@ -177,24 +177,6 @@ func (c Config) StopTimeout() time.Duration {
 	return c.DrainDelay + c.callsTimeout() + outcomeFlushTimeout
 }
 
-// cancelStreamsOnDrain returns an interceptor that cancels streams when ctx is done. Health watches
-// have no time limit. Without the interceptor, they would delay the shutdown until their clients end.
-func cancelStreamsOnDrain(ctx context.Context) grpc.StreamServerInterceptor {
-	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		own, cancel := context.WithCancel(stream.Context())
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
-		return handler(srv, cancelableStream{stream, own})
-	}
-}
-
-type cancelableStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s cancelableStream) Context() context.Context { return s.ctx }
-
 // stopCalls waits until the calls in flight end, at most for timeout, and then closes the connections.
 // After the timeout it does not wait for grpc-go, because GracefulStop waits for handlers without a
 // time limit, and Stop waits for connections.
@@ -221,9 +203,7 @@ func stopCalls(grpcServer *grpc.Server, httpServer *http.Server, timeout time.Du
 type readiness struct {
 	health  *health.Server
 	metrics *telemetry.Metrics
-
-	mu       sync.Mutex
-	draining bool
+	mu      sync.Mutex
 }
 
 // watch probes the store each second, and sets the status to the result, until ctx is done. It does not
@@ -244,7 +224,7 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 			now = healthpb.HealthCheckResponse_NOT_SERVING
 		}
 		if ctx.Err() == nil && now != last {
-			r.set(now)
+			r.set(ctx, now)
 			if err != nil {
 				log.Error("not serving: the database cannot be used", "error", err)
 			} else {
@@ -260,26 +240,17 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 	}
 }
 
-// drain sets NOT_SERVING permanently, because a probe that is running can still set SERVING.
-func (r *readiness) drain() {
+// set sets the status, and NOT_SERVING if ctx is done: a probe that runs when the drain starts can
+// succeed after it.
+func (r *readiness) set(ctx context.Context, status healthpb.HealthCheckResponse_ServingStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.draining = true
-	r.publish(healthpb.HealthCheckResponse_NOT_SERVING)
-}
-
-func (r *readiness) set(s healthpb.HealthCheckResponse_ServingStatus) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.draining {
-		r.publish(s)
+	if ctx.Err() != nil {
+		status = healthpb.HealthCheckResponse_NOT_SERVING
 	}
-}
-
-func (r *readiness) publish(s healthpb.HealthCheckResponse_ServingStatus) {
-	r.metrics.SetReady(s == healthpb.HealthCheckResponse_SERVING)
-	r.health.SetServingStatus("", s)
-	r.health.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, s)
+	r.metrics.SetReady(status == healthpb.HealthCheckResponse_SERVING)
+	r.health.SetServingStatus("", status)
+	r.health.SetServingStatus(pb.PhoneNumberService_ServiceDesc.ServiceName, status)
 }
 
 // newMetricsServer returns the server for metrics and probes, which has a separate address for
