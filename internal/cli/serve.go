@@ -39,7 +39,7 @@ type serveCommand struct {
 
 func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	s, err := newService(p, c.Config)
-	defer s.sampled.Flush() // last: the other deferred calls log
+	defer s.logHandler.Flush() // last: the other deferred calls log
 	var reader config.SecretReader
 	secrets, secretsErr := reader.Read()
 	dsn := secrets[config.DataSourceName]
@@ -132,7 +132,7 @@ func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
 		c.CORSOrigins = []string{"*"}
 	}
 	s, err := newService(p, c.Config)
-	defer s.sampled.Flush() // last: the other deferred calls log
+	defer s.logHandler.Flush() // last: the other deferred calls log
 	errs = append(errs, err)
 	for _, name := range []string{config.AccessKeyID, config.AccessKeySecret} {
 		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
@@ -162,7 +162,7 @@ type service struct {
 	access     access
 	lastReload *prometheus.GaugeVec
 	log        *slog.Logger
-	sampled    telemetry.SamplingHandler // the handler of log
+	logHandler telemetry.LogHandler // the handler of log
 }
 
 func newService(p process, settings config.Config) (service, error) {
@@ -175,9 +175,9 @@ func newService(p process, settings config.Config) (service, error) {
 	if settings.LogFormat == "json" {
 		handler = slog.NewJSONHandler(p.stderr, options)
 	}
-	sampled := telemetry.NewSampled(telemetry.CallerHandler{Handler: handler})
+	logHandler := telemetry.NewLogHandler(handler)
 	s := service{
-		process: p, settings: settings, access: a, log: slog.New(sampled), sampled: sampled,
+		process: p, settings: settings, access: a, log: slog.New(logHandler), logHandler: logHandler,
 		lastReload: reload.NewMetric("callers", "certificates", "secrets"), // also without files
 	}
 	p.stderr.OnLoss(func(lost int) { s.log.Warn("dropped log lines", "count", lost) })

@@ -137,7 +137,6 @@ func authenticate(f authenticator) interceptor {
 // observe returns an interceptor that records a trace span, metrics and one log line for each call.
 func observe(tel telemetry.Telemetry) interceptor {
 	return func(ctx context.Context, c *call, next handler) (any, error) {
-		start := time.Now()
 		if parent := c.headers["traceparent"]; len(parent) == 1 {
 			ctx = telemetry.WithTrace(ctx, parent[0], strings.Join(c.headers["tracestate"], ","))
 		}
@@ -147,12 +146,10 @@ func observe(tel telemetry.Telemetry) interceptor {
 		case c.caller != nil:
 			ctx = telemetry.WithCaller(ctx, c.caller.Name)
 		}
-		ctx, endSpan := tel.BeginCall(ctx, c.fullMethod)
+		ctx, end := tel.BeginCall(ctx, c.fullMethod)
 		res, err := next(ctx, c)
-		took, code := time.Since(start), status.Code(err)
-		endSpan(code, c.number)
-		tel.Metrics.ObserveCall(ctx, c.method(), code.String(), took)
-		logCall(ctx, tel.Log, c, code, took)
+		code := status.Code(err)
+		logCall(ctx, tel.Log, c, code, end(code, c.number))
 		return res, err
 	}
 }

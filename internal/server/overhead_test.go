@@ -75,7 +75,7 @@ func BenchmarkTelemetry(b *testing.B) {
 	lines := telemetry.NewLines(file, prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped"})) // as main does
 	withTelemetry := func(h slog.Handler) grpc.ServerOption {
 		tel := telemetry.Telemetry{
-			Metrics: telemetry.NewMetrics("test"), Log: slog.New(telemetry.NewSampled(telemetry.CallerHandler{Handler: h})),
+			Metrics: telemetry.NewMetrics("test"), Log: slog.New(telemetry.NewLogHandler(h)),
 		}
 		handle := newChains(newAdmission(b.Context(), config.DefaultLimits(), tel), nil, tel).calls
 		return grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

@@ -58,18 +58,15 @@ func (l *Lines) OnLoss(f func(lost int)) {
 // Write implements io.Writer. p must be whole lines. It always succeeds.
 func (l *Lines) Write(p []byte) (int, error) {
 	l.mu.Lock()
-	fits := len(l.pending)+len(p) <= maxPendingBytes
-	if fits {
-		l.pending = append(l.pending, p...)
-	} else {
+	defer l.mu.Unlock()
+	if len(l.pending)+len(p) > maxPendingBytes {
 		l.drop(p)
+		return len(p), nil
 	}
-	l.mu.Unlock()
-	if fits {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
+	l.pending = append(l.pending, p...)
+	select {
+	case l.wake <- struct{}{}:
+	default:
 	}
 	return len(p), nil
 }

@@ -49,7 +49,7 @@ func BenchmarkLine(b *testing.B) {
 				if kind == "lines" {
 					out = lines
 				}
-				log := slog.New(NewSampled(CallerHandler{slog.NewJSONHandler(out, nil)}))
+				log := slog.New(NewLogHandler(slog.NewJSONHandler(out, nil)))
 				before := cpu()
 				b.ResetTimer()
 				var calling sync.WaitGroup

@@ -23,37 +23,17 @@ var (
 	port      = regexp.MustCompile(`:[0-9]+\b`)
 )
 
-// CallerHandler adds the caller's name to each record of a call.
-type CallerHandler struct{ slog.Handler }
-
-// Handle implements slog.Handler.
-func (h CallerHandler) Handle(ctx context.Context, r slog.Record) error {
-	if name := CallerOf(ctx); name != "" {
-		r.AddAttrs(slog.String("caller", name))
-	}
-	return h.Handler.Handle(ctx, r)
-}
-
-// WithAttrs implements slog.Handler.
-func (h CallerHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return CallerHandler{h.Handler.WithAttrs(attrs)}
-}
-
-// WithGroup implements slog.Handler.
-func (h CallerHandler) WithGroup(name string) slog.Handler {
-	return CallerHandler{h.Handler.WithGroup(name)}
-}
-
-// SamplingHandler passes on the first maxPerWindow similar warnings and errors of a sampleWindow,
-// then one record with the number of the others. It passes on all records of lower levels.
-type SamplingHandler struct {
+// LogHandler adds the caller's name to each record of a call. It passes on the first maxPerWindow
+// similar warnings and errors of a sampleWindow, then one record with the number of the others. It passes
+// on all records of lower levels.
+type LogHandler struct {
 	slog.Handler
 	*sampler // shared by the handlers of WithAttrs and WithGroup
 }
 
-// NewSampled returns a handler that writes to next.
-func NewSampled(next slog.Handler) SamplingHandler {
-	return SamplingHandler{next, &sampler{next: next, groups: map[string]*group{}}}
+// NewLogHandler returns a handler that writes to next.
+func NewLogHandler(next slog.Handler) LogHandler {
+	return LogHandler{next, &sampler{next: next, groups: map[string]*group{}}}
 }
 
 // sampler counts the warnings and errors of the current window by group.
@@ -71,21 +51,24 @@ type group struct {
 }
 
 // Handle implements slog.Handler.
-func (s SamplingHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelWarn && s.suppress(r) {
+func (h LogHandler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn && h.suppress(r) {
 		return nil
 	}
-	return s.Handler.Handle(ctx, r)
+	if name := CallerOf(ctx); name != "" {
+		r.AddAttrs(slog.String("caller", name))
+	}
+	return h.Handler.Handle(ctx, r)
 }
 
 // WithAttrs implements slog.Handler.
-func (s SamplingHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return SamplingHandler{s.Handler.WithAttrs(attrs), s.sampler}
+func (h LogHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return LogHandler{h.Handler.WithAttrs(attrs), h.sampler}
 }
 
 // WithGroup implements slog.Handler.
-func (s SamplingHandler) WithGroup(name string) slog.Handler {
-	return SamplingHandler{s.Handler.WithGroup(name), s.sampler}
+func (h LogHandler) WithGroup(name string) slog.Handler {
+	return LogHandler{h.Handler.WithGroup(name), h.sampler}
 }
 
 // suppress counts r, and reports whether it is beyond maxPerWindow.

@@ -10,10 +10,10 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
-func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
+func TestLogHandler_BurstIsSampledAndCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out testutil.Output
-		log := slog.New(NewSampled(slog.NewTextHandler(&out, nil)))
+		log := slog.New(NewLogHandler(slog.NewTextHandler(&out, nil)))
 		for i := range 2 * maxPerWindow {
 			log.Warn("call", "error", fmt.Sprintf("read tcp 127.0.0.1:%d: reset", 40000+i))
 		}
@@ -53,10 +53,10 @@ func TestSampled_BurstIsSampledAndCounted(t *testing.T) {
 	})
 }
 
-func TestSampled_FlushLogsTheSuppressedCount(t *testing.T) {
+func TestLogHandler_FlushLogsTheSuppressedCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out testutil.Output
-		sampled := NewSampled(slog.NewTextHandler(&out, nil))
+		sampled := NewLogHandler(slog.NewTextHandler(&out, nil))
 		for range maxPerWindow + 5 {
 			slog.New(sampled).With("a", 1).WithGroup("g").Error("the disk is full")
 		}
@@ -72,14 +72,14 @@ func TestSampled_FlushLogsTheSuppressedCount(t *testing.T) {
 	})
 }
 
-func TestSampled_UnequalErrorsTakeBoundedMemory(t *testing.T) {
+func TestLogHandler_UnequalErrorsTakeBoundedMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out testutil.Output
-		sampled := NewSampled(slog.NewTextHandler(&out, nil))
+		sampled := NewLogHandler(slog.NewTextHandler(&out, nil))
 		for i := range 3 * maxGroups {
 			slog.New(sampled).Warn("call", "aliyun_code", fmt.Sprint("isv.", i))
 		}
-		if got := len(sampled.sampler.groups); got > maxGroups+1 {
+		if got := len(sampled.groups); got > maxGroups+1 {
 			t.Errorf("got %d groups, want %d and one more at most", got, maxGroups)
 		}
 		slog.New(sampled).Error("panic in a call")

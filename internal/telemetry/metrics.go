@@ -84,11 +84,6 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// ObserveCall records the duration and the gRPC status of a call.
-func (m *Metrics) ObserveCall(ctx context.Context, method, status string, duration time.Duration) {
-	m.calls.WithLabelValues(method, status, m.caller(ctx)).Observe(duration.Seconds())
-}
-
 // ObserveCheck records the result of a Valid call.
 func (m *Metrics) ObserveCheck(ctx context.Context, n verify.Number, found verify.Verification) {
 	m.verifications.WithLabelValues(found.Result.String(), numberplan.Country(n), m.caller(ctx)).Inc()
@@ -103,11 +98,6 @@ func (m *Metrics) SetReady(ready bool) {
 	if ready {
 		m.ready.Set(1)
 	}
-}
-
-func (m *Metrics) observeSend(ctx context.Context, n verify.Number, result, aliyunCode string, duration time.Duration) {
-	m.sends.WithLabelValues(result, m.aliyunCodes.value(aliyunCode), numberplan.Country(n), m.caller(ctx)).Inc()
-	m.aliyun.WithLabelValues(result).Observe(duration.Seconds())
 }
 
 // KeepCallers deletes the metrics of callers with other names, so that removed callers do not

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -151,7 +153,8 @@ func TestMetrics_DropRemovedCallers(t *testing.T) {
 	steps := Telemetry{Metrics: m, Log: slog.New(slog.DiscardHandler)}
 	for _, name := range []string{"login", "shop", auth.Unknown} {
 		ctx := WithCaller(t.Context(), name)
-		m.ObserveCall(ctx, "Valid", "OK", time.Second)
+		_, end := steps.BeginCall(ctx, "/phonenumberservice.PhoneNumberService/Valid")
+		end(codes.OK, "")
 		m.ObserveCheck(ctx, "+8618600000000", verify.Verification{})
 		steps.Sender(sender{}).Send(ctx, verify.Message{Number: "+8618600000000"})
 	}
@@ -186,7 +189,11 @@ func TestMetrics_GiveARemovedCallersPlaceToANewOne(t *testing.T) {
 func TestMetrics_GiveAnIdleCallersPlaceToANewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMetrics("test")
-		call := func(name string) { m.ObserveCall(WithCaller(t.Context(), name), "Valid", "OK", time.Second) }
+		tel := Telemetry{Metrics: m}
+		call := func(name string) {
+			_, end := tel.BeginCall(WithCaller(t.Context(), name), "/phonenumberservice.PhoneNumberService/Valid")
+			end(codes.OK, "")
+		}
 		for i := range m.callers.max {
 			call(fmt.Sprint("caller-", i))
 		}

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	grpccodes "google.golang.org/grpc/codes"
 
+	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -54,16 +55,24 @@ func (t Telemetry) Store(next verify.Store) verify.Store { return instrumentedSt
 // Sender returns next with instrumentation.
 func (t Telemetry) Sender(next verify.Sender) verify.Sender { return instrumentedSender{t, next} }
 
-// BeginCall starts the span of a call in the trace of ctx. end ends it with the gRPC status of the
-// call; n is "" if the number is unknown. Without a Tracer neither does anything.
-func (t Telemetry) BeginCall(ctx context.Context, fullMethod string) (_ context.Context, end func(status grpccodes.Code, n verify.Number)) {
-	if t.Tracer == nil {
-		return ctx, func(grpccodes.Code, verify.Number) {}
-	}
+// BeginCall starts to measure a call, and its span in the trace of ctx. end records the gRPC status of
+// the call, and returns its duration; n is "" if the number is unknown.
+func (t Telemetry) BeginCall(ctx context.Context, fullMethod string) (
+	_ context.Context, end func(status grpccodes.Code, n verify.Number) time.Duration,
+) {
+	start := time.Now()
 	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
-	ctx, span := t.Tracer.Start(ctx, service+"/"+method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
-		attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method)))
-	return ctx, func(status grpccodes.Code, n verify.Number) {
+	var span trace.Span
+	if t.Tracer != nil {
+		ctx, span = t.Tracer.Start(ctx, service+"/"+method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+			attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", service), attribute.String("rpc.method", method)))
+	}
+	return ctx, func(status grpccodes.Code, n verify.Number) time.Duration {
+		took := time.Since(start)
+		t.Metrics.calls.WithLabelValues(method, status.String(), t.Metrics.caller(ctx)).Observe(took.Seconds())
+		if span == nil {
+			return took
+		}
 		span.SetAttributes(attribute.Int("rpc.grpc.status_code", int(status)))
 		if n != "" {
 			span.SetAttributes(attribute.String("phone_number.masked", n.Masked()))
@@ -76,6 +85,7 @@ func (t Telemetry) BeginCall(ctx context.Context, fullMethod string) (_ context.
 			span.SetStatus(codes.Error, status.String())
 		}
 		span.End()
+		return took
 	}
 }
 
@@ -115,7 +125,8 @@ func (i instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.
 		safeErr = sendErr
 		result, code, requestID = sendErr.Kind.String(), cmp.Or(sendErr.ProviderCode, "none"), sendErr.RequestID
 	}
-	i.Metrics.observeSend(ctx, m.Number, result, code, step.took())
+	i.Metrics.sends.WithLabelValues(result, i.Metrics.aliyunCodes.value(code), numberplan.Country(m.Number), i.Metrics.caller(ctx)).Inc()
+	i.Metrics.aliyun.WithLabelValues(result).Observe(step.took().Seconds())
 	step.end(result, safeErr, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
 	return receipt, err
 }

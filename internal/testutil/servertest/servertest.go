@@ -64,7 +64,7 @@ func Start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 		t.Fatal(err)
 	}
 	r := &Replica{Addr: listener.Addr().String(), Log: &testutil.Output{}, Done: make(chan struct{})}
-	log := slog.New(telemetry.CallerHandler{Handler: slog.NewTextHandler(r.Log, &slog.HandlerOptions{Level: slog.LevelDebug})})
+	log := slog.New(telemetry.NewLogHandler(slog.NewTextHandler(r.Log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	config := server.Config{
 		Listener: listener,
 		Verifier: &verify.Verifier{Config: verify.Config{
