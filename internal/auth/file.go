@@ -47,7 +47,8 @@ func Parse(name string, content []byte, known ParseOptions) ([]*Caller, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	var document, more yaml.Node
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s: %s: is not YAML", name, lineOf(err))
+		// The text of err can quote the file, except for the line.
+		return nil, fmt.Errorf("%s: %s: is not YAML", name, cmp.Or(yamlLine.FindString(err.Error()), "line 1"))
 	}
 	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
 		p.add(&more, "there must be one YAML document, and nothing behind it")
@@ -55,29 +56,7 @@ func Parse(name string, content []byte, known ParseOptions) ([]*Caller, error) {
 	if len(document.Content) == 0 {
 		return nil, fmt.Errorf(`%s: line 1: must begin with "callers:", a list of callers below it`, name)
 	}
-	p.parseTop(document.Content[0])
-	return p.callers, errors.Join(p.errs...)
-}
-
-var line = regexp.MustCompile(`line \d+`)
-
-// lineOf returns only the line of a YAML error, because its text can quote the file.
-func lineOf(err error) string { return cmp.Or(line.FindString(err.Error()), "line 1") }
-
-// parser collects the callers and the errors of a file.
-type parser struct {
-	name    string
-	known   ParseOptions
-	callers []*Caller
-	errs    []error
-	seen    map[string]bool // the credentials of all callers
-}
-
-func (p *parser) add(at *yaml.Node, format string, args ...any) {
-	p.errs = append(p.errs, fmt.Errorf("%s: line %d: %s", p.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
-}
-
-func (p *parser) parseTop(top *yaml.Node) {
+	top := document.Content[0]
 	p.fields(top, `the file must hold "callers:", a list of callers below it`, map[string]func(string, *yaml.Node){
 		"callers": func(_ string, list *yaml.Node) {
 			if list.Kind != yaml.SequenceNode || len(list.Content) == 0 {
@@ -92,6 +71,20 @@ func (p *parser) parseTop(top *yaml.Node) {
 	if p.callers == nil && p.errs == nil {
 		p.add(top, `callers is missing: a list of callers, each beginning with "- name:"`)
 	}
+	return p.callers, errors.Join(p.errs...)
+}
+
+// parser collects the callers and the errors of a file.
+type parser struct {
+	name    string
+	known   ParseOptions
+	callers []*Caller
+	errs    []error
+	seen    map[string]bool // the credentials of all callers
+}
+
+func (p *parser) add(at *yaml.Node, format string, args ...any) {
+	p.errs = append(p.errs, fmt.Errorf("%s: line %d: %s", p.name, max(at.Line, 1), fmt.Sprintf(format, args...)))
 }
 
 // fields parses the fields of a mapping, each with its function in known, which gets the name of
@@ -125,6 +118,7 @@ var (
 	spiffeID   = regexp.MustCompile(`^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$`)
 	dnsName    = regexp.MustCompile(`^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$`)
 	template   = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+	yamlLine   = regexp.MustCompile(`line \d+`) // in an error of package yaml
 )
 
 func (p *parser) caller(m *yaml.Node) {

@@ -108,7 +108,7 @@ func (a access) authenticator() func([]string, *x509.Certificate) (*auth.Caller,
 	switch {
 	case a.registry != nil:
 		return a.registry.Authenticate
-	case a.tls != nil && a.tls.AsksClients():
+	case a.TLSClientCA != "":
 		return auth.AnyCertificate
 	}
 	return nil

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -61,12 +60,8 @@ const (
 const (
 	frameHeaderBytes = 9
 	maxFrameBytes    = 16 << 10 // of a payload; default of HTTP/2 and grpc-go
+	hpackTableBytes  = 4 << 10  // the same
 	readBufferBytes  = 4 << 10
-)
-
-var (
-	errFrameFlood  = errors.New("http2: more frames than calls")
-	errHeaderBlock = errors.New("http2: headers too large or too slow")
 )
 
 // http2Conns holds the open HTTP/2 connections of the process. It limits the streams that wait. A
@@ -203,8 +198,7 @@ func (h *http2Conns) add(conn net.Conn, state *tls.ConnectionState) *HTTP2Conn {
 		inLeft: len(http2.ClientPreface), refilled: time.Now(), resume: make(chan struct{}, 1), streams: map[uint32]wireStream{},
 	}
 	c.spareFrames.Store(maxSpareFrames)
-	const tableBytes = 4096 // default of HTTP/2 and grpc-go
-	c.hpack = hpack.NewDecoder(tableBytes, func(f hpack.HeaderField) {
+	c.hpack = hpack.NewDecoder(hpackTableBytes, func(f hpack.HeaderField) {
 		c.LastStream.HeaderBytes += int(f.Size())
 		c.LastStream.fields++
 	})
@@ -287,7 +281,7 @@ func (c *HTTP2Conn) peekFrame() (http2.FrameHeader, error) {
 	}
 	if !c.takeFrames(1) {
 		c.conns.config.Rejected("frames")
-		return http2.FrameHeader{}, errFrameFlood
+		return http2.FrameHeader{}, errors.New("http2: more frames than calls")
 	}
 	return parseFrameHeader(b), nil
 }
@@ -317,7 +311,7 @@ func (c *HTTP2Conn) readHeaders(f http2.FrameHeader) error {
 		c.headerBlock.Grow(size)
 		frame := c.headerBlock.AvailableBuffer()[:size]
 		if _, err := io.ReadFull(c.in, frame); err != nil {
-			return fmt.Errorf("%w: %w", errHeaderBlock, err)
+			return err
 		}
 		c.headerBlock.Write(frame)
 		fragment, ok := headerFragment(f, frame[frameHeaderBytes:])
@@ -353,7 +347,7 @@ func (c *HTTP2Conn) readHeaders(f http2.FrameHeader) error {
 
 func (c *HTTP2Conn) tooManyHeaders() error {
 	c.conns.config.Rejected("headers")
-	return errHeaderBlock
+	return errors.New("http2: headers are too large")
 }
 
 // headerFragment returns the part of a frame's payload that belongs to the header block, without

@@ -59,9 +59,6 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 // Expires returns the time at which the server certificate expires.
 func (c *Certificates) Expires() time.Time { return c.config.Load().Certificates[0].Leaf.NotAfter }
 
-// AsksClients reports whether the server asks clients for a certificate in the handshake.
-func (c *Certificates) AsksClients() bool { return c.config.Load().ClientCAs != nil }
-
 func readKeyPair(f CertificateFiles) (pair tls.Certificate, err error) {
 	_, err = readCertificates(f.Certificate)
 	if !strings.Contains(f.Key.Content, "PRIVATE KEY-----") {

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"net"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,42 +16,23 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
 
-// inFlight is a semaphore: it counts calls in flight, at most max. A call holds a slot from the time when
-// its whole message has arrived until its handler returns. A send keeps its slot if its caller resets
-// the stream. Package connmux limits the calls whose message does not arrive and the replies that
-// peers do not read.
-type inFlight struct {
-	max int64
-	n   atomic.Int64
-}
-
-// start takes a slot, and reports whether one was free. It never blocks.
-func (f *inFlight) start() bool {
-	if f.n.Add(1) <= f.max {
-		return true
-	}
-	f.end()
-	return false
-}
-
-// end frees a slot. Call it after a start that returned true.
-func (f *inFlight) end() { f.n.Add(-1) }
-
 // admission implements admission control: it limits the size of headers, the duration of calls, and the
-// number of calls in flight.
+// number of calls in flight. A call holds a slot of one of the two semaphores from the time when its
+// whole message has arrived until its handler returns. A send keeps its slot if its caller resets the
+// stream. Package connmux limits the calls whose message does not arrive and the replies that peers do
+// not read.
 type admission struct {
-	calls inFlight
-	// unauthenticated counts health watches, reflection streams, and calls of unknown callers. They
-	// have a separate limit, so that they cannot take the slots of known callers.
-	unauthenticated inFlight
+	calls chan struct{}
+	// unauthenticated is for health watches, reflection streams, and calls of unknown callers. It is
+	// a separate semaphore, so that they cannot take the slots of known callers.
+	unauthenticated chan struct{}
 	limits          config.Limits
 	stopping        context.Context // done when the listener is closed
 	telemetry       telemetry.Telemetry
 }
 
 func newAdmission(stopping context.Context, l config.Limits, tel telemetry.Telemetry) *admission {
-	slots := int64(l.Calls)
-	return &admission{calls: inFlight{max: slots}, unauthenticated: inFlight{max: slots}, limits: l, stopping: stopping, telemetry: tel}
+	return &admission{make(chan struct{}, l.Calls), make(chan struct{}, l.Calls), l, stopping, tel}
 }
 
 // completedHandshakeCreds makes grpc-go pass the connmux.HTTP2Conn of a call to the tap. Its
@@ -100,15 +80,17 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 
 // admit is an interceptor. It takes a slot for the call, and rejects the call if no slot is free.
 func (a *admission) admit(ctx context.Context, c *call, next handler) (any, error) {
-	slots := &a.calls
+	slots := a.calls
 	if c.authErr != nil {
-		slots = &a.unauthenticated
+		slots = a.unauthenticated
 	}
-	if !slots.start() {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+		return next(ctx, c)
+	default:
 		return nil, a.overloaded()
 	}
-	defer slots.end()
-	return next(ctx, c)
 }
 
 // stream implements grpc.StreamServerInterceptor. It cancels the stream when a.stopping is done: health
@@ -120,10 +102,12 @@ func (a *admission) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerIn
 	if c.headersTooLarge {
 		return headersTooLarge.status().Err()
 	}
-	if !a.unauthenticated.start() {
+	select {
+	case a.unauthenticated <- struct{}{}:
+		defer func() { <-a.unauthenticated }()
+	default:
 		return a.overloaded()
 	}
-	defer a.unauthenticated.end()
 	defer context.AfterFunc(a.stopping, c.cancel)()
 	return handler(srv, ss)
 }
@@ -134,9 +118,9 @@ func (a *admission) overloaded() error {
 }
 
 // wait waits until no call is in flight or ctx is done. It returns the number of calls in flight.
-func (a *admission) wait(ctx context.Context) (calls int64) {
+func (a *admission) wait(ctx context.Context) (calls int) {
 	for {
-		calls = a.calls.n.Load() + a.unauthenticated.n.Load()
+		calls = len(a.calls) + len(a.unauthenticated)
 		if calls == 0 || ctx.Err() != nil {
 			return calls
 		}

@@ -11,7 +11,7 @@ func TestErrorTable_EveryReasonIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []publicError{unclassified, overloaded, headersTooLarge, notAllowed, rateLimited, unknownPath}
+	all := []publicError{unclassified, overloaded, headersTooLarge, notAllowed, rateLimited, unknownPath, messageTooLarge, originNotAllowed, unknownEncoding}
 	for _, a := range errorTable {
 		all = append(all, a.publicError)
 	}

@@ -25,7 +25,7 @@ const (
 )
 
 // publicError is the form of an error that callers see. Its text is fixed, and never contains the text
-// of the cause.
+// of the cause. It is itself the error if the server detects it.
 type publicError struct {
 	code       codes.Code
 	reason     string // of ErrorInfo; see docs/errors.md
@@ -35,14 +35,9 @@ type publicError struct {
 	metadata   map[string]string // of ErrorInfo
 }
 
-// Errors of requests over HTTP/1.1. They are not errors of a field.
-var (
-	errMessageTooLarge = errors.New("the message is too large")
-	errOrigin          = errors.New("a web page of an origin that may not call")
-	errUnknownEncoding = errors.New("the message's encoding is not known")
-)
+func (e publicError) Error() string { return e.text }
 
-// errorTable lists the errors with their public form.
+// errorTable lists the errors of other packages with their public form.
 //
 // Use UNAVAILABLE only if certainly nothing was sent and nothing was counted, because clients and
 // service meshes retry it automatically.
@@ -81,21 +76,6 @@ var errorTable = []struct {
 		code:   codes.Unauthenticated,
 		reason: "CALLER_UNKNOWN",
 		text:   "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted",
-	}},
-	{errMessageTooLarge, publicError{
-		code:   codes.ResourceExhausted,
-		reason: "MESSAGE_TOO_LARGE",
-		text:   "the message is larger than this service takes; nothing was sent and nothing was counted",
-	}},
-	{errOrigin, publicError{
-		code:   codes.PermissionDenied,
-		reason: "ORIGIN_NOT_ALLOWED",
-		text:   "web pages of this origin may not make calls; nothing was sent and nothing was counted",
-	}},
-	{errUnknownEncoding, publicError{
-		code:   codes.Unimplemented,
-		reason: "UNKNOWN_ENCODING",
-		text:   "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted",
 	}},
 	{verify.ErrOutcomeUnknown, publicError{
 		code:   codes.Unknown,
@@ -152,6 +132,21 @@ var (
 		text:       "too many calls are in flight; nothing was sent and nothing was counted",
 		retryAfter: time.Second,
 	}
+	messageTooLarge = publicError{
+		code:   codes.ResourceExhausted,
+		reason: "MESSAGE_TOO_LARGE",
+		text:   "the message is larger than this service takes; nothing was sent and nothing was counted",
+	}
+	originNotAllowed = publicError{
+		code:   codes.PermissionDenied,
+		reason: "ORIGIN_NOT_ALLOWED",
+		text:   "web pages of this origin may not make calls; nothing was sent and nothing was counted",
+	}
+	unknownEncoding = publicError{
+		code:   codes.Unimplemented,
+		reason: "UNKNOWN_ENCODING",
+		text:   "the message is compressed in a way that this service does not read: send it as it is, or as gzip; nothing was sent and nothing was counted",
+	}
 	headersTooLarge = publicError{
 		code:   codes.ResourceExhausted,
 		reason: "HEADERS_TOO_LARGE",
@@ -188,11 +183,14 @@ func toStatus(err error) *status.Status {
 	var send *verify.SendError
 	var denied *auth.NotAllowedError
 	var rate *auth.RateError
+	var public publicError
 	switch {
 	case errors.As(err, &fields):
 		return publicError{code: codes.InvalidArgument, reason: "INVALID_FIELD", text: fields.Error()}.status(badRequest(fields...))
 	case errors.As(err, &send):
 		return sendStatus(send)
+	case errors.As(err, &public):
+		return public.status()
 	case errors.As(err, &denied):
 		e := notAllowed
 		e.text, e.metadata = fmt.Sprintf(e.text, denied.Denied), map[string]string{"refused": denied.Denied}

@@ -32,8 +32,6 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-const documentation = "https://github.com/liulinhuai/phone-number-service"
-
 // newHTTPServer returns the server for the HTTP/1.1 connections of the port. It serves the two calls
 // as gRPC-Web and in the Connect protocol, which includes plain JSON.
 func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *http.Server {
@@ -49,8 +47,8 @@ func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *h
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: %s\n",
-			c.Version, sendSMS, valid, documentation)
+		fmt.Fprintf(w, "phone-number-service %s\n\nPOST %s\nPOST %s\n\nas gRPC, gRPC-Web or JSON on this port. Documentation: https://github.com/liulinhuai/phone-number-service\n",
+			c.Version, sendSMS, valid)
 	})
 	return &http.Server{
 		Handler: mux,
@@ -208,7 +206,7 @@ func readRequest(header http.Header, r *http.Request, config Config) *httpReques
 		q.httpStatus = http.StatusMethodNotAllowed
 		header.Set("Allow", http.MethodPost)
 	case !config.AnyPage && fromForbiddenOrigin(r, config.Origins):
-		q.err = errOrigin
+		q.err = originNotAllowed
 	case !known:
 		q.err = invalidField("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
 		q.httpStatus = http.StatusUnsupportedMediaType
@@ -218,7 +216,7 @@ func readRequest(header http.Header, r *http.Request, config Config) *httpReques
 	case timeout != "" && !timeoutPattern.MatchString(timeout):
 		q.err = invalidField(timeoutName, timeoutWant)
 	case encoding != "" && encoding != "identity" && encoding != "gzip":
-		q.err = errUnknownEncoding
+		q.err = unknownEncoding
 	default:
 		if timeout != "" {
 			q.timeout = min(q.timeout, parseTimeout(timeout+timeoutUnit))
@@ -249,7 +247,7 @@ func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error
 		return nil, bodyError(err)
 	}
 	if len(b) > maxBody {
-		return nil, errMessageTooLarge
+		return nil, messageTooLarge
 	}
 	if f.enveloped {
 		if len(b) < envelopeBytes || b[0] > 1 || b[0] == 1 && !compressed || int(binary.BigEndian.Uint32(b[1:])) != len(b)-envelopeBytes {
@@ -269,7 +267,7 @@ func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error
 		return nil, invalidField("body", "must be gzip, as its encoding says")
 	}
 	if len(b) > maxBytes {
-		return nil, errMessageTooLarge
+		return nil, messageTooLarge
 	}
 	return b, nil
 }

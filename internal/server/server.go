@@ -28,10 +28,6 @@ import (
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
 
-// streamWorkers is the number of goroutines that grpc-go reuses for calls, so that their stacks do not
-// grow again for each call. If all of them are busy, a call gets a new goroutine.
-const streamWorkers = 64
-
 const (
 	drainTimeout        = 10 * time.Second // minimum; see callsTimeout
 	outcomeFlushTimeout = 5 * time.Second  // after the calls have finished
@@ -154,7 +150,7 @@ func grpcOptions(l config.Limits) []grpc.ServerOption {
 		}),
 		// Timers are inexact. So allow pings slightly earlier than PingInterval.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval * 3 / 4, PermitWithoutStream: true}),
-		grpc.NumStreamWorkers(streamWorkers),
+		grpc.NumStreamWorkers(64), // goroutines whose stacks need not grow for each call; if all are busy, it starts more
 		grpc.MaxConcurrentStreams(uint32(l.Streams)),
 		grpc.MaxRecvMsgSize(l.MessageBytes),
 		grpc.MaxHeaderListSize(connmux.MaxHeaderBytes), // the tap enforces Limits.HeaderBytes
