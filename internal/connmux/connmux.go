@@ -1,7 +1,7 @@
 // Package connmux shares one port between an HTTP/2 and an HTTP/1.1 server. It accepts
 // connections, does their TLS handshakes, and limits the resources that a peer can use before a
 // request reaches a handler. It is a separate package because it handles only bytes, frames and
-// certificates: it depends on no call and on neither of the two servers.
+// certificates, and does not depend on the calls or on the two servers.
 package connmux
 
 import (
@@ -19,8 +19,8 @@ type Config struct {
 	Listener       net.Listener
 	TLS            *Certificates       // nil for plaintext
 	Connections    int                 // maximum of open ones
-	Timeout        time.Duration       // TLS and first bytes; also a header block
-	RequestTimeout time.Duration       // the server ends incomplete requests after it
+	Timeout        time.Duration       // for TLS and the first bytes, and for each header block
+	RequestTimeout time.Duration       // after which the server ends incomplete requests
 	WaitingStreams int                 // limit of HTTP/2 streams that wait; see http2Conns
 	Rejected       func(reason string) // called for each rejected connection
 }

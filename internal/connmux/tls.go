@@ -44,7 +44,7 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 		for _, c := range certificates {
 			config.ClientCAs.AddCert(c)
 		}
-		// A health check needs no certificate. For calls, package server requires one.
+		// A health check needs no certificate. Package server checks those of calls.
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -28,9 +28,8 @@ import (
 
 var errPanic = errors.New("panic")
 
-// call is one call, over gRPC or HTTP/1.1. For gRPC the method tap creates it, and for HTTP/1.1
-// unaryHandler. It is stored in the context of the call, and the interceptors and the handlers set more
-// of its fields.
+// call is one call. For gRPC admission.tap creates it, and for HTTP/1.1 unaryHandler. It is stored in the
+// context of the call. The interceptors and the handlers set more of its fields.
 type call struct {
 	peer    string               // address without the port
 	tls     *tls.ConnectionState // nil for plaintext
@@ -58,7 +57,7 @@ type call struct {
 type callKey struct{}
 
 // callFrom returns the call that is stored in ctx. It panics if ctx has none: then a handler runs outside
-// of the interceptors, so nobody authenticated, limited or logged its call.
+// of the interceptors, and its call is not authenticated, limited or logged.
 func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 
 // method returns the name of the method without the name of the service.
@@ -91,7 +90,8 @@ func newChains(a *admission, f authenticator, tel telemetry.Telemetry) chains {
 		// logs and metrics. It is never rejected, because a failed probe would restart an
 		// overloaded replica.
 		healthCheck: chain(recoverPanics(tel.Log)),
-		healthList:  chain(authenticate(f), a.admit, recoverPanics(tel.Log)),
+		// Probes do not list the health of all services, so this method is limited like a call.
+		healthList: chain(authenticate(f), a.admit, recoverPanics(tel.Log)),
 	}
 }
 

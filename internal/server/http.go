@@ -106,8 +106,8 @@ func unaryHandler[Req, Res any](method string, handle handler, config Config, f 
 			w = statusWriter{w, http.StatusBadRequest, q.httpStatus}
 		}
 		empty := &http.Request{
-			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(len(q.form.empty())),
-			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(q.form.empty())),
+			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(q.form.prefixBytes),
+			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(make([]byte, q.form.prefixBytes))),
 		}
 		// Do not pass ctx: if it is done, connect writes its own error.
 		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.Background(), resultKey{}, result{message, err})))
@@ -137,22 +137,23 @@ type httpRequest struct {
 
 // form is the encoding of a message over HTTP/1.1.
 type form struct {
-	unmarshal func([]byte, proto.Message) error
-	enveloped bool // has gRPC's five-byte prefix
+	unmarshal   func([]byte, proto.Message) error
+	prefixBytes int // 0, or the size of gRPC's prefix
 }
+
+// grpcPrefixBytes is the size of gRPC's prefix: a flag and the length of the message.
+const grpcPrefixBytes = 5
 
 var (
 	forms = map[string]form{
-		"application/json":  {unmarshalJSON, false},
-		"application/proto": {unmarshalProto, false},
-
-		"application/grpc-web":       {unmarshalProto, true},
-		"application/grpc-web+proto": {unmarshalProto, true},
-		"application/grpc-web+json":  {unmarshalJSON, true},
-
-		"application/grpc":       {unmarshalProto, true},
-		"application/grpc+proto": {unmarshalProto, true},
-		"application/grpc+json":  {unmarshalJSON, true},
+		"application/json":           {unmarshalJSON, 0},
+		"application/proto":          {unmarshalProto, 0},
+		"application/grpc-web":       {unmarshalProto, grpcPrefixBytes},
+		"application/grpc-web+proto": {unmarshalProto, grpcPrefixBytes},
+		"application/grpc-web+json":  {unmarshalJSON, grpcPrefixBytes},
+		"application/grpc":           {unmarshalProto, grpcPrefixBytes},
+		"application/grpc+proto":     {unmarshalProto, grpcPrefixBytes},
+		"application/grpc+json":      {unmarshalJSON, grpcPrefixBytes},
 	}
 	connectTimeout = regexp.MustCompile(`^[0-9]{1,10}$`)
 	grpcTimeout    = regexp.MustCompile(`^[0-9]{1,8}[HMSmun]$`)
@@ -160,16 +161,6 @@ var (
 		'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
 	}
 )
-
-// envelopeBytes is the size of gRPC's prefix: a flag and the length of the message.
-const envelopeBytes = 5
-
-func (f form) empty() []byte {
-	if f.enveloped {
-		return make([]byte, envelopeBytes)
-	}
-	return nil
-}
 
 // readRequest reads and checks a request. It sets q.err if the request is invalid or comes from a web
 // page that may not call. q.form is also the encoding of the response, whose headers are header.
@@ -194,7 +185,7 @@ func readRequest(header http.Header, r *http.Request, config Config) *httpReques
 	}
 	timeoutName, timeoutPattern, timeoutUnit, encodingName := "Connect-Timeout-Ms", connectTimeout, "m", "Content-Encoding"
 	timeoutWant := "must be milliseconds, 1 to 10 digits, or left out"
-	if f.enveloped {
+	if f.prefixBytes > 0 {
 		timeoutName, timeoutPattern, timeoutUnit, encodingName = "Grpc-Timeout", grpcTimeout, "", "Grpc-Encoding"
 		timeoutWant = "must be 1 to 8 digits and one of H, M, S, m, u, n, or left out"
 	}
@@ -211,7 +202,7 @@ func readRequest(header http.Header, r *http.Request, config Config) *httpReques
 		q.err = invalidField("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
 		q.httpStatus = http.StatusUnsupportedMediaType
 		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
-	case !f.enveloped && version != "" && version != "1":
+	case f.prefixBytes == 0 && version != "" && version != "1":
 		q.err = invalidField("Connect-Protocol-Version", "must be 1, or left out")
 	case timeout != "" && !timeoutPattern.MatchString(timeout):
 		q.err = invalidField(timeoutName, timeoutWant)
@@ -241,7 +232,7 @@ func invalidField(name, want string) error {
 
 // read returns the message in a body. The caller sees the text of its errors.
 func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error) {
-	maxBody := maxBytes + len(f.empty())
+	maxBody := maxBytes + f.prefixBytes
 	b, err := io.ReadAll(io.LimitReader(body, int64(maxBody)+1))
 	if err != nil {
 		return nil, bodyError(err)
@@ -249,12 +240,12 @@ func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error
 	if len(b) > maxBody {
 		return nil, messageTooLarge
 	}
-	if f.enveloped {
-		if len(b) < envelopeBytes || b[0] > 1 || b[0] == 1 && !compressed || int(binary.BigEndian.Uint32(b[1:])) != len(b)-envelopeBytes {
+	if f.prefixBytes > 0 {
+		if len(b) < grpcPrefixBytes || b[0] > 1 || b[0] == 1 && !compressed || int(binary.BigEndian.Uint32(b[1:])) != len(b)-grpcPrefixBytes {
 			return nil, invalidField("body", "must be one message, after its flag and its length, and compressed only as Grpc-Encoding says")
 		}
 		compressed = b[0] == 1
-		b = b[envelopeBytes:]
+		b = b[grpcPrefixBytes:]
 	}
 	if !compressed || len(b) == 0 {
 		return b, nil
