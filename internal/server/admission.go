@@ -51,14 +51,14 @@ func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { retu
 const rejectedTimeout = 100 * time.Millisecond
 
 // tap implements grpc.InTapHandle: grpc-go calls it at the start of each stream, before the message
-// arrives. It creates the call and stores it in the context. It rejects calls whose headers are too
-// large, and limits the duration of the others.
+// arrives. It creates the call and stores it in the context, which grpc-go cancels when the call ends. It
+// rejects calls whose headers are too large, and limits the duration of the others.
 func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	p, _ := peer.FromContext(ctx)
 	conn := p.AuthInfo.(*connmux.HTTP2Conn)
 	c := &call{peer: conn.Peer, tls: conn.TLS, headers: info.Header, stream: conn.LastStream}
-	switch {
-	case c.stream.HeaderBytes > a.limits.HeaderBytes:
+	timeout := a.limits.CallTimeout
+	if c.stream.HeaderBytes > a.limits.HeaderBytes {
 		a.telemetry.Rejected("headers")
 		c.stream.ChargeHeaders()
 		if _, ok := ctx.Deadline(); !ok {
@@ -68,12 +68,12 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 		// If the tap rejects a call, grpc-go never stops the timer of its deadline, and a peer
 		// can set a deadline of years. So the tap accepts the call with a short deadline, and the
 		// interceptors of unary calls and streams reject it.
-		c.headersTooLarge = true
-		ctx, c.cancel = context.WithTimeout(ctx, rejectedTimeout)
-	case info.FullMethodName == healthpb.Health_Watch_FullMethodName: // it has no time limit
-		ctx, c.cancel = context.WithCancel(ctx)
-	default:
-		ctx, c.cancel = context.WithTimeout(ctx, a.limits.CallTimeout)
+		c.headersTooLarge, timeout = true, rejectedTimeout
+	}
+	if info.FullMethodName == healthpb.Health_Watch_FullMethodName && !c.headersTooLarge { // it has no time limit
+		ctx, c.cancel = context.WithCancel(ctx) //nolint:gosec // grpc-go cancels ctx
+	} else {
+		ctx, c.cancel = context.WithTimeout(ctx, timeout) //nolint:gosec // the same
 	}
 	return context.WithValue(ctx, callKey{}, c), nil
 }

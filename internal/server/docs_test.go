@@ -11,7 +11,9 @@ func TestErrorTable_EveryReasonIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []publicError{unclassified, overloaded, headersTooLarge, notAllowed, rateLimited, unknownPath, messageTooLarge, originNotAllowed, unknownEncoding}
+	all := []publicError{
+		unclassified, overloaded, headersTooLarge, messageTooLarge, originNotAllowed, unknownEncoding, notAllowed, rateLimited, unknownPath,
+	}
 	for _, a := range errorTable {
 		all = append(all, a.publicError)
 	}

@@ -81,7 +81,8 @@ func (t Telemetry) BeginCall(ctx context.Context, fullMethod string) (
 			span.SetAttributes(attribute.String("caller", caller))
 		}
 		switch status { // server errors, by the semantic conventions
-		case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable, grpccodes.DataLoss:
+		case grpccodes.Unknown, grpccodes.DeadlineExceeded, grpccodes.Unimplemented, grpccodes.Internal, grpccodes.Unavailable,
+			grpccodes.DataLoss:
 			span.SetStatus(codes.Error, status.String())
 		}
 		span.End()
