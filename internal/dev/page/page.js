@@ -367,10 +367,12 @@ async function checkNumber(input) {
   drawLiveCode();
 }
 
+// call makes a call with the fields of form, and shows its response in answer. explain returns the text
+// for an OK. call returns whether the status is OK.
 async function call(method, form, answer, explain) {
   const start = performance.now();
   const showOnly = text => {
-    answer.replaceChildren(line('p', 'verdict', text));
+    answer.replaceChildren(newElement('p', 'verdict', text));
     answer.dataset.ok = false;
   };
   const timers = [setTimeout(() => showOnly(textOf('inProgress')), 200)];
@@ -391,11 +393,11 @@ async function call(method, form, answer, explain) {
   const status = response.ok ? 'OK' : body.code === 'canceled' ? 'CANCELLED' : String(body.code).toUpperCase();
   const details = (body.details ?? []).map(d => d.debug ?? {});
   const reason = details.find(d => d.reason)?.reason;
-  const lines = [line('p', 'verdict', response.ok ? explain(body) : errorText(reason, body.message)), line('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
+  const lines = [newElement('p', 'verdict', response.ok ? explain(body) : errorText(reason, body.message)), newElement('p', 'status', `${status} · HTTP ${response.status} · ${took} ms`)];
   for (const d of details) {
-    if (d.reason) lines.push(line('p', 'detail', textOf('reason') + [d.reason, d.domain, d.metadata?.request_id].filter(Boolean).join(' · ')));
+    if (d.reason) lines.push(newElement('p', 'detail', textOf('reason') + [d.reason, d.domain, d.metadata?.request_id].filter(Boolean).join(' · ')));
     if (d.retryDelay) {
-      const wait = line('p', 'detail wait', '');
+      const wait = newElement('p', 'detail wait', '');
       wait.role = 'timer'; // not announced every second
       wait.until = Date.now() + 1000 * parseFloat(d.retryDelay);
       lines.push(wait);
@@ -403,19 +405,19 @@ async function call(method, form, answer, explain) {
     for (const v of d.fieldViolations ?? []) {
       if (form.elements[v.field]) form.elements[v.field].ariaInvalid = 'true';
       const want = v.field === 'phone_number' ? errorText('number', v.description) : v.description;
-      if (!lines[0].textContent.includes(want)) lines.push(line('p', 'detail', `${textOf('field')}${v.field} ${want}`));
+      if (!lines[0].textContent.includes(want)) lines.push(newElement('p', 'detail', `${textOf('field')}${v.field} ${want}`));
     }
   }
   const raw = document.createElement('details');
   raw.open = response.ok;
-  raw.append(line('summary', '', 'JSON'), line('pre', '', JSON.stringify(body, null, response.ok ? 0 : 2)));
+  raw.append(newElement('summary', '', 'JSON'), newElement('pre', '', JSON.stringify(body, null, response.ok ? 0 : 2)));
   answer.replaceChildren(...lines, raw);
   answer.dataset.ok = response.ok && body.valid !== false;
   tick();
   return response.ok;
 }
 
-function line(tag, className, text) {
+function newElement(tag, className, text) {
   const e = document.createElement(tag);
   e.className = className;
   e.textContent = text;
@@ -447,16 +449,16 @@ $('suggestion').onclick = e => {
   $('valid-form').querySelector('.primary').focus();
 };
 
-let ownNumber = false; // the number of Valid was edited, and no longer copies the other
+let validNumberEdited = false; // then it no longer copies the number of SendSMS
 $('send-number').oninput = e => {
   checkNumber(e.target);
-  if (!ownNumber) {
+  if (!validNumberEdited) {
     $('valid-number').value = e.target.value;
     checkNumber($('valid-number'));
   }
 };
 $('valid-number').oninput = e => {
-  ownNumber = e.target.value !== '' && e.target.value !== $('send-number').value;
+  validNumberEdited = e.target.value !== '' && e.target.value !== $('send-number').value;
   checkNumber(e.target);
 };
 $('signature').oninput = $('template').oninput = e => { e.target.ariaInvalid = null; };
@@ -505,7 +507,7 @@ for (const method of ['send', 'valid']) {
   for (const name of Object.keys(languages)) {
     const label = document.createElement('label');
     const radio = Object.assign(document.createElement('input'), { type: 'radio', name: method + '-language', value: name, checked: name === 'curl' });
-    label.append(radio, line('span', '', name));
+    label.append(radio, newElement('span', '', name));
     tabs.append(label);
   }
   const button = place.querySelector('.copy');
