@@ -63,7 +63,7 @@ type Limits struct {
 	Calls              int           `env:"PHONENUMBER_MAX_CALLS" name:"max-calls" default:"1000" min:"1" max:"1000000" placeholder:"N" help:"Maximum of calls in flight; further calls get UNAVAILABLE (${default})."`
 	MessageBytes       int           `env:"PHONENUMBER_MAX_MESSAGE_BYTES" name:"max-message-bytes" default:"4096" min:"1024" max:"4194304" placeholder:"N" help:"Maximum size of a message (${default})."`
 	HeaderBytes        int           `env:"PHONENUMBER_MAX_HEADER_BYTES" name:"max-header-bytes" default:"8192" min:"8192" max:"1048576" placeholder:"N" help:"Maximum size of a call's headers (${default})."`
-	ConnectionTimeout  time.Duration `env:"PHONENUMBER_CONNECTION_TIMEOUT" default:"2s" min:"100ms" max:"1m" placeholder:"DURATION" help:"Timeout for the first bytes of a connection, with TLS, and for headers over HTTP/1.1 (${default})."`
+	ConnectionTimeout  time.Duration `env:"PHONENUMBER_CONNECTION_TIMEOUT" default:"2s" min:"100ms" max:"1m" placeholder:"DURATION" help:"Timeout for the first bytes of a connection, with TLS, and for the headers of a call (${default})."`
 	ReadTimeout        time.Duration `env:"PHONENUMBER_READ_TIMEOUT" default:"5s" min:"100ms" max:"1m" placeholder:"DURATION" help:"Timeout for a whole request over HTTP/1.1 (${default})."`
 	IdleTimeout        time.Duration `env:"PHONENUMBER_IDLE_TIMEOUT" default:"5m" min:"1s" max:"24h" placeholder:"DURATION" help:"How long a connection stays open without a call (${default})."`
 	ConnectionAge      time.Duration `env:"PHONENUMBER_CONNECTION_AGE" default:"10m" min:"1s" max:"24h" placeholder:"DURATION" help:"Age of a connection at which its client is asked to reconnect; over gRPC it varies by 10 % (${default})."`

@@ -1,7 +1,8 @@
 // Package connmux shares one port between an HTTP/2 and an HTTP/1.1 server. It accepts
-// connections, does their TLS handshakes, and limits the resources that a peer can use before a
-// request reaches a handler. It is a separate package because it handles only bytes, frames and
-// certificates, and does not depend on the calls or on the two servers.
+// connections, does their TLS handshakes, and limits the resources that a peer can use before its
+// request reaches a handler, and while it does not read the reply. It is a separate package because
+// it handles only bytes, frames and certificates, and does not depend on the calls or on the two
+// servers.
 package connmux
 
 import (
@@ -19,10 +20,10 @@ type Config struct {
 	Listener       net.Listener
 	TLS            *Certificates       // nil for plaintext
 	Connections    int                 // maximum of open ones
-	Timeout        time.Duration       // for TLS and the first bytes, and for each header block
+	Timeout        time.Duration       // for TLS with the first bytes, and for each HTTP/2 header block
 	RequestTimeout time.Duration       // after which the server ends incomplete requests
 	WaitingStreams int                 // limit of HTTP/2 streams that wait; see http2Conns
-	Rejected       func(reason string) // called for each rejected connection
+	Rejected       func(reason string) // called for each connection that is rejected or closed for a limit
 }
 
 // Mux accepts connections, does the TLS handshake if TLS is configured, and reads the first

@@ -21,21 +21,21 @@ import (
 
 const (
 	// MaxHeaderBytes limits the size of a call's decoded headers, and maxHeaderFields limits the
-	// number of their fields. If a call exceeds one of them, its connection is closed. A single
-	// call cannot be rejected: header compression has a state for each connection, so grpc-go
-	// must decode all headers, and would take about 100 bytes for each field, which can be one
-	// byte on the wire.
+	// number of their fields. If a call exceeds one of them, its connection is closed. Rejecting
+	// only the call would not protect memory: header compression has a state for each connection,
+	// so grpc-go must first decode all headers, and takes about 100 bytes for each field, which
+	// can be one byte on the wire. Above Limits.HeaderBytes, package server rejects only the call.
 	MaxHeaderBytes  = 1 << 20
 	maxHeaderFields = 1 << 10
 	// maxUnfinishedHeaders limits the bytes of incomplete header blocks of all connections together.
 	maxUnfinishedHeaders = 4 << 20
 
 	// A connection has a budget of frames (token bucket). It starts with maxSpareFrames. Each
-	// frame takes one. Each call whose handler starts adds framesPerCall, and each second adds
-	// framesPerSecond. A call of the usual clients takes three to seven frames. If the budget is
-	// empty, the connection is closed. This limits rapid reset (CVE-2023-44487) and floods of
-	// SETTINGS, PING, PRIORITY, WINDOW_UPDATE, CONTINUATION (CVE-2024-24549) and empty DATA
-	// frames.
+	// frame takes one. Each call whose handler starts, or that is rejected for its headers, adds
+	// framesPerCall, and each second adds framesPerSecond. A call of the usual clients takes three
+	// to seven frames. If the budget is empty, the connection is closed. This limits rapid reset
+	// (CVE-2023-44487) and floods of SETTINGS, PING, PRIORITY, WINDOW_UPDATE, CONTINUATION
+	// (CVE-2024-24549) and empty DATA frames.
 	maxSpareFrames  = 1000
 	framesPerSecond = 20
 	framesPerCall   = 20
@@ -66,8 +66,9 @@ const (
 
 // http2Conns holds the open HTTP/2 connections of the process. It limits the streams that wait. A
 // stream waits if it is open on the wire, but its handler does not run: usually because the peer has
-// not sent the complete request, or has not read the complete reply. grpc-go has no time limit for
-// these streams, and keeps their headers in memory.
+// not sent the complete request, or has not read the complete reply. grpc-go keeps the headers of
+// these streams in memory. It has no time limit for a reply that is not read, and for an incomplete
+// request only the deadline that package server sets.
 type http2Conns struct {
 	config     Config
 	waiting    atomic.Int64 // streams that wait
@@ -104,9 +105,10 @@ func (m *Mux) Sweep(ctx context.Context) {
 	}
 }
 
-// stalled returns the connections to close. They are the connections with a late stream, and, if the
-// process is crowded, those whose streams have waited longest for their peers. Of these it keeps
-// connections with up to Config.WaitingStreams such streams.
+// stalled returns the connections to close: those with a late stream. If the process is crowded, it
+// also returns connections with a stream that has waited for its peer for longer than crowdedTimeout.
+// Of these it keeps the ones with the smallest sums of waiting times, as long as they together have at
+// most Config.WaitingStreams streams that wait for a peer.
 func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -179,7 +181,7 @@ const (
 	streamRequested                    // complete; the handler has not started
 	streamRunning                      // the handler runs
 	streamEnded                        // the handler ended; the reply is incomplete
-	streamClosed                       // either side has closed it: it is not open on the wire
+	streamClosed                       // the peer has reset it, or grpc-go has written its last frame
 )
 
 // waiting returns 1 if a stream in this state waits, else 0.
@@ -281,7 +283,7 @@ func (c *HTTP2Conn) peekFrame() (http2.FrameHeader, error) {
 	}
 	if !c.takeFrames(1) {
 		c.conns.config.Rejected("frames")
-		return http2.FrameHeader{}, errors.New("http2: more frames than calls")
+		return http2.FrameHeader{}, errors.New("http2: too many frames for the number of calls")
 	}
 	return parseFrameHeader(b), nil
 }
@@ -300,12 +302,14 @@ func (c *HTTP2Conn) readHeaders(f http2.FrameHeader) error {
 		}
 		ended := f.Flags.Has(http2.FlagHeadersEndHeaders) // equals FlagContinuationEndHeaders
 		if !ended || c.in.Buffered() < size {
+			if unfinished == 0 { // once for the block
+				if err := c.SetReadDeadline(time.Now().Add(c.conns.config.Timeout)); err != nil {
+					return err
+				}
+			}
 			unfinished += int64(size)
 			if c.conns.unfinished.Add(int64(size)) > maxUnfinishedHeaders {
 				return c.tooManyHeaders()
-			}
-			if err := c.SetReadDeadline(time.Now().Add(c.conns.config.Timeout)); err != nil {
-				return err
 			}
 		}
 		c.headerBlock.Grow(size)
@@ -489,7 +493,8 @@ func (s Stream) Start() {
 func (s Stream) End() { s.conn.setState(s.id, streamEnded) }
 
 // addWaiting adds n, which can be negative, to the number of waiting streams of the connection and of
-// the process. It wakes Sweep if the process is crowded, and pause if n is negative. c.mu must be locked.
+// the process. If n is negative, it wakes pause; otherwise, if the process is crowded, it wakes Sweep.
+// c.mu must be locked.
 func (c *HTTP2Conn) addWaiting(n int) {
 	c.waiting += n
 	c.conns.waiting.Add(int64(n))

@@ -67,7 +67,7 @@ func readKeyPair(f CertificateFiles) (pair tls.Certificate, err error) {
 	if err != nil {
 		return pair, err
 	}
-	// Errors of X509KeyPair contain no text of the files.
+	// Errors of X509KeyPair contain at most the types of the PEM blocks.
 	if pair, err = tls.X509KeyPair([]byte(f.Certificate.Content), []byte(f.Key.Content)); err != nil {
 		err = fmt.Errorf("%s: line 1: must be the key of the first certificate in %s: %w", f.Key.Name, f.Certificate.Name, err)
 	}
