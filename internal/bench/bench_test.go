@@ -78,7 +78,8 @@ type row struct {
 	name                             string
 	perSecond, ratio, p50, p99, p999 []float64
 	service, database, load          []float64 // µs of CPU per operation
-	flushes, statements              []float64 // per swap
+	flushes, statements              []float64 // per row written
+	written                          []float64 // rows per operation
 }
 
 func (r *row) add(s measurement, c cost, ceiling, writes float64) {
@@ -93,8 +94,9 @@ func (r *row) add(s measurement, c cost, ceiling, writes float64) {
 	r.service = append(r.service, float64(c.service.Microseconds())/n)
 	r.database = append(r.database, float64(c.database.Microseconds())/n)
 	r.load = append(r.load, float64(c.load.Microseconds())/n)
-	r.flushes = append(r.flushes, c.flushes/c.swaps)
-	r.statements = append(r.statements, c.statements/c.swaps)
+	r.flushes = append(r.flushes, c.flushes/c.written)
+	r.statements = append(r.statements, c.statements/c.written)
+	r.written = append(r.written, c.written/n)
 }
 
 // measured runs load, and returns its result and the cost of the processes meanwhile.
@@ -106,11 +108,11 @@ func (s *system) measured(load func() measurement) (measurement, cost) {
 
 func printTable(rows []*row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "\t/s\tof the ceiling\tp50 ms\tp99\tp99.9\tCPU µs: service\tdatabase\tload\tflushes/swap\tstatements/swap\t")
+	fmt.Fprintln(w, "\t/s\tof the ceiling\tp50 ms\tp99\tp99.9\tCPU µs: service\tdatabase\tload\tflushes/row\tstatements/row\trows written\t")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.3f\t%.2f\t\n", r.name,
+		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.3f\t%.2f\t%.2f\t\n", r.name,
 			median(r.perSecond), median(r.ratio), median(r.p50), median(r.p99), median(r.p999),
-			median(r.service), median(r.database), median(r.load), median(r.flushes), median(r.statements))
+			median(r.service), median(r.database), median(r.load), median(r.flushes), median(r.statements), median(r.written))
 	}
 	w.Flush()
 }

@@ -266,8 +266,8 @@ func (s *system) flows(callers int, span time.Duration, r *replica, perConnectio
 
 // A cost is the resources that the processes have used.
 type cost struct {
-	service, database, load    time.Duration // of CPU
-	flushes, statements, swaps float64       // of MariaDB
+	service, database, load      time.Duration // of CPU
+	flushes, statements, written float64       // of MariaDB; rows written
 }
 
 func (s *system) cost() (c cost) {
@@ -280,21 +280,23 @@ func (s *system) cost() (c cost) {
 		return c
 	}
 	c.database = cpu(s.b, s.pid)
+	var updated float64
 	for name, value := range map[string]*float64{
 		"Innodb_data_fsyncs": &c.flushes, "Com_stmt_execute": &c.statements,
-		"Handler_update": &c.swaps,
+		"Handler_update": &updated, "Handler_write": &c.written,
 	} {
 		if err := s.database.QueryRow("SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&name, value); err != nil {
 			s.b.Fatal(err)
 		}
 	}
+	c.written += updated
 	return c
 }
 
 func (c cost) since(d cost) cost {
 	return cost{
 		c.service - d.service, c.database - d.database, c.load - d.load, c.flushes - d.flushes, c.statements - d.statements,
-		c.swaps - d.swaps,
+		c.written - d.written,
 	}
 }
 

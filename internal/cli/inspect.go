@@ -66,7 +66,11 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		return fmt.Sprintf(" (of an earlier send, send ID %d)", sendID)
 	}
 	if accepted.SendID != found.LastSendID && rejected.SendID != found.LastSendID {
-		line("Aliyun", "no answer to the last send is known: it is in progress, its answer was lost, its caller canceled it before Aliyun was asked, or an older version of the service wrote the row since")
+		if now.Sub(found.BegunAt) < time.Minute {
+			line("Aliyun", "answer not known yet: the send is in progress, or its replica stores the answer within seconds")
+		} else {
+			line("Aliyun", "answer not known: it was lost, the caller canceled the send before, or the replica has not stored it; then the log line of the send has it")
+		}
 	}
 	if rejected.SendID != 0 {
 		line("Aliyun", "not sent, %s %s, code %s, RequestId %s%s", rejected.Kind, at(time.UnixMicro(rejected.At)), cmp.Or(rejected.ProviderCode, "none"), cmp.Or(rejected.RequestID, "none"), ofEarlierSend(rejected.SendID))
@@ -75,11 +79,11 @@ func printInspection(w io.Writer, n verify.Number, rules verify.Rules, found ver
 		line("Aliyun", "accepted %s, BizId %s%s", at(time.UnixMicro(accepted.At)), cmp.Or(accepted.BizID, "none"), ofEarlierSend(accepted.SendID))
 	}
 	for _, c := range found.Live {
-		confirmed := "accepted by Aliyun"
-		if !c.Confirmed {
-			confirmed = "not confirmed by Aliyun"
+		answer := "accepted by Aliyun"
+		if !c.Accepted {
+			answer = "Aliyun's answer not known"
 		}
-		line("code", "live until %s, %d of %d attempts used, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, confirmed, ofEarlierSend(c.SendID))
+		line("code", "live until %s, %d of %d attempts used, %s%s", at(c.Expires), rules.AttemptLimit-c.AttemptsLeft, rules.AttemptLimit, answer, ofEarlierSend(c.SendID))
 	}
 	if len(found.Live) == 0 {
 		line("code", "no live code")

@@ -274,7 +274,7 @@ func (b *Inbox) updateStates(n verify.Number, used string, seen verify.Inspectio
 		case m.Code == used && usedSendID == 0:
 			m.State, usedSendID = codeUsed, m.sendID
 		case usedSendID > m.sendID || slices.ContainsFunc(seen.Live,
-			func(c verify.CodeStatus) bool { return c.Confirmed && c.SendID > m.sendID }):
+			func(c verify.CodeStatus) bool { return c.Accepted && c.SendID > m.sendID }):
 			m.State = codeReplaced
 		case time.Now().Before(m.Expires):
 			m.State = codeSpent

@@ -89,7 +89,7 @@ func TestSince_ReturnsTheChanges(t *testing.T) {
 	}
 	seen := verify.Inspection{LastSendID: 1, Live: []verify.CodeStatus{{
 		SendID: 1, Expires: time.Now().Add(time.Minute), AttemptsLeft: 1,
-		Confirmed: true,
+		Accepted: true,
 	}}}
 	step("a new state", func() { b.updateStates("+8618600000001", "", seen) }, false, 1)
 	step("a message", func() { arrive(t, b, "+8618600000003", 1, "333333") }, false, 3)
@@ -113,7 +113,7 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 	const number = "+8618600000001"
 	expires := time.Now().Add(time.Minute)
 	live := func(sendID int64, left int) verify.CodeStatus {
-		return verify.CodeStatus{SendID: sendID, Expires: expires, AttemptsLeft: left, Confirmed: true}
+		return verify.CodeStatus{SendID: sendID, Expires: expires, AttemptsLeft: left, Accepted: true}
 	}
 	unconfirmed := verify.CodeStatus{SendID: 3, Expires: expires, AttemptsLeft: 1}
 	for _, c := range []struct {

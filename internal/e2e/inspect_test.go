@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
@@ -49,22 +50,23 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 	p.send(t, "18612345678")
 	sent := fake.Accepted()[0]
 	accepted := "Aliyun     accepted " + ago + ", BizId " + regexp.QuoteMeta(sent.BizID)
-	mustPrint("sent", "last send  "+ago+`, send ID \d+`, accepted+"\n", "code       live until .*"+soon+", 0 of 3 attempts used, accepted by Aliyun\n")
+	mustPrint("sent", "last send  "+ago+`, send ID \d+`, "Aliyun     answer not known yet", "code       live until .*"+soon+", 0 of 3 attempts used, Aliyun's answer not known\n")
 	p.valid(t, "18612345678", "x")
-	mustPrint("a wrong code", "1 of 3 attempts used")
+	mustPrint("a wrong code", accepted+"\n", "1 of 3 attempts used, accepted by Aliyun\n")
 	p.valid(t, "18612345678", sent.Code)
 	mustPrint("verified", accepted+"\n", "code       no live code", "verified   "+ago+" with attempt 2\n")
 
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	requestID := fake.RequestIDs()[1]
+	testutil.Eventually(t, "the rejection is stored", func() bool { return strings.Contains(inspect(t, reader, "186 1234 5678"), requestID) })
 	mustPrint("limited", "Aliyun     not sent, limited "+ago+", code isv.BUSINESS_LIMIT_CONTROL, RequestId "+requestID+"\n",
 		accepted+" \\(of an earlier send", "verified .* with attempt 2 \\(of an earlier send")
 
 	fake.Next(dysmsapitest.CloseAfterReading().ButAccepted())
 	fake.Limits(false)
 	p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
-	mustPrint("a lost response", "no answer to the last send is known", "not sent, limited .*of an earlier send",
-		"0 of 3 attempts used, not confirmed by Aliyun\n")
+	mustPrint("a lost response", "answer not known yet", "not sent, limited .*of an earlier send",
+		"0 of 3 attempts used, Aliyun's answer not known\n")
 	for range 3 {
 		p.valid(t, "18612345678", "x")
 	}
@@ -90,11 +92,27 @@ func TestInspect_PrintsThatACodeExpired(t *testing.T) {
 	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
 	p.send(t, "18612345678")
+	p.valid(t, "18612345678", "x")
 	var out []byte
 	testutil.Eventually(t, "inspect prints that the code expired", func() bool {
 		out, _ = command([]string{"DATA_SOURCE_NAME=" + dsn, "PHONENUMBER_CODE_TTL=1s"}, "inspect", "18612345678").CombinedOutput()
 		return regexp.MustCompile(`code       no live code\nexpired    .* ago\)\n`).Match(out)
 	})
+}
+
+// The acceptance of a sole code is stored ten seconds later, or at the drain.
+func TestDrain_StoresTheAcceptanceOfASoleCode(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	dsn := "sqlite:" + filepath.Join(t.TempDir(), "codes.db")
+	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
+	p.send(t, "18612345678")
+	p.Signal(syscall.SIGTERM)
+	if err := p.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if out := inspect(t, dsn, "18612345678"); !strings.Contains(out, "BizId "+fake.Accepted()[0].BizID+"\n") {
+		t.Errorf("inspect after the drain: want the BizId:\n%s", out)
+	}
 }
 
 func TestInspect_ReadsASQLiteFileInUse(t *testing.T) {

@@ -56,7 +56,7 @@ func TestSIGTERM_EndsTheProcessIfPeersHang(t *testing.T) {
 	fake.Next(dysmsapitest.Delay(time.Second))
 	callEnded := make(chan error, 1)
 	go func() {
-		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345679", Signature: "阿里云", TemplateCode: "SMS_1"})
+		_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 		callEnded <- err
 	}()
 	testutil.Eventually(t, "the SMS is at Aliyun", func() bool { return len(fake.Accepted()) == 2 })

@@ -120,12 +120,15 @@ func (s hangingStore) Load(ctx context.Context, n verify.Number) (verify.Record,
 func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 	db := servertest.OpenStore(t, "sqlite::memory:")
 	held := &heldStore{Store: db, release: make(chan struct{})}
+	sends := 0
 	r := servertest.Start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
-		held.holding.Store(true)
+		sends++
+		held.holding.Store(sends == 2)
 		return verify.Receipt{}, nil
 	}), func(c *server.Config) { c.Verifier.Store = held })
 	number := servertest.FreshNumber()
-	_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
+	r.MustSend(t, number)
+	_, err := r.SendSMS(t.Context(), servertest.SendRequest(number)) // a resend, which needs a confirm
 	if got := reasonOf(t, err); got != "Unknown SENT_NOT_CONFIRMED" {
 		t.Fatalf("got %s; want Unknown SENT_NOT_CONFIRMED", got)
 	}
@@ -138,8 +141,8 @@ func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 	}
 	close(held.release)
 	<-r.Done
-	if held.swaps.Load() != 2 {
-		t.Errorf("swaps: got %d; want 2, begin and confirm", held.swaps.Load())
+	if held.swaps.Load() != 3 {
+		t.Errorf("swaps: got %d; want 3, two begins and a confirm", held.swaps.Load())
 	}
 }
 

@@ -38,7 +38,7 @@ func BenchmarkMAC(b *testing.B) {
 }
 
 func BenchmarkState(b *testing.B) {
-	s, _, err := testRules.Begin(State{}, stored("123456"), now())
+	s, _, _, err := testRules.Begin(State{}, stored("123456"), now())
 	if err != nil {
 		b.Fatal(err)
 	}

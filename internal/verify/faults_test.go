@@ -36,9 +36,10 @@ type sendRun struct {
 	took   time.Duration
 	asked  int // calls to the provider
 
-	old, ours, theirs string        // codes: of a send before, of this send, of another replica
-	theirSendID       int64         // 0 if no other replica sent
-	sendIDs           map[MAC]int64 // of every code that was stored
+	old, ours, theirs  string // codes: of a send before ("" if none), of this send, of another replica
+	theirSendID        int64  // 0 if no other replica sent
+	theirsLiveAtReturn bool
+	sendIDs            map[MAC]int64 // of every code that was stored
 }
 
 // With any combination of store faults and any other writer, the error of Send matches the
@@ -47,17 +48,19 @@ func TestSend_KeepsItsContractUnderStoreFaults(t *testing.T) {
 	rejected := &SendError{Kind: SendLimited}
 	for _, c := range []struct {
 		name   string
+		old    string
 		result error // of the provider
 		check  func(*testing.T, *sendRun)
 	}{
-		{"the provider accepts", nil, checkAccepted},
-		{"the provider rejects", rejected, checkRejected},
-		{"the provider's reply is lost", errors.New("EOF"), checkUnknown},
+		{"the provider accepts a resend", "888888", nil, checkAccepted},
+		{"the provider accepts a first send", "", nil, checkFirstAccepted},
+		{"the provider rejects", "888888", rejected, checkRejected},
+		{"the provider's reply is lost", "888888", errors.New("EOF"), checkUnknown},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			forEachInterleaving(t, 5, func(t *testing.T, s *scriptedStore) {
-				r := runSend(t, s, c.result)
+				r := runSend(t, s, c.old, c.result)
 				checkStoredCodes(t, r)
 				if r.asked == 0 {
 					checkNothingSent(t, r)
@@ -70,11 +73,13 @@ func TestSend_KeepsItsContractUnderStoreFaults(t *testing.T) {
 	}
 }
 
-func runSend(t *testing.T, s *scriptedStore, result error) *sendRun {
+func runSend(t *testing.T, s *scriptedStore, old string, result error) *sendRun {
 	t.Helper()
-	r := &sendRun{scriptedStore: s, result: result, old: "888888", theirs: "777777", sendIDs: map[MAC]int64{}}
+	r := &sendRun{scriptedStore: s, result: result, old: old, theirs: "777777", sendIDs: map[MAC]int64{}}
 	m := &s.fakeStore
-	sent(t, m, r.old)
+	if r.old != "" {
+		sent(t, m, r.old)
+	}
 	s.otherWriters = []otherWriter{
 		{otherChecked, func() { checked(m, wrongGuess) }},
 		{otherSent, func() { r.theirSendID = sent(t, m, r.theirs) }},
@@ -91,6 +96,7 @@ func runSend(t *testing.T, s *scriptedStore, result error) *sendRun {
 	start := time.Now()
 	_, r.err = v.Send(t.Context(), testNumber, "", "")
 	r.took = time.Since(start)
+	r.theirsLiveAtReturn = lives(m, r.theirs)
 	v.Wait(t.Context())
 	s.applyDelayed()
 	for _, record := range m.history {
@@ -153,11 +159,30 @@ func checkAccepted(t *testing.T, r *sendRun) {
 	if r.err != nil && r.took < storeTimeout {
 		t.Errorf("got %v after %v, want it only if the store took %v", r.err, r.took, storeTimeout)
 	}
+	if lives(&r.fakeStore, r.old) {
+		t.Error("the old code: got it live at the end, want it dropped by the confirm")
+	}
 	checkOurCodeLives(t, r)
-	for _, code := range r.state().Codes {
-		if code.MAC == stored(r.ours) && !code.Confirmed {
-			t.Error("the sent code: got not confirmed at the end, want confirmed")
-		}
+	checkNoOlderCodeAfterOK(t, r)
+}
+
+// checkFirstAccepted checks a send that began without an older code, or with that of another
+// replica. Only in the second case does it need the store after the call to the provider.
+func checkFirstAccepted(t *testing.T, r *sendRun) {
+	t.Helper()
+	isSole := r.theirSendID == 0 || r.theirSendID > r.ourSendID()
+	if r.err != nil && (isSole || !isOnly(t, r.err, ErrSentNotConfirmed)) {
+		t.Errorf("got %v, want nil, or %v if another replica's code is older", r.err, ErrSentNotConfirmed)
+	}
+	checkOurCodeLives(t, r)
+	checkNoOlderCodeAfterOK(t, r)
+}
+
+// checkNoOlderCodeAfterOK checks rule 2 for another replica's code.
+func checkNoOlderCodeAfterOK(t *testing.T, r *sendRun) {
+	t.Helper()
+	if r.err == nil && r.theirSendID < r.ourSendID() && r.theirsLiveAtReturn {
+		t.Error("Send returned nil: got another replica's older code live, want it dead")
 	}
 }
 
@@ -193,7 +218,7 @@ func checkOurCodeLives(t *testing.T, r *sendRun) {
 // checkOldCodeLives checks that this send replaced no code: it did not succeed.
 func checkOldCodeLives(t *testing.T, r *sendRun) {
 	t.Helper()
-	if got, want := lives(&r.fakeStore, r.old), r.by != otherSent; got != want {
+	if got, want := lives(&r.fakeStore, r.old), r.by != otherSent; got != want && r.old != "" {
 		t.Errorf("a send without success: got old code live %v, want %v", got, want)
 	}
 }

@@ -40,9 +40,9 @@ type CodeEnd struct {
 }
 
 // recordAccepted stores that the provider accepted a send, unless it stores that of a later one.
-func (h *History) recordAccepted(sendID, now int64, receipt Receipt) {
-	if sendID >= h.Accepted.SendID {
-		h.Accepted = Accepted{sendID, now, receipt.BizID}
+func (h *History) recordAccepted(a Accepted) {
+	if a.SendID >= h.Accepted.SendID {
+		h.Accepted = a
 	}
 }
 

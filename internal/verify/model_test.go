@@ -25,13 +25,16 @@ import (
 //
 // A send has these phases, and may stop permanently in each:
 //
-//	idle → inFlight → delivered → confirmed
+//	idle → inFlight → delivered → returnedOK
 //	              ↘ withdrawn
+//
+// A send of a sole code returns OK at once. Every other send returns OK when its confirm is
+// stored. The acceptance of a sole code that is stored later is not part of the State.
 //
 // A crash, a lost reply and an unknown outcome need no steps: the send never leaves
 // inFlight (its SMS never arrives) or delivered (its SMS arrived, but the service does not
-// know it). A rejection with a late withdraw is a send that is still inFlight. confirm and
-// withdraw may come at any later time, any number of times, as after a lost reply of a swap.
+// know it). A rejection with a late withdraw is a send that is still inFlight, although its call
+// may have returned. confirm and withdraw may come at any later time, any number of times, as after a lost reply of a swap.
 
 const (
 	modelSends = 3
@@ -51,18 +54,24 @@ type phase uint8
 const (
 	idle phase = iota
 	inFlight
-	delivered // on the phone, not yet stored
-	confirmed // on the phone and stored: the call returned OK
-	withdrawn // definitely not sent, and stored: the call failed
+	delivered  // on the phone, the call has not returned
+	returnedOK // on the phone, the call returned OK
+	withdrawn  // definitely not sent, and stored: the call failed
 )
 
 // transitions are the functions that explore tests: those of Rules, or a mutant.
 type transitions struct {
-	begin    func(s State, mac MAC, now int64) (State, int64, error)
+	begin    func(s State, mac MAC, now int64) (next State, sendID int64, sole bool, err error)
 	confirm  func(s State, begun Code, now int64) State // begun is the code as begin added it
 	withdraw func(s State, begun Code, now int64) State
-	check    func(s State, macs []MAC, now int64) (next State, valid, changed bool)
+	check    checkFunc
+	// soleAtLoad is true for a mutant: sole is true of an earlier load, not of the replaced state.
+	soleAtLoad bool
+	// older are the transitions of replicas of an older release, which run beside these.
+	older *transitions
 }
+
+type checkFunc func(s State, macs []MAC, now int64) (next State, valid, changed bool)
 
 func transitionsOf(r Rules) transitions {
 	return transitions{
@@ -73,12 +82,21 @@ func transitionsOf(r Rules) transitions {
 	}
 }
 
+// of returns the transitions of the replica that makes a send.
+func (t transitions) of(s modelSend) transitions {
+	if s.older {
+		return *t.older
+	}
+	return t
+}
+
 // A world bounds the exploration.
 type world struct {
 	limit  int  // AttemptLimit
 	sends  int  // up to modelSends
 	ticks  int  // the last tick; 0: time stands still
 	storm  bool // a storm may fill the list, once
+	loads  bool // a begin may load the row before other begins
 	totals bool // count all comparisons of each code
 }
 
@@ -92,6 +110,7 @@ type node struct {
 	begun   int                   // number of sends that began
 	tick    int
 	stormed bool
+	noCode  bool                    // the last evLoad found no live code
 	spec    [1 << modelSends]uint64 // states of the oracle
 }
 
@@ -99,6 +118,8 @@ type modelSend struct {
 	phase    phase
 	code     Code // as begin added it
 	tick     int  // of the begin
+	sole     bool
+	older    bool // the replica has the older release
 	used     bool // accepted once
 	calls    int  // checks of the number since the begin, or since the last match
 	compared int  // of these, the ones that could have accepted it
@@ -114,7 +135,7 @@ func (n *node) expired(i int) bool { return n.tick-n.sends[i].tick >= 2 }
 // superseded reports whether a send begun after i has succeeded: its call
 // returned OK, or its code was accepted.
 func (n *node) superseded(i int) bool {
-	return slices.ContainsFunc(n.sends[i+1:n.begun], func(s modelSend) bool { return s.phase == confirmed || s.used })
+	return slices.ContainsFunc(n.sends[i+1:n.begun], func(s modelSend) bool { return s.phase == returnedOK || s.used })
 }
 
 // pending returns the sends that may still succeed, one bit each.
@@ -133,12 +154,12 @@ func (n *node) key(b []byte, w world) string {
 	for _, c := range n.row.Codes {
 		b = append(b, c.MAC[0], c.Attempts)
 		b = binary.AppendVarint(b, c.SendID)
-		b = binary.AppendVarint(b, (c.BegunAt-modelZero)/modelTick.Microseconds()<<1|flag(c.Confirmed))
+		b = binary.AppendVarint(b, (c.BegunAt-modelZero)/modelTick.Microseconds())
 	}
-	b = append(b, 0xff, byte(n.begun), byte(n.tick), byte(flag(n.stormed)))
+	b = append(b, 0xff, byte(n.begun), byte(n.tick), byte(flag(n.stormed)|flag(n.noCode)<<1))
 	for _, s := range n.sends[:n.begun] {
-		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1), byte(min(s.calls, w.limit)), byte(s.compared),
-			byte(s.total))
+		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1|flag(s.sole)<<2|flag(s.older)<<3),
+			byte(min(s.calls, w.limit)), byte(s.compared), byte(s.total))
 		b = binary.AppendVarint(b, s.code.SendID)
 		if w.storm {
 			b = append(b, byte(s.younger))
@@ -162,13 +183,17 @@ type eventKind uint8
 
 const (
 	evBegin eventKind = iota
+	evBeginByOlder
+	evLoad
 	evDeliver
+	evReturnOK
 	evConfirm
 	evWithdraw
 	evCheck
 	evTick
 	evPurge
 	evStorm
+	evCheckByOlder
 )
 
 type event struct {
@@ -181,17 +206,27 @@ func (e event) String() string {
 	switch e.kind {
 	case evBegin:
 		return "begin" + of
+	case evBeginByOlder:
+		return "begin" + of + " by the older release"
+	case evLoad:
+		return "a load by a later begin"
 	case evDeliver:
 		return of[1:] + " reaches the phone"
+	case evReturnOK:
+		return of[1:] + " returns OK without confirm"
 	case evConfirm:
 		return "confirm" + of
 	case evWithdraw:
 		return "withdraw" + of
-	case evCheck:
-		if e.send == wrongCode {
-			return "check a wrong code"
+	case evCheck, evCheckByOlder:
+		by := ""
+		if e.kind == evCheckByOlder {
+			by = " by the older release"
 		}
-		return "check" + of
+		if e.send == wrongCode {
+			return "check a wrong code" + by
+		}
+		return "check" + of + by
 	case evTick:
 		return "half a life passes"
 	case evPurge:
@@ -202,9 +237,15 @@ func (e event) String() string {
 }
 
 // events appends every event that is possible at n.
-func (n *node) events(to []event, w world) []event {
+func (n *node) events(to []event, w world, t transitions) []event {
 	if n.begun < w.sends {
 		to = append(to, event{evBegin, int8(n.begun)})
+		if t.older != nil {
+			to = append(to, event{evBeginByOlder, int8(n.begun)})
+		}
+		if w.loads {
+			to = append(to, event{kind: evLoad})
+		}
 	}
 	for i := range n.begun {
 		send := int8(i)
@@ -212,19 +253,28 @@ func (n *node) events(to []event, w world) []event {
 		switch n.sends[i].phase {
 		case inFlight:
 			to = append(to, event{evDeliver, send}, event{evWithdraw, send})
-		case delivered, confirmed:
-			to = append(to, event{evConfirm, send})
+		case delivered, returnedOK:
+			if !n.sends[i].sole {
+				to = append(to, event{evConfirm, send})
+			} else if n.sends[i].phase == delivered {
+				to = append(to, event{evReturnOK, send})
+			}
 		case withdrawn:
 			to = append(to, event{evWithdraw, send})
 		}
 	}
 	to = append(to, event{evCheck, wrongCode})
+	if t.older != nil {
+		for i := wrongCode; i < n.begun; i++ {
+			to = append(to, event{evCheckByOlder, int8(i)})
+		}
+	}
 	if n.tick < w.ticks {
 		to = append(to, event{kind: evTick})
 	}
 	// A row is kept for the retention. The model uses a lower bound: no code of the row
 	// lives. So confirms and withdraws may also come after their row was purged.
-	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, func(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }) &&
+	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, n.unexpired) &&
 		n.tick >= n.lastBegin()+2 {
 		to = append(to, event{kind: evPurge})
 	}
@@ -233,6 +283,8 @@ func (n *node) events(to []event, w world) []event {
 	}
 	return to
 }
+
+func (n *node) unexpired(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }
 
 func (n *node) lastBegin() int {
 	last := -2
@@ -264,19 +316,31 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 	now := n.now()
 	i := int(e.send)
 	switch e.kind {
-	case evBegin:
-		row, sendID, err := t.begin(n.row, modelMAC(i), now)
+	case evLoad:
+		n.noCode = !slices.ContainsFunc(n.row.Codes, n.unexpired)
+	case evBegin, evBeginByOlder:
+		begin := t.begin
+		if e.kind == evBeginByOlder {
+			begin = t.older.begin
+		}
+		row, sendID, sole, err := begin(n.row, modelMAC(i), now)
 		if err != nil {
 			return n, nil // nothing was sent; the call may come again later
 		}
+		if t.soleAtLoad {
+			sole = n.noCode
+		}
 		n.beganOne()
 		n.row = row
-		n.sends[i] = modelSend{phase: inFlight, tick: n.tick, code: Code{SendID: sendID, MAC: modelMAC(i), BegunAt: now}}
+		n.sends[i] = modelSend{
+			phase: inFlight, tick: n.tick, code: Code{SendID: sendID, MAC: modelMAC(i), BegunAt: now},
+			sole: sole, older: e.kind == evBeginByOlder,
+		}
 		n.begun++
 	case evStorm:
 		n.stormed = true
 		for k := range stormSends {
-			row, _, err := t.begin(n.row, MAC{byte(100 + k)}, now)
+			row, _, _, err := t.begin(n.row, MAC{byte(100 + k)}, now)
 			if err != nil {
 				break
 			}
@@ -285,20 +349,27 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 		}
 	case evDeliver:
 		n.sends[i].phase = delivered
+	case evReturnOK:
+		n.sends[i].phase = returnedOK
+		spec.returnedOK(i)
 	case evConfirm:
-		n.row = t.confirm(n.row, n.sends[i].code, now)
+		n.row = t.of(n.sends[i]).confirm(n.row, n.sends[i].code, now)
 		if n.sends[i].phase == delivered {
-			n.sends[i].phase = confirmed
+			n.sends[i].phase = returnedOK
 			spec.returnedOK(i)
 		}
 	case evWithdraw:
-		n.row = t.withdraw(n.row, n.sends[i].code, now)
+		n.row = t.of(n.sends[i]).withdraw(n.row, n.sends[i].code, now)
 		if n.sends[i].phase == inFlight {
 			n.sends[i].phase = withdrawn
 			spec.returnedRejected(i, n.sends[i].used)
 		}
-	case evCheck:
-		if err := n.check(i, t, w, spec); err != nil {
+	case evCheck, evCheckByOlder:
+		check := t.check
+		if e.kind == evCheckByOlder {
+			check = t.older.check
+		}
+		if err := n.check(i, check, t, w, spec); err != nil {
 			return n, err
 		}
 	case evTick:
@@ -338,21 +409,23 @@ func (n *node) forget() {
 	}
 }
 
-// beganOne counts a begin for each earlier send. Of sends of unknown outcome only the newest
-// seven count (docs/architecture.md, known limitations). The one that begins is one of them
-// until its outcome is known.
+// beganOne counts a begin for each earlier send, before it is in the row. Of sends that have not
+// returned OK, only the first code and the newest six count (docs/architecture.md, known
+// limitations). The one that begins is one of the six until its outcome is known.
 func (n *node) beganOne() {
+	first := slices.IndexFunc(n.row.Codes, n.unexpired)
 	for i := range n.begun {
 		s := &n.sends[i]
 		s.younger++
-		if s.phase != confirmed && n.tick > s.tick && s.younger >= maxCodes-1 {
+		isFirst := first >= 0 && n.row.Codes[first].SendID == s.code.SendID
+		if s.phase != returnedOK && n.tick > s.tick && s.younger >= maxCodes-1 && !isFirst {
 			s.pushed = true
 		}
 	}
 }
 
 // check is a Valid call with the code of a send.
-func (n *node) check(send int, t transitions, w world, spec oracle) error {
+func (n *node) check(send int, check checkFunc, t transitions, w world, spec oracle) error {
 	for i := range n.begun {
 		s := &n.sends[i]
 		s.calls = min(s.calls+1, w.limit)
@@ -367,7 +440,7 @@ func (n *node) check(send int, t transitions, w world, spec oracle) error {
 			return fmt.Errorf("G1: code %c was compared with %d calls since the last match, want %d at most", 'A'+i, s.compared, w.limit)
 		}
 	}
-	row, valid, _ := t.check(n.row, modelMACs[1+send], n.now())
+	row, valid, _ := check(n.row, modelMACs[1+send], n.now())
 	n.row = row
 	if valid {
 		if n.sends[send].used {
@@ -390,7 +463,7 @@ func (n *node) check(send int, t transitions, w world, spec oracle) error {
 func (n *node) deadSMS(t transitions, w world) error {
 	for i := range n.begun {
 		s := &n.sends[i]
-		reached := s.phase == delivered || s.phase == confirmed
+		reached := s.phase == delivered || s.phase == returnedOK
 		if reached && !s.used && !s.pushed && s.calls < w.limit && !n.expired(i) && !n.superseded(i) && !n.live(i, t) {
 			return fmt.Errorf("G2: code %c is on the phone and rejected, but is not superseded, used, expired or spent", 'A'+i)
 		}
@@ -436,7 +509,7 @@ func explore(w world, t transitions) (seen exploration) {
 		var next []node
 		for f := range frontier {
 			n := &frontier[f]
-			events = n.events(events[:0], w)
+			events = n.events(events[:0], w, t)
 			for _, e := range events {
 				seen.steps++
 				m, err := n.step(e, t, w)

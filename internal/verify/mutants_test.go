@@ -13,24 +13,24 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 		name   string
 		mutate func(t *transitions, r Rules)
 		storm  bool // found only with a full list
+		loads  bool // found only with a load before another begin
 	}{
 		{name: "confirm adds a used code again", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
 				s = r.Confirm(s, begun.SendID, now)
 				if !s.contains(begun.SendID, begun.MAC) && now < begun.BegunAt+r.CodeTTL.Microseconds() {
-					begun.Confirmed = true
 					s.Codes = slices.Insert(s.Codes, 0, begun)
 				}
 				return s
 			}
 		}},
 		{name: "attempts are counted per number and reset by confirm", mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				s, sendID, err := r.Begin(s, mac, now)
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				s, sendID, sole, err := r.Begin(s, mac, now)
 				if n := len(s.Codes); err == nil && n > 1 {
 					s.Codes[n-1].Attempts = s.Codes[n-2].Attempts
 				}
-				return s, sendID, err
+				return s, sendID, sole, err
 			}
 			t.confirm = func(s State, begun Code, now int64) State {
 				s = r.Confirm(s, begun.SendID, now)
@@ -116,17 +116,17 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 			t.check = r.Check
 		}},
 		{name: "begin kills the older codes", mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
 				return r.Begin(State{LastSendID: s.LastSendID}, mac, now)
 			}
 		}},
 		{name: "begin resets the attempts of older codes", mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				s, sendID, err := r.Begin(s, mac, now)
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				s, sendID, sole, err := r.Begin(s, mac, now)
 				for i := range s.Codes {
 					s.Codes[i].Attempts = 0
 				}
-				return s, sendID, err
+				return s, sendID, sole, err
 			}
 		}},
 		{name: "confirm resets the attempts of its code", mutate: func(t *transitions, r Rules) {
@@ -139,13 +139,7 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 			}
 		}},
 		{name: "confirm does not kill older codes", mutate: func(t *transitions, _ Rules) {
-			t.confirm = func(s State, begun Code, _ int64) State {
-				codes := slices.Clone(s.Codes)
-				for i := range codes {
-					codes[i].Confirmed = codes[i].Confirmed || codes[i].SendID == begun.SendID
-				}
-				return State{LastSendID: s.LastSendID, Codes: codes}
-			}
+			t.confirm = func(s State, _ Code, _ int64) State { return s }
 		}},
 		{name: "confirm kills newer codes", mutate: func(t *transitions, r Rules) {
 			t.confirm = func(s State, begun Code, now int64) State {
@@ -169,66 +163,73 @@ func TestModel_FindsEveryMutant(t *testing.T) {
 			t.withdraw = func(s State, _ Code, _ int64) State { return s }
 		}},
 		{name: "send IDs start again after a purge", mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
 				last := s.LastSendID
-				s, _, err := r.Begin(s, mac, now)
-				return renumbered(s, last+1), last + 1, err
+				s, _, sole, err := r.Begin(s, mac, now)
+				return renumbered(s, last+1), last + 1, sole, err
 			}
 		}},
 		{name: "send IDs repeat within a microsecond", mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				s, _, err := r.Begin(s, mac, now)
-				return renumbered(s, now), now, err
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				s, _, sole, err := r.Begin(s, mac, now)
+				return renumbered(s, now), now, sole, err
 			}
 		}},
 		{name: "send IDs decrease", mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
 				sendID := -(s.LastSendID + 1)
 				if s.LastSendID < 0 {
 					sendID = s.LastSendID - 1
 				}
-				s, _, err := r.Begin(s, mac, now)
-				return renumbered(s, sendID), sendID, err
+				s, _, sole, err := r.Begin(s, mac, now)
+				return renumbered(s, sendID), sendID, sole, err
 			}
 		}},
-		{name: "a full list pushes out its oldest code, confirmed or not", storm: true, mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				if len(s.Codes) == maxCodes {
-					s.Codes = s.Codes[1:]
+		{name: "a full list pushes out its first code", storm: true, mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				codes := r.unexpired(s.Codes, now)
+				if len(codes) == maxCodes && codes[0].BegunAt < now-longestInFlight.Microseconds() {
+					codes = codes[1:]
 				}
-				return r.Begin(s, mac, now)
+				return r.Begin(State{s.LastSendID, codes}, mac, now)
 			}
 		}},
 		{name: "a full list pushes out a code in flight", storm: true, mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				oldest := slices.IndexFunc(s.Codes, func(c Code) bool { return !c.Confirmed })
-				if len(s.Codes) == maxCodes && oldest >= 0 {
-					s.Codes = slices.Delete(slices.Clone(s.Codes), oldest, oldest+1)
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				if len(s.Codes) == maxCodes {
+					s.Codes = slices.Delete(slices.Clone(s.Codes), 1, 2)
 				}
 				return r.Begin(s, mac, now)
 			}
 		}},
 		{name: "a full list pushes out its newest code of unknown outcome", storm: true, mutate: func(t *transitions, r Rules) {
-			t.begin = func(s State, mac MAC, now int64) (State, int64, error) {
-				if _, _, err := r.Begin(s, mac, now); err == nil && len(s.Codes) == maxCodes {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				if _, _, _, err := r.Begin(s, mac, now); err == nil && len(s.Codes) == maxCodes {
 					s.Codes = s.Codes[:maxCodes-1]
 				}
 				return r.Begin(s, mac, now)
 			}
 		}},
-		{name: "confirm does not mark its code, so that a full list pushes it out", storm: true, mutate: func(t *transitions, r Rules) {
-			t.confirm = func(s State, begun Code, now int64) State {
-				s = r.Confirm(s, begun.SendID, now)
-				for i := range s.Codes {
-					s.Codes[i].Confirmed = false
-				}
-				return s
+		{name: "sole is true of an earlier state than the replaced one", loads: true, mutate: func(t *transitions, _ Rules) {
+			t.soleAtLoad = true
+		}},
+		{name: "sole, although a code that expires later is in the list", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				_, _, sole, _ := r.Begin(s, mac, now+modelTick.Microseconds())
+				s, sendID, _, err := r.Begin(s, mac, now)
+				return s, sendID, sole, err
+			}
+		}},
+		{name: "OK without confirm, although an older code is in the list", mutate: func(t *transitions, r Rules) {
+			t.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
+				s, sendID, _, err := r.Begin(s, mac, now)
+				return s, sendID, true, err
 			}
 		}},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			w := world{limit: 3, sends: 3, ticks: 2, storm: m.storm}
+			w := world{limit: 3, sends: 3, ticks: 2, storm: m.storm, loads: m.loads}
 			mutant := transitionsOf(w.rules())
 			m.mutate(&mutant, w.rules())
 			seen := explore(w, mutant)

@@ -11,18 +11,6 @@ import (
 // outcomeTimeout is the maximum time of a background update.
 const outcomeTimeout = 60 * time.Second
 
-// recordOutcome stores the outcome of a send: next is Confirm or Withdraw. known is as for
-// updateInBackground. recordOutcome reports whether the outcome was stored within
-// storeTimeout. If it was not, the update continues in the background.
-func (v *Verifier) recordOutcome(ctx context.Context, n Number, known Record, next transition) bool {
-	select {
-	case ok := <-v.updateInBackground(ctx, n, known, next):
-		return ok
-	case <-time.After(storeTimeout):
-		return false
-	}
-}
-
 // updateInBackground starts an update that continues if ctx ends. known is the record that the
 // number probably has, or the zero Record. The channel receives true if the update was stored.
 //
@@ -53,10 +41,11 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Recor
 // Pending returns the number of background updates, which store the outcomes of sends.
 func (v *Verifier) Pending() int64 { return v.background.Load() }
 
-// Wait waits until no background update is running or ctx is done. It polls a counter, since
-// a sync.WaitGroup panics if Add is called during Wait: after a forced stop of the server, calls
-// that are still running can start background updates.
+// Wait stores the outcomes that are owed, and waits until no background update is running or ctx
+// is done. It polls a counter, since a sync.WaitGroup panics if Add is called during Wait: after a
+// forced stop of the server, calls that are still running can start background updates.
 func (v *Verifier) Wait(ctx context.Context) {
+	v.drainOwed()
 	for v.background.Load() > 0 && ctx.Err() == nil {
 		time.Sleep(10 * time.Millisecond)
 	}

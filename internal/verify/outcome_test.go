@@ -75,6 +75,7 @@ func TestSend_UnknownBeginLeavesNoCode(t *testing.T) {
 func TestSend_OutcomeDoesNotQueueBehindNewCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
+		sent(t, &store.fakeStore, "888888")
 		var saturated atomic.Bool
 		var loads atomic.Int64
 		store.load = func(ctx context.Context) error {
@@ -109,6 +110,7 @@ func TestSend_OutcomeDoesNotQueueBehindNewCalls(t *testing.T) {
 func TestSend_RecoversPanicWhileStoringTheOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
+		sent(t, &store.fakeStore, "888888")
 		asked := false
 		store.fail(func(context.Context) error {
 			if asked {
@@ -128,18 +130,19 @@ func TestSend_StoresTheOutcomeAfterTheCallerLeft(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		result error
+		took   time.Duration
 		want   func(error) bool
 		state  func(*fakeStore) bool
 	}{
 		{
-			"confirm", nil,
+			"confirm", nil, storeTimeout,
 			func(err error) bool { return errors.Is(err, ErrSentNotConfirmed) },
 			func(m *fakeStore) bool {
-				return lives(m, "000001") && !lives(m, "888888") && m.state().Codes[0].Confirmed
+				return lives(m, "000001") && !lives(m, "888888")
 			},
 		},
 		{
-			"withdraw", &SendError{Kind: SendLimited},
+			"withdraw", &SendError{Kind: SendLimited}, 0,
 			func(err error) bool { var e *SendError; return errors.As(err, &e) && e.Kind == SendLimited },
 			func(m *fakeStore) bool { return !lives(m, "000001") && lives(m, "888888") },
 		},
@@ -162,8 +165,8 @@ func TestSend_StoresTheOutcomeAfterTheCallerLeft(t *testing.T) {
 				})
 				start := time.Now()
 				_, err := v.Send(ctx, testNumber, "", "")
-				if took := time.Since(start); !c.want(err) || took != storeTimeout {
-					t.Errorf("got %v after %v, want its result after %v", err, took, storeTimeout)
+				if took := time.Since(start); !c.want(err) || took != c.took {
+					t.Errorf("got %v after %v, want its result after %v", err, took, c.took)
 				}
 				if !lives(&store.fakeStore, "000001") {
 					t.Error("before the outcome is stored: got the code dead, want it live")
@@ -180,6 +183,7 @@ func TestSend_StoresTheOutcomeAfterTheCallerLeft(t *testing.T) {
 func TestSend_LogsAnOutcomeNotStoredWithinAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store brokenStore
+		sent(t, &store.fakeStore, "888888")
 		var log bytes.Buffer
 		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 			store.fail(func(context.Context) error { return errNoEffect })
@@ -258,6 +262,7 @@ func TestSend_HandsTheBegunRecordToTheOutcome(t *testing.T) {
 					load: func(context.Context) error { loads++; return nil },
 					swap: func(context.Context) error { swaps++; return nil },
 				}
+				sent(t, &store.fakeStore, "888888")
 				v := newVerifier(&store, func(context.Context, Message) (Receipt, error) {
 					c.meanwhile(&store.fakeStore)
 					return Receipt{}, nil
@@ -268,8 +273,8 @@ func TestSend_HandsTheBegunRecordToTheOutcome(t *testing.T) {
 				if loads != c.loads || swaps != c.swaps {
 					t.Errorf("got %d loads and %d swaps, want %d and %d", loads, swaps, c.loads, c.swaps)
 				}
-				if codes := store.state().Codes; len(codes) != 1 || !codes[0].Confirmed {
-					t.Errorf("got codes %v, want one, confirmed", codes)
+				if codes := store.state().Codes; len(codes) != 1 || codes[0].MAC != stored("000001") {
+					t.Errorf("got codes %v, want the new one alone", codes)
 				}
 			})
 		})

@@ -32,6 +32,7 @@ type historySend struct {
 	mac      MAC
 	begunAt  int64
 	phase    phase
+	sole     bool
 	used     bool
 	calls    int // checks since the begin, or since the last match
 	compared int // of these, the ones that could have accepted its code
@@ -62,23 +63,27 @@ func (h *history) letPendingSucceed() {
 
 func (h *history) begin() {
 	mac := MAC{byte(len(h.sends) + 1)}
-	row, sendID, err := h.rules.Begin(h.row, mac, h.now)
+	row, sendID, sole, err := h.rules.Begin(h.row, mac, h.now)
 	if err != nil {
 		return
 	}
 	for i := range h.sends {
 		s := &h.sends[i]
 		s.younger++
-		s.pushed = s.pushed || s.phase != confirmed && h.now-s.begunAt > unknownOutcomeAfter.Microseconds() && s.younger >= maxCodes-1
+		isFirst := row.Codes[0].SendID == s.sendID
+		s.pushed = s.pushed || s.phase != returnedOK && h.now-s.begunAt > longestInFlight.Microseconds() && s.younger >= maxCodes-1 && !isFirst
 	}
 	h.row = row
-	h.sends = append(h.sends, historySend{sendID: sendID, mac: mac, begunAt: h.now, phase: inFlight})
+	h.sends = append(h.sends, historySend{sendID: sendID, mac: mac, begunAt: h.now, phase: inFlight, sole: sole})
 }
 
-func (h *history) confirm(i int) {
-	h.row = h.rules.Confirm(h.row, h.sends[i].sendID, h.now)
+// returnOK confirms the send first, unless its code is sole.
+func (h *history) returnOK(i int) {
+	if !h.sends[i].sole {
+		h.row = h.rules.Confirm(h.row, h.sends[i].sendID, h.now)
+	}
 	if h.sends[i].phase == delivered {
-		h.sends[i].phase = confirmed
+		h.sends[i].phase = returnedOK
 		h.spec.returnedOK(i)
 	}
 }
@@ -129,11 +134,11 @@ func (h *history) deadSMS() error {
 	superseded := false
 	for i := len(h.sends) - 1; i >= 0; i-- {
 		s := h.sends[i]
-		reached := s.phase == delivered || s.phase == confirmed
+		reached := s.phase == delivered || s.phase == returnedOK
 		if reached && !superseded && !s.used && !s.pushed && s.calls < h.rules.AttemptLimit && !h.expired(i) && !h.live(i) {
 			return fmt.Errorf("G2: code %d is on the phone and rejected, but is not superseded, used, expired or spent", i)
 		}
-		superseded = superseded || s.used || s.phase == confirmed
+		superseded = superseded || s.used || s.phase == returnedOK
 	}
 	return nil
 }
@@ -167,7 +172,7 @@ func (h *history) step(t *rapid.T) (err error) {
 	pauses := []time.Duration{time.Microsecond, time.Second, 31 * time.Second, time.Minute, MaxCodeTTL - time.Microsecond, MaxCodeTTL}
 	// A step that is in the list more than once is more frequent.
 	kind := rapid.SampledFrom([]string{
-		"begin", "begin", "begin", "deliver", "deliver", "confirm", "confirm", "withdraw",
+		"begin", "begin", "begin", "deliver", "deliver", "return OK", "return OK", "withdraw",
 		"check", "check", "check", "guess", "wait",
 	}).Draw(t, "step")
 	switch {
@@ -184,8 +189,8 @@ func (h *history) step(t *rapid.T) (err error) {
 		switch phase := h.sends[i].phase; {
 		case kind == "deliver" && phase == inFlight:
 			h.sends[i].phase = delivered
-		case kind == "confirm" && (phase == delivered || phase == confirmed):
-			h.confirm(i)
+		case kind == "return OK" && (phase == delivered || phase == returnedOK):
+			h.returnOK(i)
 		case kind == "withdraw" && (phase == inFlight || phase == withdrawn):
 			h.withdraw(i)
 		case kind == "check":
@@ -207,10 +212,9 @@ func anyState() *rapid.Generator[State] {
 		s := State{LastSendID: rapid.Int64().Draw(t, "last"), Codes: []Code{}}
 		for range rapid.IntRange(0, maxCodes).Draw(t, "codes") {
 			c := Code{
-				SendID:    rapid.Int64().Draw(t, "send ID"),
-				BegunAt:   rapid.Int64().Draw(t, "begun at"),
-				Attempts:  uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts")),
-				Confirmed: rapid.Bool().Draw(t, "confirmed"),
+				SendID:   rapid.Int64().Draw(t, "send ID"),
+				BegunAt:  rapid.Int64().Draw(t, "begun at"),
+				Attempts: uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts")),
 			}
 			copy(c.MAC[:], rapid.SliceOfN(rapid.Byte(), len(c.MAC), len(c.MAC)).Draw(t, "mac"))
 			s.Codes = append(s.Codes, c)

@@ -12,14 +12,15 @@ import (
 	"time"
 )
 
-func TestSend_StoresTheCodeFirstAndConfirmsItAfter(t *testing.T) {
+func TestSend_StoresTheCodeFirstAndConfirmsAResend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m fakeStore
+		sent(t, &m, "888888")
 		var asked Message
 		v := newVerifier(&m, func(_ context.Context, msg Message) (Receipt, error) {
 			asked = msg
-			if s := m.state(); len(s.Codes) != 1 || s.Codes[0].MAC != stored(msg.Code) || s.Codes[0].Confirmed {
-				t.Errorf("at the call to the provider: got state %v, want the code in it, not confirmed", s)
+			if s := m.state(); len(s.Codes) != 2 || s.Codes[1].MAC != stored(msg.Code) {
+				t.Errorf("at the call to the provider: got state %v, want the code in it, beside the older one", s)
 			}
 			return Receipt{BizID: "biz", RequestID: "req"}, nil
 		})
@@ -30,8 +31,8 @@ func TestSend_StoresTheCodeFirstAndConfirmsItAfter(t *testing.T) {
 		if want := (Message{testNumber, "sign", "template", "000001", m.state().LastSendID}); asked != want {
 			t.Errorf("got message %v, want %v", asked, want)
 		}
-		if s := m.state(); len(s.Codes) != 1 || !s.Codes[0].Confirmed || m.record.BegunAt != now() {
-			t.Errorf("got state %v, begun at %d, want the code confirmed, %d", s, m.record.BegunAt, now())
+		if s := m.state(); len(s.Codes) != 1 || s.Codes[0].MAC != stored("000001") || m.record.BegunAt != now() {
+			t.Errorf("got state %v, begun at %d, want the new code alone, %d", s, m.record.BegunAt, now())
 		}
 	})
 }
@@ -111,6 +112,7 @@ func TestSend_ProviderResultDecidesIfTheCodeLives(t *testing.T) {
 				if !errors.As(err, &got) || got.Kind != c.kind {
 					t.Errorf("got %v, want a SendError of kind %d", err, c.kind)
 				}
+				v.Wait(t.Context())
 				if got := lives(&m, "000001"); got != c.lives {
 					t.Errorf("its code: got live %v, want %v", got, c.lives)
 				}
@@ -192,6 +194,7 @@ func TestSend_ManyRejectedSendsKeepTheLiveCode(t *testing.T) {
 		})
 	}
 	all.Wait()
+	v.Wait(t.Context())
 	if asked.Load() == 0 {
 		t.Error("got no call to the provider, want some")
 	}

@@ -17,18 +17,17 @@ type State struct {
 // Code is a stored code. A code that was used, exhausted, replaced or withdrawn is not stored. An
 // expired code is ignored, and dropped by the next write.
 type Code struct {
-	SendID    int64 // unique for the number; increases with each send
-	MAC       MAC
-	BegunAt   int64 // microseconds since 1970, before the provider request
-	Attempts  uint8 // attempts on this code since the last match
-	Confirmed bool  // the provider accepted the SMS
+	SendID   int64 // unique for the number; increases with each send
+	MAC      MAC
+	BegunAt  int64 // microseconds since 1970, before the provider request
+	Attempts uint8 // attempts on this code since the last match
 }
 
 const (
 	maxCodes = 8
-	// If a send is not confirmed after this time, its outcome is unknown, and it is no longer
-	// in flight. Its call has returned: it takes LongestSend, with an SMSTimeout of 20 s at most.
-	unknownOutcomeAfter = 30 * time.Second
+	// A send is no longer in flight after this time. Its call has returned: it takes
+	// LongestSend, with an SMSTimeout of 20 s at most.
+	longestInFlight = 30 * time.Second
 	// The clock of another replica may be ahead of this one by this time.
 	clockTolerance = 5 * time.Second
 )
@@ -45,34 +44,34 @@ type Rules struct {
 	CodeTTL      time.Duration // lifetime of a code, at most MaxCodeTTL
 }
 
-// Begin adds a code before the request to the provider, and returns its send ID. If the list
-// is full, Begin drops the oldest code whose send has an unknown outcome. If each code is
-// confirmed or in flight, Begin returns ErrSendInProgress, so that many sends at once cannot
-// drop a code that the person may still enter.
-func (r Rules) Begin(s State, mac MAC, now int64) (State, int64, error) {
+// Begin adds a code before the request to the provider, and returns its send ID. sole means that
+// no older code is in the list. None is added later, since send IDs increase. So Confirm has no
+// code to drop, and the call may return OK without it.
+//
+// If the list is full, Begin drops the oldest code that is neither the first nor in flight. The
+// first code may be the code of the last send that returned OK. Each later code belongs to a send
+// that has not returned OK. If these are all in flight, Begin returns ErrSendInProgress, so that
+// many sends at once cannot drop a code that the person may still enter.
+func (r Rules) Begin(s State, mac MAC, now int64) (next State, sendID int64, sole bool, err error) {
 	codes := r.unexpired(s.Codes, now)
 	if len(codes) >= maxCodes {
-		stale := slices.IndexFunc(codes, func(c Code) bool {
-			return !c.Confirmed && c.BegunAt < now-unknownOutcomeAfter.Microseconds()
-		})
-		if stale < 0 {
-			return s, 0, ErrSendInProgress
+		later := slices.IndexFunc(codes[1:], func(c Code) bool { return c.BegunAt < now-longestInFlight.Microseconds() })
+		if later < 0 {
+			return s, 0, false, ErrSendInProgress
 		}
-		codes = slices.Delete(codes, stale, stale+1)
+		codes = slices.Delete(codes, 1+later, 2+later)
 	}
 	// A send ID is at least the clock, so that none repeats after a purge of the record.
-	sendID := max(s.LastSendID+1, now)
+	sendID = max(s.LastSendID+1, now)
+	sole = len(codes) == 0
 	codes = append(codes, Code{SendID: sendID, MAC: mac, BegunAt: now})
-	return State{LastSendID: sendID, Codes: codes}, sendID, nil
+	return State{LastSendID: sendID, Codes: codes}, sendID, sole, nil
 }
 
-// Confirm marks the code of a send that the provider accepted, and drops every older code. If
-// the code was used or exhausted before, Confirm does not add it again.
+// Confirm drops every code that is older than that of a send that the provider accepted. If that
+// code was used or exhausted before, Confirm does not add it again.
 func (r Rules) Confirm(s State, sendID, now int64) State {
 	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.SendID < sendID })
-	if len(codes) > 0 && codes[0].SendID == sendID {
-		codes[0].Confirmed = true
-	}
 	return State{LastSendID: s.LastSendID, Codes: codes}
 }
 
@@ -108,7 +107,7 @@ func (r Rules) Check(s State, macs []MAC, now int64) (next State, valid, changed
 	}
 	if match >= 0 {
 		codes = codes[match+1:]
-		// No newer code is confirmed, since Confirm would have dropped the code that
+		// No newer send returned OK, since Confirm would have dropped the code that
 		// matched. So the newer codes count as sent after this match.
 		for i := range codes {
 			codes[i].Attempts = 0
@@ -124,15 +123,16 @@ type CodeStatus struct {
 	SendID       int64
 	Expires      time.Time
 	AttemptsLeft int
-	Confirmed    bool // the provider accepted the SMS
+	Accepted     bool // it is known that the provider accepted the SMS
 }
 
-// Live returns the live codes, oldest first: Check would compare them.
-func (r Rules) Live(s State, now int64) []CodeStatus {
-	var live []CodeStatus
+// live returns the live codes, oldest first: Check would compare them. accepted is the send ID of
+// the last send that the provider accepted.
+func (r Rules) live(s State, accepted, now int64) (live []CodeStatus) {
 	for _, c := range r.unexpired(s.Codes, now) {
 		if !r.cannotMatch(c, now) {
-			live = append(live, CodeStatus{c.SendID, time.UnixMicro(c.BegunAt).Add(r.CodeTTL), r.AttemptLimit - int(c.Attempts), c.Confirmed})
+			expires := time.UnixMicro(c.BegunAt).Add(r.CodeTTL)
+			live = append(live, CodeStatus{c.SendID, expires, r.AttemptLimit - int(c.Attempts), c.SendID == accepted})
 		}
 	}
 	return live
@@ -158,11 +158,14 @@ func (s State) contains(sendID int64, mac MAC) bool {
 // codeBytes for each code. Integers are big-endian. decodeState ignores the bytes after the codes,
 // so that a later release can add optional data there. A release that cannot read the data drops
 // it with its next write of the record.
+//
+// The first code has the firstFlag, only for older releases. They drop codes without it from a
+// full list, and set it when they confirm a code, which is then the first.
 const (
-	stateFormat   = 1
-	headerBytes   = 1 + 8 + 1
-	codeBytes     = 8 + len(MAC{}) + 8 + 1
-	confirmedFlag = 0x80 // free: attempts are at most MaxAttemptLimit
+	stateFormat = 1
+	headerBytes = 1 + 8 + 1
+	codeBytes   = 8 + len(MAC{}) + 8 + 1
+	firstFlag   = 0x80 // free: attempts are at most MaxAttemptLimit
 )
 
 func (s State) encode() []byte {
@@ -170,13 +173,13 @@ func (s State) encode() []byte {
 	b = append(b, stateFormat)
 	b = binary.BigEndian.AppendUint64(b, uint64(s.LastSendID))
 	b = append(b, byte(len(s.Codes)))
-	for _, c := range s.Codes {
+	for i, c := range s.Codes {
 		b = binary.BigEndian.AppendUint64(b, uint64(c.SendID))
 		b = append(b, c.MAC[:]...)
 		b = binary.BigEndian.AppendUint64(b, uint64(c.BegunAt))
 		flags := c.Attempts
-		if c.Confirmed {
-			flags |= confirmedFlag
+		if i == 0 {
+			flags |= firstFlag
 		}
 		b = append(b, flags)
 	}
@@ -205,8 +208,7 @@ func decodeState(b []byte) (State, error) {
 		c.SendID = int64(binary.BigEndian.Uint64(b))
 		copy(c.MAC[:], b[8:])
 		c.BegunAt = int64(binary.BigEndian.Uint64(b[40:]))
-		c.Attempts = b[48] &^ confirmedFlag
-		c.Confirmed = b[48]&confirmedFlag != 0
+		c.Attempts = b[48] &^ firstFlag
 		b = b[codeBytes:]
 	}
 	return s, nil

@@ -18,7 +18,7 @@ func begun(t *testing.T, sends int) (s State, sendIDs []int64) {
 	for i := range sends {
 		var sendID int64
 		var err error
-		if s, sendID, err = testRules.Begin(s, modelMAC(i), testNow); err != nil {
+		if s, sendID, _, err = testRules.Begin(s, modelMAC(i), testNow); err != nil {
 			t.Fatalf("begin %d: got %v, want nil", i, err)
 		}
 		sendIDs = append(sendIDs, sendID)
@@ -67,12 +67,12 @@ func TestRules_ClockBehindCountsNoAttempt(t *testing.T) {
 func TestRules_FullListDropsItsOldestUnknownAfter30s(t *testing.T) {
 	s, sendIDs := begun(t, maxCodes)
 	s = testRules.Confirm(s, sendIDs[0], testNow)
-	exactly := testNow + unknownOutcomeAfter.Microseconds()
-	if got, sendID, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || sendID != 0 ||
+	exactly := testNow + longestInFlight.Microseconds()
+	if got, sendID, _, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || sendID != 0 ||
 		!slices.Equal(got.Codes, s.Codes) {
 		t.Errorf("30 s after: got send ID %d, %v, want 0, %v and the state unchanged", sendID, err, ErrSendInProgress)
 	}
-	got, _, err := testRules.Begin(s, MAC{99}, exactly+1)
+	got, _, _, err := testRules.Begin(s, MAC{99}, exactly+1)
 	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].SendID != sendIDs[0] || got.Codes[1].SendID != sendIDs[2] {
 		t.Errorf("30 s and 1 µs after: got %v, %v, want the confirmed code kept and the oldest other one gone", got.Codes, err)
 	}
@@ -82,46 +82,59 @@ func TestRules_FullListDropsExpiredCodesFirst(t *testing.T) {
 	s, sendIDs := begun(t, maxCodes)
 	s = testRules.Confirm(s, sendIDs[0], testNow)
 	later := testNow + testRules.CodeTTL.Microseconds()
-	got, sendID, err := testRules.Begin(s, MAC{99}, later)
-	if err != nil || len(got.Codes) != 1 || sendID != later {
-		t.Errorf("got %d codes, send ID %d, %v, want 1, %d, nil", len(got.Codes), sendID, err, later)
+	got, sendID, sole, err := testRules.Begin(s, MAC{99}, later)
+	if err != nil || len(got.Codes) != 1 || sendID != later || !sole {
+		t.Errorf("got %d codes, send ID %d, sole %v, %v, want 1, %d, true, nil", len(got.Codes), sendID, sole, err, later)
 	}
 }
 
-// Of sends whose outcome stays unknown the newest seven count, or six beside a confirmed
-// code: the list has eight places, and the send that begins takes one of them.
-func TestRules_NewestSevenOfUnknownOutcomeCount(t *testing.T) {
+// Of sends whose outcome stays unknown the newest six count, beside the first code: the list has
+// eight places, and the send that begins takes one of them.
+func TestRules_FirstAndNewestSixOfUnknownOutcomeCount(t *testing.T) {
 	const crashes = 12
-	for name, c := range map[string]struct {
-		confirmed bool
-		want      int
+	s, _ := begun(t, 1)
+	now := testNow
+	for i := range crashes { // one each half minute, each crashes
+		now += longestInFlight.Microseconds() + 1
+		s, _, _, _ = testRules.Begin(s, modelMAC(1+i), now)
+	}
+	// One more send begins, and is definitely rejected.
+	s, sendID, _, err := testRules.Begin(s, MAC{99}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = testRules.Withdraw(s, sendID, now)
+	for i := range 1 + crashes {
+		if got, want := accepts(s, i, now), i == 0 || i > crashes-6; got != want {
+			t.Errorf("code %d of %d: got live %v, want %v", i, crashes, got, want)
+		}
+	}
+}
+
+func TestRules_SoleIsTrueWithoutAnOlderCode(t *testing.T) {
+	first, _, sole, _ := testRules.Begin(State{}, modelMAC(0), testNow)
+	life := testRules.CodeTTL.Microseconds()
+	for _, c := range []struct {
+		name string
+		s    State
+		now  int64
+		want bool
 	}{
-		"none is confirmed": {false, 7},
-		"the oldest is":     {true, 6},
+		{"a code is in flight", first, testNow, false},
+		{"a code in its last microsecond", first, testNow + life - 1, false},
+		{"a code of a clock that is ahead", first, testNow - time.Minute.Microseconds(), false},
+		{"a code without attempts left under a lower limit", State{1, []Code{{SendID: 1, BegunAt: testNow, Attempts: 3}}}, testNow, false},
+		{"the code has expired", first, testNow + life, true},
+		{"the code was used", State{LastSendID: first.LastSendID}, testNow, true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			s, sendIDs := begun(t, 1)
-			if c.confirmed {
-				s = testRules.Confirm(s, sendIDs[0], testNow)
-			}
-			now := testNow
-			for i := range crashes { // one each half minute, each crashes
-				now += unknownOutcomeAfter.Microseconds() + 1
-				s, _, _ = testRules.Begin(s, modelMAC(1+i), now)
-			}
-			// One more send begins, and is definitely rejected.
-			s, sendID, err := testRules.Begin(s, MAC{99}, now)
-			s = testRules.Withdraw(s, sendID, now)
-			unknown := 0
-			for i := range crashes {
-				if accepts(s, 1+i, now) {
-					unknown++
-				}
-			}
-			if err != nil || unknown != c.want || accepts(s, 0, now) != c.confirmed {
-				t.Errorf("got %d unknown codes live, the first %v (%v), want %d, %v", unknown, accepts(s, 0, now), err, c.want, c.confirmed)
+		t.Run(c.name, func(t *testing.T) {
+			if _, _, got, err := testRules.Begin(c.s, modelMAC(1), c.now); got != c.want || err != nil {
+				t.Errorf("got sole %v, %v, want %v", got, err, c.want)
 			}
 		})
+	}
+	if !sole {
+		t.Error("the first send: got sole false, want true")
 	}
 }
 
@@ -154,9 +167,9 @@ func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 // If two sends have the same digits, one check uses up both.
 func TestRules_OneCheckUsesUpTwoEqualCodes(t *testing.T) {
 	same := MAC{7}
-	s, _, _ := testRules.Begin(State{}, same, testNow)
-	s, _, _ = testRules.Begin(s, MAC{8}, testNow)
-	s, _, _ = testRules.Begin(s, same, testNow)
+	s, _, _, _ := testRules.Begin(State{}, same, testNow)
+	s, _, _, _ = testRules.Begin(s, MAC{8}, testNow)
+	s, _, _, _ = testRules.Begin(s, same, testNow)
 	s, first, _ := testRules.Check(s, []MAC{same}, testNow)
 	_, second, _ := testRules.Check(s, []MAC{same}, testNow)
 	if !first || second {
@@ -186,12 +199,12 @@ func TestRules_SendIDsIncreaseWithAnyClock(t *testing.T) {
 	for _, now := range []int64{testNow, testNow, testNow - time.Hour.Microseconds(), testNow + 1, testNow + 1, 0} {
 		var sendID int64
 		var err error
-		if s, sendID, err = testRules.Begin(s, MAC{}, now); err != nil || sendID <= last || s.LastSendID != sendID {
+		if s, sendID, _, err = testRules.Begin(s, MAC{}, now); err != nil || sendID <= last || s.LastSendID != sendID {
 			t.Errorf("begin at %d: got send ID %d (last %d, %v), want more than %d", now, sendID, s.LastSendID, err, last)
 		}
 		last = sendID
 	}
-	if _, sendID, _ := testRules.Begin(State{}, MAC{}, testNow+24*time.Hour.Microseconds()); sendID <= last {
+	if _, sendID, _, _ := testRules.Begin(State{}, MAC{}, testNow+24*time.Hour.Microseconds()); sendID <= last {
 		t.Errorf("a begin after the purge: got send ID %d, want more than %d", sendID, last)
 	}
 }
@@ -230,7 +243,7 @@ func TestState_LargestFitsItsColumn(t *testing.T) {
 }
 
 func FuzzDecodeState(f *testing.F) {
-	s := State{LastSendID: 5, Codes: []Code{{SendID: 5, Attempts: 2, Confirmed: true}}}
+	s := State{LastSendID: 5, Codes: []Code{{SendID: 5, Attempts: 2}}}
 	f.Add(s.encode())
 	f.Add(s.encode()[:20])
 	f.Add([]byte{})
@@ -244,7 +257,12 @@ func FuzzDecodeState(f *testing.F) {
 			}
 			return
 		}
-		if again := s.encode(); len(stored) > 0 && (len(again) > len(stored) || !slices.Equal(again, stored[:len(again)])) {
+		again := s.encode()
+		for i := range s.Codes { // the flag is written by position
+			at := headerBytes + (i+1)*codeBytes - 1
+			again[at] = again[at]&^firstFlag | stored[at]&firstFlag
+		}
+		if len(stored) > 0 && (len(again) > len(stored) || !slices.Equal(again, stored[:len(again)])) {
 			t.Fatalf("encoded again: got %x, want the beginning of %x", again, stored)
 		}
 	})

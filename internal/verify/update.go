@@ -53,9 +53,10 @@ type update struct {
 	next        transition
 	maxFailures int // errors of the store; conflicts do not count
 
-	known Record  // the record of the number, unless another writer replaced it; zero if unknown
-	base  Version // the version that the last swap replaces
-	swap  Record  // the record that the last swap writes
+	known Record   // the record of the number, unless another writer replaced it; zero if unknown
+	base  Version  // the version that the last swap replaces
+	swap  Record   // the record that the last swap writes
+	owed  Accepted // the acceptance that the last swap also stores, see owed
 
 	unresolved   bool // the last swap may have been applied; the next load shows if it was
 	maybeApplied bool // an earlier swap may have been applied; no load can show if it was
@@ -128,8 +129,7 @@ func (u *update) step(ctx context.Context) (done bool, err error) {
 	}
 	u.known = Record{}
 	if u.swap.Version != (Version{}) && current.Version == u.swap.Version {
-		u.known = current // the swap was applied; also after a conflict, since a proxy may repeat swaps
-		return true, nil
+		return u.applied() // also after a conflict, since a proxy may repeat swaps
 	}
 	if u.unresolved && current.Version != u.base {
 		u.unresolved, u.maybeApplied = false, true
@@ -147,13 +147,19 @@ func (u *update) step(ctx context.Context) (done bool, err error) {
 	}
 	applied, err := u.v.Store.Swap(ctx, u.number, u.base, u.swap)
 	if applied {
-		u.known = u.swap
-		return true, nil
+		return u.applied()
 	}
 	if errors.Is(err, ErrOutcomeUnknown) {
 		u.unresolved = true
 	}
 	return false, err
+}
+
+// applied ends the update after its swap was applied.
+func (u *update) applied() (done bool, err error) {
+	u.known = u.swap
+	u.v.owed.settle(u.number, u.owed)
+	return true, nil
 }
 
 // compute returns the record that follows current, with a new random version.
@@ -163,6 +169,8 @@ func (u *update) compute(current Record) (Record, error) {
 		return Record{}, err
 	}
 	s := snapshot{state, decodeHistory(current.State), u.v.Now().UnixMicro(), u.maybeApplied}
+	u.owed = u.v.owed.of(u.number)
+	s.history.recordAccepted(u.owed)
 	next, err := u.next(&s)
 	if err != nil {
 		return Record{}, err

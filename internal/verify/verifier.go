@@ -83,7 +83,8 @@ type Config struct {
 type Verifier struct {
 	Config
 	keys       atomic.Pointer[Keys]
-	background atomic.Int64  // number of running background updates
+	background atomic.Int64 // number of running background updates
+	owed       owed
 	storeSlots chan struct{} // semaphore for foreground updates
 }
 
@@ -97,8 +98,8 @@ func New(c Config) *Verifier {
 // ReplaceKeys replaces the Keys. It may run at the same time as other methods.
 func (v *Verifier) ReplaceKeys(k Keys) { v.keys.Store(&k) }
 
-// Send implements the call SendSMS. It generates a code, stores it, asks the provider to
-// deliver it, and stores the outcome of the send. A nil error means that the provider accepted
+// Send implements the call SendSMS. It generates a code, stores it, asks the provider to deliver
+// it, and confirms it if older codes must be dropped. A nil error means that the provider accepted
 // the SMS and that no older code of the number is live. The other errors are
 // ErrSendInProgress, ErrStoreUnavailable, ErrCallerGone, ErrSentNotConfirmed,
 // ErrStateUnreadable and *SendError.
@@ -116,7 +117,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 		return Receipt{}, err
 	}
 	if ctx.Err() != nil {
-		v.recordOutcome(ctx, n, begun, s.withdraw)
+		v.updateInBackground(ctx, n, begun, s.withdraw)
 		return Receipt{}, callerGone(ctx)
 	}
 
@@ -124,18 +125,27 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	defer cancel()
 	receipt, err := v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: s.code, SendID: s.sendID})
 	if err == nil {
-		confirm := func(in *snapshot) (State, error) {
-			in.history.recordAccepted(s.sendID, in.now, receipt)
+		accepted := Accepted{s.sendID, v.Now().UnixMicro(), receipt.BizID}
+		if s.sole { // Confirm has no code to drop
+			v.owe(n, begun, accepted)
+			return receipt, nil
+		}
+		confirmed := v.updateInBackground(ctx, n, begun, func(in *snapshot) (State, error) {
+			in.history.recordAccepted(accepted)
 			return v.Rules.Confirm(in.state, s.sendID, in.now), nil
+		})
+		select {
+		case ok := <-confirmed:
+			if ok {
+				return receipt, nil
+			}
+		case <-time.After(storeTimeout):
 		}
-		if !v.recordOutcome(ctx, n, begun, confirm) {
-			return receipt, ErrSentNotConfirmed
-		}
-		return receipt, nil
+		return receipt, ErrSentNotConfirmed
 	}
 	sendErr := SendErrorOf(err)
-	if sendErr.Kind.NotSent() {
-		v.recordOutcome(ctx, n, begun, func(in *snapshot) (State, error) {
+	if sendErr.Kind.NotSent() { // no person knows the code, so the call need not wait
+		v.updateInBackground(ctx, n, begun, func(in *snapshot) (State, error) {
 			in.history.recordRejected(s.sendID, in.now, sendErr)
 			return s.withdraw(in)
 		})
@@ -151,10 +161,12 @@ type sendCall struct {
 	code   string
 	mac    MAC
 	sendID int64
+	sole   bool
 }
 
 // begin adds a new code. It generates another one each time that it is called: if one code were
-// stored twice, it could be used twice.
+// stored twice, it could be used twice. sole is of the last call, so of the state that the swap
+// replaced.
 func (s *sendCall) begin(in *snapshot) (next State, err error) {
 	if in.maybeApplied && in.state.contains(s.sendID, s.mac) {
 		return in.state, errUnchanged
@@ -163,7 +175,7 @@ func (s *sendCall) begin(in *snapshot) (next State, err error) {
 		return in.state, err
 	}
 	s.mac = s.v.keys.Load().sign(s.number, s.code)
-	next, s.sendID, err = s.v.Rules.Begin(in.state, s.mac, in.now)
+	next, s.sendID, s.sole, err = s.v.Rules.Begin(in.state, s.mac, in.now)
 	return next, err
 }
 
@@ -234,10 +246,10 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	return Inspection{
-		state.LastSendID, time.UnixMicro(record.BegunAt), v.Rules.Live(state, v.Now().UnixMicro()),
-		decodeHistory(record.State),
-	}, nil
+	history := decodeHistory(record.State)
+	history.recordAccepted(v.owed.of(n))
+	live := v.Rules.live(state, history.Accepted.SendID, v.Now().UnixMicro())
+	return Inspection{state.LastSendID, time.UnixMicro(record.BegunAt), live, history}, nil
 }
 
 // LongestSend returns the maximum time that Send takes with this Config.SMSTimeout.

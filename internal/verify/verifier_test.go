@@ -53,7 +53,7 @@ func now() int64 { return time.Now().UnixMicro() }
 func began(t testing.TB, m *fakeStore, code string) (sendID int64) {
 	t.Helper()
 	m.write(func(s State) State {
-		s, got, err := testRules.Begin(s, stored(code), now())
+		s, got, _, err := testRules.Begin(s, stored(code), now())
 		if err != nil {
 			t.Fatalf("another replica's begin: %v", err)
 		}
@@ -106,12 +106,13 @@ func TestInspect_ReturnsLiveCodesAndWritesNothing(t *testing.T) {
 			}
 		}
 		inspect()
-		confirmed := sent(t, &m, "111111")
+		v.Send(t.Context(), testNumber, "", "")
+		accepted := m.state().LastSendID
 		expires := time.UnixMicro(now()).Add(testRules.CodeTTL)
-		inspect(CodeStatus{confirmed, expires, testRules.AttemptLimit, true})
+		inspect(CodeStatus{accepted, expires, testRules.AttemptLimit, true})
 		checked(&m, wrongGuess)
 		begun := began(t, &m, "222222")
-		inspect(CodeStatus{confirmed, expires, testRules.AttemptLimit - 1, true}, CodeStatus{begun, expires, testRules.AttemptLimit, false})
+		inspect(CodeStatus{accepted, expires, testRules.AttemptLimit - 1, true}, CodeStatus{begun, expires, testRules.AttemptLimit, false})
 		v.Rules.AttemptLimit = 1 // an operator lowered it: one attempt spends a code
 		inspect(CodeStatus{begun, expires, 1, false})
 		v.Now = func() time.Time { return time.Now().Add(-clockTolerance - time.Second) }

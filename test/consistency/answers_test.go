@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/Shopify/toxiproxy/v2"
@@ -61,12 +62,7 @@ func (l *lossy) lose(t *testing.T, number string, call func(*servicetest.Process
 		defer close(completed)
 		call(l.replicas[0])
 	}()
-	testutil.Eventually(t, "the swap waits for the row", func() bool {
-		var name string
-		var n int
-		err := l.db.QueryRow("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'").Scan(&name, &n)
-		return err == nil && n > 0
-	})
+	waitForRowLocks(t, l.db, 1)
 	if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(`{"name":"deaf","type":"timeout","stream":"downstream","attributes":{"timeout":0}}`)); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +174,56 @@ func freshCodes(t *testing.T, program string) (violations []string) {
 		violations = append(violations, "the sent code was rejected")
 	}
 	return violations
+}
+
+func TestSendSMS_TwoFirstSendsAtOnceLeaveOneCode(t *testing.T) { testGuarantee(t, twoFirstSends) }
+
+// Two sends load a number without a code. The swap of one conflicts. Both return OK: only the code
+// of the later one is live.
+func twoFirstSends(t *testing.T, binary string) (violations []string) {
+	l := startLossy(t, binary)
+	for round := range 5 {
+		number := fmt.Sprintf("1870020%04d", round)
+		l.countValid(t, number, []string{l.send(t, number)})
+		before := len(l.fake.Accepted())
+		holder, err := l.db.Begin() // both load, and wait to swap
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.row(t, holder, number, " FOR UPDATE")
+		var sending sync.WaitGroup
+		for _, replica := range l.replicas {
+			sending.Go(func() {
+				if _, err := replica.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+					t.Errorf("SendSMS: got %v; want OK", err)
+				}
+			})
+		}
+		waitForRowLocks(t, l.db, 2)
+		if err := holder.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		sending.Wait()
+		sent := l.fake.Accepted()[before:]
+		if len(sent) != 2 {
+			t.Fatalf("got %d SMS; want 2", len(sent))
+		}
+		if older := l.countValid(t, number, []string{sent[0].Code}); older+l.countValid(t, number, []string{sent[1].Code}) != 1 {
+			violations = append(violations, "the codes of two sends that returned OK were both accepted")
+		}
+	}
+	return violations
+}
+
+// waitForRowLocks waits until a number of statements wait for a row.
+func waitForRowLocks(t *testing.T, db *sql.DB, want int) {
+	t.Helper()
+	testutil.Eventually(t, fmt.Sprint("statements that wait for a row: ", want), func() bool {
+		var name string
+		var n int
+		err := db.QueryRow("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'").Scan(&name, &n)
+		return err == nil && n >= want
+	})
 }
 
 // useAttempt uses up one attempt with a wrong code, over the replica without faults.

@@ -122,7 +122,7 @@ var plantedBugs = []plantedBug{
 	}
 	if _, err := v.updateForCaller(ctx, n, c.count)`},
 			{update, "\tif u.swap.Version != (Version{}) &&", "\tu.v.remembered.Store(u.number, current.State)\n\tif u.swap.Version != (Version{}) &&"},
-			{update, "\t\tu.known = u.swap\n", "\t\tu.known = u.swap\n\t\tu.v.remembered.Store(u.number, u.swap.State)\n"},
+			{update, "\tu.known = u.swap\n", "\tu.known = u.swap\n\tu.v.remembered.Store(u.number, u.swap.State)\n"},
 		},
 		test: codeOfOtherReplica, foundBy: "TestValid_AcceptsACodeSentByAnotherReplica",
 		violation: "a code was not accepted exactly once",
@@ -132,6 +132,21 @@ var plantedBugs = []plantedBug{
 		edits: []edit{{verifier, `if sendErr.Kind.NotSent() {`, `if sendErr != nil {`}},
 		test:  usualRetry, foundBy: "TestSendSMS_UsualRetryKillsNoSMS",
 		violation: "a dead SMS",
+	},
+	{
+		name:  "OK before the confirm of a resend",
+		edits: []edit{{verifier, `if s.sole {`, `if s.sole = true; s.sole {`}},
+		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
+	},
+	{
+		name: "sole by a state that another writer replaced",
+		edits: []edit{{
+			verifier, "\tnext, s.sendID, s.sole, err = s.v.Rules.Begin(in.state, s.mac, in.now)\n",
+			"\twas := s.sole\n\tnext, s.sendID, s.sole, err = s.v.Rules.Begin(in.state, s.mac, in.now)\n\ts.sole = s.sole || was\n",
+		}},
+		test: twoFirstSends, foundBy: "TestSendSMS_TwoFirstSendsAtOnceLeaveOneCode",
+		violation: "were both accepted",
 	},
 	{
 		name:  "an SQLite file that is not flushed",
@@ -148,8 +163,8 @@ var plantedBugs = []plantedBug{
 	{
 		name: "SMS requested again after an error",
 		edits: []edit{{
-			verifier, "\tif err == nil {\n\t\tconfirm := ",
-			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: s.code})\n\t}\n\tif err == nil {\n\t\tconfirm := ",
+			verifier, "\tif err == nil {\n\t\taccepted := ",
+			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: s.code})\n\t}\n\tif err == nil {\n\t\taccepted := ",
 		}},
 		test: aliyunFails, foundBy: "TestLinearizable_WhileAliyunFails",
 		violation: "2 SMS for one call",
