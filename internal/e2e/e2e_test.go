@@ -126,6 +126,7 @@ func (p process) mustEnd(t *testing.T) {
 		t.Error("the program still runs 30 s after the signal; want exit code 0")
 	}
 }
+
 // write puts each secret into a file in dir and returns the _FILE variables.
 func write(t *testing.T, dir string, secrets map[string]string) (env []string) {
 	t.Helper()
