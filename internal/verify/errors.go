@@ -9,8 +9,8 @@ import (
 // Send and Check return these errors. Send can also return a *SendError. NumberParser.Parse
 // returns a *FieldError.
 var (
-	// ErrSendInProgress means that the stored list of codes is full, and that each of
-	// its codes is confirmed or may belong to a send in flight. Nothing was sent.
+	// ErrSendInProgress means that the stored list of codes is full, and that each code
+	// after the first may belong to a send in flight. Nothing was sent.
 	ErrSendInProgress = errors.New("too many sends to this number are under way")
 	// ErrStoreUnavailable means that the call could not use the store. No SMS was sent
 	// and no attempt was counted.

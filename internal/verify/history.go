@@ -7,8 +7,8 @@ import (
 )
 
 // History holds the last events of a number, for the operator. A swap writes it together with
-// the State, so it needs no write of its own. No rule depends on it. Each event is zero if there
-// was none.
+// the State, so it needs no write of its own. Begin, Confirm, Withdraw and Check do not read it.
+// Each event is zero if there was none.
 type History struct {
 	Accepted Accepted
 	Rejected Rejected
@@ -39,14 +39,14 @@ type CodeEnd struct {
 	Attempts uint8 // attempts on the code, the last one included
 }
 
-// recordAccepted stores that the provider accepted a send, unless it stores that of a later one.
+// recordAccepted stores an acceptance, unless h already has that of a later send.
 func (h *History) recordAccepted(a Accepted) {
 	if a.SendID >= h.Accepted.SendID {
 		h.Accepted = a
 	}
 }
 
-// recordRejected stores that a send sent no SMS, unless it stores that of a later one.
+// recordRejected stores that a send sent no SMS, unless h already has a later such send.
 func (h *History) recordRejected(sendID, now int64, err *SendError) {
 	if sendID >= h.Rejected.SendID {
 		h.Rejected = Rejected{sendID, now, err.Kind, err.ProviderCode, err.RequestID}
@@ -80,7 +80,7 @@ func (h *History) recordCheck(r Rules, before, after State, valid, changed bool,
 }
 
 // noLiveCode returns the reason that no code was live: how the newest code ended.
-// hasUnexpired means that a code is unexpired, but that Check cannot compare it.
+// hasUnexpired means that a code is unexpired, but that cannotMatch is true for it.
 func (h *History) noLiveCode(r Rules, codes []Code, hasUnexpired bool, now int64) CheckResult {
 	newest := h.Accepted.SendID
 	for _, c := range codes {
@@ -150,7 +150,7 @@ func (h History) appendTo(b []byte) []byte {
 }
 
 // decodeHistory decodes the History that follows the codes in stored, the State of a Record.
-// If it cannot read the History, it returns the zero History: no rule depends on it.
+// If it cannot read the History, it returns the zero History: only operators and metrics use it.
 func decodeHistory(stored []byte) (h History) {
 	if len(stored) < headerBytes {
 		return History{}
@@ -193,7 +193,8 @@ func decodeHistory(stored []byte) (h History) {
 type CheckResult uint8
 
 // All results except Match and Mismatch mean that no code was live. NoCode is the zero value: no
-// SMS was sent, or the last code was used.
+// SMS was sent, or the last code was used. Exhausted is also the result if the unexpired codes
+// began in the future of this replica's clock (cannotMatch).
 const (
 	NoCode    CheckResult = iota
 	Match                 // the entered code is a live code

@@ -8,7 +8,8 @@ import (
 // Number is a mobile number in E.164 form, with the plus: "+8618612345678".
 type Number string
 
-// Masked returns the form of the number for logs. It hides four digits: "+86186****5678".
+// Masked returns the form of the number for logs. It hides the four digits before the last four:
+// "+86186****5678". It hides all digits of a short number.
 func (n Number) Masked() string {
 	const hidden, shown = 4, 4
 	if len(n) < len("+1")+hidden+shown {
@@ -99,7 +100,8 @@ func (p NumberParser) read(number string) (Number, *FieldError) {
 		number = "+" + rest
 	}
 	if p.Region == "CN" && number != "" && number[0] != '+' {
-		number = "+86" + strings.TrimPrefix(number, "86") // mobile numbers begin with 1
+		// A leading 86 is the country code, since no mobile number begins with 8.
+		number = "+86" + strings.TrimPrefix(number, "86")
 	}
 	if !strings.HasPrefix(number, "+86") {
 		var ok bool

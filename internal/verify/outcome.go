@@ -12,7 +12,8 @@ import (
 const outcomeTimeout = 60 * time.Second
 
 // updateInBackground starts an update that continues if ctx ends. known is the record that the
-// number probably has, or the zero Record. The channel receives true if the update was stored.
+// number probably has, or the zero Record. The channel receives true if the update was stored, or
+// if there was nothing to store.
 //
 // next may be applied twice: after a swap that may have been applied, it is applied again.
 func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Record, next transition) <-chan bool {

@@ -13,18 +13,20 @@ const (
 	// needs about as long to type the code, and the check then stores the acceptance.
 	owedDelay    = 10 * time.Second
 	owedInterval = time.Second // between two rounds of storeDue
-	// maxOwedSwaps limits the swaps of storeDue at once, and the foreground updates beside which
-	// it swaps: under load, acceptances wait for longer than owedDelay.
+	// maxOwedSwaps has two uses: storeDue runs at most this many swaps together, and it starts
+	// none while this many foreground updates run. So under load, acceptances wait for longer
+	// than owedDelay.
 	maxOwedSwaps = 32
 	maxOwed      = 10_000
 )
 
-// owed holds the acceptances of sole codes that are not stored yet. Send has returned OK. No rule
-// depends on them; they tell the operator the time and the BizID.
+// owed holds acceptances that are not stored yet. Their codes are sole, and stored. Send has
+// returned OK. Only the operator needs them, for the time and the BizID.
 //
 // The next swap of the number in this process stores an acceptance, without a write of its own. If
-// there is none within owedDelay, storeDue swaps. If the process crashes before, the acceptance is
-// lost, and no code. The log line of the call has it.
+// there is none within owedDelay, storeDue swaps. The acceptance is lost if the process crashes
+// before, if another replica removed the code, or if the swap fails for outcomeTimeout. No code is
+// lost then. The log line of the call has the acceptance.
 type owed struct {
 	mu        sync.Mutex
 	accepted  map[Number]Accepted
@@ -70,8 +72,8 @@ func (o *owed) settle(n Number, a Accepted) {
 	}
 }
 
-// storeDue stores the acceptances that waited for owedDelay. It runs every owedInterval while any
-// is owed.
+// storeDue stores the acceptances that waited for owedDelay. It runs again owedInterval after it
+// ended, while any is owed.
 func (v *Verifier) storeDue() {
 	due := v.Now().Add(-owedDelay).UnixMicro()
 	for len(v.storeSlots) < maxOwedSwaps && v.storeOwed(due, maxOwedSwaps) > 0 {
@@ -83,7 +85,7 @@ func (v *Verifier) storeDue() {
 	}
 }
 
-// drainOwed starts to store all acceptances. From then on, none is owed.
+// drainOwed starts to store all acceptances. From then on, owe adds none.
 func (v *Verifier) drainOwed() {
 	v.owed.mu.Lock()
 	defer v.owed.mu.Unlock()
@@ -98,7 +100,8 @@ func (v *Verifier) drainOwed() {
 	}()
 }
 
-// storeOwed stores at most limit of the acceptances until a time, and returns their number.
+// storeOwed stores acceptances whose At is not later than until, at most limit of them, and waits
+// for their swaps. It returns how many swaps it started.
 func (v *Verifier) storeOwed(until int64, limit int) int {
 	type storing struct {
 		n      Number

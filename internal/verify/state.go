@@ -7,26 +7,26 @@ import (
 	"time"
 )
 
-// State is the codes of one number. Begin, Confirm, Withdraw and Check contain every rule of the
-// service. They return a new State and never change their argument.
+// State is the codes of one number. Begin, Confirm, Withdraw and Check are the only functions that
+// change it. They return a new State and never change their argument.
 type State struct {
 	LastSendID int64  // send ID of the last send, 0 before the first
 	Codes      []Code // at most maxCodes, oldest first
 }
 
-// Code is a stored code. A code that was used, exhausted, replaced or withdrawn is not stored. An
-// expired code is ignored, and dropped by the next write.
+// Code is a stored code. The write that makes a code used, exhausted, replaced or withdrawn drops
+// it. An expired code is ignored until Begin, Confirm, Withdraw or Check drops it.
 type Code struct {
 	SendID   int64 // unique for the number; increases with each send
 	MAC      MAC
 	BegunAt  int64 // microseconds since 1970, before the provider request
-	Attempts uint8 // attempts on this code since the last match
+	Attempts uint8 // attempts since an older code was used
 }
 
 const (
 	maxCodes = 8
-	// A send is no longer in flight after this time. Its call has returned: it takes
-	// LongestSend, with an SMSTimeout of 20 s at most.
+	// A send is no longer in flight after this time: its call has returned. It takes at most
+	// LongestSend, which is 26 s with the longest SMSTimeout, 20 s.
 	longestInFlight = 30 * time.Second
 	// The clock of another replica may be ahead of this one by this time.
 	clockTolerance = 5 * time.Second
@@ -38,7 +38,8 @@ const (
 	MaxCodeTTL      = 10 * time.Minute // NIST SP 800-63B
 )
 
-// Rules are the two limits that an operator may set.
+// Rules has the two limits that an operator may set. Begin, Confirm, Withdraw and Check are its
+// methods.
 type Rules struct {
 	AttemptLimit int           // attempts for each code, 1 to MaxAttemptLimit
 	CodeTTL      time.Duration // lifetime of a code, at most MaxCodeTTL
@@ -75,7 +76,8 @@ func (r Rules) Confirm(s State, sendID, now int64) State {
 	return State{LastSendID: s.LastSendID, Codes: codes}
 }
 
-// Withdraw drops the code of a send that was definitely not sent, and no other code.
+// Withdraw drops the code of a send that was definitely not sent. Of the other codes, it
+// drops only the expired ones.
 func (r Rules) Withdraw(s State, sendID, now int64) State {
 	codes := slices.DeleteFunc(r.unexpired(s.Codes, now), func(c Code) bool { return c.SendID == sendID })
 	return State{LastSendID: s.LastSendID, Codes: codes}
@@ -138,8 +140,9 @@ func (r Rules) live(s State, accepted, now int64) (live []CodeStatus) {
 	return live
 }
 
-// cannotMatch reports whether Check does not compare an unexpired code: it has no attempts
-// left, or it began more than clockTolerance in the future of this replica's clock.
+// cannotMatch reports whether Check does not compare an unexpired code: it has no attempts left
+// (only if the operator has lowered AttemptLimit), or it began more than clockTolerance in the
+// future of this replica's clock.
 func (r Rules) cannotMatch(c Code, now int64) bool {
 	return c.BegunAt-clockTolerance.Microseconds() > now || int(c.Attempts) >= r.AttemptLimit
 }
@@ -155,9 +158,9 @@ func (s State) contains(sendID int64, mac MAC) bool {
 }
 
 // The stored form of a State is: a format byte, the last send ID, the number of codes, then
-// codeBytes for each code. Integers are big-endian. decodeState ignores the bytes after the codes,
-// so that a later release can add optional data there. A release that cannot read the data drops
-// it with its next write of the record.
+// codeBytes for each code. Integers are big-endian. decodeState ignores the bytes after the codes.
+// The History is there (decodeHistory), and a later release can add optional data after it. A
+// release that cannot read such data drops it with its next write of the record.
 //
 // The first code has the firstFlag, only for older releases. They drop codes without it from a
 // full list, and set it when they confirm a code, which is then the first.
@@ -186,7 +189,7 @@ func (s State) encode() []byte {
 	return b
 }
 
-// decodeState decodes the output of encode. No input gives the zero State: the number has no
+// decodeState decodes the output of encode. An empty input gives the zero State: the number has no
 // record. decodeState returns ErrStateUnreadable if the format is unknown, the list has more than
 // maxCodes codes, or bytes are missing.
 func decodeState(b []byte) (State, error) {

@@ -85,9 +85,8 @@ func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCall
 // run repeats the step until the update is done, and returns the record that the number then
 // had. It returns an error of next or of decodeState unchanged. It gives up:
 //   - if callerCtx ended before ctx, and no swap may have been applied: with ErrCallerGone.
-//   - if ctx ended, or after maxFailures unless the next load shows if the last swap was
-//     applied: with ErrOutcomeUnknown if a swap may have been applied, otherwise with
-//     ErrStoreUnavailable.
+//   - if ctx ended, or if the store returned maxFailures errors and unresolved is false: with
+//     ErrOutcomeUnknown if a swap may have been applied, otherwise with ErrStoreUnavailable.
 func (u *update) run(callerCtx, ctx context.Context) (Record, error) {
 	var cause error
 	failures := 0

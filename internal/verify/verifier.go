@@ -100,9 +100,9 @@ func (v *Verifier) ReplaceKeys(k Keys) { v.keys.Store(&k) }
 
 // Send implements the call SendSMS. It generates a code, stores it, asks the provider to deliver
 // it, and confirms it if older codes must be dropped. A nil error means that the provider accepted
-// the SMS and that no older code of the number is live. The other errors are
+// the SMS and that no older code of the number is live. The errors are
 // ErrSendInProgress, ErrStoreUnavailable, ErrCallerGone, ErrSentNotConfirmed,
-// ErrStateUnreadable and *SendError.
+// ErrStateUnreadable, *SendError, and an error of Config.Random.
 //
 // If ctx ends after Send called the provider, Send continues.
 func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode string) (Receipt, error) {
@@ -153,7 +153,7 @@ func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode st
 	return Receipt{}, sendErr
 }
 
-// sendCall is one call of Send, with the code that begin generated last. Its methods are the
+// sendCall is one call of Send, with the code that begin generated last. Its methods are
 // transitions.
 type sendCall struct {
 	v      *Verifier
@@ -165,8 +165,8 @@ type sendCall struct {
 }
 
 // begin adds a new code. It generates another one each time that it is called: if one code were
-// stored twice, it could be used twice. sole is of the last call, so of the state that the swap
-// replaced.
+// stored twice, it could be used twice. It sets sole together with the code, so sole describes the
+// state that the applied swap replaced.
 func (s *sendCall) begin(in *snapshot) (next State, err error) {
 	if in.maybeApplied && in.state.contains(s.sendID, s.mac) {
 		return in.state, errUnchanged
