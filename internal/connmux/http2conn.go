@@ -162,7 +162,8 @@ type HTTP2Conn struct {
 	mu      sync.Mutex
 	lastID  uint32                // ID of the newest stream
 	streams map[uint32]wireStream // nil after Close
-	waiting int                   // streams that wait
+
+	waiting atomic.Int64 // streams that wait
 }
 
 // AuthType implements grpc's credentials.AuthInfo, so that grpc-go passes the connection to its tap.
@@ -185,7 +186,7 @@ const (
 )
 
 // waiting returns 1 if a stream in this state waits, else 0.
-func (s streamState) waiting() int {
+func (s streamState) waiting() int64 {
 	if s == streamRunning || s == streamClosed {
 		return 0
 	}
@@ -218,7 +219,7 @@ func (c *HTTP2Conn) Close() error {
 	c.conns.mu.Unlock()
 	c.mu.Lock()
 	c.streams = nil
-	c.addWaiting(-c.waiting)
+	c.addWaiting(-c.waiting.Load())
 	c.mu.Unlock()
 	return c.Conn.Close()
 }
@@ -449,13 +450,7 @@ func (c *HTTP2Conn) setState(id uint32, next streamState) (previous streamState)
 // pause blocks the reader before a new stream, while the process is crowded and a stream of this
 // connection waits. This is backpressure on the peers that cause the crowding.
 func (c *HTTP2Conn) pause() {
-	for c.conns.isCrowded() {
-		c.mu.Lock()
-		waiting := c.waiting // 0 once it is closed
-		c.mu.Unlock()
-		if waiting == 0 {
-			return
-		}
+	for c.conns.isCrowded() && c.waiting.Load() > 0 { // 0 after Close
 		select {
 		case <-c.resume:
 		case <-time.After(pauseInterval): // streams of other connections may end
@@ -495,9 +490,9 @@ func (s Stream) End() { s.conn.setState(s.id, streamEnded) }
 // addWaiting adds n, which can be negative, to the number of waiting streams of the connection and of
 // the process. If n is negative, it wakes pause; otherwise, if the process is crowded, it wakes Sweep.
 // c.mu must be locked.
-func (c *HTTP2Conn) addWaiting(n int) {
-	c.waiting += n
-	c.conns.waiting.Add(int64(n))
+func (c *HTTP2Conn) addWaiting(n int64) {
+	c.waiting.Add(n)
+	c.conns.waiting.Add(n)
 	wake := c.conns.wakeSweep
 	if n < 0 {
 		wake = c.resume

@@ -198,6 +198,40 @@ func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
 	}
 }
 
+// The handler of a streaming call runs before its request is complete. It must not count as waiting.
+func TestHTTP2Conn_RunningStreamDoesNotWait(t *testing.T) {
+	conns := newHTTP2Conns(testConfig)
+	c := conns.add(&writerConn{}, nil)
+	c.opened(1, false)
+	c.setState(1, streamRunning)
+	c.setState(1, streamRequested)
+	if got := conns.waiting.Load(); got != 0 {
+		t.Errorf("waiting streams: got %d; want 0", got)
+	}
+}
+
+// A reset before the handler starts costs more frames than a reset of a running call.
+func TestHTTP2Conn_ChargesEarlyResets(t *testing.T) {
+	for state, want := range map[streamState]int64{
+		streamOpened: 1 + framesPerEarlyReset, streamRequested: 1 + framesPerEarlyReset, streamRunning: 1, streamClosed: 1,
+	} {
+		w := &writerConn{}
+		io.WriteString(w, http2.ClientPreface)
+		if err := http2.NewFramer(w, nil).WriteRSTStream(1, http2.ErrCodeCancel); err != nil {
+			t.Fatal(err)
+		}
+		c := newHTTP2Conns(testConfig).add(w, nil)
+		c.opened(1, false)
+		c.setState(1, state)
+		if _, err := io.ReadAll(c); err != nil {
+			t.Fatal(err)
+		}
+		if got := maxSpareFrames - c.spareFrames.Load(); got != want {
+			t.Errorf("frames for a reset in state %d: got %d; want %d", state, got, want)
+		}
+	}
+}
+
 // FuzzHTTP2Conn_Read reads any bytes as grpc-go does. The bytes must be unchanged, and no stream
 // may be counted after the end.
 func FuzzHTTP2Conn_Read(f *testing.F) {

@@ -51,7 +51,6 @@ type call struct {
 	number  verify.Number
 	receipt verify.Receipt
 	outcome string // result of a check (Valid)
-	err     error  // cause of the status
 }
 
 type callKey struct{}
@@ -85,7 +84,7 @@ type chains struct{ calls, healthCheck, healthList handler }
 
 func newChains(a *admission, f authenticator, tel telemetry.Telemetry) chains {
 	return chains{
-		calls: chain(authenticate(f), a.admit, observe(tel), errorsToStatus, recoverPanics(tel.Log), authorize),
+		calls: chain(authenticate(f), a.admit, observe(tel), recoverPanics(tel.Log), authorize),
 		// A health check is not logged or counted, because frequent probes would hide the calls in
 		// logs and metrics. It is never rejected, because a failed probe would restart an
 		// overloaded replica.
@@ -134,7 +133,8 @@ func authenticate(f authenticator) interceptor {
 	}
 }
 
-// observe returns an interceptor that records a trace span, metrics and one log line for each call.
+// observe returns an interceptor that records a trace span, metrics and one log line for each call. It
+// converts an error to a status for the caller, after the log line has the error.
 func observe(tel telemetry.Telemetry) interceptor {
 	return func(ctx context.Context, c *call, next handler) (any, error) {
 		if parent := c.headers["traceparent"]; len(parent) == 1 {
@@ -148,21 +148,13 @@ func observe(tel telemetry.Telemetry) interceptor {
 		}
 		ctx, end := tel.BeginCall(ctx, c.fullMethod)
 		res, err := next(ctx, c)
-		code := status.Code(err)
-		logCall(ctx, tel.Log, c, code, end(code, c.number))
-		return res, err
+		var s *status.Status // nil is OK
+		if err != nil {
+			s = toStatus(err)
+		}
+		logCall(ctx, tel.Log, c, err, s.Code(), end(s.Code(), c.number))
+		return res, s.Err()
 	}
-}
-
-// errorsToStatus is an interceptor. It converts an error to a status, and stores the error for the log
-// line.
-func errorsToStatus(ctx context.Context, c *call, next handler) (any, error) {
-	res, err := next(ctx, c)
-	if err != nil {
-		c.err = err
-		return nil, toStatus(err).Err()
-	}
-	return res, nil
 }
 
 // recoverPanics returns an interceptor that turns a panic into errPanic.
@@ -201,14 +193,14 @@ func authorize(ctx context.Context, c *call, next handler) (any, error) {
 	return next(ctx, c)
 }
 
-// logCall writes the log line of a call.
-func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, took time.Duration) {
+// logCall writes the log line of a call. err is the cause of an error status.
+func logCall(ctx context.Context, log *slog.Logger, c *call, err error, code codes.Code, took time.Duration) {
 	level := slog.LevelWarn
 	switch code {
 	case codes.OK, codes.InvalidArgument, codes.ResourceExhausted, codes.Aborted:
 		level = slog.LevelInfo
 	}
-	if errors.Is(c.err, verify.ErrCallerGone) {
+	if errors.Is(err, verify.ErrCallerGone) {
 		level = slog.LevelInfo
 	}
 	if !log.Enabled(ctx, level) {
@@ -231,7 +223,7 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, to
 	text("outcome", c.outcome)
 	var send *verify.SendError
 	switch {
-	case errors.As(c.err, &send):
+	case errors.As(err, &send):
 		text("result", send.Kind.String())
 		text("aliyun_code", send.ProviderCode)
 		text("request_id", send.RequestID)
@@ -242,8 +234,8 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, code codes.Code, to
 		text("biz_id", c.receipt.BizID)
 	}
 	text("trace_id", telemetry.TraceID(ctx))
-	if c.err != nil {
-		text("error", c.err.Error())
+	if err != nil {
+		text("error", err.Error())
 	}
 	// Use the Handler directly: slog.Logger would call runtime.Callers for the source position.
 	record := slog.NewRecord(time.Now(), level, "call", 0)
