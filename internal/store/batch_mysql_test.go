@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -162,6 +163,24 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 				t.Errorf("runUpdates = %v; want an error, which pauses batching: %v", err, c.wantPaused)
 			}
 		})
+	}
+}
+
+// TestReady_FailsIfTheSessionConvertsBytes has a session with two character sets, as a proxy can make
+// one. MySQL rejects bytes that it cannot convert. MariaDB replaces them without an error.
+func TestReady_FailsIfTheSessionConvertsBytes(t *testing.T) {
+	db := openHere(t, mysqltest.DSN(t))
+	var version string
+	if err := db.pool.QueryRow("SELECT VERSION()").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(version, "MariaDB") {
+		t.Skip("MariaDB replaces the bytes without an error")
+	}
+	db.pool.SetMaxOpenConns(1)
+	exec(t, db, "SET character_set_connection = latin1")
+	if err := db.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "3988") {
+		t.Errorf("Ready = %v; want MySQL error 3988", err)
 	}
 }
 

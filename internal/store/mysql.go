@@ -149,7 +149,11 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 		"sql_mode":   "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
 		"time_zone":  "'+00:00'",
 	}
-	maps.DeleteFunc(cfg.Params, func(name, _ string) bool { return forced[strings.ToLower(name)] != "" })
+	maps.DeleteFunc(cfg.Params, func(name, _ string) bool {
+		name = strings.ToLower(name)
+		// If the session has two character sets, the server converts the bytes of versions and states.
+		return forced[name] != "" || strings.HasPrefix(name, "character_set_") || strings.HasPrefix(name, "collation_")
+	})
 	maps.Copy(forced, cfg.Params)
 	cfg.Params = forced
 	// A server that no longer responds cannot block a batch or a connection for longer. The context of

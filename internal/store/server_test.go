@@ -204,6 +204,10 @@ func TestServer_UsersSettingsAndRoles(t *testing.T) {
 		mustSwap(t, db, number, none, first, true)
 		mustLoad(t, open(t, server.DSN(name)), number, first)
 	})
+	t.Run("parameters for character sets do not change the bytes of records", func(t *testing.T) {
+		name := database(t, "charsets", true)
+		mustKeepRecords(t, open(t, server.DSN(name)+"?character_set_connection=latin1&collation_connection=latin1_bin&character_set_client=latin1"))
+	})
 	t.Run("a server that does not flush every commit gives a warning", func(t *testing.T) {
 		run("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
 		defer run("SET GLOBAL innodb_flush_log_at_trx_commit = 1")

@@ -295,12 +295,14 @@ func (db *DB) Ready(ctx context.Context) error {
 }
 
 // probe reads a row, and runs an update that matches no row. A read-only server rejects even this
-// update.
+// update. So does MySQL if the session's character set cannot represent the bytes of a version or a
+// state.
 func (db *DB) probe(ctx context.Context) error {
 	if _, err := db.direct.load(ctx, ""); err != nil {
 		return err
 	}
-	_, err := db.direct.update.ExecContext(ctx, []byte{}, 0, []byte{}, "", []byte{})
+	anyBytes := []byte{0x00, 0x7f, 0x80, 0xff}
+	_, err := db.direct.update.ExecContext(ctx, anyBytes, 0, anyBytes, "", anyBytes)
 	return db.countError(err)
 }
 

@@ -141,7 +141,8 @@ func TestMySQLErrors_BeforeALoginAreTransient(t *testing.T) {
 
 func TestMySQLDSN_IsHardened(t *testing.T) {
 	cfg, err := mysqlConfig("u:p@tcp(db)/PhoneNumberService?clientFoundRows=false&loc=Asia%2FShanghai&interpolateParams=true&rejectReadOnly=false" +
-		"&Time_Zone=%27%2B08%3A00%27&SQL_MODE=%27%27&autocommit=0&wsrep_sync_wait=15&tls=skip-verify")
+		"&Time_Zone=%27%2B08%3A00%27&SQL_MODE=%27%27&autocommit=0&wsrep_sync_wait=15&tls=skip-verify" +
+		"&character_set_connection=latin1&Collation_Connection=latin1_bin&character_set_client=latin1&character_set_results=latin1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ var plantedBugs = []plantedBug{
 		edits: []edit{
 			{"internal/store/store.go", `WHERE phone_number = ? AND version = ?"`, `WHERE phone_number = ?"`},
 			{"internal/store/store.go", `string(s.number), s.old[:])`, `string(s.number))`},
-			{"internal/store/store.go", `"", []byte{})`, `"")`},
+			{"internal/store/store.go", `"", anyBytes)`, `"")`},
 		},
 		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
 		violation: "is Illegal",
