@@ -87,14 +87,16 @@ var permanentErrors = []error{
 var mysqlHints = map[uint16]string{
 	1044: "the user may not use the database, or the database does not exist; as a user who may, run: " + createDatabase +
 		" GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
-	1045: "the user or the password of the data source name is not right",
+	1045: "the user or the password of the data source name is not right, or the user's account requires TLS: then " + addTLS,
 	1049: "the database does not exist; as a user who may, run: " + createDatabase,
 	1054: "the table phone_numbers lacks a column of phonenumberservice.sql",
 	1142: grantRights,
 	1143: grantRights,
+	3159: "the server requires TLS: " + addTLS,
 }
 
 const (
+	addTLS         = "add tls=true to the parameters of the data source name"
 	createDatabase = "CREATE DATABASE IF NOT EXISTS {database} DEFAULT CHARACTER SET ascii COLLATE ascii_bin;"
 	grantRights    = "the user needs SELECT, INSERT, UPDATE and DELETE on the table phone_numbers; as a user who may, run:" +
 		" GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {user}; and if the table is missing, run phonenumberservice.sql as a user who may create tables"

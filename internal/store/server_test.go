@@ -177,6 +177,15 @@ func TestServer_UsersSettingsAndRoles(t *testing.T) {
 		mustFail(t, strings.Replace(server.DSN(mysqltest.Database), password, "hunter2", 1),
 			"the password of the data source name is not right")
 	})
+	t.Run("an account that requires TLS gives the parameter for it", func(t *testing.T) {
+		run("CREATE USER encrypted@'%' IDENTIFIED BY '" + password + "' REQUIRE SSL")
+		mustFail(t, as("encrypted", mysqltest.Database), "1045", "add tls=true")
+	})
+	t.Run("a server that requires TLS gives the parameter for it", func(t *testing.T) {
+		run("SET GLOBAL require_secure_transport = ON")
+		defer run("SET GLOBAL require_secure_transport = OFF")
+		mustFail(t, server.DSN(mysqltest.Database), "add tls=true") // 3159, on MariaDB 1045
+	})
 	t.Run("a table of another shape gives its ALTER TABLE", func(t *testing.T) {
 		name := database(t, "shape", false)
 		run("CREATE TABLE " + name + ".phone_numbers (phone_number VARCHAR(16) NOT NULL PRIMARY KEY)")
@@ -301,6 +310,16 @@ func TestServer_UsersSettingsAndRoles(t *testing.T) {
 		})
 		run("SET GLOBAL read_only = 0")
 		mustSwap(t, db, number, first.Version, record("second", 2), true)
+	})
+	t.Run("offline mode is a transient error", func(t *testing.T) { // a member that its group expels goes offline
+		account("offline", "ALL ON "+mysqltest.Database+".*")
+		if _, err := server.Open(t).Exec("SET GLOBAL offline_mode = ON"); err != nil {
+			t.Skip("MariaDB has no offline mode")
+		}
+		defer run("SET GLOBAL offline_mode = OFF")
+		if err := prepare(t, as("offline", mysqltest.Database)); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "3032") {
+			t.Errorf("Prepare = %v; want %v and 3032", err, store.ErrUnavailable)
+		}
 	})
 	t.Run("too many connections are a transient error", func(t *testing.T) {
 		account("many", "ALL ON "+mysqltest.Database+".*")
