@@ -114,10 +114,10 @@ func openMySQL(dsn string) (*DB, error) {
 	pool.SetConnMaxIdleTime(30 * time.Second) // so that other replicas can open one
 	db := newDB(dialect{
 		clockQuery: "SELECT UNIX_TIMESTAMP()",
-		// Without the optimizer hint, MySQL 8 would return a cached number, up to a day old.
-		rowCountQuery: "SELECT /*+ SET_VAR(information_schema_stats_expiry = 0) */ TABLE_ROWS" +
-			" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'",
-		engine: mysqlEngine{opened},
+		// Otherwise MySQL returns a cached number, up to a day old. Other engines lack this variable.
+		beforeRowCount: "SET SESSION information_schema_stats_expiry = 0",
+		rowCountQuery:  "SELECT TABLE_ROWS FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'",
+		engine:         mysqlEngine{opened},
 	}, pool)
 	db.executor = newMultiRow(&db.direct)
 	db.connections, opened.pool, opened.count = opened, pool, db.countError

@@ -154,6 +154,12 @@ func (db *DB) oldest(ctx context.Context, cursor, cutoff int64) (numbers []strin
 }
 
 func (db *DB) estimateRows(ctx context.Context) error {
+	conn, err := db.pool.Conn(ctx) // beforeRowCount changes its session
+	if err != nil {
+		return db.countError(err)
+	}
+	defer conn.Close()
+	_, _ = conn.ExecContext(ctx, db.dialect.beforeRowCount)
 	var n int64
-	return db.countError(eachRow(ctx, db.pool, []any{&n}, func() { db.counters.rows.Set(float64(n)) }, db.dialect.rowCountQuery))
+	return db.countError(eachRow(ctx, conn, []any{&n}, func() { db.counters.rows.Set(float64(n)) }, db.dialect.rowCountQuery))
 }

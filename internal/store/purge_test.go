@@ -316,6 +316,23 @@ func TestRunPurge_CountsRowsAndLogsMissingRights(t *testing.T) {
 	}
 }
 
+// MySQL caches the number of rows for a day, unless the session forbids it.
+func TestEstimateRows_IsCurrent(t *testing.T) {
+	onShared(t, func(t *testing.T, dsn string) {
+		db := openHere(t, dsn)
+		estimate := func() float64 {
+			if err := db.estimateRows(t.Context()); err != nil {
+				t.Fatalf("estimateRows = %v; want nil", err)
+			}
+			return counted(t, db.counters.rows)
+		}
+		begunAgo(t, db, 0, numbered("1", 50)...)
+		testutil.Eventually(t, "the estimate has the first 50 rows", func() bool { n := estimate(); return n > 25 && n < 100 })
+		begunAgo(t, db, 0, numbered("2", 500)...)
+		testutil.Eventually(t, "the estimate has 500 more rows", func() bool { return estimate() > 400 })
+	})
+}
+
 // TestPurge_WithoutTheRightWaitsAnHour purges as a user without the right to delete. A retry
 // each minute would not help.
 func TestPurge_WithoutTheRightWaitsAnHour(t *testing.T) {

@@ -47,9 +47,10 @@ func newDB(dialect dialect, pool *sql.DB) *DB {
 type dialect struct {
 	// insertSuffix is the clause that makes an INSERT do nothing if the row exists. It is "" for
 	// MySQL: there the INSERT fails, and classify returns conflict for its error.
-	insertSuffix  string
-	clockQuery    string // returns the database's time in seconds since 1970
-	rowCountQuery string // returns the approximate number of rows
+	insertSuffix   string
+	clockQuery     string // returns the database's time in seconds since 1970
+	beforeRowCount string // runs before rowCountQuery; its error is ignored
+	rowCountQuery  string // returns the approximate number of rows
 	engine
 }
 
@@ -316,9 +317,14 @@ func (db *DB) Close() error {
 	return db.pool.Close()
 }
 
+// A querier is a pool or a connection.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // eachRow runs a query. For each row it scans the columns into dest, and then calls take.
-func eachRow(ctx context.Context, pool *sql.DB, dest []any, take func(), query string, args ...any) error {
-	rows, err := pool.QueryContext(ctx, query, args...)
+func eachRow(ctx context.Context, db querier, dest []any, take func(), query string, args ...any) error {
+	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}
