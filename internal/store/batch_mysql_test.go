@@ -166,6 +166,26 @@ func TestFlushUpdates_AppliesAllOrNone(t *testing.T) {
 	}
 }
 
+// A trigger fails with the error numbers of TiDB. A conflict must not end in an unknown outcome: it
+// is common, and a check of unknown outcome is UNKNOWN for its caller.
+func TestSwap_ErrorsOfTiDBHaveTheirOutcome(t *testing.T) {
+	db := openHere(t, mysqltest.DSN(t))
+	exec(t, db, "CREATE TRIGGER fails BEFORE INSERT ON phone_numbers FOR EACH ROW BEGIN"+
+		" DECLARE n INT DEFAULT NEW.begun_at; SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = n; END")
+	for want, numbers := range map[outcome][]int64{
+		outcomeConflict:   {8005, 8022, 9007},
+		outcomeNotApplied: {8027, 8028, 8113},
+		outcomeUnknown:    {9001, 9002, 9003, 9004, 9005},
+	} {
+		for _, n := range numbers {
+			got := db.executor.swap(t.Context(), swapRequest{number: "+1", next: randomRecord(n)})
+			if got.outcome != want {
+				t.Errorf("%d: got outcome %d, %v; want %d", n, got.outcome, got.err, want)
+			}
+		}
+	}
+}
+
 // TestReady_FailsIfTheSessionConvertsBytes has a session with two character sets, as a proxy can make
 // one. MySQL rejects bytes that it cannot convert. MariaDB replaces them without an error.
 func TestReady_FailsIfTheSessionConvertsBytes(t *testing.T) {

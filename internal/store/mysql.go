@@ -64,7 +64,20 @@ var mysqlErrors = map[uint16]mysqlError{
 	2013: {transient, "a proxy lost its connection to the server"},
 	3032: {transient, "the server is in offline mode"},
 	3101: {conflict, "group replication's certification failed"},
-	9001: {transient, "a proxy found no server in time"}, // ProxySQL; TiDB: placement driver timeout
+	// TiDB, https://docs.pingcap.com/tidb/stable/error-codes. TiDB closes the connection if it does
+	// not know the outcome of a commit. After 9001 to 9005 the outcome is unknown all the same, since
+	// they can also come during the commit.
+	8005: {conflict | transient, "a write conflict"},
+	8022: {conflict | transient, "the commit failed and was rolled back"},
+	8027: {notApplied | transient, "the TiDB server's schema is outdated"},
+	8028: {notApplied, "the table's schema changed during the statement"},
+	8113: {notApplied, "the table's schema changed after the statement was prepared"},
+	9001: {transient, "a proxy found no server in time (ProxySQL), or the placement driver timed out (TiDB)"},
+	9002: {transient, "TiKV timed out"},
+	9003: {transient, "TiKV is busy"},
+	9004: {transient, "the resolution of a lock timed out"},
+	9005: {transient, "a region is unavailable"},
+	9007: {conflict | transient, "a write conflict"},
 }
 
 // permanentErrorNumbers lists the error numbers of opening a connection that are config errors: of
@@ -242,7 +255,7 @@ func (e mysqlEngine) prepare(ctx context.Context, db *DB) error {
 func (e mysqlEngine) settingWarnings(ctx context.Context, pool *sql.DB) []string {
 	value, name, v := map[string]string{}, "", ""
 	err := eachRow(ctx, pool, []any{&name, &v}, func() { value[name] = v }, `SHOW VARIABLES WHERE Variable_name IN
-		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'wsrep_on', 'wsrep_sync_wait')`)
+		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'tidb_redact_log', 'tidb_retry_limit', 'wsrep_on', 'wsrep_sync_wait')`)
 	if err != nil {
 		return []string{"failed to read the database's settings: " + err.Error()}
 	}
@@ -263,6 +276,12 @@ func mysqlWarnings(value map[string]string, connections int) (warnings []string)
 	const reads = 1 // the bit for SELECT
 	if wait, _ := strconv.Atoi(value["wsrep_sync_wait"]); value["wsrep_on"] == "ON" && wait&reads == 0 {
 		warnings = append(warnings, "this is Galera without wsrep_sync_wait: a stale read can reject a correct code just after its send; add wsrep_sync_wait=15 to the data source name's parameters")
+	}
+	if v, ok := value["tidb_redact_log"]; ok && v != "ON" {
+		warnings = append(warnings, "tidb_redact_log is "+v+": TiDB's log can contain phone numbers and HMACs of codes, such as in each write conflict; run: SET GLOBAL tidb_redact_log = ON")
+	}
+	if value["tidb_retry_limit"] == "0" {
+		warnings = append(warnings, "tidb_retry_limit is 0: each write conflict is an error (9007), and the service repeats the statement in place of TiDB; set it to 10, the default")
 	}
 	return warnings
 }

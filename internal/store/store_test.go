@@ -85,7 +85,17 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 		{number(2013), transient, "a proxy whose server has gone"},
 		{number(3032), transient, "offline mode"},
 		{number(3101), conflict, "group replication rolled back"},
-		{number(9001), transient, "a proxy without a server"},
+		{number(8005), conflict | transient, "TiDB: write conflict"},
+		{number(8022), conflict | transient, "TiDB: commit rolled back"},
+		{number(8027), notApplied | transient, "TiDB: outdated schema"},
+		{number(8028), notApplied, "TiDB: schema changed during the statement"},
+		{number(8113), notApplied, "TiDB: schema changed since PREPARE"},
+		{number(9001), transient, "a proxy without a server; TiDB: placement driver"},
+		{number(9002), transient, "TiDB: TiKV timeout"},
+		{number(9003), transient, "TiDB: TiKV is busy"},
+		{number(9004), transient, "TiDB: resolve lock timeout"},
+		{number(9005), transient, "TiDB: region unavailable"},
+		{number(9007), conflict | transient, "TiDB: write conflict"},
 		{number(1105), unknown, "a number that is not listed"},
 		{driver.ErrBadConn, notApplied | transient, "nothing was sent"},
 		{mysql.ErrInvalidConn, transient, "connection lost after the statement was sent"},
@@ -252,6 +262,15 @@ func TestMySQLWarnings_NameTheSettingAndTheFix(t *testing.T) {
 		}, 64)
 		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
 			t.Errorf("%+v: got %q; want one warning with %q, or none for the empty text", c, got, c.want)
+		}
+	}
+	for want, values := range map[string]map[string]string{
+		"SET GLOBAL tidb_redact_log = ON": {"tidb_redact_log": "OFF", "tidb_retry_limit": "10"},
+		"tidb_redact_log is MARKER":       {"tidb_redact_log": "MARKER", "tidb_retry_limit": "1"},
+		"tidb_retry_limit is 0":           {"tidb_redact_log": "ON", "tidb_retry_limit": "0"},
+	} {
+		if got := mysqlWarnings(values, 64); len(got) != 1 || !strings.Contains(got[0], want) {
+			t.Errorf("%v: got %q; want one warning with %q", values, got, want)
 		}
 	}
 	if got := mysqlWarnings(nil, 64); len(got) != 0 {
