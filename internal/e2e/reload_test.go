@@ -99,20 +99,23 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		t.Error("a code sent after the second change: got invalid; want valid")
 	}
 
-	for reason, invalid := range map[string]map[string]string{
-		"names another database; that takes a restart":       {"DATA_SOURCE_NAME": as("s3cret", "another")},
-		"MySQL error 1045 (28000): the user or the password": {"DATA_SOURCE_NAME": as("s3cret", mysqltest.Database)},
-		"the Aliyun access key secret must be printable ASCII": {
+	for _, c := range []struct {
+		reason  string
+		invalid map[string]string
+	}{
+		{"names another database; that takes a restart", map[string]string{"DATA_SOURCE_NAME": as("s3cret", "another")}},
+		{"the Aliyun access key secret must be printable ASCII", map[string]string{
 			"DATA_SOURCE_NAME":     as("new", mysqltest.Database),
 			"ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret",
-		},
+		}},
+		{"MySQL error 1045 (28000): the user or the password", map[string]string{"DATA_SOURCE_NAME": as("s3cret", mysqltest.Database)}},
 	} {
 		rejected := p.logged(secretsRejected)
-		write(t, dir, invalid)
-		testutil.Eventually(t, "rejected: "+reason, rejected)
+		write(t, dir, c.invalid)
+		testutil.Eventually(t, "rejected: "+c.reason, rejected)
 		p.send(t, "18612345671")
-		if out := p.Output.String(); !strings.Contains(out, reason) {
-			t.Errorf("the log lacks %q:\n%s", reason, out)
+		if out := p.Output.String(); !strings.Contains(out, c.reason) {
+			t.Errorf("the log lacks %q:\n%s", c.reason, out)
 		}
 		write(t, dir, map[string]string{
 			"DATA_SOURCE_NAME": as("new", mysqltest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
