@@ -8,7 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -120,6 +124,23 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 	}
 	if got := db.classify(nil); got != 0 {
 		t.Errorf("no error: got class %04b, want 0", got)
+	}
+}
+
+// Conflicts are normal. The alert DatabaseErrors must leave out the number of each.
+func TestMySQLErrors_ConflictsRaiseNoAlert(t *testing.T) {
+	alerts, err := os.ReadFile("../../deploy/prometheus/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conflicts []string
+	for _, n := range slices.Sorted(maps.Keys(mysqlErrors)) {
+		if mysqlErrors[n].class&conflict != 0 {
+			conflicts = append(conflicts, strconv.Itoa(int(n)))
+		}
+	}
+	if want := `error!~"` + strings.Join(conflicts, "|") + `"`; !strings.Contains(string(alerts), want) {
+		t.Errorf("alerts.yaml: got no %s; want it in DatabaseErrors", want)
 	}
 }
 
