@@ -47,12 +47,13 @@ func OpenStore(t testing.TB, dsn string) *store.DB {
 // A Replica is one running service and a gRPC client of it.
 type Replica struct {
 	pb.PhoneNumberServiceClient
-	Conn *grpc.ClientConn
-	Addr string
-	Log  *testutil.Output
-	Stop context.CancelFunc // begins the drain
-	Done chan struct{}      // closed when Serve returns
-	Err  error              // of Serve; a test fails unless it is nil
+	Conn     *grpc.ClientConn
+	Addr     string
+	Log      *testutil.Output
+	Stop     context.CancelFunc // begins the drain
+	Done     chan struct{}      // closed when Serve returns
+	Verifier *verify.Verifier
+	Err      error // of Serve; a test fails unless it is nil
 }
 
 // Start runs the service until the test ends. Each change gets the complete configuration
@@ -89,6 +90,7 @@ func Start(t testing.TB, db *store.DB, sender verify.Sender, change ...func(*ser
 	domain := config.Verifier.Config
 	domain.Store, domain.Sender = config.Telemetry.Store(domain.Store), config.Telemetry.Sender(domain.Sender)
 	config.Verifier = verify.New(domain)
+	r.Verifier = config.Verifier
 	ctx, cancel := context.WithCancel(context.Background())
 	r.Stop = cancel
 	go func() {
