@@ -77,9 +77,9 @@ type SendSMSRequest struct {
 	// The Aliyun SMS sign name, 1 to 64 printable characters, as approved in the
 	// Aliyun console and without the brackets. Required (optional in development).
 	Signature string `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
-	// The Aliyun SMS template code, [A-Za-z0-9_]{1,64}, for example
-	// "SMS_123456789". The template has exactly one variable, ${code}. Required
-	// (optional in development).
+	// The code of an Aliyun template, [A-Za-z0-9_]{1,64}: of the product SMS, for
+	// example "SMS_123456789", whose template has exactly one variable; or of
+	// PNVS, six digits, for example "100001". Required (optional in development).
 	TemplateCode  string `protobuf:"bytes,3,opt,name=template_code,json=templateCode,proto3" json:"template_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -158,7 +158,7 @@ func (p *parser) caller(m *yaml.Node) {
 		"dns_san":          certificateName(&c.dnsSANs, "must be a DNS name in lower case, without a wildcard, such as login.example.org", dnsName),
 		"calls":            list(&c.calls, "must be of "+strings.Join(p.known.Calls, ", "), func(s string) bool { return slices.Contains(p.known.Calls, s) }),
 		"sign_names":       list(&c.signNames, "must be Aliyun SMS sign names", func(s string) bool { return s != "" }),
-		"template_codes":   list(&c.templateCodes, "must be Aliyun SMS template codes, such as SMS_123456789", template.MatchString),
+		"template_codes":   list(&c.templateCodes, "must be codes of Aliyun templates, such as SMS_123456789 or 100001", template.MatchString),
 		"countries":        list(&c.countries, "must be ISO 3166 codes in capitals, each that of the main country of a country code: US is all of +1", func(s string) bool { return p.known.Countries[s] }),
 		"sends_per_minute": func(field string, n *yaml.Node) { perMinute = p.number(n, field) },
 		"burst":            func(field string, n *yaml.Node) { burst, burstAt = p.number(n, field), n },

@@ -77,7 +77,10 @@ func Main(version string) {
 }
 
 // vars are the values for ${…} in the tags of settings.
-var vars = kong.Vars{"aliyun_endpoint": sms.DefaultAliyunEndpoint, "failure_kinds": strings.Join(dev.FailureKinds(), ", ")}
+var vars = kong.Vars{
+	"aliyun_endpoint": sms.DefaultEndpoint, "aliyun_pnvs_endpoint": sms.DefaultPNVSEndpoint, "template_variable": sms.DefaultVariable,
+	"failure_kinds": strings.Join(dev.FailureKinds(), ", "),
+}
 
 // process has the values of the process that commands use. Its stdout and stderr are writers that
 // never block, so that a stopped or closed reader blocks no call and no exit.

@@ -33,8 +33,8 @@ const (
 
 type serveCommand struct {
 	config.Config
-	AliyunEndpoint      string `env:"ALIYUN_ENDPOINT" default:"${aliyun_endpoint}" placeholder:"URL" help:"URL of Aliyun SMS (${default})."`
-	DatabaseConnections int    `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" min:"1" max:"1000" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
+	config.Aliyun
+	DatabaseConnections int `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" min:"1" max:"1000" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
 }
 
 func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
@@ -51,7 +51,7 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	if os.Getenv("PHONENUMBER_FAIL_SENDS") != "" {
 		errs = append(errs, errors.New("PHONENUMBER_FAIL_SENDS is for dev alone"))
 	}
-	aliyun, err := newAliyun(c.AliyunEndpoint, secrets)
+	aliyun, err := newAliyun(c, secrets)
 	if err := config.Join(append(errs, err)...); err != nil {
 		return err
 	}
@@ -66,19 +66,25 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	})
 }
 
-func newAliyun(endpoint string, secrets map[string]string) (*sms.Aliyun, error) {
-	u, err := sms.ParseAliyunEndpoint(endpoint)
-	if err != nil {
-		return nil, fmt.Errorf("--aliyun-endpoint (ALIYUN_ENDPOINT): %w", err)
+func newAliyun(c *serveCommand, secrets map[string]string) (*sms.Aliyun, error) {
+	var errs []error
+	for _, setting := range [][2]string{
+		{"--aliyun-endpoint (ALIYUN_ENDPOINT)", c.Endpoint}, {"--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT)", c.PNVSEndpoint},
+	} {
+		if _, err := sms.ParseEndpoint(setting[1]); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", setting[0], err))
+		}
 	}
-	if err := sms.CheckProxy(u); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	id, secret := secrets[config.AccessKeyID], secrets[config.AccessKeySecret]
-	if id == "" || secret == "" {
-		return nil, nil // SecretReader reports them
+	key := sms.Credentials{AccessKeyID: secrets[config.AccessKeyID], AccessKeySecret: secrets[config.AccessKeySecret]}
+	if key.AccessKeyID == "" || key.AccessKeySecret == "" {
+		key = sms.Credentials{} // SecretReader reports it
 	}
-	return sms.NewAliyun(sms.AliyunConfig{AccessKeyID: id, AccessKeySecret: secret, Endpoint: endpoint})
+	return sms.NewAliyun(sms.AliyunConfig{
+		Credentials: key, Endpoint: c.Endpoint, PNVSEndpoint: c.PNVSEndpoint, Variable: c.TemplateVariable, CodeTTL: c.CodeTTL,
+	})
 }
 
 // secretReloader applies changed secrets to the running service.
@@ -91,8 +97,8 @@ type secretReloader struct {
 
 // apply applies all secrets or none: the steps that can fail come first.
 func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) error {
-	id, secret := now[config.AccessKeyID], now[config.AccessKeySecret]
-	if err := sms.CheckAccessKey(id, secret); err != nil {
+	key := sms.Credentials{AccessKeyID: now[config.AccessKeyID], AccessKeySecret: now[config.AccessKeySecret]}
+	if err := key.Check(); err != nil {
 		return err
 	}
 	if dsn := now[config.DataSourceName]; dsn != before[config.DataSourceName] {
@@ -109,7 +115,7 @@ func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) er
 		r.keys = next
 		r.verifier.ReplaceKeys(next)
 	}
-	return r.aliyun.ReplaceAccessKey(id, secret)
+	return r.aliyun.ReplaceCredentials(key)
 }
 
 // stableSecretReads returns how many identical reads a change of secrets needs. If one half of the

@@ -92,6 +92,15 @@ func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 		},
 		{"a proxy in quotes", []string{`https_proxy="http://10.0.0.1:3128"`}, nil, []string{"https_proxy must be http://HOST:PORT", "ALIYUN_ACCESS_KEY_ID is missing"}},
 		{
+			"a wrong endpoint and variable",
+			[]string{"ALIYUN_PNVS_ENDPOINT=http://sms.example", "PHONENUMBER_TEMPLATE_VARIABLE=${code}"},
+			nil,
+			[]string{
+				"--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT): the Aliyun endpoint must be https://HOST",
+				`--template-variable (PHONENUMBER_TEMPLATE_VARIABLE) is "${code}"; it must be the name of the template's variable`,
+			},
+		},
+		{
 			"two data source names",
 			[]string{"DATA_SOURCE_NAME=a", "Data_SOURCE_NAME=b"},
 			nil,

@@ -92,6 +92,8 @@ func decode(text string, setting *kong.Value, field any) error {
 			valid, want = slices.Contains(strings.Split(strings.Replace(oneof, " or ", ", ", 1), ", "), text), oneof
 		case tag.Type == "region":
 			valid, want = numberplan.KnownRegion(text), "an ISO 3166 code in capitals, such as CN or SG"
+		case tag.Type == "variable":
+			valid, want = variableName.MatchString(text), "the name of the template's variable, letters, digits and underscores, such as code"
 		case tag.Type == "address":
 			_, port, err := net.SplitHostPort(text)
 			_, portErr := strconv.ParseUint(port, 10, 16)
@@ -103,6 +105,8 @@ func decode(text string, setting *kong.Value, field any) error {
 	}
 	return fmt.Errorf("%s is %q; it must be %s", name, text, want)
 }
+
+var variableName = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 
 const envPrefix = "PHONENUMBER_"
 

@@ -74,10 +74,11 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	as := func(token string) context.Context {
 		return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
 	}
-	send := func(ctx context.Context, number, sign string) {
-		_, err := p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: sign, TemplateCode: "SMS_1"})
+	sendBy := func(ctx context.Context, number, sign, template string) {
+		_, err := p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: sign, TemplateCode: template})
 		record(err)
 	}
+	send := func(ctx context.Context, number, sign string) { sendBy(ctx, number, sign, "SMS_1") }
 	valid := func(ctx context.Context, number, code string) {
 		res, err := p.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: code})
 		record(err)
@@ -111,11 +112,13 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	for _, code := range strings.Fields("isv.BUSINESS_LIMIT_CONTROL isv.MOBILE_NUMBER_ILLEGAL isv.BLACK_KEY_CONTROL_LIMIT SignatureDoesNotMatch InvalidAccessKeyId.NotFound isv.INVALID_JSON_PARAM Throttling.User isp.SYSTEM_ERROR NotListed") {
 		faults = append(faults, dysmsapitest.Reply(400, code, quoted))
 	}
-	for _, fault := range faults {
-		number := next()
-		fake.Next(fault)
-		send(shop, number, "阿里云")
-		valid(shop, number, guess)
+	for _, template := range []string{"SMS_1", "100001"} {
+		for _, fault := range faults {
+			number := next()
+			fake.Next(fault)
+			sendBy(shop, number, "阿里云", template)
+			valid(shop, number, guess)
+		}
 	}
 	number := next()
 	send(shop, number, "阿里云")

@@ -334,9 +334,10 @@ func startServices(t *testing.T) (metrics []string) {
 		sent[m.PhoneNumber] = m.Code
 	})
 	ctx := t.Context()
-	send := func(p *servicetest.Process, number, signature string) {
-		p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: signature, TemplateCode: "SMS_1"})
+	sendBy := func(p *servicetest.Process, number, signature, template string) {
+		p.SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: number, Signature: signature, TemplateCode: template})
 	}
+	send := func(p *servicetest.Process, number, signature string) { sendBy(p, number, signature, "SMS_1") }
 	valid := func(p *servicetest.Process, number, code string) {
 		p.Valid(ctx, &pb.ValidRequest{PhoneNumber: number, Code: code})
 	}
@@ -361,6 +362,7 @@ func startServices(t *testing.T) (metrics []string) {
 				valid(replicas[1], "+659"+number(1, 6), "wrong")
 			}
 			valid(replicas[0], number(187, 8), "never sent")
+			sendBy(replicas[1], number(189, 8), "Acme", "100001")
 			for code, fault := range map[string]dysmsapitest.Fault{
 				"limit":   dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1"),
 				"balance": dysmsapitest.Reply(200, "isv.AMOUNT_NOT_ENOUGH", "账户余额不足"),

@@ -162,7 +162,7 @@ callers:
 		`phonenumber_call_duration_seconds_count{caller="login",method="SendSMS",status="OK"} 2`,
 		`phonenumber_call_duration_seconds_count{caller="unknown",method="SendSMS",status="Unauthenticated"} 4`,
 		`phonenumber_call_duration_seconds_count{caller="checks",method="SendSMS",status="PermissionDenied"} 2`,
-		`phonenumber_sends_total{aliyun_code="OK",caller="login",country="CN",result="accepted"} 2`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="login",country="CN",product="sms",result="accepted"} 2`,
 		`phonenumber_verifications_total{caller="checks",country="CN",outcome="no_code"} 1`,
 	} {
 		if !strings.Contains(metrics, want) {

@@ -22,6 +22,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/connmux"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -49,6 +50,7 @@ type call struct {
 
 	// For the log line.
 	number  verify.Number
+	product sms.Product // of a send
 	receipt verify.Receipt
 	outcome string // result of a check (Valid)
 }
@@ -206,7 +208,7 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, err error, code cod
 	if !log.Enabled(ctx, level) {
 		return
 	}
-	attrs := append(make([]slog.Attr, 0, 15),
+	attrs := append(make([]slog.Attr, 0, 16),
 		slog.String("method", c.method()),
 		slog.String("status", code.String()),
 		slog.Float64("duration_ms", telemetry.Milliseconds(took)))
@@ -220,6 +222,7 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, err error, code cod
 		text("number", c.number.Masked())
 		text("country", numberplan.Country(c.number))
 	}
+	text("product", string(c.product))
 	text("outcome", c.outcome)
 	var send *verify.SendError
 	switch {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/liulinhuai/phone-number-service/internal/auth"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -76,6 +77,11 @@ var errorTable = []struct {
 		code:   codes.Unauthenticated,
 		reason: "CALLER_UNKNOWN",
 		text:   "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted",
+	}},
+	{sms.ErrCodeTTL, publicError{
+		code:   codes.FailedPrecondition,
+		reason: "CODE_TTL_TOO_SHORT",
+		text:   "an SMS of this template has the lifetime of its code in whole minutes, and codes of this service live less than one; nothing was sent",
 	}},
 	{verify.ErrOutcomeUnknown, publicError{
 		code:   codes.Unknown,
@@ -180,6 +186,7 @@ var (
 // status does not contain the cause; the log line does.
 func toStatus(err error) *status.Status {
 	var fields fieldErrors
+	var field *verify.FieldError
 	var send *verify.SendError
 	var denied *auth.NotAllowedError
 	var rate *auth.RateError
@@ -187,6 +194,8 @@ func toStatus(err error) *status.Status {
 	switch {
 	case errors.As(err, &fields):
 		return publicError{code: codes.InvalidArgument, reason: "INVALID_FIELD", text: fields.Error()}.status(badRequest(fields...))
+	case errors.As(err, &field):
+		return toStatus(fieldErrors{field})
 	case errors.As(err, &send):
 		return sendStatus(send)
 	case errors.As(err, &public):

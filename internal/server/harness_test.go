@@ -50,7 +50,10 @@ func startDev(t *testing.T, change ...func(*server.Config)) (*servertest.Replica
 
 func aliyun(t *testing.T, fake *dysmsapitest.Server) verify.Sender {
 	t.Helper()
-	sender, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret, Endpoint: fake.URL})
+	sender, err := sms.NewAliyun(sms.AliyunConfig{
+		Credentials: sms.Credentials{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret},
+		Endpoint:    fake.URL, PNVSEndpoint: fake.PNVSURL, CodeTTL: 10 * time.Minute,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

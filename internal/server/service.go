@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -35,7 +36,13 @@ func (e fieldErrors) Error() string {
 	return strings.Join(texts, "; ")
 }
 
+// templateCode matches the codes of both products. A code of digits alone can only be of PNVS, where it
+// has six.
 var templateCode = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+
+func isTemplateCode(s string) bool {
+	return templateCode.MatchString(s) && (sms.ProductOf(s) == sms.PNVS || strings.Trim(s, "0123456789") != "")
+}
 
 func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
 	var invalid fieldErrors
@@ -46,20 +53,25 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 	if n := r.GetSignature(); (n != "" || !s.allowEmptyTemplate) && !isSignName(n) {
 		invalid = append(invalid, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
 	}
-	if c := r.GetTemplateCode(); (c != "" || !s.allowEmptyTemplate) && !templateCode.MatchString(c) {
-		invalid = append(invalid, &verify.FieldError{Field: "template_code", Want: `must be the Aliyun SMS template code, 1 to 64 letters, digits and underscores, for example "SMS_123456789"`})
+	template := r.GetTemplateCode()
+	if (template != "" || !s.allowEmptyTemplate) && !isTemplateCode(template) {
+		invalid = append(invalid, &verify.FieldError{Field: "template_code", Want: `must be the code of an Aliyun template: of SMS, 1 to 64 letters, digits and underscores, for example "SMS_123456789"; or of PNVS, six digits, for example "100001"`})
 	}
 	if invalid != nil {
 		return nil, invalid
 	}
+	if err := sms.CheckSend(number, template, s.verifier.Rules.CodeTTL); err != nil {
+		return nil, err
+	}
 	c := callFrom(ctx)
-	if err := c.caller.AuthorizeSend(r.GetSignature(), r.GetTemplateCode(), numberplan.Country(number)); err != nil {
+	c.product = sms.ProductOf(template)
+	if err := c.caller.AuthorizeSend(r.GetSignature(), template, numberplan.Country(number)); err != nil {
 		return nil, err
 	}
 	if err := c.caller.AllowSend(); err != nil {
 		return nil, err
 	}
-	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), r.GetTemplateCode())
+	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), template)
 	c.receipt = receipt
 	if sendErr != nil {
 		return nil, sendErr
@@ -70,7 +82,7 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
 	number, invalid := s.number(ctx, r.GetPhoneNumber())
 	if invalid != nil {
-		return nil, fieldErrors{invalid}
+		return nil, invalid
 	}
 	checked, err := s.verifier.Check(ctx, number, r.GetCode())
 	if err != nil {

@@ -52,6 +52,7 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 			"limit by day, in English", limit("The number has exceeded the limit for the day."), codes.ResourceExhausted, ali,
 			"isv.BUSINESS_LIMIT_CONTROL", 24 * time.Hour, 0, "",
 		},
+		{"frequency", reply("FREQUENCY_FAIL"), codes.ResourceExhausted, ali, "FREQUENCY_FAIL", time.Minute, 0, ""},
 		{"valve of the minute", reply("VALVE:M_MC"), codes.ResourceExhausted, ali, "VALVE:M_MC", time.Minute, 0, ""},
 		{"valve of the hour", reply("VALVE:H_MC"), codes.ResourceExhausted, ali, "VALVE:H_MC", time.Hour, 0, ""},
 		{"valve of the day", reply("VALVE:D_MC"), codes.ResourceExhausted, ali, "VALVE:D_MC", 24 * time.Hour, 0, ""},
@@ -86,7 +87,8 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 	for _, code := range strings.Fields(`isv.BLACK_KEY_CONTROL_LIMIT isv.CUSTOMER_REFUSED isv.DAY_LIMIT_CONTROL isv.MONTH_LIMIT_CONTROL
 		isv.AMOUNT_NOT_ENOUGH isv.OUT_OF_SERVICE isv.SMS_SIGNATURE_ILLEGAL isv.SMS_TEMPLATE_ILLEGAL isv.TEMPLATE_MISSING_PARAMETERS
 		isv.TEMPLATE_PARAMS_ILLEGAL isv.ONE_OF_NEXT_YEAR isp.RAM_PERMISSION_DENY SignatureDoesNotMatch InvalidAccessKeyId.NotFound
-		InvalidTimeStamp.Expired MissingSecurityToken Forbidden.RAM InvalidSignName.Malformed InvalidTemplateCode.MalFormed`) {
+		InvalidTimeStamp.Expired MissingSecurityToken InvalidSecurityToken.Expired Forbidden.RAM Forbidden
+		FUNCTION_NOT_OPENED FunctionNotSubscribed DataNotFound InvalidSignName.Malformed InvalidTemplateCode.MalFormed`) {
 		rows = append(rows, row{code, reply(code), codes.FailedPrecondition, ali, code, 0, 0, ""})
 	}
 	for _, code := range strings.Fields(`isv.INVALID_JSON_PARAM isv.INVALID_PARAMETERS isv.MOBILE_COUNT_OVER_LIMIT InvalidAction.NotFound InvalidVersion
@@ -101,14 +103,17 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	sender := &recorder{Sender: aliyun(t, fake)}
 	r := servertest.Start(t, db, sender, func(c *server.Config) { c.Verifier.SMSTimeout = 200 * time.Millisecond })
-	for _, row := range rows {
-		t.Run(row.name, func(t *testing.T) {
+	for i := range 2 * len(rows) {
+		row, template := rows[i/2], []string{"SMS_1", "100001"}[i%2]
+		t.Run(row.name+", "+template, func(t *testing.T) {
 			number := servertest.FreshNumber()
 			r.MustSend(t, number)
+			request := servertest.SendRequest(number)
+			request.TemplateCode = template
 			sentBefore, requestsBefore, logBefore := len(fake.Accepted()), fake.Requests(), len(r.Log.String())
 
 			fake.Next(row.fault)
-			_, err := r.SendSMS(t.Context(), servertest.SendRequest(number))
+			_, err := r.SendSMS(t.Context(), request)
 
 			s := status.Convert(err)
 			if s.Code() != row.code {
@@ -177,7 +182,9 @@ func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
 	for name, endpoint := range map[string]string{"connection refused": closed.URL, "bad certificate": untrusted.URL} {
 		t.Run(name, func(t *testing.T) {
 			db := servertest.OpenStore(t, "sqlite::memory:")
-			sender, err := sms.NewAliyun(sms.AliyunConfig{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret, Endpoint: endpoint})
+			sender, err := sms.NewAliyun(sms.AliyunConfig{
+				Credentials: sms.Credentials{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret}, Endpoint: endpoint,
+			})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,15 +1,13 @@
-// Package sms implements verify.Sender with Aliyun SMS: requests, signatures, proxies, and the
-// meaning of Aliyun's codes. It is a package because only this code knows Aliyun's API.
+// Package sms implements verify.Sender with Aliyun's two products for SMS: requests, signatures,
+// proxies, and the meaning of Aliyun's codes. It is a package because only this code knows
+// Aliyun's APIs.
 package sms
 
 import (
 	"cmp"
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"io"
 	"net"
@@ -28,28 +26,49 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// DefaultAliyunEndpoint is Aliyun's public SMS gateway.
-const DefaultAliyunEndpoint = "https://dysmsapi.aliyuncs.com"
-
 // AliyunConfig configures NewAliyun.
 type AliyunConfig struct {
-	AccessKeyID     string
-	AccessKeySecret string
-	Endpoint        string // see ParseAliyunEndpoint; "" is DefaultAliyunEndpoint
+	Credentials  Credentials   // until ReplaceCredentials; the zero value if none are known yet
+	Endpoint     string        // of the product SMS, see ParseEndpoint; "" is DefaultEndpoint
+	PNVSEndpoint string        // of the product PNVS; "" is DefaultPNVSEndpoint
+	Variable     string        // of the code in a template of the product SMS; "" is DefaultVariable
+	CodeTTL      time.Duration // an SMS of PNVS contains it
 }
 
-// Aliyun sends SMS with Aliyun's API SendSms. The URLs of its requests contain the phone number
-// and the code, and Aliyun's error texts quote them. So its errors contain only fixed texts and
-// validated tokens, never the text of another error.
+// The defaults of AliyunConfig.
+const (
+	DefaultEndpoint     = "https://dysmsapi.aliyuncs.com"
+	DefaultPNVSEndpoint = "https://dypnsapi.aliyuncs.com"
+	DefaultVariable     = "code"
+)
+
+// Aliyun sends SMS with Aliyun's APIs SendSms and SendSmsVerifyCode. The URLs of its requests
+// contain the phone number and the code, and Aliyun's error texts quote them. So its errors contain
+// only fixed texts and validated tokens, never the text of another error.
 type Aliyun struct {
-	key         atomic.Pointer[accessKey]
-	endpoint    *url.URL
-	transport   *http.Transport
+	// OnExpired is called if Aliyun rejects a send because these credentials have expired. It must
+	// not block.
+	OnExpired   func(Credentials)
+	credentials atomic.Pointer[Credentials]
+	endpoints   map[Product]*endpoint
+	variable    string
+	codeTTL     time.Duration
 	rejections  recentIDs // a repeated rejection belongs to another send
-	certificate *prometheus.GaugeVec
 }
 
-type accessKey struct{ id, secret string }
+// An endpoint is the gateway of a product, with its own connection pool.
+type endpoint struct {
+	url         *url.URL
+	transport   *http.Transport
+	certificate *prometheus.GaugeVec // without a value until a certificate was seen
+}
+
+// Credentials sign requests to Aliyun.
+type Credentials struct {
+	AccessKeyID, AccessKeySecret string
+	SecurityToken                string // of temporary credentials; "" for an access key
+	Provider                     string // the name that Aliyun's SDK has for their origin; "" for an access key
+}
 
 // CertificateHelp is the help text of the metric, which the port's certificate shares.
 const CertificateHelp = "When the certificate ends, as last seen."
@@ -59,37 +78,74 @@ const maxReplyBytes = 64 << 10
 // keyShape rejects spaces and line breaks, which would end up in a header.
 var keyShape = regexp.MustCompile(`^[!-~]+$`)
 
-// NewAliyun returns a Sender with its own connection pool. It reports all configuration errors
+// NewAliyun returns a Sender with its own connection pools. It reports all configuration errors
 // at once, and quotes no values.
 func NewAliyun(c AliyunConfig) (*Aliyun, error) {
-	a := &Aliyun{certificate: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: CertificateHelp,
-		ConstLabels: prometheus.Labels{"certificate": "aliyun"},
-	}, nil)}
-	keyErr := a.ReplaceAccessKey(c.AccessKeyID, c.AccessKeySecret)
-	endpoint, err := ParseAliyunEndpoint(cmp.Or(c.Endpoint, DefaultAliyunEndpoint))
-	var proxy *url.URL
-	if err == nil {
-		proxy, err = proxyFor(endpoint)
+	a := &Aliyun{
+		OnExpired: func(Credentials) {},
+		endpoints: map[Product]*endpoint{},
+		variable:  cmp.Or(c.Variable, DefaultVariable),
+		codeTTL:   c.CodeTTL,
 	}
-	if err := errors.Join(keyErr, err); err != nil {
+	var errs []error
+	if c.Credentials != (Credentials{}) {
+		errs = append(errs, a.ReplaceCredentials(c.Credentials))
+	}
+	add := func(p Product, address, certificate string) {
+		u, err := ParseEndpoint(address)
+		var transport *http.Transport
+		if err == nil {
+			transport, err = NewTransport(u)
+		}
+		if err != nil {
+			if !slices.ContainsFunc(errs, func(other error) bool { return other != nil && other.Error() == err.Error() }) {
+				errs = append(errs, err)
+			}
+			return
+		}
+		dial := transport.DialContext
+		transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &gatewayConn{Conn: conn}, nil
+		}
+		expiry := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "phonenumber_certificate_expiry_timestamp_seconds", Help: CertificateHelp,
+			ConstLabels: prometheus.Labels{"certificate": certificate},
+		}, nil)
+		transport.TLSClientConfig.VerifyConnection = func(c tls.ConnectionState) error {
+			if len(c.PeerCertificates) > 0 {
+				expiry.WithLabelValues().Set(float64(c.PeerCertificates[0].NotAfter.Unix()))
+			}
+			return nil
+		}
+		a.endpoints[p] = &endpoint{u, transport, expiry}
+	}
+	add(SMS, cmp.Or(c.Endpoint, DefaultEndpoint), "aliyun")
+	add(PNVS, cmp.Or(c.PNVSEndpoint, DefaultPNVSEndpoint), "aliyun-pnvs")
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// NewTransport returns a transport to one of Aliyun's endpoints, through the proxy that the
+// environment sets for it. Its error names the variable of the proxy.
+func NewTransport(endpoint *url.URL) (*http.Transport, error) {
+	proxy, err := proxyFor(endpoint)
+	if err != nil {
 		return nil, err
 	}
 	// Over HTTP/2, net/http retries a request after REFUSED_STREAM or GOAWAY. Over HTTP/1.1,
 	// it retries a POST only if no byte of it was written.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	a.endpoint = endpoint
-	a.transport = &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return &gatewayConn{Conn: conn}, nil
-		},
+	transport := &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 3 * time.Second,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, VerifyConnection: a.recordCertificate},
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		Protocols:           protocols,
 		MaxIdleConns:        256,
 		MaxIdleConnsPerHost: 256,
@@ -99,53 +155,61 @@ func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 		MaxResponseHeaderBytes: maxReplyBytes,
 	}
 	if proxy != nil {
-		a.transport.Proxy = http.ProxyURL(proxy)
-		a.transport.OnProxyConnectResponse = refusedByProxy
+		transport.Proxy = http.ProxyURL(proxy)
+		transport.OnProxyConnectResponse = refusedByProxy
 	}
-	return a, nil
+	return transport, nil
 }
 
-// ReplaceAccessKey sets the access key that signs later requests. It reports all errors at
-// once, and quotes no values.
-func (a *Aliyun) ReplaceAccessKey(keyID, keySecret string) error {
-	err := CheckAccessKey(keyID, keySecret)
+// ReplaceCredentials sets the credentials that sign later requests. It reports all errors at once,
+// and quotes no values.
+func (a *Aliyun) ReplaceCredentials(c Credentials) error {
+	err := c.Check()
 	if err == nil {
-		a.key.Store(&accessKey{keyID, keySecret})
+		a.credentials.Store(&c)
 	}
 	return err
 }
 
-// CheckAccessKey validates the form of an access key. It reports all errors at once, and quotes
-// no values.
-func CheckAccessKey(keyID, keySecret string) error {
+// Check validates the form of credentials. It reports all errors at once, and quotes no values.
+func (c Credentials) Check() error {
 	check := func(name, value string) error {
 		if keyShape.MatchString(value) {
 			return nil
 		}
-		return errors.New("the Aliyun access key " + name + " must be printable ASCII without spaces")
+		return errors.New("the Aliyun " + name + " must be printable ASCII without spaces")
 	}
-	return errors.Join(check("ID", keyID), check("secret", keySecret))
+	errs := []error{check("access key ID", c.AccessKeyID), check("access key secret", c.AccessKeySecret)}
+	if c.SecurityToken != "" {
+		errs = append(errs, check("security token", c.SecurityToken))
+	}
+	return errors.Join(errs...)
 }
 
-// Collectors returns the sender's metrics.
-func (a *Aliyun) Collectors() []prometheus.Collector { return []prometheus.Collector{a.certificate} }
-
-func (a *Aliyun) recordCertificate(c tls.ConnectionState) error {
-	if len(c.PeerCertificates) > 0 {
-		a.certificate.WithLabelValues().Set(float64(c.PeerCertificates[0].NotAfter.Unix()))
+// Ready returns an error until there are credentials.
+func (a *Aliyun) Ready() error {
+	if a.credentials.Load() == nil {
+		return errNoCredentials
 	}
 	return nil
 }
 
-// ParseAliyunEndpoint parses the address of the SMS gateway. It accepts http only for a loopback
+var errNoCredentials = errors.New("no Aliyun credentials yet")
+
+// Collectors returns the sender's metrics.
+func (a *Aliyun) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{a.endpoints[SMS].certificate, a.endpoints[PNVS].certificate}
+}
+
+// ParseEndpoint parses the address of one of Aliyun's APIs. It accepts http only for a loopback
 // address, because it would send codes unencrypted.
-func ParseAliyunEndpoint(s string) (*url.URL, error) {
+func ParseEndpoint(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || u.User != nil ||
 		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
 		u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
 		return nil, errors.New("the Aliyun endpoint must be https://HOST or https://HOST:PORT with no user, path or query, for example " +
-			DefaultAliyunEndpoint + " (http:// only for a loopback address, for example http://127.0.0.1:8080)")
+			DefaultEndpoint + " (http:// only for a loopback address, for example http://127.0.0.1:8080)")
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}, nil
 }
@@ -157,13 +221,18 @@ func isLoopback(host string) bool {
 // Send sends one request to Aliyun and never retries. Only ctx limits its time. Its errors are
 // *verify.SendError.
 func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, error) {
+	credentials := a.credentials.Load()
+	if credentials == nil {
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: errNoCredentials.Error()}
+	}
+	endpoint := a.endpoints[ProductOf(m.TemplateCode)]
 	var x exchange
 	ctx = httptrace.WithClientTrace(ctx, x.hooks())
 	// Use RoundTrip, not Client.Do: it does not follow redirects, which would send number and
 	// code to another host and could be a second send.
-	response, err := a.transport.RoundTrip(a.NewRequest(ctx, m, time.Now(), rand.Text()))
+	response, err := endpoint.transport.RoundTrip(a.newRequest(ctx, m, *credentials, time.Now(), rand.Text()))
 	if err != nil && !x.written.Load() {
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: a.dialErrorDetail(ctx, err)}
+		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: endpoint.dialErrorDetail(ctx, err)}
 	}
 	if err != nil {
 		return verify.Receipt{}, LostReply(ctx, 0)
@@ -191,6 +260,9 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 		unknown.RequestID, unknown.Detail = rejection.RequestID, "rejection of an earlier request, by its RequestId"
 		return verify.Receipt{}, unknown
 	}
+	if rejection != nil && strings.HasPrefix(rejection.ProviderCode, "InvalidSecurityToken.Expired") {
+		a.OnExpired(*credentials)
+	}
 	return receipt, err
 }
 
@@ -204,8 +276,8 @@ func LostReply(ctx context.Context, status int) error {
 
 // dialErrorDetail returns a fixed text for why no byte of a request was written, and whether
 // the proxy failed.
-func (a *Aliyun) dialErrorDetail(ctx context.Context, err error) string {
-	cause := connectFailure(ctx, err)
+func (e *endpoint) dialErrorDetail(ctx context.Context, err error) string {
+	cause := ConnectFailure(ctx, err)
 	var (
 		step    *net.OpError
 		refused *proxyRefusal
@@ -213,13 +285,15 @@ func (a *Aliyun) dialErrorDetail(ctx context.Context, err error) string {
 	switch {
 	case errors.As(err, &refused) || errors.As(err, &step) && (step.Op == "proxyconnect" || strings.HasPrefix(step.Op, "socks")):
 		return "proxy: " + cause
-	case a.transport.Proxy != nil:
+	case e.transport.Proxy != nil:
 		return cause + ", through the proxy"
 	}
 	return cause
 }
 
-func connectFailure(ctx context.Context, err error) string {
+// ConnectFailure returns a fixed text for an error of a transport that NewTransport returned. The text
+// of err itself could contain the URL.
+func ConnectFailure(ctx context.Context, err error) string {
 	var (
 		timeout     net.Error
 		resolution  *net.DNSError
@@ -241,70 +315,4 @@ func connectFailure(ctx context.Context, err error) string {
 		return "connecting took too long"
 	}
 	return "no connection"
-}
-
-// NewRequest returns the signed request for one SMS as sent at now. The nonce must be unique.
-// Only Send uses it in production; it is exported so that test/aliyunsdk can compare it with
-// the official SDK.
-func (a *Aliyun) NewRequest(ctx context.Context, m verify.Message, now time.Time, nonce string) *http.Request {
-	u := *a.endpoint
-	u.RawQuery = "PhoneNumbers=" + aliyunNumber(m.Number) +
-		"&SignName=" + url.QueryEscape(m.SignName) +
-		"&TemplateCode=" + url.QueryEscape(m.TemplateCode) +
-		"&TemplateParam=" + url.QueryEscape(`{"code":"`+m.Code+`"}`)
-	r := (&http.Request{Method: http.MethodPost, URL: &u, Host: u.Host, Header: http.Header{
-		"Accept":                     {"application/json"},
-		"User-Agent":                 {"phone-number-service"},
-		"X-Acs-Action":               {"SendSms"},
-		"X-Acs-Version":              {"2017-05-25"},
-		"X-Acs-Credentials-Provider": {"static_ak"},
-		"X-Acs-Content-Sha256":       {emptyBodySHA256},
-		"X-Acs-Date":                 {now.UTC().Format("2006-01-02T15:04:05Z")},
-		"X-Acs-Signature-Nonce":      {nonce},
-	}}).WithContext(ctx)
-	key := a.key.Load()
-	r.Header["Authorization"] = []string{authorization(r, key.id, key.secret)}
-	return r
-}
-
-const emptyBodySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-// authorization signs r with Aliyun's signature version 3. It covers the path "/", the host, all
-// X-Acs headers, and the query as escaped by url.QueryEscape.
-func authorization(r *http.Request, keyID, keySecret string) string {
-	const algorithm = "ACS3-HMAC-SHA256"
-	var names []string
-	for name := range r.Header {
-		if strings.HasPrefix(name, "X-Acs-") {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names) // the order in lower case is the same
-	headers, signedNames := "host:"+r.Host+"\n", "host"
-	for _, name := range names {
-		lower := strings.ToLower(name)
-		headers += lower + ":" + r.Header[name][0] + "\n"
-		signedNames += ";" + lower
-	}
-	canonical := sha256.Sum256([]byte(r.Method + "\n/\n" +
-		strings.ReplaceAll(r.URL.RawQuery, "+", "%20") + "\n" + // a space; a plus is %2B
-		headers + "\n" + signedNames + "\n" + r.Header.Get("X-Acs-Content-Sha256")))
-	mac := hmac.New(sha256.New, []byte(keySecret))
-	mac.Write([]byte(algorithm + "\n" + hex.EncodeToString(canonical[:])))
-	return algorithm + " Credential=" + keyID + ",SignedHeaders=" + signedNames + ",Signature=" + hex.EncodeToString(mac.Sum(nil))
-}
-
-// aliyunNumber returns n in Aliyun's form: eleven digits in mainland China, country code and
-// number elsewhere.
-func aliyunNumber(n verify.Number) string {
-	if n.Mainland() {
-		return strings.TrimPrefix(string(n), "+86")
-	}
-	digits := strings.TrimPrefix(string(n), "+")
-	if verify.IsMainlandMobile(digits) {
-		// Without a prefix, +1 301 234 5678 would be read as a number in mainland China. The
-		// older of Aliyun's two forms, with 00 before the country code, is unambiguous.
-		return "00" + digits
-	}
-	return digits
 }

@@ -16,7 +16,7 @@ var codeKinds = []struct {
 	kind     verify.SendKind
 	prefixes string
 }{
-	{verify.SendLimited, "BUSINESS_LIMIT_ VALVE: InvalidSendSms"},
+	{verify.SendLimited, "BUSINESS_LIMIT_ VALVE: InvalidSendSms FREQUENCY_FAIL"},
 	{verify.SendBadNumber, "MOBILE_NUMBER_ILLEGAL InvalidRecNum PhoneNumber.Illegal"},
 	{verify.SendNotAttempted, "Throttling QPS_LIMIT_CONTROL"},
 	// The gateway: keys, permissions, our clock.
@@ -29,6 +29,8 @@ var codeKinds = []struct {
 	// The API before 2017: sign name, template, account.
 	{verify.SendRejected, "InvalidSignName InvalidTemplateCode InvalidParamStringTemplate InvalidDayu"},
 	{verify.SendBadRequest, "InvalidParamString"},
+	// PNVS: the account and its sign names and templates.
+	{verify.SendRejected, "FUNCTION_NOT_OPENED FunctionNotSubscribed DataNotFound"},
 	// The international API: account, sign name, template, recipient. List each code: one that
 	// means a failure at Aliyun must stay unknown.
 	{verify.SendRejected, "ACCOUNT_ AMOUNT_NOT_ENOUGH BLACK_KEY_CONTROL_LIMIT CONTENT_MISSING_PARAMETERS CUSTOMER_REFUSED " +
@@ -78,15 +80,19 @@ func ReadReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 		s, _ := fields[field].(string)
 		return s
 	}
-	token := func(field string) string {
-		s := text(field)
+	token := func(s string) string {
 		if !tokenShape.MatchString(s) || containsSecret(s, m.Code) || containsSecret(s, aliyunNumber(m.Number)) {
 			return ""
 		}
 		return s
 	}
 
-	e := &verify.SendError{ProviderCode: token("Code"), RequestID: token("RequestId"), HTTPStatus: status}
+	e := &verify.SendError{ProviderCode: token(text("Code")), RequestID: token(text("RequestId")), HTTPStatus: status}
+	ids := fields
+	if ProductOf(m.TemplateCode) == PNVS {
+		ids, _ = fields["Model"].(map[string]any)
+	}
+	bizID, _ := ids["BizId"].(string)
 	ok := e.ProviderCode == "OK"
 	if ok {
 		e.ProviderCode = "" // OK is not the reason of an error
@@ -98,8 +104,8 @@ func ReadReply(m verify.Message, status int, body []byte) (verify.Receipt, error
 		e.Detail = "empty reply"
 	case malformed:
 		e.Detail = "reply is no JSON object"
-	case ok && status == 200 && text("BizId") != "":
-		return verify.Receipt{BizID: token("BizId"), RequestID: e.RequestID}, nil
+	case ok && status == 200 && bizID != "":
+		return verify.Receipt{BizID: token(bizID), RequestID: e.RequestID}, nil
 	case ok:
 		e.Detail = "OK without HTTP 200 and a BizId"
 	case e.ProviderCode == "":

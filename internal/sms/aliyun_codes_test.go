@@ -78,6 +78,9 @@ func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 			[]int{bad, http.StatusTooManyRequests, broken},
 			[]string{"Throttling", "Throttling.User", "Throttling.Api", "QPS_LIMIT_CONTROL"},
 		},
+		{verify.SendRejected, []int{bad, forbidden}, []string{ // PNVS
+			"FUNCTION_NOT_OPENED", "FunctionNotSubscribed", "DataNotFound", "Forbidden",
+		}},
 		{verify.SendUnknown, []int{ok, bad, http.StatusInternalServerError, http.StatusBadGateway, broken}, []string{
 			"SignatureNonceUsed", "isp.SYSTEM_ERROR", "isp.GATEWAY_ERROR", "SYSTEM_ERROR", "InternalError", "ServiceUnavailable",
 			"ONLINE_BILLING_FAILED", "Unlisted", "InvalidResponse",
@@ -86,17 +89,19 @@ func TestSend_EveryAliyunCodeHasItsKind(t *testing.T) {
 	} {
 		for _, code := range c.codes {
 			for _, status := range c.statuses {
-				t.Run(fmt.Sprint(code, " ", status), func(t *testing.T) {
-					// The text has a number and a code, so it must not be passed on.
-					fake.Next(dysmsapitest.Reply(status, code, "18612345678 493817 触发天级流控"))
-					got := failure(t.Context(), t, a)
-					matches(t, got, verify.SendError{Kind: c.kind, ProviderCode: code, HTTPStatus: status})
-					requests++
-					checkSent(t, fake, 0, requests)
-					if want := fake.RequestIDs()[requests-1]; got.RequestID != want {
-						t.Errorf("got request id %q; want %q", got.RequestID, want)
-					}
-				})
+				for _, m := range []verify.Message{message, pnvsMessage} {
+					t.Run(fmt.Sprint(code, " ", status, " ", ProductOf(m.TemplateCode)), func(t *testing.T) {
+						// The text has a number and a code, so it must not be passed on.
+						fake.Next(dysmsapitest.Reply(status, code, "18612345678 493817 触发天级流控"))
+						got := failureOf(t.Context(), t, a, m)
+						matches(t, got, verify.SendError{Kind: c.kind, ProviderCode: code, HTTPStatus: status})
+						requests++
+						checkSent(t, fake, 0, requests)
+						if want := fake.RequestIDs()[requests-1]; got.RequestID != want {
+							t.Errorf("got request id %q; want %q", got.RequestID, want)
+						}
+					})
+				}
 			}
 		}
 	}
@@ -124,11 +129,15 @@ func TestSend_LimitHasARetryDelay(t *testing.T) {
 		{"isv.VALVE:D_MC", "", 24 * time.Hour},
 		{"VALVE:M", "", time.Minute},
 		{"InvalidSendSms", "触发业务流控", time.Minute},
+		{"FREQUENCY_FAIL", "Check frequency fail.", time.Minute},
 	} {
 		fake := dysmsapitest.New(t)
-		fake.Next(dysmsapitest.Reply(200, c.code, c.message))
-		matches(t, failure(t.Context(), t, sender(t, fake, "")),
-			verify.SendError{Kind: verify.SendLimited, ProviderCode: c.code, HTTPStatus: 200, RetryAfter: c.want})
-		checkSent(t, fake, 0, 1)
+		a := sender(t, fake, "")
+		for _, m := range []verify.Message{message, pnvsMessage} {
+			fake.Next(dysmsapitest.Reply(200, c.code, c.message))
+			matches(t, failureOf(t.Context(), t, a, m),
+				verify.SendError{Kind: verify.SendLimited, ProviderCode: c.code, HTTPStatus: 200, RetryAfter: c.want})
+		}
+		checkSent(t, fake, 0, 2)
 	}
 }

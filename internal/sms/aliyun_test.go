@@ -21,11 +21,15 @@ func sender(t *testing.T, fake *dysmsapitest.Server, endpoint string) *Aliyun {
 	if endpoint == "" {
 		endpoint = fake.URL
 	}
-	a, err := NewAliyun(AliyunConfig{fake.AccessKeyID, fake.AccessKeySecret, endpoint})
+	a, err := NewAliyun(AliyunConfig{
+		Credentials: Credentials{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret},
+		Endpoint:    endpoint, PNVSEndpoint: fake.PNVSURL, CodeTTL: 10*time.Minute + 59*time.Second,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(a.transport.CloseIdleConnections)
+	t.Cleanup(a.endpoints[SMS].transport.CloseIdleConnections)
+	t.Cleanup(a.endpoints[PNVS].transport.CloseIdleConnections)
 	return a
 }
 
@@ -38,7 +42,12 @@ func deadline(t *testing.T, d time.Duration) context.Context {
 // failure sends message, and returns the *SendError, which must contain no secret.
 func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 	t.Helper()
-	receipt, err := a.Send(ctx, message)
+	return failureOf(ctx, t, a, message)
+}
+
+func failureOf(ctx context.Context, t *testing.T, a *Aliyun, m verify.Message) *verify.SendError {
+	t.Helper()
+	receipt, err := a.Send(ctx, m)
 	var e *verify.SendError
 	if !errors.As(err, &e) {
 		t.Fatalf("got receipt %+v and error %v; want a *verify.SendError", receipt, err)
@@ -46,7 +55,7 @@ func failure(ctx context.Context, t *testing.T, a *Aliyun) *verify.SendError {
 	if receipt != (verify.Receipt{}) {
 		t.Errorf("got receipt %+v beside an error; want none", receipt)
 	}
-	for _, secret := range []string{"18612345678", message.Code, message.SignName, a.key.Load().id, a.key.Load().secret, "x-acs", a.endpoint.Host} {
+	for _, secret := range []string{"18612345678", message.Code, message.SignName, a.credentials.Load().AccessKeyID, a.credentials.Load().AccessKeySecret, "x-acs", a.endpoints[SMS].url.Host} {
 		if text := fmt.Sprintf("%s %+v", err, *e); strings.Contains(text, secret) {
 			t.Errorf("got %q in the error %s; want no secret", secret, text)
 		}
@@ -153,7 +162,7 @@ func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 	const want = "ACS3-HMAC-SHA256 Credential=YourAccessKeyId," +
 		"SignedHeaders=host;x-acs-action;x-acs-content-sha256;x-acs-date;x-acs-signature-nonce;x-acs-version," +
 		"Signature=06563a9e1b43f5dfe96b81484da74bceab24a1d853912eee15083a6f0f3283c0"
-	if got := authorization(r, "YourAccessKeyId", "YourAccessKeySecret"); got != want {
+	if got := authorization(r, Credentials{AccessKeyID: "YourAccessKeyId", AccessKeySecret: "YourAccessKeySecret"}); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
@@ -168,9 +177,9 @@ func TestSend_NoncesAreUnique(t *testing.T) {
 	}
 }
 
-func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
+func TestParseEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 	for in, want := range map[string]string{
-		DefaultAliyunEndpoint:                  "https://dysmsapi.aliyuncs.com/",
+		DefaultEndpoint:                        "https://dysmsapi.aliyuncs.com/",
 		"https://dysmsapi.aliyuncs.com/":       "https://dysmsapi.aliyuncs.com/",
 		"https://gateway.example:8443":         "https://gateway.example:8443/",
 		"http://127.0.0.1:8080":                "http://127.0.0.1:8080/",
@@ -192,13 +201,13 @@ func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 		"ftp://127.0.0.1":                      "",
 		"":                                     "",
 	} {
-		u, err := ParseAliyunEndpoint(in)
+		u, err := ParseEndpoint(in)
 		switch {
 		case want == "" && err == nil:
 			t.Errorf("%q: got %v; want an error", in, u)
 		case want != "" && (err != nil || u.String() != want):
 			t.Errorf("%q: got %v, %v; want %s", in, u, err, want)
-		case err != nil && (!strings.Contains(err.Error(), DefaultAliyunEndpoint) || strings.Contains(err.Error(), "password") ||
+		case err != nil && (!strings.Contains(err.Error(), DefaultEndpoint) || strings.Contains(err.Error(), "password") ||
 			strings.Contains(err.Error(), "secret")):
 			t.Errorf("%q: got %q; want the valid form and no part of the input", in, err)
 		}
@@ -206,7 +215,7 @@ func TestParseAliyunEndpoint_RequiresHTTPSUnlessLoopback(t *testing.T) {
 }
 
 func TestNewAliyun_ReportsAllConfigErrors(t *testing.T) {
-	_, err := NewAliyun(AliyunConfig{"", "secret\n", "http://example.com"})
+	_, err := NewAliyun(AliyunConfig{Credentials: Credentials{AccessKeySecret: "secret\n"}, Endpoint: "http://example.com"})
 	if err == nil {
 		t.Fatal("got nil; want three errors")
 	}
@@ -218,8 +227,8 @@ func TestNewAliyun_ReportsAllConfigErrors(t *testing.T) {
 	if strings.Contains(err.Error(), "secret\n") {
 		t.Errorf("got %q; want no part of the secret", err)
 	}
-	a, err := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"})
-	if err != nil || a.endpoint.String() != DefaultAliyunEndpoint+"/" {
+	a, err := NewAliyun(AliyunConfig{})
+	if err != nil || a.endpoints[SMS].url.String() != DefaultEndpoint+"/" || a.endpoints[PNVS].url.String() != DefaultPNVSEndpoint+"/" {
 		t.Errorf("without an endpoint: got %v, %v; want the default", a, err)
 	}
 }

@@ -6,7 +6,8 @@ import (
 )
 
 func BenchmarkNewRequest(b *testing.B) {
-	a, err := NewAliyun(AliyunConfig{AccessKeyID: "LTAI5tTestAccessKeyID", AccessKeySecret: "TestAccessKeySecret0123456789"})
+	key := Credentials{AccessKeyID: "LTAI5tTestAccessKeyID", AccessKeySecret: "TestAccessKeySecret0123456789"}
+	a, err := NewAliyun(AliyunConfig{Credentials: key})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func gateway(t *testing.T, secured bool, reply func(request int) string) *Aliyun
 	t.Cleanup(server.Close)
 	a := sender(t, dysmsapitest.New(t), server.URL)
 	if secured {
-		a.transport.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+		a.endpoints[SMS].transport.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	}
 	return a
 }
@@ -289,13 +289,13 @@ func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
 	}{
 		{"refused", "http://" + closed.Addr().String(), "connection refused", nil},
 		{"untrusted certificate", overTLS(&tls.Config{}), "server certificate not trusted", nil},
-		{"TLS 1.1", old, "no connection", func(a *Aliyun) { a.transport.TLSClientConfig.InsecureSkipVerify = true }},
+		{"TLS 1.1", old, "no connection", func(a *Aliyun) { a.endpoints[SMS].transport.TLSClientConfig.InsecureSkipVerify = true }},
 		{
 			"stalled handshake", "https://" + silent.Addr().String(), "connecting took too long",
-			func(a *Aliyun) { a.transport.TLSHandshakeTimeout = 50 * time.Millisecond },
+			func(a *Aliyun) { a.endpoints[SMS].transport.TLSHandshakeTimeout = 50 * time.Millisecond },
 		},
 		{"deadline in the handshake", "https://" + silent.Addr().String(), "time was up before the request was written", nil},
-		{"unknown host", "https://aliyun.invalid", "host name not resolved", func(a *Aliyun) { a.transport.DialContext = unresolved }},
+		{"unknown host", "https://aliyun.invalid", "host name not resolved", func(a *Aliyun) { a.endpoints[SMS].transport.DialContext = unresolved }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a := sender(t, fake, c.endpoint)
@@ -329,7 +329,7 @@ func TestSend_UsesHTTP1AndExportsTheCertificatesEnd(t *testing.T) {
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	a := sender(t, fake, server.URL)
-	a.transport.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	a.endpoints[SMS].transport.TLSClientConfig.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	if _, err := a.Send(t.Context(), message); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestSend_UsesHTTP1AndExportsTheCertificatesEnd(t *testing.T) {
 		t.Errorf("got %v; want %s", got, want)
 	}
 	var m dto.Metric
-	if err := a.certificate.WithLabelValues().Write(&m); err != nil {
+	if err := a.endpoints[SMS].certificate.WithLabelValues().Write(&m); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := m.GetGauge().GetValue(), float64(server.Certificate().NotAfter.Unix()); got != want {

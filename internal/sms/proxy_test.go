@@ -22,7 +22,7 @@ func setProxy(t *testing.T, values map[string]string) {
 }
 
 func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
-	endpoint, err := ParseAliyunEndpoint(DefaultAliyunEndpoint)
+	endpoint, err := ParseEndpoint(DefaultEndpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
 				strings.Contains(err.Error(), "10.0.0.1") {
 				t.Errorf("%s=%q: got %q; want the variable's name and no part of its value", name, value, err)
 			}
-			if _, again := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"}); again == nil || again.Error() != err.Error() {
+			if _, again := NewAliyun(AliyunConfig{}); again == nil || again.Error() != err.Error() {
 				t.Errorf("%s=%q: NewAliyun: got %v; want %v", name, value, again, err)
 			}
 		}
@@ -76,12 +76,12 @@ func TestProxy_ReadableValueIsUsed(t *testing.T) {
 		"http://phone-proxy.infra.svc.cluster.": "http://phone-proxy.infra.svc.cluster.",
 	} {
 		setProxy(t, map[string]string{"HTTPS_PROXY": value, "https_proxy": "http://other"})
-		a, err := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret"})
+		a, err := NewAliyun(AliyunConfig{})
 		if err != nil {
 			t.Errorf("%s: got %v; want nil", value, err)
 			continue
 		}
-		if got, _ := a.transport.Proxy(nil); got.String() != want {
+		if got, _ := a.endpoints[SMS].transport.Proxy(nil); got.String() != want {
 			t.Errorf("%s: got the proxy %v; want %s", value, got, want)
 		}
 	}
@@ -94,18 +94,18 @@ func TestProxy_IgnoresVariablesOfOtherEndpoints(t *testing.T) {
 		endpoint string
 		env      map[string]string
 	}{
-		{DefaultAliyunEndpoint, map[string]string{"HTTP_PROXY": unreadable, "http_proxy": unreadable}},
-		{DefaultAliyunEndpoint, map[string]string{"HTTPS_PROXY": unreadable, "NO_PROXY": "localhost,.aliyuncs.com"}},
-		{DefaultAliyunEndpoint, map[string]string{"HTTPS_PROXY": unreadable, "no_proxy": "*"}},
+		{DefaultEndpoint, map[string]string{"HTTP_PROXY": unreadable, "http_proxy": unreadable}},
+		{DefaultEndpoint, map[string]string{"HTTPS_PROXY": unreadable, "NO_PROXY": "localhost,.aliyuncs.com"}},
+		{DefaultEndpoint, map[string]string{"HTTPS_PROXY": unreadable, "no_proxy": "*"}},
 		{"https://10.1.2.3:8443", map[string]string{"https_proxy": unreadable, "NO_PROXY": "10.0.0.0/8"}},
 		{"http://127.0.0.1:8080", map[string]string{"HTTPS_PROXY": unreadable, "HTTP_PROXY": unreadable}},
 		{"https://localhost:8080", map[string]string{"HTTPS_PROXY": unreadable}},
 	} {
 		setProxy(t, c.env)
-		a, err := NewAliyun(AliyunConfig{AccessKeyID: "id", AccessKeySecret: "secret", Endpoint: c.endpoint})
+		a, err := NewAliyun(AliyunConfig{Endpoint: c.endpoint, PNVSEndpoint: c.endpoint})
 		if err != nil {
 			t.Errorf("%s, %v: got %v; want nil", c.endpoint, c.env, err)
-		} else if a.transport.Proxy != nil {
+		} else if a.endpoints[SMS].transport.Proxy != nil {
 			t.Errorf("%s, %v: got a proxy; want none", c.endpoint, c.env)
 		}
 	}
@@ -177,7 +177,7 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 			timeout := 10 * time.Second
 			switch c.name {
 			case "unknown name":
-				a.transport.DialContext = unresolved
+				a.endpoints[SMS].transport.DialContext = unresolved
 			case "silent":
 				timeout = 100 * time.Millisecond
 			}

@@ -56,15 +56,16 @@ func TestSend_BrokenConnectionOrReplyIsUnknown(t *testing.T) {
 		{"unlisted code", dysmsapitest.Reply(200, "Surprise", ""), 200, "Surprise"},
 		{"unlisted 4xx", dysmsapitest.Reply(403, "Surprise", ""), 403, "Surprise"},
 	} {
-		for _, accepted := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, accepted %t", c.name, accepted), func(t *testing.T) {
+		for run := range 4 {
+			m, accepted := []verify.Message{message, pnvsMessage}[run/2], run%2 == 1
+			t.Run(fmt.Sprintf("%s, %s, accepted %t", c.name, ProductOf(m.TemplateCode), accepted), func(t *testing.T) {
 				fake := dysmsapitest.New(t)
 				fault, messages := c.fault, 0
 				if accepted {
 					fault, messages = fault.ButAccepted(), 1
 				}
 				fake.Next(fault)
-				got := failure(deadline(t, 10*time.Second), t, sender(t, fake, ""))
+				got := failureOf(deadline(t, 10*time.Second), t, sender(t, fake, ""), m)
 				want := verify.SendError{Kind: verify.SendUnknown, ProviderCode: c.code, HTTPStatus: c.status}
 				if c.name == "truncated" {
 					want.HTTPStatus = map[bool]int{false: 500, true: 200}[accepted]
@@ -109,11 +110,11 @@ func TestSend_RejectionHidesTheGatewaysText(t *testing.T) {
 		want     verify.SendError
 	}{
 		{
-			"wrong secret", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().secret = "wrong" }, 0,
+			"wrong secret", func(_ *dysmsapitest.Server, a *Aliyun) { a.credentials.Load().AccessKeySecret = "wrong" }, 0,
 			verify.SendError{Kind: verify.SendRejected, ProviderCode: "SignatureDoesNotMatch", HTTPStatus: 400},
 		},
 		{
-			"wrong key id", func(_ *dysmsapitest.Server, a *Aliyun) { a.key.Load().id = "wrong" }, 0,
+			"wrong key id", func(_ *dysmsapitest.Server, a *Aliyun) { a.credentials.Load().AccessKeyID = "wrong" }, 0,
 			verify.SendError{Kind: verify.SendRejected, ProviderCode: "InvalidAccessKeyId.NotFound", HTTPStatus: 404},
 		},
 		{

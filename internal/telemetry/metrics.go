@@ -56,9 +56,10 @@ func NewMetrics(version string) *Metrics {
 	}
 	m.calls = histogram("phonenumber_call_duration_seconds", "Duration of calls over all protocols, by method, gRPC status and caller.",
 		[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "method", "status", "caller")
-	m.sends = counter("phonenumber_sends_total", "SMS that Aliyun was asked for, by result.", "result", "aliyun_code", "country", "caller")
-	m.aliyun = histogram("phonenumber_aliyun_duration_seconds", "Duration of a request to Aliyun, by result of the send.",
-		[]float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20}, "result")
+	m.sends = counter("phonenumber_sends_total", "SMS that Aliyun was asked for, by product and result.",
+		"product", "result", "aliyun_code", "country", "caller")
+	m.aliyun = histogram("phonenumber_aliyun_duration_seconds", "Duration of a request to Aliyun, by product and result of the send.",
+		[]float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20}, "product", "result")
 	m.verifications = counter("phonenumber_verifications_total", "Results of Valid. Its caller learns only whether the outcome is match.",
 		"outcome", "country", "caller")
 	m.timeToVerify = histogram("phonenumber_send_to_verification_seconds", "Time from the start of a send to the Valid that matched.",

@@ -67,12 +67,12 @@ func TestMetrics_CountSendsByResultCodeAndCountry(t *testing.T) {
 	}
 	scraped := scrape(t, m)
 	mustHave(t, scraped,
-		`phonenumber_sends_total{aliyun_code="OK",caller="",country="CN",result="accepted"} 1`,
-		`phonenumber_sends_total{aliyun_code="OK",caller="",country="US",result="accepted"} 1`,
-		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",caller="",country="HK",result="limited"} 1`,
-		`phonenumber_sends_total{aliyun_code="none",caller="",country="CN",result="timed_out"} 1`,
-		`phonenumber_sends_total{aliyun_code="none",caller="",country="CN",result="unknown"} 1`,
-		`phonenumber_aliyun_duration_seconds_count{result="accepted"} 2`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="",country="CN",product="sms",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="OK",caller="",country="US",product="sms",result="accepted"} 1`,
+		`phonenumber_sends_total{aliyun_code="isv.BUSINESS_LIMIT_CONTROL",caller="",country="HK",product="sms",result="limited"} 1`,
+		`phonenumber_sends_total{aliyun_code="none",caller="",country="CN",product="sms",result="timed_out"} 1`,
+		`phonenumber_sends_total{aliyun_code="none",caller="",country="CN",product="sms",result="unknown"} 1`,
+		`phonenumber_aliyun_duration_seconds_count{product="sms",result="accepted"} 2`,
 	)
 	if strings.Contains(scraped, "654321") || strings.Contains(scraped, "18600000000") {
 		t.Error("got a code or a number in the metrics, want none")
@@ -91,7 +91,7 @@ func TestMetrics_BoundTheAliyunCodes(t *testing.T) {
 	if got := strings.Count(scraped, "phonenumber_sends_total{"); got != maxAliyunCodes+1 {
 		t.Errorf("got %d series, want %d, and one for all other codes", got, maxAliyunCodes)
 	}
-	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",result="rejected"} %d`, 9*maxAliyunCodes))
+	mustHave(t, scraped, fmt.Sprintf(`phonenumber_sends_total{aliyun_code="other",caller="",country="CN",product="sms",result="rejected"} %d`, 9*maxAliyunCodes))
 }
 
 func TestMetrics_CountVerificationsByOutcome(t *testing.T) {
@@ -167,7 +167,7 @@ func TestMetrics_DropRemovedCallers(t *testing.T) {
 		mustHave(t, scraped,
 			`phonenumber_call_duration_seconds_count{caller="`+kept+`",method="Valid",status="OK"} 1`,
 			`phonenumber_verifications_total{caller="`+kept+`",country="CN",outcome="no_code"} 1`,
-			`phonenumber_sends_total{aliyun_code="OK",caller="`+kept+`",country="CN",result="accepted"} 1`)
+			`phonenumber_sends_total{aliyun_code="OK",caller="`+kept+`",country="CN",product="sms",result="accepted"} 1`)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	grpccodes "google.golang.org/grpc/codes"
 
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -126,9 +127,12 @@ func (i instrumentedSender) Send(ctx context.Context, m verify.Message) (verify.
 		safeErr = sendErr
 		result, code, requestID = sendErr.Kind.String(), cmp.Or(sendErr.ProviderCode, "none"), sendErr.RequestID
 	}
-	i.Metrics.sends.WithLabelValues(result, i.Metrics.aliyunCodes.value(code), numberplan.Country(m.Number), i.Metrics.caller(ctx)).Inc()
-	i.Metrics.aliyun.WithLabelValues(result).Observe(step.took().Seconds())
-	step.end(result, safeErr, slog.String("aliyun_code", code), slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
+	product := string(sms.ProductOf(m.TemplateCode))
+	i.Metrics.sends.WithLabelValues(
+		product, result, i.Metrics.aliyunCodes.value(code), numberplan.Country(m.Number), i.Metrics.caller(ctx)).Inc()
+	i.Metrics.aliyun.WithLabelValues(product, result).Observe(step.took().Seconds())
+	step.end(result, safeErr, slog.String("product", product), slog.String("aliyun_code", code),
+		slog.String("request_id", requestID), slog.String("biz_id", receipt.BizID))
 	return receipt, err
 }
 

@@ -409,7 +409,8 @@ func (d *driver) send(ctx context.Context, fault aliyunFault) *send {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	begun := d.now()
-	_, err := d.clients[replica].SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: n.text, Signature: s.signName, TemplateCode: "SMS_1"})
+	template := []string{"SMS_1", "100001"}[d.random.IntN(2)] // of either product
+	_, err := d.clients[replica].SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: n.text, Signature: s.signName, TemplateCode: template})
 	end := d.now()
 	n.mu.Lock()
 	s.begun, s.end, s.outcome, s.replica = begun, end, outcomeOf(err), d.name(replica)

@@ -1,6 +1,6 @@
-// Package dysmsapitest is a fake of Aliyun's SMS gateway for tests. It checks every request as
-// Aliyun does, has Aliyun's limits, fails as real networks fail, and records the messages that
-// it accepted.
+// Package dysmsapitest is a fake of Aliyun's gateways for SMS for tests: of the product SMS
+// (dysmsapi) and of PNVS (dypnsapi). It checks every request as Aliyun does, has Aliyun's limits,
+// fails as real networks fail, and records the messages that it accepted.
 package dysmsapitest
 
 import (
@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -27,20 +28,31 @@ type Accepted struct {
 	SignName     string
 	TemplateCode string
 	Code         string
+	Minutes      string // lifetime of the code; only of PNVS
 	BizID        string
 	At           time.Time
 }
 
-// A Server listens on a loopback address until its test ends. Its client may be another process.
-// It is also an http.Handler, for another listener.
+// Issued are credentials that the gateways accept until they expire.
+type Issued struct {
+	AccessKeySecret string
+	SecurityToken   string    // "" for an access key
+	Expires         time.Time // zero for never
+}
+
+// A Server listens on a loopback address for each product until its test ends. Its client may be
+// another process. It is also an http.Handler of the product SMS, for another listener.
 type Server struct {
 	URL             string
+	PNVSURL         string
 	AccessKeyID     string
 	AccessKeySecret string
 
 	mu          sync.Mutex
 	now         func() time.Time
 	limited     bool
+	issuer      func(accessKeyID string) (Issued, bool)
+	variable    string   // of the code in a template of the product SMS
 	signNames   []string // nil: any
 	templates   []string // nil: any
 	next        []Fault
@@ -59,25 +71,47 @@ type Server struct {
 // New starts a Server that accepts any well-formed message and has no limits.
 func New(t testing.TB) *Server {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &Server{
-		URL:             "http://" + listener.Addr().String(),
 		AccessKeyID:     "LTAI5tTestAccessKeyID",
 		AccessKeySecret: "TestAccessKeySecret0123456789",
 		now:             time.Now,
+		variable:        "code",
 		nonces:          map[string]bool{},
 		always:          healthy(),
 		signed:          map[string]Fault{},
 		arrived:         func(Accepted) {},
 		unsent:          func(_, _, _ string) {},
 	}
-	server := &http.Server{Handler: s}
+	s.issuer = func(accessKeyID string) (Issued, bool) {
+		return Issued{AccessKeySecret: s.AccessKeySecret}, accessKeyID == s.AccessKeyID
+	}
+	s.URL = s.listen(t, s)
+	s.PNVSURL = s.listen(t, s.PNVS())
+	return s
+}
+
+// listen serves handler on a loopback address until the test ends, and returns its URL.
+func (s *Server) listen(t testing.TB, handler http.Handler) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: handler}
 	go server.Serve(countingListener{listener, s})
 	t.Cleanup(func() { server.Close() })
-	return s
+	return "http://" + listener.Addr().String()
+}
+
+// PNVS returns the handler of the product PNVS, for another listener.
+func (s *Server) PNVS() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, "SendSmsVerifyCode", s.submitPNVS) })
+}
+
+// SetIssuer makes the gateways accept the credentials that issuer returns, in place of the access
+// key.
+func (s *Server) SetIssuer(issuer func(accessKeyID string) (Issued, bool)) {
+	s.set(func() { s.issuer = issuer })
 }
 
 // AllowSign makes the server reject every other sign name.
@@ -86,8 +120,11 @@ func (s *Server) AllowSign(names ...string) { s.set(func() { s.signNames = names
 // AllowTemplate makes the server reject every other template code.
 func (s *Server) AllowTemplate(codes ...string) { s.set(func() { s.templates = codes }) }
 
-// Limits turns on the limits of mainland numbers: for each sign name and number
-// one SMS a minute, five an hour, ten a day, rolling.
+// SetVariable sets the name of the variable in the templates of the product SMS.
+func (s *Server) SetVariable(name string) { s.set(func() { s.variable = name }) }
+
+// Limits turns on the limits of mainland numbers: for each sign name and number one SMS a minute,
+// five an hour, ten a day, rolling. PNVS has the first and the last, in its own words.
 func (s *Server) Limits(on bool) { s.set(func() { s.limited = on }) }
 
 // SetClock sets the clock of the limits and of Accepted.At. The date of a request
@@ -172,10 +209,14 @@ func (s *Server) take() Fault {
 // ServeHTTP checks every request as the gateway does, with any fault, so that no test passes
 // with a request that Aliyun would reject.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.serve(w, r, "SendSms", s.submit)
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, action string, submit func(url.Values) reply) {
 	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // a truncated body fails the hash check
 	s.mu.Lock()
 	fault := s.take()
-	params, a := s.checkGateway(r, body)
+	params, a := s.checkGateway(r, body, action)
 	rejected := a.Code != ""
 	if f, ok := s.signed[params.Get("SignName")]; ok && !rejected {
 		fault = f
@@ -185,7 +226,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case rejected:
 	case fault.accepts:
-		a = s.submit(params)
+		a = submit(params)
 	default:
 		a = reply{Status: 500, Code: "isp.SYSTEM_ERROR"}
 	}
@@ -208,13 +249,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault.act(w, r, a)
 }
 
-// A reply is the reply of the gateway (4xx, 5xx) or of the SMS service (200).
+// A reply is the reply of the gateway (4xx, 5xx) or of a product.
 type reply struct {
 	Status    int `json:"-"`
 	Code      string
 	Message   string
 	RequestID string `json:"RequestId"`
-	BizID     string `json:"BizId,omitempty"`
+	BizID     string `json:"BizId,omitempty"` // of the product SMS
+	Model     *model `json:",omitempty"`      // of PNVS
+	Success   *bool  `json:",omitempty"`
+}
+
+type model struct {
+	BizID string `json:"BizId"`
 }
 
 func (a reply) write(w http.ResponseWriter) {
@@ -236,11 +283,13 @@ func isv(code, message string) reply {
 var (
 	mainland     = regexp.MustCompile(`^(?:\+|\+?86|0086)?(1[3-9][0-9]{9})$`)
 	abroad       = regexp.MustCompile(`^(?:00)?[1-9][0-9]{6,14}$`)
+	mainlandOnly = regexp.MustCompile(`^1[3-9][0-9]{9}$`)
 	templateCode = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+	pnvsTemplate = regexp.MustCompile(`^[0-9]{6}$`)
 	verification = regexp.MustCompile(`^[0-9A-Za-z]{4,6}$`)
 )
 
-// submit is the SMS service behind the gateway. Aliyun accepts up to 1,000 numbers, separated by
+// submit is the product SMS behind the gateway. Aliyun accepts up to 1,000 numbers, separated by
 // commas. The fake accepts one: a verification code has one recipient.
 func (s *Server) submit(params url.Values) reply {
 	names := []string{"PhoneNumbers", "SignName", "TemplateCode", "TemplateParam"}
@@ -251,11 +300,8 @@ func (s *Server) submit(params url.Values) reply {
 	}
 	var variables map[string]any
 	err := json.Unmarshal([]byte(params.Get("TemplateParam")), &variables)
-	code, isString := variables["code"].(string)
-	m := Accepted{
-		params.Get("PhoneNumbers"), params.Get("SignName"), params.Get("TemplateCode"), code,
-		fmt.Sprintf("%018d^0", rand.N(int64(1e18))), s.now(),
-	}
+	code, isString := variables[s.variable].(string)
+	m := s.message(params, "PhoneNumbers", code)
 	switch {
 	case len(params) > len(names) || len(slices.Concat(slices.Collect(maps.Values(params))...)) > len(names):
 		return isv("INVALID_PARAMETERS", "参数异常")
@@ -269,7 +315,7 @@ func (s *Server) submit(params url.Values) reply {
 		return isv("SMS_TEMPLATE_ILLEGAL", "短信模板不合法")
 	case err != nil:
 		return isv("INVALID_JSON_PARAM", "JSON参数不合法，只接受字符串值")
-	case variables["code"] == nil:
+	case variables[s.variable] == nil:
 		return isv("TEMPLATE_MISSING_PARAMETERS", "模板缺少变量")
 	case len(variables) != 1 || !isString || !verification.MatchString(code):
 		return isv("TEMPLATE_PARAMS_ILLEGAL", "模板变量里包含非法关键字")
@@ -281,6 +327,58 @@ func (s *Server) submit(params url.Values) reply {
 	}
 	s.accepted = append(s.accepted, m)
 	return reply{Status: http.StatusOK, Code: "OK", Message: "OK", BizID: m.BizID}
+}
+
+// message returns the message of a request.
+func (s *Server) message(params url.Values, number, code string) Accepted {
+	return Accepted{
+		PhoneNumber: params.Get(number), SignName: params.Get("SignName"), TemplateCode: params.Get("TemplateCode"), Code: code,
+		BizID: fmt.Sprintf("%018d^0", rand.N(int64(1e18))), At: s.now(),
+	}
+}
+
+// submitPNVS is the product PNVS behind the gateway. It accepts only a code of the client, with its
+// lifetime in whole minutes: with ##code## Aliyun would make the code itself.
+func (s *Server) submitPNVS(params url.Values) reply {
+	names := []string{"PhoneNumber", "SignName", "TemplateCode", "TemplateParam"}
+	for _, name := range names {
+		if params.Get(name) == "" {
+			return reply{Status: 400, Code: "Missing" + name, Message: name + " is mandatory for this action."}
+		}
+	}
+	bad := func(code, message string) reply {
+		return reply{Status: 400, Code: code, Message: message, Success: new(bool)}
+	}
+	var variables map[string]any
+	err := json.Unmarshal([]byte(params.Get("TemplateParam")), &variables)
+	code, _ := variables["code"].(string)
+	m := s.message(params, "PhoneNumber", code)
+	m.Minutes, _ = variables["min"].(string)
+	minutes, notANumber := strconv.Atoi(m.Minutes)
+	switch {
+	case len(params) > len(names) || len(slices.Concat(slices.Collect(maps.Values(params))...)) > len(names):
+		return bad("isv.INVALID_PARAMETERS", "参数异常")
+	case !mainlandOnly.MatchString(m.PhoneNumber):
+		return bad("isv.MOBILE_NUMBER_ILLEGAL", "非法手机号")
+	case !utf8.ValidString(m.SignName) || s.signNames != nil && !slices.Contains(s.signNames, m.SignName):
+		return bad("isv.SMS_SIGNATURE_ILLEGAL", "短信签名不合法")
+	case !pnvsTemplate.MatchString(m.TemplateCode) || s.templates != nil && !slices.Contains(s.templates, m.TemplateCode):
+		return bad("DataNotFound", "The template does not exist.")
+	case err != nil || len(variables) != 2 || !verification.MatchString(code) ||
+		notANumber != nil || minutes < 1 || strconv.Itoa(minutes) != m.Minutes:
+		return bad("isv.TEMPLATE_PARAMS_ILLEGAL", "模板变量里包含非法关键字")
+	}
+	if s.limited {
+		switch text := s.overLimit(m); {
+		case strings.Contains(text, "分钟级"):
+			return bad("FREQUENCY_FAIL", "Check frequency fail.")
+		case strings.Contains(text, "天级"):
+			return bad("BUSINESS_LIMIT_CONTROL", "The number has exceeded the limit for the day.")
+		}
+	}
+	s.accepted = append(s.accepted, m)
+	success := true
+	return reply{Status: http.StatusOK, Code: "OK", Message: "成功", Success: &success, Model: &model{BizID: m.BizID}}
 }
 
 // overLimit returns the text of the first limit that m exceeds, or "".

@@ -34,13 +34,13 @@ func TestSignature_MatchesAliyunsPublishedExample(t *testing.T) {
 // A call is one request to the fake. It is valid, unless a test changes it before or after it is
 // signed.
 type call struct {
-	method, path, rawQuery, body, keyID, secret string
-	header                                      http.Header
+	url, method, path, rawQuery, body, keyID, secret string
+	header                                           http.Header
 }
 
 func validCall(s *Server) *call {
 	return &call{
-		method: "POST", path: "/", keyID: s.AccessKeyID, secret: s.AccessKeySecret,
+		url: s.URL, method: "POST", path: "/", keyID: s.AccessKeyID, secret: s.AccessKeySecret,
 		rawQuery: query("18612345678", "测试 签名", "SMS_1", `{"code":"493817"}`),
 		header: http.Header{
 			"X-Acs-Action":          {"SendSms"},
@@ -56,8 +56,8 @@ func query(number, signName, template, param string) string {
 	return url.Values{"PhoneNumbers": {number}, "SignName": {signName}, "TemplateCode": {template}, "TemplateParam": {param}}.Encode()
 }
 
-func (c *call) sign(s *Server) {
-	r := &http.Request{Host: strings.TrimPrefix(s.URL, "http://"), Header: c.header}
+func (c *call) sign() {
+	r := &http.Request{Host: strings.TrimPrefix(c.url, "http://"), Header: c.header}
 	params, _ := url.ParseQuery(c.rawQuery)
 	signed := headersToSign(r)
 	canonical := canonicalRequest(c.method, params, signed, fmt.Sprintf("%x", sha256.Sum256([]byte(c.body))))
@@ -65,9 +65,9 @@ func (c *call) sign(s *Server) {
 	c.header.Set("Authorization", fmt.Sprintf("ACS3-HMAC-SHA256 Credential=%s,SignedHeaders=%s,Signature=%s", c.keyID, names[len(names)-2], signature(c.secret, canonical)))
 }
 
-func (c *call) send(t *testing.T, s *Server) (int, reply) {
+func (c *call) send(t *testing.T) (int, reply) {
 	t.Helper()
-	r, err := http.NewRequest(c.method, s.URL+c.path+"?"+c.rawQuery, strings.NewReader(c.body))
+	r, err := http.NewRequest(c.method, c.url+c.path+"?"+c.rawQuery, strings.NewReader(c.body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,9 +130,9 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 			s := New(t)
 			c := validCall(s)
 			x.before(c)
-			c.sign(s)
+			c.sign()
 			x.after(c)
-			status, a := c.send(t, s)
+			status, a := c.send(t)
 			if status != x.status || a.Code != x.code {
 				t.Errorf("got HTTP %d %s; want %d %s", status, a.Code, x.status, x.code)
 			}
@@ -149,9 +149,9 @@ func TestServer_AcceptsOnlyValidRequests(t *testing.T) {
 func TestServer_AcceptsANonceOnce(t *testing.T) {
 	s := New(t)
 	c := validCall(s)
-	c.sign(s)
-	c.send(t, s)
-	if status, a := c.send(t, s); status != 400 || a.Code != "SignatureNonceUsed" || len(s.Accepted()) != 1 {
+	c.sign()
+	c.send(t)
+	if status, a := c.send(t); status != 400 || a.Code != "SignatureNonceUsed" || len(s.Accepted()) != 1 {
 		t.Errorf("the same request again: got HTTP %d %s and %d messages; want 400 SignatureNonceUsed and 1", status, a.Code, len(s.Accepted()))
 	}
 }
@@ -193,8 +193,8 @@ func TestServer_AcceptsOneCodeToOneNumber(t *testing.T) {
 		s.AllowTemplate("SMS_1", "SMS-1")
 		c := validCall(s)
 		c.rawQuery = x.rawQuery
-		c.sign(s)
-		if status, a := c.send(t, s); status != x.status || a.Code != x.code {
+		c.sign()
+		if status, a := c.send(t); status != x.status || a.Code != x.code {
 			t.Errorf("%s: got HTTP %d %s; want %d %s", x.rawQuery, status, a.Code, x.status, x.code)
 		}
 		if want := map[bool]int{true: 1}[x.code == "OK"]; len(s.Accepted()) != want {
@@ -212,8 +212,8 @@ func TestServer_LimitsUseRollingWindows(t *testing.T) {
 		t.Helper()
 		c := validCall(s)
 		c.rawQuery = query(number, name, "SMS_1", `{"code":"493817"}`)
-		c.sign(s)
-		if _, a := c.send(t, s); a.Message != want {
+		c.sign()
+		if _, a := c.send(t); a.Message != want {
 			t.Errorf("%s, %s at %v: got %q; want %q", number, name, now, a.Message, want)
 		}
 	}

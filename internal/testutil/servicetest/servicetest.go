@@ -42,7 +42,7 @@ func Build(root string, flags ...string) (string, error) {
 // Environment returns the variables that serve needs.
 func Environment(fake *dysmsapitest.Server, dsn string) []string {
 	return []string{
-		"DATA_SOURCE_NAME=" + dsn, "ALIYUN_ENDPOINT=" + fake.URL,
+		"DATA_SOURCE_NAME=" + dsn, "ALIYUN_ENDPOINT=" + fake.URL, "ALIYUN_PNVS_ENDPOINT=" + fake.PNVSURL,
 		"ALIYUN_ACCESS_KEY_ID=" + fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET=" + fake.AccessKeySecret,
 		"PHONENUMBER_DRAIN_DELAY=0s",
 	}
