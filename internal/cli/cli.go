@@ -31,6 +31,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/dev"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole"
 	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 )
@@ -79,7 +80,8 @@ func Main(version string) {
 // vars are the values for ${…} in the tags of settings.
 var vars = kong.Vars{
 	"aliyun_endpoint": sms.DefaultEndpoint, "aliyun_pnvs_endpoint": sms.DefaultPNVSEndpoint, "template_variable": sms.DefaultVariable,
-	"failure_kinds": strings.Join(dev.FailureKinds(), ", "),
+	"aliyun_sts_endpoint": ramrole.DefaultSTSEndpoint,
+	"failure_kinds":       strings.Join(dev.FailureKinds(), ", "),
 }
 
 // process has the values of the process that commands use. Its stdout and stderr are writers that

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"reflect"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/reload"
 	"github.com/liulinhuai/phone-number-service/internal/server"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole"
 	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -31,7 +33,10 @@ const (
 	closeTimeout  = 5 * time.Second // for the purge, the last traces and the database
 )
 
-type serveCommand struct {
+type serveCommand struct{ serveSettings }
+
+// serveSettings are the settings of serve.
+type serveSettings struct {
 	config.Config
 	config.Aliyun
 	DatabaseConnections int `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" min:"1" max:"1000" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
@@ -40,51 +45,117 @@ type serveCommand struct {
 func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	s, err := newService(p, c.Config)
 	defer s.logHandler.Flush() // last: the other deferred calls log
-	var reader config.SecretReader
-	secrets, secretsErr := reader.Read()
-	dsn := secrets[config.DataSourceName]
-	db, dbErr := openStore(dsn)
-	errs = append(errs, err, secretsErr, dbErr)
+	up, setupErr := c.setUp()
+	if err := config.Join(append(errs, err, setupErr)...); err != nil {
+		return err
+	}
+	db, aliyun := up.db, up.aliyun
+	keys, _ := config.Keys(up.secrets) // Read has checked them
+	return s.serve(ctx, db, keys, aliyun, func(v *verify.Verifier, metrics *telemetry.Metrics) {
+		metrics.Register(aliyun.Collectors()...)
+		provider := accessKey(up.secrets).Provider
+		if up.role != nil {
+			provider = up.role.Provider()
+			renewer := ramrole.NewRenewer(up.role, aliyun.ReplaceCredentials, s.log)
+			aliyun.OnExpired = renewer.Expired
+			metrics.Register(renewer.Collectors()...)
+			go renewer.Run(ctx)
+		}
+		s.log.Info("using Aliyun credentials", "provider", provider)
+		if config.SecretsInFiles() {
+			r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
+			go reload.Watcher{Kind: "secrets", Read: up.reader.Read, Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, up.secrets)
+		}
+	})
+}
+
+// A setup has the systems that the settings of serve name, before any of them is used.
+type setup struct {
+	reader  config.SecretReader
+	secrets map[string]string
+	db      *store.DB      // nil if its name is wrong
+	aliyun  *sms.Aliyun    // nil if a setting of it is wrong
+	role    ramrole.Source // nil if the credentials are an access key
+}
+
+// setUp returns the systems, and all errors of the settings.
+func (c *serveSettings) setUp() (*setup, error) {
+	s := &setup{reader: config.SecretReader{Role: c.Role.Wanted()}}
+	secrets, err := s.reader.Read()
+	s.secrets = secrets
+	errs := []error{err}
+	dsn := s.secrets[config.DataSourceName]
+	if s.db, err = openStore(dsn); s.db != nil {
+		s.db.LimitConnections(c.DatabaseConnections)
+	}
+	errs = append(errs, err)
 	if dsn == "sqlite::memory:" {
 		errs = append(errs, fmt.Errorf("DATA_SOURCE_NAME is %s, which loses every code at a restart; it must be a file, such as sqlite:/path/to/file.db (dev needs none)", dsn))
 	}
 	if os.Getenv("PHONENUMBER_FAIL_SENDS") != "" {
 		errs = append(errs, errors.New("PHONENUMBER_FAIL_SENDS is for dev alone"))
 	}
-	aliyun, err := newAliyun(c, secrets)
-	if err := config.Join(append(errs, err)...); err != nil {
-		return err
-	}
-	db.LimitConnections(c.DatabaseConnections)
-	keys, _ := config.Keys(secrets) // Read has checked them
-	return s.serve(ctx, db, keys, aliyun, func(v *verify.Verifier, metrics *telemetry.Metrics) {
-		metrics.Register(aliyun.Collectors()...)
-		if config.SecretsInFiles() {
-			r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
-			go reload.Watcher{Kind: "secrets", Read: reader.Read, Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, secrets)
-		}
-	})
+	s.aliyun, s.role, err = newAliyun(c, s.secrets)
+	return s, errors.Join(append(errs, err)...)
 }
 
-func newAliyun(c *serveCommand, secrets map[string]string) (*sms.Aliyun, error) {
+// newAliyun returns the Sender, and the source of its credentials, which is nil if they are an access
+// key.
+func newAliyun(c *serveSettings, secrets map[string]string) (*sms.Aliyun, ramrole.Source, error) {
 	var errs []error
-	for _, setting := range [][2]string{
-		{"--aliyun-endpoint (ALIYUN_ENDPOINT)", c.Endpoint}, {"--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT)", c.PNVSEndpoint},
-	} {
-		if _, err := sms.ParseEndpoint(setting[1]); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", setting[0], err))
+	endpoint := func(setting, address string) *url.URL {
+		u, err := sms.ParseEndpoint(address)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", setting, err)
 		}
+		errs = append(errs, err)
+		return u
+	}
+	endpoint("--aliyun-endpoint (ALIYUN_ENDPOINT)", c.Endpoint)
+	endpoint("--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT)", c.PNVSEndpoint)
+	var source ramrole.Source
+	switch {
+	case config.HasAccessKey():
+	case c.Role.ByOIDC():
+		sts := endpoint("--aliyun-sts-endpoint (ALIYUN_STS_ENDPOINT)", c.Role.STSEndpoint)
+		errs = append(errs, c.Role.Check())
+		if err := errors.Join(errs...); err != nil {
+			return nil, nil, err
+		}
+		transport, err := sms.NewTransport(sts)
+		if err != nil {
+			return nil, nil, err
+		}
+		source = ramrole.OIDC{
+			RoleARN: c.Role.ARN, ProviderARN: c.Role.ProviderARN, TokenFile: c.Role.TokenFile, SessionName: c.Role.SessionName,
+			Endpoint: sts, Transport: transport,
+		}
+	case c.Role.InstanceRole != "":
+		source = ramrole.ECS{Role: c.Role.InstanceRole, Endpoint: ramrole.DefaultMetadataEndpoint}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	key := sms.Credentials{AccessKeyID: secrets[config.AccessKeyID], AccessKeySecret: secrets[config.AccessKeySecret]}
+	key := accessKey(secrets)
 	if key.AccessKeyID == "" || key.AccessKeySecret == "" {
-		key = sms.Credentials{} // SecretReader reports it
+		key = sms.Credentials{} // SecretReader reports it if there is no role
 	}
-	return sms.NewAliyun(sms.AliyunConfig{
+	aliyun, err := sms.NewAliyun(sms.AliyunConfig{
 		Credentials: key, Endpoint: c.Endpoint, PNVSEndpoint: c.PNVSEndpoint, Variable: c.TemplateVariable, CodeTTL: c.CodeTTL,
 	})
+	return aliyun, source, err
+}
+
+// accessKey returns the credentials among the secrets.
+func accessKey(secrets map[string]string) sms.Credentials {
+	c := sms.Credentials{
+		AccessKeyID: secrets[config.AccessKeyID], AccessKeySecret: secrets[config.AccessKeySecret], SecurityToken: secrets[config.SecurityToken],
+		Provider: "static_ak",
+	}
+	if c.SecurityToken != "" {
+		c.Provider = "static_sts"
+	}
+	return c
 }
 
 // secretReloader applies changed secrets to the running service.
@@ -97,9 +168,11 @@ type secretReloader struct {
 
 // apply applies all secrets or none: the steps that can fail come first.
 func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) error {
-	key := sms.Credentials{AccessKeyID: now[config.AccessKeyID], AccessKeySecret: now[config.AccessKeySecret]}
-	if err := key.Check(); err != nil {
-		return err
+	key := accessKey(now)
+	if config.HasAccessKey() {
+		if err := key.Check(); err != nil {
+			return err
+		}
 	}
 	if dsn := now[config.DataSourceName]; dsn != before[config.DataSourceName] {
 		if err := r.db.ReplaceDSN(ctx, dsn); err != nil {
@@ -115,13 +188,26 @@ func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) er
 		r.keys = next
 		r.verifier.ReplaceKeys(next)
 	}
+	if !config.HasAccessKey() {
+		return nil // a role's credentials are no secrets of the settings
+	}
 	return r.aliyun.ReplaceCredentials(key)
 }
 
-// stableSecretReads returns how many identical reads a change of secrets needs. If one half of the
-// access key changed, the other half may change soon.
+// stableSecretReads returns how many identical reads a change of secrets needs. If only a part of the
+// access key changed, the rest may change soon.
 func stableSecretReads(before, now reload.Files) int {
-	if (now[config.AccessKeyID] != before[config.AccessKeyID]) != (now[config.AccessKeySecret] != before[config.AccessKeySecret]) {
+	parts := []string{config.AccessKeyID, config.AccessKeySecret}
+	if before[config.SecurityToken]+now[config.SecurityToken] != "" {
+		parts = append(parts, config.SecurityToken)
+	}
+	changed := 0
+	for _, name := range parts {
+		if now[name] != before[name] {
+			changed++
+		}
+	}
+	if changed > 0 && changed < len(parts) {
 		return 15
 	}
 	return 0
@@ -140,7 +226,9 @@ func (c *devCommand) Run(ctx context.Context, p process, errs []error) error {
 	s, err := newService(p, c.Config)
 	defer s.logHandler.Flush() // last: the other deferred calls log
 	errs = append(errs, err)
-	for _, name := range []string{config.AccessKeyID, config.AccessKeySecret} {
+	for _, name := range []string{
+		config.AccessKeyID, config.AccessKeySecret, config.SecurityToken, "ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_ECS_METADATA",
+	} {
 		if !c.IgnoreCredentials && os.Getenv(name)+os.Getenv(name+"_FILE") != "" {
 			errs = append(errs, fmt.Errorf("%s is set, so this may be production, where dev would show every code; use serve, or dev --ignore-credentials", name))
 		}
@@ -236,12 +324,21 @@ func (s service) serve(
 	serveCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	background.Go(func() { db.RunPurge(serveCtx, s.settings.Retention, s.log) })
+	ready := func(ctx context.Context) error {
+		if err := db.Ready(ctx); err != nil {
+			return fmt.Errorf("the database cannot be used: %w", err)
+		}
+		if aliyun, ok := sender.(*sms.Aliyun); ok {
+			return aliyun.Ready()
+		}
+		return nil
+	}
 	metricsAt := "nowhere"
 	if metricsListener != nil {
 		metricsAt = metricsListener.Addr().String()
 	}
 	serverConfig := server.Config{
-		Listener: listener, Verifier: v, Numbers: numbers, Ready: db.Ready, DrainDelay: s.settings.DrainDelay, Limits: s.settings.Limits,
+		Listener: listener, Verifier: v, Numbers: numbers, Ready: ready, DrainDelay: s.settings.DrainDelay, Limits: s.settings.Limits,
 		TLS: s.access.tls, Authenticate: s.access.authenticator(), Origins: s.access.CORSOrigins, Reflection: s.access.Reflection == "on",
 		Version: s.version, Telemetry: tel, Metrics: metricsListener,
 	}

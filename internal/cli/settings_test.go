@@ -92,13 +92,27 @@ func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 		},
 		{"a proxy in quotes", []string{`https_proxy="http://10.0.0.1:3128"`}, nil, []string{"https_proxy must be http://HOST:PORT", "ALIYUN_ACCESS_KEY_ID is missing"}},
 		{
-			"a wrong endpoint and variable",
-			[]string{"ALIYUN_PNVS_ENDPOINT=http://sms.example", "PHONENUMBER_TEMPLATE_VARIABLE=${code}"},
+			"wrong endpoints, variable and role",
+			[]string{
+				"ALIYUN_PNVS_ENDPOINT=http://sms.example", "PHONENUMBER_TEMPLATE_VARIABLE=${code}", "ALIBABA_CLOUD_ECS_METADATA=a/b",
+				"ALIYUN_STS_ENDPOINT=sts", "ALIBABA_CLOUD_ROLE_ARN=hunt",
+			},
 			nil,
 			[]string{
 				"--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT): the Aliyun endpoint must be https://HOST",
 				`--template-variable (PHONENUMBER_TEMPLATE_VARIABLE) is "${code}"; it must be the name of the template's variable`,
+				`--ecs-role (ALIBABA_CLOUD_ECS_METADATA) is "a/b"; it must be a name of 2 to 64 letters`,
+				"--aliyun-sts-endpoint (ALIYUN_STS_ENDPOINT): the Aliyun endpoint must be https://HOST",
+				`ALIBABA_CLOUD_ROLE_ARN is "hunt"; it must be acs:ram::ACCOUNT:role/NAME`,
+				"ALIBABA_CLOUD_OIDC_PROVIDER_ARN and ALIBABA_CLOUD_OIDC_TOKEN_FILE are missing",
+				"PHONENUMBER_CODE_KEY is missing: with temporary credentials",
 			},
+		},
+		{
+			"a role for dev",
+			[]string{"ALIBABA_CLOUD_ROLE_ARN=acs:ram::1:role/r"},
+			[]string{"dev"},
+			[]string{"ALIBABA_CLOUD_ROLE_ARN is set, so this may be production"},
 		},
 		{
 			"two data source names",

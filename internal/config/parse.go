@@ -94,6 +94,8 @@ func decode(text string, setting *kong.Value, field any) error {
 			valid, want = numberplan.KnownRegion(text), "an ISO 3166 code in capitals, such as CN or SG"
 		case tag.Type == "variable":
 			valid, want = variableName.MatchString(text), "the name of the template's variable, letters, digits and underscores, such as code"
+		case tag.Type == "session":
+			valid, want = sessionName.MatchString(text), "a name of 2 to 64 letters, digits and . @ _ -"
 		case tag.Type == "address":
 			_, port, err := net.SplitHostPort(text)
 			_, portErr := strconv.ParseUint(port, 10, 16)
@@ -106,7 +108,10 @@ func decode(text string, setting *kong.Value, field any) error {
 	return fmt.Errorf("%s is %q; it must be %s", name, text, want)
 }
 
-var variableName = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+var (
+	variableName = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
+	sessionName  = regexp.MustCompile(`^[A-Za-z0-9.@_-]{2,64}$`)
+)
 
 const envPrefix = "PHONENUMBER_"
 

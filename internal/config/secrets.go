@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -17,6 +18,7 @@ const (
 	DataSourceName  = "DATA_SOURCE_NAME"
 	AccessKeyID     = "ALIYUN_ACCESS_KEY_ID"
 	AccessKeySecret = "ALIYUN_ACCESS_KEY_SECRET" //nolint:gosec // a name
+	SecurityToken   = "ALIYUN_SECURITY_TOKEN"    //nolint:gosec // a name; of a temporary access key
 	CodeKey         = "PHONENUMBER_CODE_KEY"     // unset to derive one from AccessKeySecret
 
 	// The original service's README spells DATA_SOURCE_NAME both ways.
@@ -25,6 +27,7 @@ const (
 
 // SecretReader reads secrets. Its zero value is ready for use.
 type SecretReader struct {
+	Role bool // a role gives the credentials if there is no access key
 	// endedOnce contains the secrets whose file has ended with a newline. Their later versions
 	// must too, because a truncated file does not.
 	endedOnce map[string]bool
@@ -33,12 +36,34 @@ type SecretReader struct {
 // Read returns all secrets by their variables. Keys accepts them if there is no error.
 func (r *SecretReader) Read() (map[string]string, error) {
 	dsn, dsnErr := r.DataSourceName()
-	keyID, idErr := r.required(AccessKeyID)
-	keySecret, secretErr := r.required(AccessKeySecret)
+	byRole := r.Role && !HasAccessKey()
+	readKey := r.required
+	if byRole {
+		readKey = r.read
+	}
+	keyID, idErr := readKey(AccessKeyID)
+	keySecret, secretErr := readKey(AccessKeySecret)
+	token, tokenErr := r.read(SecurityToken)
 	codeKey, codeKeyErr := r.read(CodeKey)
-	secrets := map[string]string{DataSourceName: dsn, AccessKeyID: keyID, AccessKeySecret: keySecret, CodeKey: codeKey}
+	if (byRole || token != "") && codeKey == "" && codeKeyErr == nil {
+		codeKeyErr = fmt.Errorf("%s is missing: with temporary credentials it cannot be derived from them, because each renewal would invalidate the codes that were sent; make one by: openssl rand -base64 32", CodeKey)
+	}
+	secrets := map[string]string{
+		DataSourceName: dsn, AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: token, CodeKey: codeKey,
+	}
 	_, keysErr := Keys(secrets)
-	return secrets, errors.Join(dsnErr, idErr, secretErr, codeKeyErr, keysErr)
+	return secrets, errors.Join(dsnErr, idErr, secretErr, tokenErr, codeKeyErr, keysErr)
+}
+
+// HasAccessKey reports whether any part of an access key is set, in a variable or a file. Then no role
+// is used.
+func HasAccessKey() bool {
+	for _, name := range []string{AccessKeyID, AccessKeySecret, SecurityToken} {
+		if os.Getenv(name)+fileOf(name) != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // Keys returns the keys of codes.
@@ -58,7 +83,8 @@ func Keys(secrets map[string]string) (keys verify.Keys, err error) {
 
 // SecretsInFiles reports whether any of the secrets comes from a file.
 func SecretsInFiles() bool {
-	return fileOf(DataSourceName)+fileOf(otherDataSourceName)+fileOf(AccessKeyID)+fileOf(AccessKeySecret)+fileOf(CodeKey) != ""
+	all := []string{DataSourceName, otherDataSourceName, AccessKeyID, AccessKeySecret, SecurityToken, CodeKey}
+	return slices.ContainsFunc(all, func(secret string) bool { return fileOf(secret) != "" })
 }
 
 // fileOf returns the file that a secret comes from, "" if it comes from its variable.

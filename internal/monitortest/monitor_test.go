@@ -4,6 +4,7 @@ package monitortest
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 
 	_ "github.com/liulinhuai/phone-number-service/internal/cli" // go test repeats these tests after a change
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole/ststest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
@@ -318,12 +320,28 @@ func startServices(t *testing.T) (metrics []string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(program)) })
+	sts, token := ststest.New(t), filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(ststest.FirstToken), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fake.SetIssuer(func(id string) (dysmsapitest.Issued, bool) {
+		if id == fake.AccessKeyID {
+			return dysmsapitest.Issued{AccessKeySecret: fake.AccessKeySecret}, true
+		}
+		return sts.Issued(id)
+	})
+	// One replica has an access key, the other one a role.
+	credentials := [][]string{nil, {
+		"ALIYUN_ACCESS_KEY_ID=", "ALIYUN_ACCESS_KEY_SECRET=", "ALIYUN_STS_ENDPOINT=" + sts.STSURL, "ALIBABA_CLOUD_ROLE_ARN=" + ststest.RoleARN,
+		"ALIBABA_CLOUD_OIDC_PROVIDER_ARN=" + ststest.ProviderARN, "ALIBABA_CLOUD_OIDC_TOKEN_FILE=" + token,
+	}}
 	var replicas []*servicetest.Process
-	for range 2 {
+	for i := range 2 {
 		address := servicetest.FreeAddress(t)
 		metrics = append(metrics, address)
 		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted,
-			"PHONENUMBER_METRICS_LISTEN="+address)
+			"PHONENUMBER_METRICS_LISTEN="+address, "PHONENUMBER_CODE_KEY="+base64.StdEncoding.EncodeToString(make([]byte, 32)))
+		env = append(env, credentials[i]...)
 		replicas = append(replicas, servicetest.Start(t, program, servicetest.FreeAddress(t), env).Serving(t))
 	}
 	var mu sync.Mutex

@@ -43,7 +43,7 @@ type Config struct {
 	Listener     net.Listener
 	Verifier     *verify.Verifier
 	Numbers      verify.NumberParser
-	Ready        func(context.Context) error // returns nil if the store is usable
+	Ready        func(context.Context) error // returns nil if calls can be served
 	DrainDelay   time.Duration               // from NOT_SERVING to the close of Listener
 	TLS          *connmux.Certificates       // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
@@ -222,7 +222,7 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 		if ctx.Err() == nil && now != last {
 			r.set(ctx, now)
 			if err != nil {
-				log.Error("not serving: the database cannot be used", "error", err)
+				log.Error("not serving", "error", err)
 			} else {
 				log.Info("serving")
 			}
