@@ -35,7 +35,7 @@ const (
 
 type serveCommand struct{ serveSettings }
 
-// serveSettings are the settings of serve.
+// serveSettings are the settings of serve and check.
 type serveSettings struct {
 	config.Config
 	config.Aliyun

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Aliyun are the settings of serve for sends. The access key is a secret (secrets.go).
+// Aliyun are the settings of serve and check for sends. The access key is a secret (secrets.go).
 type Aliyun struct {
 	Endpoint         string `env:"ALIYUN_ENDPOINT" name:"aliyun-endpoint" default:"${aliyun_endpoint}" placeholder:"URL" help:"URL of Aliyun's product SMS, for template codes such as SMS_123456789 (${default})."`
 	PNVSEndpoint     string `env:"ALIYUN_PNVS_ENDPOINT" name:"aliyun-pnvs-endpoint" default:"${aliyun_pnvs_endpoint}" placeholder:"URL" help:"URL of Aliyun's product PNVS, for template codes of six digits (${default})."`

@@ -131,7 +131,11 @@ func TestRole_OutputHoldsNoToken(t *testing.T) {
 	sts.Revoke(true)
 	failed()
 	scrapes := testutil.Get(t, metrics, "/metrics", 200)
+	out, _ := command(env, "check", "--json").CombinedOutput()
+	responses.Write(out)
 	sts.Revoke(false)
+	out, _ = command(env, "check").CombinedOutput()
+	responses.Write(out)
 	p.mustStop(t)
 	for name, text := range map[string]string{
 		"log": p.Output.String(), "responses": responses.String(), "metrics": scrapes, "traces": traces.String(),

@@ -1,0 +1,164 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/catest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
+)
+
+// check runs the command check, and returns its output and whether its exit code is 0.
+func check(t *testing.T, env []string, args ...string) (stdout string, ok bool) {
+	t.Helper()
+	cmd := command(env, append([]string{"check"}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if _, exited := err.(interface{ ExitCode() int }); err != nil && !exited {
+		t.Fatal(err)
+	}
+	if strings.Contains(stderr.String(), "panic") {
+		t.Fatal(stderr.String())
+	}
+	return string(out), err == nil
+}
+
+func TestCheck_AcceptsSettingsThatWork(t *testing.T) {
+	t.Parallel()
+	for name, dsn := range map[string]string{"MariaDB": mysqltest.DSN(t), "SQLite": "sqlite:" + filepath.Join(t.TempDir(), "codes.db")} {
+		fake := dysmsapitest.New(t)
+		ca := catest.New(t)
+		crt, key := ca.Issue("sms.example.org")
+		_, hash := newToken(t)
+		dir := t.TempDir()
+		env := append(servicetest.Environment(fake, dsn),
+			"PHONENUMBER_TLS_CERT="+testutil.WriteFile(t, dir, "tls.crt", crt), "PHONENUMBER_TLS_KEY="+testutil.WriteFile(t, dir, "tls.key", key),
+			"PHONENUMBER_CALLERS="+testutil.WriteFile(t, dir, "callers.yaml", "callers:\n  - name: shop\n    token_sha256: "+hash+"\n"))
+		const missing = "warning  database     the database can be reached; the table phone_numbers is not there yet"
+		for range 2 { // check itself creates no table
+			if out, ok := check(t, env); !ok || !strings.Contains(out, missing) {
+				t.Errorf("%s, no table: got ok %t and\n%s\nwant ok and %q", name, ok, out, missing)
+			}
+		}
+		if out, err := command(env[:1], "migrate").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		out, ok := check(t, env)
+		want := regexp.MustCompile(`^ok       settings     all are valid
+ok       database     the table can be read and written, and stores what the service needs
+(?:warning  database     innodb_flush_log_at_trx_commit is .*
+)?ok       Aliyun SMS   can be reached without a proxy, and accepts the credentials; no SMS was asked for
+ok       Aliyun PNVS  can be reached without a proxy, and accepts the credentials; no SMS was asked for
+warning  certificate  .*/tls.crt ends 20.*
+ok       callers      .*/callers.yaml names 1 callers
+$`)
+		if !ok || !want.MatchString(out) {
+			t.Errorf("%s: got ok %t and\n%s\nwant ok and\n%s", name, ok, out, want)
+		}
+		if n := len(fake.Accepted()); n != 0 {
+			t.Errorf("%s: got %d SMS; want none", name, n)
+		}
+	}
+}
+
+func TestCheck_SaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	dsn := mysqltest.DSN(t)
+	closed := servicetest.FreeAddress(t)
+	const noDatabase = "failed   database     DATA_SOURCE_NAME: "
+	dir := t.TempDir()
+	callers := testutil.WriteFile(t, dir, "callers.yaml", "callers: x\n")
+	for _, c := range []struct {
+		name  string
+		env   []string
+		setUp func(*dysmsapitest.Server)
+		ok    bool
+		want  string
+	}{
+		{"nothing set", []string{"DATA_SOURCE_NAME="}, nil, false, "failed   settings     DATA_SOURCE_NAME is missing"},
+		{"an unknown setting", []string{"PHONENUMBER_CODE_TLL=1m"}, nil, false, "failed   settings     PHONENUMBER_CODE_TLL is no setting of this service"},
+		{"a database that is down", []string{"DATA_SOURCE_NAME=root@tcp(" + closed + ")/x"}, nil, false, noDatabase},
+		{"a wrong password", []string{"DATA_SOURCE_NAME=" + mysqltest.As(dsn, "root:wrong")}, nil, false, noDatabase},
+		{"an endpoint that is down", []string{"ALIYUN_ENDPOINT=http://" + closed, "ALIYUN_PNVS_ENDPOINT=http://" + closed}, nil, false, "failed   Aliyun SMS   no reply: connection refused, without a proxy"},
+		{"one endpoint that is down", []string{"ALIYUN_PNVS_ENDPOINT=http://" + closed}, nil, true, "warning  Aliyun PNVS  no reply: connection refused, without a proxy\nwarning  Aliyun PNVS  needed only for template codes such as 100001"},
+		{"a wrong secret", []string{"ALIYUN_ACCESS_KEY_SECRET=wrong"}, nil, false, "failed   Aliyun SMS   the access key secret is wrong (SignatureDoesNotMatch), RequestId "},
+		{"a wrong ID", []string{"ALIYUN_ACCESS_KEY_ID=wrong"}, nil, false, "failed   Aliyun SMS   the access key ID does not exist, or is disabled (InvalidAccessKeyId.NotFound)"},
+		{"no right to send", nil, func(f *dysmsapitest.Server) { f.Always(dysmsapitest.Reply(403, "Forbidden.RAM", "")) }, false, "failed   Aliyun SMS   the RAM user or role may not call it: allow the action dysms:SendSms (Forbidden.RAM)"},
+		{"PNVS not opened", nil, func(f *dysmsapitest.Server) {
+			f.Next(dysmsapitest.Reply(400, "MissingPhoneNumbers", ""), dysmsapitest.Reply(400, "FUNCTION_NOT_OPENED", ""))
+		}, true, "warning  Aliyun PNVS  the product is not opened for this account: open it in the console (FUNCTION_NOT_OPENED)"},
+		{"no gateway", nil, func(f *dysmsapitest.Server) { f.Always(dysmsapitest.BadGateway()) }, false, "failed   Aliyun SMS   no reply: the reply is not Aliyun's"},
+		{"half a key pair", []string{"PHONENUMBER_TLS_CERT=tls.crt"}, nil, false, "failed   settings     --tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"},
+		{"a broken callers file", []string{"PHONENUMBER_CALLERS=" + callers}, nil, false, "failed   access       " + callers},
+		{"a proxy", []string{"HTTPS_PROXY=http://hunter2@" + closed, "ALIYUN_ENDPOINT=https://aliyun.invalid", "ALIYUN_PNVS_ENDPOINT=https://aliyun.invalid"}, nil, false, "failed   Aliyun SMS   no reply: proxy: connection refused, through the proxy"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			fake := dysmsapitest.New(t)
+			if c.setUp != nil {
+				c.setUp(fake)
+			}
+			env := append(servicetest.Environment(fake, dsn), c.env...)
+			out, ok := check(t, env)
+			if ok != c.ok || !strings.Contains(out, c.want) {
+				t.Errorf("got ok %t and\n%s\nwant ok %t and %q", ok, out, c.ok, c.want)
+			}
+			jsonText, jsonOK := check(t, env, "--json")
+			var result struct {
+				OK     bool
+				Checks []struct{ Name, Result, Detail string }
+			}
+			if err := json.Unmarshal([]byte(jsonText), &result); err != nil {
+				t.Fatalf("%v: %s", err, jsonText)
+			}
+			failed := strings.Contains(jsonText, `"result": "failed"`)
+			if jsonOK != result.OK || result.OK == failed || len(result.Checks) == 0 {
+				t.Errorf("got exit code 0 %t, ok %t and\n%s\nwant them equal, and ok unless a check failed", jsonOK, result.OK, jsonText)
+			}
+			for _, secret := range []string{fake.AccessKeySecret, "hunter2", "root:wrong"} {
+				if strings.Contains(out+jsonText, secret) {
+					t.Errorf("got the secret %s in\n%s", secret, out)
+				}
+			}
+			if n := len(fake.Accepted()); n != 0 {
+				t.Errorf("got %d SMS; want none", n)
+			}
+		})
+	}
+}
+
+// The user of the service needs each of four rights.
+func TestCheck_NamesAMissingRight(t *testing.T) {
+	t.Parallel()
+	server := mysqltest.Start(t)
+	admin := server.Open(t)
+	if out, err := command([]string{"DATA_SOURCE_NAME=" + server.DSN(mysqltest.Database)}, "migrate").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	fake := dysmsapitest.New(t)
+	for _, c := range []struct{ user, rights, want string }{
+		{"reader", "SELECT", "failed   database     DATA_SOURCE_NAME: "},
+		{"keeper", "SELECT, INSERT, UPDATE", "warning  database     old numbers cannot be purged: "},
+		{"full", "SELECT, INSERT, UPDATE, DELETE", "ok       database     the table can be read and written"},
+	} {
+		for _, statement := range []string{
+			"CREATE USER " + c.user + "@'%' IDENTIFIED BY 'pw'", "GRANT " + c.rights + " ON " + mysqltest.Database + ".* TO " + c.user + "@'%'",
+		} {
+			if _, err := admin.Exec(statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, ok := check(t, servicetest.Environment(fake, mysqltest.As(server.DSN(mysqltest.Database), c.user+":pw")))
+		if want := !strings.HasPrefix(c.want, "failed"); ok != want || !strings.Contains(out, c.want) {
+			t.Errorf("%s: got ok %t and\n%s\nwant ok %t and %q", c.rights, ok, out, want, c.want)
+		}
+	}
+}
