@@ -255,7 +255,8 @@ func (e mysqlEngine) prepare(ctx context.Context, db *DB) error {
 func (e mysqlEngine) settingWarnings(ctx context.Context, pool *sql.DB) []string {
 	value, name, v := map[string]string{}, "", ""
 	err := eachRow(ctx, pool, []any{&name, &v}, func() { value[name] = v }, `SHOW VARIABLES WHERE Variable_name IN
-		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'tidb_redact_log', 'tidb_retry_limit', 'wsrep_on', 'wsrep_sync_wait')`)
+		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'tidb_redact_log',
+		'tidb_retry_limit', 'wsrep_on', 'wsrep_sync_wait')`)
 	if err != nil {
 		return []string{"failed to read the database's settings: " + err.Error()}
 	}
