@@ -17,10 +17,11 @@ import (
 )
 
 // admission implements admission control: it limits the size of headers, the duration of calls, and the
-// number of calls in flight. A call holds a slot of one of the two semaphores from the time when its
-// whole message has arrived until its handler returns. A send keeps its slot if its caller resets the
-// stream. Package connmux limits the calls whose message does not arrive and the replies that peers do
-// not read.
+// number of calls in flight. A unary call, except a health check, holds a slot of one of the two
+// semaphores from the time when its whole message has arrived until its handler returns; a stream holds
+// one from its start. A send keeps its slot if its caller resets the stream. For messages that do not
+// arrive and replies that peers do not read, package connmux sets limits over HTTP/2, and net/http over
+// HTTP/1.1.
 type admission struct {
 	calls chan struct{}
 	// unauthenticated is for health watches, reflection streams, and calls of unknown callers. It is
@@ -47,7 +48,8 @@ func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credential
 
 func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
-// rejectedTimeout is the deadline of a call whose headers are too large.
+// rejectedTimeout is the deadline of a call whose headers are too large, if the call itself has one; see
+// tap.
 const rejectedTimeout = 100 * time.Millisecond
 
 // tap implements grpc.InTapHandle: grpc-go calls it at the start of each stream, before the message
@@ -62,7 +64,7 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 		a.telemetry.Rejected("headers")
 		c.stream.ChargeHeaders()
 		if _, ok := ctx.Deadline(); !ok {
-			c.stream.Earn()
+			c.stream.Earn() // as Start does for other calls
 			return nil, headersTooLarge.status().Err()
 		}
 		// If the tap rejects a call, grpc-go never stops the timer of its deadline, and a peer

@@ -57,8 +57,8 @@ type call struct {
 
 type callKey struct{}
 
-// callFrom returns the call that is stored in ctx. It panics if ctx has none: then a handler runs outside
-// of the interceptors, and its call is not authenticated, limited or logged.
+// callFrom returns the call that is stored in ctx. It panics if ctx has none, because such a handler
+// would run outside of the interceptors: its call would not be authenticated, limited or logged.
 func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 
 // method returns the name of the method without the name of the service.
@@ -88,8 +88,8 @@ func newChains(a *admission, f authenticator, tel telemetry.Telemetry) chains {
 	return chains{
 		calls: chain(authenticate(f), a.admit, observe(tel), recoverPanics(tel.Log), authorize),
 		// A health check is not logged or counted, because frequent probes would hide the calls in
-		// logs and metrics. It is never rejected, because a failed probe would restart an
-		// overloaded replica.
+		// logs and metrics. It needs no slot and no caller, because a failed probe would restart
+		// an overloaded replica.
 		healthCheck: chain(recoverPanics(tel.Log)),
 		// Probes do not list the health of all services, so this method is limited like a call.
 		healthList: chain(authenticate(f), a.admit, recoverPanics(tel.Log)),
@@ -179,7 +179,7 @@ func recoverPanic(ctx context.Context, log *slog.Logger, method string, err *err
 	if r, ok := p.(runtime.Error); ok {
 		value = r.Error()
 	}
-	log.ErrorContext(ctx, "panic in a call", "method", method, "panic", value, "stack", string(debug.Stack()))
+	log.ErrorContext(ctx, "recovered from a panic", "method", method, "panic", value, "stack", string(debug.Stack()))
 	*err = errPanic
 }
 

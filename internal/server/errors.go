@@ -25,8 +25,9 @@ const (
 	ownDomain    = "phone-number-service"
 )
 
-// publicError is the form of an error that callers see. Its text is fixed, and never contains the text
-// of the cause. It is itself the error if the server detects it.
+// publicError is the form of an error that callers see. Its text contains nothing of the cause, except
+// the names and valid forms of invalid fields, and what a caller may not use. For an error that the
+// server itself detects, a publicError is the error value.
 type publicError struct {
 	code       codes.Code
 	reason     string // of ErrorInfo; see docs/errors.md
@@ -130,7 +131,8 @@ var sendErrorTable = map[verify.SendKind]publicError{
 	},
 }
 
-// Errors that the server itself detects.
+// Errors that the server itself detects, and the forms of those errors of package auth that have
+// parameters.
 var (
 	overloaded = publicError{
 		code:       codes.Unavailable,
@@ -182,8 +184,7 @@ var (
 	}
 )
 
-// toStatus converts an error to the status for the caller, which has a fixed text and details. The
-// status does not contain the cause; the log line does.
+// toStatus converts an error to the status for the caller. The log line has the cause.
 func toStatus(err error) *status.Status {
 	var fields fieldErrors
 	var field *verify.FieldError

@@ -33,7 +33,7 @@ import (
 )
 
 // newHTTPServer returns the server for the HTTP/1.1 connections of the port. It serves the two calls
-// as gRPC-Web and in the Connect protocol, which includes plain JSON.
+// as gRPC-Web, as gRPC, and in the Connect protocol, which includes plain JSON.
 func newHTTPServer(svc pb.PhoneNumberServiceServer, handle handler, c Config) *http.Server {
 	const sendSMS, valid = pb.PhoneNumberService_SendSMS_FullMethodName, pb.PhoneNumberService_Valid_FullMethodName
 	mux := http.NewServeMux()
@@ -130,7 +130,7 @@ type httpRequest struct {
 	form        form
 	contentType string        // of the response
 	timeout     time.Duration // of the whole call
-	message     []byte        // without envelope and compression
+	message     []byte        // without gRPC's prefix, decompressed
 	err         error         // set if the request is invalid
 	httpStatus  int           // for err; 0 for connect's default
 }
@@ -163,7 +163,8 @@ var (
 )
 
 // readRequest reads and checks a request. It sets q.err if the request is invalid or comes from a web
-// page that may not call. q.form is also the encoding of the response, whose headers are header.
+// page that may not call. The response has the same form. readRequest sets its headers Allow and
+// Accept-Post in header.
 func readRequest(header http.Header, r *http.Request, config Config) *httpRequest {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
@@ -199,7 +200,7 @@ func readRequest(header http.Header, r *http.Request, config Config) *httpReques
 	case !config.AnyPage && fromForbiddenOrigin(r, config.Origins):
 		q.err = originNotAllowed
 	case !known:
-		q.err = invalidField("Content-Type", "must be application/json, application/proto, or application/grpc-web with or without +proto or +json; a web page must declare it")
+		q.err = invalidField("Content-Type", "must be application/json, application/proto, application/grpc or application/grpc-web, the last two with or without +proto or +json; a web page must declare it")
 		q.httpStatus = http.StatusUnsupportedMediaType
 		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
 	case f.prefixBytes == 0 && version != "" && version != "1":
@@ -225,12 +226,12 @@ func parseTimeout(text string) time.Duration {
 	return time.Duration(min(n, math.MaxInt64/int64(unit))) * unit
 }
 
-// invalidField returns the error of one invalid field. The caller sees want.
+// invalidField returns the error of one invalid field. The client sees want.
 func invalidField(name, want string) error {
 	return fieldErrors{{Field: name, Want: want}}
 }
 
-// read returns the message in a body. The caller sees the text of its errors.
+// read returns the message in a body. The client sees the text of its errors.
 func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error) {
 	maxBody := maxBytes + f.prefixBytes
 	b, err := io.ReadAll(io.LimitReader(body, int64(maxBody)+1))
@@ -274,7 +275,7 @@ func bodyError(err error) error {
 	case isNetwork, errors.Is(err, io.ErrUnexpectedEOF):
 		return verify.ErrCallerGone
 	}
-	return invalidField("body", "must be in chunks as HTTP/1.1 has them, if its head says so")
+	return invalidField("body", "must be valid chunks of HTTP/1.1, if the header Transfer-Encoding is chunked")
 }
 
 // statusWriter writes the HTTP status newStatus if a handler writes oldStatus.
@@ -333,7 +334,7 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 			if !fieldName.MatchString(name) {
 				name = "body" // the name can contain a code
 			}
-			invalid = append(invalid, &verify.FieldError{Field: name, Want: "is no field of this call, or holds one that is none; there are " + strings.Join(known, ", ")})
+			invalid = append(invalid, &verify.FieldError{Field: name, Want: "is not a field of this call, or contains a name that is not a field; the fields are " + strings.Join(known, ", ")})
 		} else if value := object[name]; value[0] != '"' && string(value) != "null" {
 			invalid = append(invalid, &verify.FieldError{Field: name, Want: "must be a JSON string, in double quotes"})
 		}
@@ -372,7 +373,7 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 			"Connect-Protocol-Version", "Connect-Timeout-Ms", "Grpc-Timeout", "X-Grpc-Web", "X-User-Agent",
 		},
 		ExposedHeaders: []string{"Grpc-Message", "Grpc-Status", "Grpc-Status-Details-Bin"},
-		MaxAge:         7200, // seconds; the longest that browsers accept
+		MaxAge:         7200, // seconds; the longest that Chromium accepts
 	}).Handler(next)
 }
 

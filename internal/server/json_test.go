@@ -40,9 +40,9 @@ func TestJSON_SendsAndVerifies(t *testing.T) {
 func TestJSON_InvalidIsExplainedWithoutItsValues(t *testing.T) {
 	r, inbox := startDev(t)
 	for _, c := range []struct{ method, body, field, want string }{
-		{"SendSMS", `{"phone":"18699998888"}`, "phone", "is no field of this call"},
-		{"Valid", `{"phone_number":"18699998888","code":"990044","x":1}`, "x", "there are phone_number, code"},
-		{"Valid", `{"phone_number":"18699998888","990044":"code"}`, "body", "there are phone_number, code"},
+		{"SendSMS", `{"phone":"18699998888"}`, "phone", "is not a field of this call"},
+		{"Valid", `{"phone_number":"18699998888","code":"990044","x":1}`, "x", "the fields are phone_number, code"},
+		{"Valid", `{"phone_number":"18699998888","990044":"code"}`, "body", "the fields are phone_number, code"},
 		{"Valid", `{"phone_number":"18699998888","code":990044}`, "code", "must be a JSON string"},
 		{"SendSMS", `{"phone_number":18699998888}`, "phone_number", "must be a JSON string"},
 		{"SendSMS", `[]`, "body", "one JSON object"},

@@ -85,7 +85,7 @@ func TestPanic_IsInternalAndTheProcessLives(t *testing.T) {
 		strings.Contains(body, code) {
 		t.Errorf("over HTTP: got %d %s; want 500 without the code", httpCode, body)
 	}
-	if log := r.Log.String(); !strings.Contains(log, "panic in a call") || strings.Contains(log, code) {
+	if log := r.Log.String(); !strings.Contains(log, "recovered from a panic") || strings.Contains(log, code) {
 		t.Errorf("the log: want the panic without its value:\n%s", log)
 	}
 	panics = false

@@ -1,7 +1,7 @@
 // Package server serves all protocols of the service on one port: gRPC, health and reflection over
-// HTTP/2 (with grpc-go's own transport), and JSON, gRPC-Web and the Connect protocol over HTTP/1.1. It
-// also implements the graceful shutdown. Only errors.go converts errors, such as those of package
-// verify, to gRPC statuses.
+// HTTP/2 (with grpc-go's own transport), and JSON, gRPC-Web, gRPC and the Connect protocol over
+// HTTP/1.1. It also implements the graceful shutdown. Only errors.go converts errors, such as those of
+// package verify, to gRPC statuses.
 package server
 
 import (
@@ -47,7 +47,7 @@ type Config struct {
 	DrainDelay   time.Duration               // from NOT_SERVING to the close of Listener
 	TLS          *connmux.Certificates       // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
-	Origins      []string                    // of web pages that may call; "*" for any, with AnyPage
+	Origins      []string                    // of web pages that may call; "*" needs AnyPage
 	Reflection   bool
 	Limits       config.Limits
 	Version      string
@@ -62,9 +62,10 @@ type Config struct {
 	WrapHTTP         func(stopping context.Context, next http.Handler) http.Handler // stopping is done when the listener is closed
 }
 
-// Serve serves until ctx is done. Then it reports NOT_SERVING, but accepts connections for DrainDelay.
-// It then closes the listener, waits for the calls in flight, and stores the outcomes of their sends.
-// If calls do not end in time, it returns an error without waiting longer.
+// Serve serves until ctx is done, or until a server fails. If ctx is done, it reports NOT_SERVING, but
+// accepts connections for DrainDelay. It then closes the listener, waits for the calls in flight, and
+// stores the outcomes of their sends. It returns the error of a failed server. If calls do not end in
+// time, it returns an error without waiting longer.
 func Serve(ctx context.Context, c Config) error {
 	stopping, stop := context.WithCancel(context.Background()) // done when the listener is closed
 	defer stop()

@@ -22,7 +22,7 @@ type service struct {
 	verifier           *verify.Verifier
 	numbers            verify.NumberParser
 	metrics            *telemetry.Metrics
-	allowEmptyTemplate bool // of dev; also for the sign name
+	allowEmptyTemplate bool // only in dev: the template code and the sign name may be empty
 }
 
 // fieldErrors lists all invalid fields of one request.
@@ -110,9 +110,9 @@ func isSignName(s string) bool {
 }
 
 // neverPrinted reports whether r is not printable in any version of Unicode: a control,
-// format or private-use character, a space other than ' ', or a noncharacter. It returns false if r is
-// only unassigned in the Unicode version of this program. A later version can assign r to a Chinese
-// character, which a sign name can contain.
+// format or private-use character, a separator other than ' ', a noncharacter, or a code point that is
+// reserved to be invisible. It returns false if r is only unassigned in the Unicode version of this
+// program. A later version can assign r to a Chinese character, which a sign name can contain.
 func neverPrinted(r rune) bool {
 	return !unicode.IsPrint(r) && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Z,
 		unicode.Noncharacter_Code_Point, unicode.Other_Default_Ignorable_Code_Point)

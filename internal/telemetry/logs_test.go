@@ -82,8 +82,8 @@ func TestLogHandler_UnequalErrorsTakeBoundedMemory(t *testing.T) {
 		if got := len(sampled.groups); got > maxGroups+1 {
 			t.Errorf("got %d groups, want %d and one more at most", got, maxGroups)
 		}
-		slog.New(sampled).Error("panic in a call")
-		if out.Count("panic in a call") != 1 {
+		slog.New(sampled).Error("recovered from a panic")
+		if out.Count("recovered from a panic") != 1 {
 			t.Error("got an error suppressed with the warnings, want it logged")
 		}
 		sampled.Flush()
