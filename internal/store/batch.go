@@ -44,9 +44,9 @@ type batcher[T any] struct {
 	breaker  *breaker
 	// direct runs one request without a batch. do calls it.
 	direct func(context.Context, T) result
-	// run runs a batch: it claims the requests, and finishes each claimed one. If it returns an
-	// error, the batcher finishes the claimed requests that have no result yet with this error and
-	// an unknown outcome, and pauses batching.
+	// run runs a batch: it claims the requests, and finishes each claimed one, unless it returns an
+	// error. Then the batcher finishes the other claimed requests with this error and an unknown
+	// outcome, and pauses batching.
 	run func([]*request[T]) error
 
 	queue     chan *request[T]

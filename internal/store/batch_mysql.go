@@ -135,11 +135,11 @@ func (m *multiRow) swap(ctx context.Context, s swapRequest) result {
 	return m.swaps.do(ctx, s)
 }
 
-// updateBatchSQL returns an UPDATE that swaps all of its rows or none. A row whose version
+// updateBatchSQL returns an UPDATE that swaps all of its rows that exist, or none. A row whose version
 // is not the expected one gets version = NULL. The column is NOT NULL, so in strict mode the
 // whole statement fails (error 1048). The last condition matches no row if the session is
 // not strict. A transaction of several statements would return a result for each row, but it would
-// hold its locks while this process is frozen between two of them.
+// hold its locks if this process paused between two of them, for example with its virtual machine.
 func updateBatchSQL(rows int) string {
 	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
 		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +

@@ -13,8 +13,9 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// DefaultConnections is the default maximum number of connections in the pool. If the pool has
-// fewer connections than there are concurrent calls, throughput is lower.
+// DefaultConnections is the default maximum number of connections in the pool. Batches use at most
+// loadWorkers and updateWorkers. The others are for inserts, for swaps after a conflict, and for every
+// call while batching is paused.
 const DefaultConnections = 64
 
 const growEvery = time.Second // a reduced pool grows by one connection
@@ -69,10 +70,10 @@ func (c *connections) setDSN(ctx context.Context, dsn string) error {
 	return nil
 }
 
-// connect opens a connection. It sets innodb_lock_wait_timeout to one second, which is less than
-// storeTimeout of package verify. So a call that is blocked on a row lock gets an error with the
-// outcome "not applied" instead of an unknown outcome. If the server rejects the variable, the
-// session keeps its default timeout.
+// connect opens a connection. Unless the data source name sets innodb_lock_wait_timeout, it sets it to
+// one second, which is less than storeTimeout of package verify. So a call that is blocked on a row lock
+// gets an error with the outcome "not applied" instead of an unknown outcome. If the server rejects the
+// variable, the session keeps its default timeout.
 func (d *parsedDSN) connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := d.connector.Connect(ctx)
 	if err != nil || d.Params["innodb_lock_wait_timeout"] != "" {
@@ -86,9 +87,9 @@ func (d *parsedDSN) connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// Connect implements driver.Connector. If the server (1040) or the user (1203, 1226) has too many
-// connections, it returns driver.ErrBadConn. Then database/sql asks the pool for a connection again,
-// and the pool is smaller.
+// Connect implements driver.Connector. If the server has too many connections (1040), or isUserLimit
+// reports a limit of the user, it returns driver.ErrBadConn. Then database/sql asks the pool for a
+// connection again, and the pool is smaller.
 func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.dsn.Load().connect(ctx)
 	if mysqlNumber(err) != 1040 && !isUserLimit(err) {
@@ -106,8 +107,8 @@ func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 // Driver implements driver.Connector.
 func (*connections) Driver() driver.Driver { return mysql.MySQLDriver{} }
 
-// isUserLimit reports whether the server rejected a connection because this user has too many
-// connections. In this case it has accepted the password.
+// isUserLimit reports whether the server rejected a connection because of a limit of this user: its
+// connections (1203) or its resources (1226). In this case it has accepted the password.
 func isUserLimit(err error) bool {
 	n := mysqlNumber(err)
 	return n == 1203 || n == 1226
@@ -119,7 +120,7 @@ func (c *connections) shrink() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	others := c.pool.Stats().OpenConnections - 1
-	size := max(min(others, c.size-1), 1) // two concurrent rejections subtract two
+	size := max(min(others, c.size-1), 1) // another rejected connection can still count as open, so subtract at least one
 	if c.size == c.max && size < c.max {
 		time.AfterFunc(growEvery, c.grow)
 	}

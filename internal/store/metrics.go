@@ -19,7 +19,7 @@ type counters struct {
 func newCounters() counters {
 	return counters{
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_database_errors_total", Help: "Failed statements and version conflicts, by MySQL's error number or a word. The service repeats the statement, so its call can still succeed.",
+			Name: "phonenumber_database_errors_total", Help: "Statements that the database rejected or did not confirm, by MySQL's error number, sqlite_ and SQLite's code, or a word. Some version conflicts are such errors. The service repeats the statements of a call, so the call can still succeed.",
 		}, []string{"error"}),
 		batchingPaused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phonenumber_database_batching_paused_total", Help: "Times that a failed or hanging statement paused batching: for ten seconds each call runs its own statement.",
@@ -58,7 +58,7 @@ func (db *DB) errorName(err error) string {
 		return "sqlite_" + strconv.Itoa(sqlite)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case db.classify(err) != 0: // an error without a number that has a class is of the connection
+	case db.classify(err) != 0: // an error with a class but no number is one of the connection
 		return "connection"
 	}
 	return "other"

@@ -81,8 +81,8 @@ var mysqlErrors = map[uint16]mysqlError{
 }
 
 // permanentErrorNumbers lists the error numbers of opening a connection that are config errors: of
-// the user, the rights, the data source name or its parameters. Every other error of opening a
-// connection is transient.
+// the user, the rights, the data source name or its parameters. Every other error number of opening a
+// connection is transient; see isPermanent for the errors without a number.
 var permanentErrorNumbers = []uint16{
 	// User, password, host or database.
 	1044, 1045, 1049, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 3955, 4150, 4151,
@@ -95,8 +95,8 @@ var permanentErrors = []error{
 	mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword, mysql.ErrOldPassword, mysql.ErrUnknownPlugin, mysql.ErrOldProtocol,
 }
 
-// mysqlHints contains the hints for Prepare. The method hint replaces {database} and {user}. Then an
-// operator can copy the SQL statements, each of which ends at a semicolon, into a MySQL client.
+// mysqlHints contains the remedies that the method hint returns. hint replaces {database} and {user}.
+// Then an operator can copy the SQL statements, each of which ends at a semicolon, into a MySQL client.
 var mysqlHints = map[uint16]string{
 	1044: "the user may not use the database, or the database does not exist; as a user who may, run: " + createDatabase +
 		" GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
@@ -139,8 +139,8 @@ func openMySQL(dsn string) (*DB, error) {
 }
 
 var errDSN = errors.New("the data source name cannot be read; want " + dsnForms +
-	" (after the database name, parameters in the form ?name=value&name=value, times as 2s, and / as %2F, as in loc=Asia%2FShanghai;" +
-	" the password as it is)")
+	" (after the database name, parameters in the form ?name=value&name=value, with durations such as 2s, and %2F for /;" +
+	" do not escape the password)")
 
 // mysqlConfig parses dsn and overrides the parameters that correctness depends on. It does not change
 // other parameters that the operator has set.
@@ -171,8 +171,9 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	})
 	maps.Copy(forced, cfg.Params)
 	cfg.Params = forced
-	// A server that no longer responds cannot block a batch or a connection for longer. The context of
-	// a call ends a read or a write earlier.
+	// These timeouts end the opening of a connection, and a statement whose context has no deadline,
+	// such as one of the purge, if the server no longer responds. The contexts of calls and batches end
+	// earlier.
 	cfg.Timeout = cmp.Or(cfg.Timeout, 2*time.Second)
 	cfg.ReadTimeout = cmp.Or(cfg.ReadTimeout, 5*time.Second)
 	cfg.WriteTimeout = cmp.Or(cfg.WriteTimeout, 5*time.Second)
@@ -264,7 +265,7 @@ func (e mysqlEngine) settingWarnings(ctx context.Context, pool *sql.DB) []string
 }
 
 func mysqlWarnings(value map[string]string, connections int) (warnings []string) {
-	const lost = ": what the database acknowledged can be lost when its power fails, and a used code live again; set it to 1"
+	const lost = ": a power failure of the database can undo what it acknowledged, and then a used code is accepted again; set it to 1"
 	if v, ok := value["innodb_flush_log_at_trx_commit"]; ok && v != "1" {
 		warnings = append(warnings, "innodb_flush_log_at_trx_commit is "+v+lost)
 	}

@@ -25,13 +25,14 @@ var schema string
 // rejects a table that the statements cannot rely on, and its error contains the SQL that repairs the
 // table.
 
-// A requiredColumn is a column that the statements use. shipped is its declaration in schema.sql.
-// types are the types that store as many bytes and return the same bytes. Every collation is allowed,
-// because a number is a plus and ASCII digits, and no collation treats two of these as equal.
+// A requiredColumn is a column that the statements use. shipped is a declaration with the effect of
+// schema.sql, for ALTER TABLE. types are the data types that return exactly the bytes that were stored.
+// Every collation is allowed, because a number is a plus and ASCII digits, and no collation treats two
+// of these as equal.
 type requiredColumn struct {
 	name, shipped string
 	types         []string
-	length        int64 // minimum
+	length        int64 // the maximum length is at least this
 }
 
 var requiredColumns = []requiredColumn{
@@ -55,7 +56,7 @@ type mysqlColumn struct {
 	nullable             bool
 	// For a column that the statements do not use:
 	noDefault bool // an INSERT without a value for it fails
-	distinct  bool // each row has another value or NULL, so a unique key with it accepts every number
+	distinct  bool // assumed: no two rows have the same value, except NULL, so a unique key with it accepts every number
 }
 
 // A keyPart is a part of a unique key: a column, or an expression if column is "".
@@ -65,8 +66,9 @@ type keyPart struct {
 }
 
 // checkMySQLTable reads the description of the table, and no rows. It ignores triggers, CHECK
-// constraints and foreign keys. It returns an error if the table is not usable. Otherwise, or if it
-// cannot read the description, it returns prepareErr, the error of preparing the statements.
+// constraints and foreign keys. It returns an error if the table is not usable, otherwise prepareErr, the
+// error of preparing the statements. If it cannot read the description, it returns a warning and
+// prepareErr, or the read error if prepareErr is nil and a retry can succeed.
 func checkMySQLTable(ctx context.Context, db *DB, prepareErr error) (warnings []string, err error) {
 	t, err := readMySQLTable(ctx, db.pool)
 	if err != nil {
@@ -103,8 +105,8 @@ func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 		computed := strings.Contains(extra, "auto_increment") || strings.Contains(extra, "generated")
 		// The default of an enumeration is its first value.
 		c.noDefault = !c.nullable && !hasDefault && !computed && c.dataType != "enum"
-		// The remedy for noDefault makes the column NULL. A default with parentheses, such as
-		// uuid(), has another value for each row.
+		// The remedy for noDefault allows NULL, and each row then has NULL in the column. A default
+		// with parentheses, such as uuid(), is assumed to have a different value in each row.
 		c.distinct = c.noDefault || computed || c.nullable && !hasDefault || strings.Contains(standard, "(")
 		if slices.ContainsFunc(requiredColumns, func(n requiredColumn) bool { return n.name == name }) {
 			c.noDefault, c.distinct = false, false
@@ -226,7 +228,7 @@ func (db *DB) tryTable(ctx context.Context) error {
 			return err
 		}
 		if conflicts := i == 1; applied == conflicts {
-			return fmt.Errorf("%w: its keys are others", errNotShipped)
+			return fmt.Errorf("%w: it has other keys", errNotShipped)
 		}
 	}
 	var number string

@@ -42,8 +42,8 @@ func openSQLite(path string) (*DB, error) {
 		name = "file:" + (&url.URL{Path: file}).EscapedPath() + "?mode=rw" // only createFile creates the file
 		files = map[string]fs.FileInfo{file: nil, file + "-wal": nil}
 	}
-	// The busy timeout is shorter than storeTimeout of package verify. After SQLITE_BUSY the
-	// outcome is "not applied". After the end of a context the outcome is unknown.
+	// The busy timeout is shorter than storeTimeout of package verify. So a statement that waits for
+	// the lock gets SQLITE_BUSY, whose outcome is "not applied", before the context of its call ends.
 	inner, err := sqlite.NewConnector(name + "&_busy_timeout=2000&_journal_mode=WAL&_synchronous=FULL&_txlock=immediate&_error_rc=1")
 	if err != nil {
 		return nil, err

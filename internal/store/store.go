@@ -23,7 +23,8 @@ var ErrUnavailable = errors.New("database unavailable")
 // configured DSN, which can contain a password.
 const dsnForms = "user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db"
 
-// A DB is a verify.Store. Call Load, Swap and Ready only after Prepare has succeeded.
+// A DB is a verify.Store. Call Load only after Prepare or PrepareToRead has succeeded, and Swap, Ready
+// and RunPurge only after Prepare has.
 type DB struct {
 	dialect     dialect
 	pool        *sql.DB
@@ -57,13 +58,13 @@ type dialect struct {
 // An engine implements the parts of a dialect that are not SQL.
 type engine interface {
 	// prepare prepares the statements by db.prepareStatements, and returns an error if they cannot
-	// rely on the table. It sets db.warnings.
+	// rely on the table. It may set db.warnings.
 	prepare(ctx context.Context, db *DB) error
 	classify(err error) errorClass
 	// redact returns err without any text that can contain a phone number.
 	redact(err error) error
-	// hint returns the remedy for an error of Prepare, as a text for the operator. It returns ""
-	// if it has none.
+	// hint returns the remedy for an error of Prepare, PrepareToRead or Purge, as a text for the
+	// operator. It returns "" if it has none.
 	hint(err error) string
 }
 
@@ -73,7 +74,7 @@ type executor interface {
 	statements() []statement
 	load(ctx context.Context, n verify.Number) (verify.Record, error)
 	swap(ctx context.Context, s swapRequest) result
-	// close ends the requests that wait with an error.
+	// close makes the requests that still wait fail.
 	close()
 }
 
@@ -93,7 +94,7 @@ type swapRequest struct {
 // An errorClass is a set of flags that describe the error of a statement. If neither notApplied nor
 // conflict is set, the outcome is unknown: the statement may have been applied already, or may be
 // applied later. So these two flags are set only if they are true each time the error occurs. The
-// class of an unlisted error is 0.
+// class of an unlisted error number is 0, unless it is an error of opening a connection.
 type errorClass uint8
 
 const (
@@ -194,8 +195,8 @@ func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) 
 	return r, nil
 }
 
-// Swap implements verify.Store. It also returns false after a deadlock or a failed Galera
-// certification: another write came first, and the next Load shows it.
+// Swap implements verify.Store. It also returns false without an error after a deadlock or a failed
+// Galera certification: the swap was not applied, and package verify loads and swaps again.
 func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	if len(next.State) > verify.MaxStateBytes {
 		return false, fmt.Errorf("swap: a state of %d bytes; at most %d are stored", len(next.State), verify.MaxStateBytes)
@@ -295,9 +296,9 @@ func (db *DB) Ready(ctx context.Context) error {
 	return unchanged(db.files)
 }
 
-// probe reads a row, and runs an update that matches no row. A read-only server rejects even this
-// update. So does MySQL if the session's character set cannot represent the bytes of a version or a
-// state.
+// probe reads the row of a number that never exists, and runs an update that matches no row. A
+// read-only server rejects even this update. So does MySQL if the session's character set cannot
+// represent the bytes of a version or a state.
 func (db *DB) probe(ctx context.Context) error {
 	if _, err := db.direct.load(ctx, ""); err != nil {
 		return err
@@ -351,8 +352,8 @@ func (db *DB) classify(err error) errorClass {
 	return class
 }
 
-// A connector wraps every error of opening a connection in notAppliedError, because no statement was
-// sent.
+// A connector wraps every error of opening a connection in notAppliedError, because the statement that
+// needs the connection was not sent.
 type connector struct{ driver.Connector }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
