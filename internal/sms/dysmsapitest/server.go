@@ -31,6 +31,7 @@ type Accepted struct {
 	Minutes      string // lifetime of the code; only of PNVS
 	BizID        string
 	At           time.Time
+	receipt      Receipt
 }
 
 // Issued are credentials that the gateways accept until they expire.
@@ -59,11 +60,14 @@ type Server struct {
 	always      Fault
 	signed      map[string]Fault
 	arrived     func(Accepted)
+	receiptOf   func(Accepted) Receipt
+	queryFault  Fault
 	unsent      func(phoneNumber, signName, code string)
 	nonces      map[string]bool
 	accepted    []Accepted
 	requestIDs  []string
 	requests    int
+	queries     int
 	connections int
 	sent        int64
 }
@@ -80,6 +84,8 @@ func New(t testing.TB) *Server {
 		always:          healthy(),
 		signed:          map[string]Fault{},
 		arrived:         func(Accepted) {},
+		receiptOf:       func(Accepted) Receipt { return Receipt{} },
+		queryFault:      healthy(),
 		unsent:          func(_, _, _ string) {},
 	}
 	s.issuer = func(accessKeyID string) (Issued, bool) {
@@ -105,7 +111,7 @@ func (s *Server) listen(t testing.TB, handler http.Handler) string {
 
 // PNVS returns the handler of the product PNVS, for another listener.
 func (s *Server) PNVS() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, "SendSmsVerifyCode", s.submitPNVS) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, pnvs) })
 }
 
 // SetIssuer makes the gateways accept the credentials that issuer returns, in place of the access
@@ -209,14 +215,34 @@ func (s *Server) take() Fault {
 // ServeHTTP checks every request as the gateway does, with any fault, so that no test passes
 // with a request that Aliyun would reject.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.serve(w, r, "SendSms", s.submit)
+	s.serve(w, r, sms)
 }
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, action string, submit func(url.Values) reply) {
+// A product is the value of the header X-Acs-Action for its sends.
+type product string
+
+const (
+	sms  product = "SendSms"
+	pnvs product = "SendSmsVerifyCode"
+)
+
+func productOf(m Accepted) product {
+	if pnvsTemplate.MatchString(m.TemplateCode) {
+		return pnvs
+	}
+	return sms
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, p product) {
+	if r.Header.Get("X-Acs-Action") == queryAction {
+		s.query(w, r, p)
+		return
+	}
+	submit := map[product]func(url.Values) reply{sms: s.submit, pnvs: s.submitPNVS}[p]
 	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20)) // a truncated body fails the hash check
 	s.mu.Lock()
 	fault := s.take()
-	params, a := s.checkGateway(r, body, action)
+	params, a := s.checkGateway(r, body, string(p))
 	rejected := a.Code != ""
 	if f, ok := s.signed[params.Get("SignName")]; ok && !rejected {
 		fault = f
@@ -230,7 +256,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, action string, su
 	default:
 		a = reply{Status: 500, Code: "isp.SYSTEM_ERROR"}
 	}
-	a.RequestID = fmt.Sprintf("%08X-%04X-4%03X-8%03X-%012X", rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Uint64()>>16)
+	a.RequestID = newRequestID()
 	s.requestIDs = append(s.requestIDs, a.RequestID)
 	arrived, unsent, messages := s.arrived, s.unsent, s.accepted[accepted:]
 	s.mu.Unlock()
@@ -249,6 +275,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, action string, su
 	fault.act(w, r, a)
 }
 
+func newRequestID() string {
+	return fmt.Sprintf("%08X-%04X-4%03X-8%03X-%012X", rand.Uint32(), rand.N(1<<16), rand.N(1<<12), rand.N(1<<12), rand.Uint64()>>16)
+}
+
 // A reply is the reply of the gateway (4xx, 5xx) or of a product.
 type reply struct {
 	Status    int `json:"-"`
@@ -256,8 +286,11 @@ type reply struct {
 	Message   string
 	RequestID string `json:"RequestId"`
 	BizID     string `json:"BizId,omitempty"` // of the product SMS
-	Model     *model `json:",omitempty"`      // of PNVS
+	Model     any    `json:",omitempty"`      // of PNVS
 	Success   *bool  `json:",omitempty"`
+	// Of a query.
+	Details    *details `json:"SmsSendDetailDTOs,omitempty"` // of the product SMS
+	TotalCount any      `json:",omitempty"`                  // a string of the product SMS, a number of PNVS
 }
 
 type model struct {
@@ -331,10 +364,12 @@ func (s *Server) submit(params url.Values) reply {
 
 // message returns the message of a request.
 func (s *Server) message(params url.Values, number, code string) Accepted {
-	return Accepted{
+	m := Accepted{
 		PhoneNumber: params.Get(number), SignName: params.Get("SignName"), TemplateCode: params.Get("TemplateCode"), Code: code,
 		BizID: fmt.Sprintf("%018d^0", rand.N(int64(1e18))), At: s.now(),
 	}
+	m.receipt = s.receiptOf(m)
+	return m
 }
 
 // submitPNVS is the product PNVS behind the gateway. It accepts only a code of the client, with its
@@ -378,7 +413,7 @@ func (s *Server) submitPNVS(params url.Values) reply {
 	}
 	s.accepted = append(s.accepted, m)
 	success := true
-	return reply{Status: http.StatusOK, Code: "OK", Message: "成功", Success: &success, Model: &model{BizID: m.BizID}}
+	return reply{Status: http.StatusOK, Code: "OK", Message: "成功", Success: &success, Model: model{BizID: m.BizID}}
 }
 
 // overLimit returns the text of the first limit that m exceeds, or "".
