@@ -127,12 +127,7 @@ func (f *findings) clock(name string, ahead, limit time.Duration, result string)
 // of it, so the failure of one is a warning if the other works.
 func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source) {
 	if source != nil {
-		fetchCtx, cancel := context.WithTimeout(ctx, checkTimeout)
-		defer cancel()
-		set, err := source.Fetch(fetchCtx)
-		if err == nil {
-			err = aliyun.ReplaceCredentials(set.Credentials)
-		}
+		set, err := fetchCredentials(ctx, aliyun, source)
 		if err != nil {
 			f.fail("credentials", err)
 			return
@@ -169,6 +164,17 @@ func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrol
 		}
 		f.clock(name, probe.Skew, maxAliyunSkew, "failed")
 	}
+}
+
+// fetchCredentials gives aliyun the credentials of a role, for a command that ends before they do.
+func fetchCredentials(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source) (ramrole.Set, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	set, err := source.Fetch(ctx)
+	if err == nil {
+		err = aliyun.ReplaceCredentials(set.Credentials)
+	}
+	return set, err
 }
 
 // probeProblem returns the cause of a failed probe, and its remedy.

@@ -48,7 +48,7 @@ type commands struct {
 	Dev         devCommand         `kong:"cmd,set='listen=127.0.0.1:50511',set='drain_delay=0s',help='Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json.'"`
 	Check       checkCommand       `kong:"cmd,set='listen=:50511',set='drain_delay=5s',help='Check the settings that serve would have: database, Aliyun, certificates, callers. Sends no SMS, and exits with 0 or 1.'"`
 	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME if it is missing, check it, and exit. serve does the same at start."`
-	Inspect     inspectCommand     `cmd:"" help:"Show what happened to a number: its last send, Aliyun's answer, attempts, live codes. Needs DATA_SOURCE_NAME, with the right to read."`
+	Inspect     inspectCommand     `cmd:"" help:"Show what happened to a number: its last send, Aliyun's answer, attempts, live codes, and with credentials for Aliyun if its SMS arrived. Needs DATA_SOURCE_NAME, with the right to read."`
 	Token       tokenCommand       `cmd:"" help:"Make a bearer token for a caller, and print it with its entry for the callers file."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Exit with 0 if the service on this machine is serving, else with 1."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`

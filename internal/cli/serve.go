@@ -95,13 +95,13 @@ func (c *serveSettings) setUp() (*setup, error) {
 	if os.Getenv("PHONENUMBER_FAIL_SENDS") != "" {
 		errs = append(errs, errors.New("PHONENUMBER_FAIL_SENDS is for dev alone"))
 	}
-	s.aliyun, s.role, err = newAliyun(c, s.secrets)
+	s.aliyun, s.role, err = newAliyun(c.Aliyun, c.CodeTTL, s.secrets)
 	return s, errors.Join(append(errs, err)...)
 }
 
 // newAliyun returns the Sender, and the source of its credentials, which is nil if they are an access
 // key.
-func newAliyun(c *serveSettings, secrets map[string]string) (*sms.Aliyun, ramrole.Source, error) {
+func newAliyun(c config.Aliyun, codeTTL time.Duration, secrets map[string]string) (*sms.Aliyun, ramrole.Source, error) {
 	var errs []error
 	endpoint := func(setting, address string) *url.URL {
 		u, err := sms.ParseEndpoint(address)
@@ -141,7 +141,7 @@ func newAliyun(c *serveSettings, secrets map[string]string) (*sms.Aliyun, ramrol
 		key = sms.Credentials{} // SecretReader reports it if there is no role
 	}
 	aliyun, err := sms.NewAliyun(sms.AliyunConfig{
-		Credentials: key, Endpoint: c.Endpoint, PNVSEndpoint: c.PNVSEndpoint, Variable: c.TemplateVariable, CodeTTL: c.CodeTTL,
+		Credentials: key, Endpoint: c.Endpoint, PNVSEndpoint: c.PNVSEndpoint, Variable: c.TemplateVariable, CodeTTL: codeTTL,
 	})
 	return aliyun, source, err
 }

@@ -36,24 +36,31 @@ type SecretReader struct {
 // Read returns all secrets by their variables. Keys accepts them if there is no error.
 func (r *SecretReader) Read() (map[string]string, error) {
 	dsn, dsnErr := r.DataSourceName()
-	byRole := r.Role && !HasAccessKey()
+	secrets, accessKeyErr := r.AccessKey()
+	codeKey, codeKeyErr := r.read(CodeKey)
+	if (r.byRole() || secrets[SecurityToken] != "") && codeKey == "" && codeKeyErr == nil {
+		codeKeyErr = fmt.Errorf("%s is missing: with temporary credentials it cannot be derived from them, because each renewal would invalidate the codes that were sent; make one by: openssl rand -base64 32", CodeKey)
+	}
+	secrets[DataSourceName], secrets[CodeKey] = dsn, codeKey
+	_, keysErr := Keys(secrets)
+	return secrets, errors.Join(dsnErr, accessKeyErr, codeKeyErr, keysErr)
+}
+
+// AccessKey returns the secrets of the access key by their variables. They are empty if a role gives the
+// credentials.
+func (r *SecretReader) AccessKey() (map[string]string, error) {
 	readKey := r.required
-	if byRole {
+	if r.byRole() {
 		readKey = r.read
 	}
 	keyID, idErr := readKey(AccessKeyID)
 	keySecret, secretErr := readKey(AccessKeySecret)
 	token, tokenErr := r.read(SecurityToken)
-	codeKey, codeKeyErr := r.read(CodeKey)
-	if (byRole || token != "") && codeKey == "" && codeKeyErr == nil {
-		codeKeyErr = fmt.Errorf("%s is missing: with temporary credentials it cannot be derived from them, because each renewal would invalidate the codes that were sent; make one by: openssl rand -base64 32", CodeKey)
-	}
-	secrets := map[string]string{
-		DataSourceName: dsn, AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: token, CodeKey: codeKey,
-	}
-	_, keysErr := Keys(secrets)
-	return secrets, errors.Join(dsnErr, idErr, secretErr, tokenErr, codeKeyErr, keysErr)
+	secrets := map[string]string{AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: token}
+	return secrets, errors.Join(idErr, secretErr, tokenErr)
 }
+
+func (r *SecretReader) byRole() bool { return r.Role && !HasAccessKey() }
 
 // HasAccessKey reports whether any part of an access key is set, in a variable or a file. Then no role
 // is used.
