@@ -73,7 +73,7 @@ func (c *checkCommand) Run(ctx context.Context, errs []error) error {
 		f.database(ctx, up.db)
 	}
 	if up.aliyun != nil {
-		f.aliyun(ctx, up.aliyun, up.role)
+		f.aliyun(ctx, up.aliyun, up.role, c.DeliverySample > 0)
 	}
 	f.access(c.Access)
 
@@ -124,8 +124,9 @@ func (f *findings) clock(name string, ahead, limit time.Duration, result string)
 }
 
 // aliyun checks the credentials with both products. A product is needed only if callers have templates
-// of it, so the failure of one is a warning if the other works.
-func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source) {
+// of it, so the failure of one is a warning if the other works. It checks the right to ask for deliveries
+// if the service would ask.
+func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source, asksDeliveries bool) {
 	if source != nil {
 		set, err := fetchCredentials(ctx, aliyun, source)
 		if err != nil {
@@ -150,6 +151,9 @@ func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrol
 		way := map[bool]string{true: "through the proxy", false: "without a proxy"}[probe.Proxied]
 		if probe.Accepted() {
 			f.add(name, "ok", "can be reached %s, and accepts the credentials; no SMS was asked for", way)
+			if asksDeliveries {
+				f.deliveries(ctx, aliyun, p, name)
+			}
 		} else {
 			result := map[bool]string{true: "warning", false: "failed"}[works]
 			problem := probeProblem(p, probe)
@@ -163,6 +167,15 @@ func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrol
 			}
 		}
 		f.clock(name, probe.Skew, maxAliyunSkew, "failed")
+	}
+}
+
+// deliveries asks for the SMS to a made-up number.
+func (f *findings) deliveries(ctx context.Context, aliyun *sms.Aliyun, p sms.Product, name string) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if _, err := aliyun.Deliveries(ctx, p, "+8613000000000", time.Now(), ""); err != nil {
+		f.add(name, "warning", "does not say if an SMS arrived (PHONENUMBER_DELIVERY_SAMPLE): %s", reasonOf(p, err))
 	}
 }
 

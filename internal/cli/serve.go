@@ -39,7 +39,8 @@ type serveCommand struct{ serveSettings }
 type serveSettings struct {
 	config.Config
 	config.Aliyun
-	DatabaseConnections int `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" min:"1" max:"1000" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
+	DeliverySample      float64 `env:"PHONENUMBER_DELIVERY_SAMPLE" default:"0" min:"0" max:"1" placeholder:"SHARE" help:"Share of the accepted SMS of which Aliyun is asked if they were delivered, 0 to 1, for at most 60 a minute (${default})."`
+	DatabaseConnections int     `env:"PHONENUMBER_DATABASE_CONNECTIONS" default:"64" min:"1" max:"1000" placeholder:"N" help:"Maximum of open connections to a MySQL server, 1 to 1000 (${default})."`
 }
 
 func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
@@ -62,6 +63,9 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 			go renewer.Run(ctx)
 		}
 		s.log.Info("using Aliyun credentials", "provider", provider)
+		deliveries := telemetry.NewDeliveries(ctx, aliyun.Deliveries, c.DeliverySample, s.log)
+		metrics.Register(deliveries.Collectors()...)
+		aliyun.OnAccepted = deliveries.Accepted
 		if config.SecretsInFiles() {
 			r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
 			go reload.Watcher{Kind: "secrets", Read: up.reader.Read, Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, up.secrets)

@@ -22,6 +22,7 @@ import (
 func Parse(commands any, args []string, options ...kong.Option) (command *kong.Context, errs []error) {
 	wrong := settingErrors{}
 	parser := kong.Must(commands, append(options, kong.KindMapper(reflect.String, wrong), kong.TypeMapper(reflect.TypeFor[int](), wrong),
+		kong.TypeMapper(reflect.TypeFor[float64](), wrong),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), wrong), kong.TypeMapper(reflect.TypeFor[[]string](), wrong))...)
 	known := knownEnv(parser.Model)
 	for _, name := range known {
@@ -75,6 +76,12 @@ func decode(text string, setting *kong.Value, field any) error {
 		n, err := strconv.Atoi(text)
 		*field, valid = n, err == nil && int64(n) >= minimum && int64(n) <= maximum
 		want = fmt.Sprintf("a whole number from %d to %d", minimum, maximum)
+	case *float64:
+		minimum, _ := tag.GetFloat("min")
+		maximum, _ := tag.GetFloat("max")
+		n, err := strconv.ParseFloat(text, 64)
+		*field, valid = n, err == nil && n >= minimum && n <= maximum
+		want = fmt.Sprintf("a number from %v to %v, such as 0.01", minimum, maximum)
 	case *time.Duration:
 		minimum, _ := time.ParseDuration(tag.Get("min"))
 		maximum, _ := time.ParseDuration(tag.Get("max"))

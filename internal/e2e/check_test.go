@@ -95,6 +95,7 @@ func TestCheck_SaysWhatIsWrong(t *testing.T) {
 		{"PNVS not opened", nil, func(f *dysmsapitest.Server) {
 			f.Next(dysmsapitest.Reply(400, "MissingPhoneNumbers", ""), dysmsapitest.Reply(400, "FUNCTION_NOT_OPENED", ""))
 		}, true, "warning  Aliyun PNVS  the product is not opened for this account: open it in the console (FUNCTION_NOT_OPENED)"},
+		{"no right to ask for deliveries", []string{"PHONENUMBER_DELIVERY_SAMPLE=0.1"}, func(f *dysmsapitest.Server) { f.FailQueries(dysmsapitest.Reply(403, "NoPermission", "")) }, true, "warning  Aliyun SMS   does not say if an SMS arrived (PHONENUMBER_DELIVERY_SAMPLE): rejected by Aliyun, code NoPermission, RequestId "},
 		{"no gateway", nil, func(f *dysmsapitest.Server) { f.Always(dysmsapitest.BadGateway()) }, false, "failed   Aliyun SMS   no reply: the reply is not Aliyun's"},
 		{"half a key pair", []string{"PHONENUMBER_TLS_CERT=tls.crt"}, nil, false, "failed   settings     --tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"},
 		{"a broken callers file", []string{"PHONENUMBER_CALLERS=" + callers}, nil, false, "failed   access       " + callers},

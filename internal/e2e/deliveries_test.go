@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
 )
@@ -130,5 +131,50 @@ func TestInspect_TellsIfTheSMSArrived(t *testing.T) {
 	out = inspectBy(t, fake, append(env, "TZ=Asia/Shanghai"), "18612340000")
 	if !regexp.MustCompile(`delivery   .*Z \(\d\d:\d\d:\d\d \+0800, \d+s ago\): delivered`).MatchString(out) {
 		t.Errorf("in Shanghai: got\n%s\nwant UTC and the local time", out)
+	}
+}
+
+// The incident: the carriers refuse one of two sign names. The operator's three steps give the reason.
+func TestIncident_OneSignNameIsRefused(t *testing.T) {
+	t.Parallel()
+	fake := dysmsapitest.New(t)
+	fake.SetReceipts(func(m dysmsapitest.Accepted) dysmsapitest.Receipt {
+		if m.SignName == "新签名" {
+			return dysmsapitest.Receipt{Code: "PORT_NOT_REGISTERED", After: time.Second}
+		}
+		return dysmsapitest.Receipt{After: 3 * time.Second}
+	})
+	metrics := servicetest.FreeAddress(t)
+	env := append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")), "TZ=UTC",
+		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_DELIVERY_SAMPLE=1", "PHONENUMBER_LOG_FORMAT=json")
+	p := run(t, env).serving(t)
+	for i := range 10 {
+		for prefix, sign := range map[string]string{"186": "阿里云", "187": "新签名"} {
+			number := fmt.Sprintf("%s1234%04d", prefix, i)
+			if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: sign, TemplateCode: "SMS_1"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	// 1. Why do SMS not arrive?
+	testutil.Eventually(t, "the metrics have the carrier's code", func() bool {
+		scraped := testutil.Get(t, metrics, "/metrics", 200)
+		mustHideCodes(t, fake, "/metrics", regexp.MustCompile(` [0-9.e+-]+\n`).ReplaceAllString(scraped, "\n")) // without values
+		return strings.Contains(scraped, `phonenumber_deliveries_total{country="CN",error_code="PORT_NOT_REGISTERED",outcome="failed",product="sms"} 10`) &&
+			strings.Contains(scraped, `phonenumber_deliveries_total{country="CN",error_code="DELIVERED",outcome="delivered",product="sms"} 10`)
+	})
+	// 2. Which sign name?
+	testutil.Eventually(t, "the log has a line for each", func() bool { return p.Output.Count(`"msg":"SMS not delivered"`) == 10 })
+	mustHideCodes(t, fake, "the log", p.Output.String())
+	for line := range strings.Lines(p.Output.String()) {
+		if strings.Contains(line, `"msg":"SMS not delivered"`) && !strings.Contains(line, `"sign_name":"新签名","template_code":"SMS_1"`) {
+			t.Errorf("got %s; want the sign name and the template", line)
+		}
+	}
+	// 3. What to do?
+	out := inspectBy(t, fake, env, "18712340000")
+	if !strings.Contains(out, "not delivered, PORT_NOT_REGISTERED") || !strings.Contains(out, "its real-name registration is not finished: see its state in the console (签名管理 → 实名制报备)") {
+		t.Errorf("got\n%s\nwant the reason and what to do", out)
 	}
 }

@@ -26,8 +26,10 @@ import (
 	"google.golang.org/grpc/codes"
 
 	_ "github.com/liulinhuai/phone-number-service/internal/cli" // go test repeats these tests after a change
+	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
 	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole/ststest"
+	"github.com/liulinhuai/phone-number-service/internal/telemetry"
 	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
@@ -180,8 +182,8 @@ func TestDashboard_IsWellFormed(t *testing.T) {
 			t.Errorf("%s: description: got %q; want a sentence", p.Title, p.Description)
 		}
 	}
-	if panels == 0 || panels > 24 || d.SchemaVersion < 39 {
-		t.Errorf("got %d panels of schema %d; want 1 to 24 of schema 39 or later", panels, d.SchemaVersion)
+	if panels == 0 || panels > 25 || d.SchemaVersion < 39 {
+		t.Errorf("got %d panels of schema %d; want 1 to 25 of schema 39 or later", panels, d.SchemaVersion)
 	}
 }
 
@@ -196,6 +198,10 @@ func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 	for o := range verify.Exhausted + 1 {
 		known["outcome"] = append(known["outcome"], o.String())
 	}
+	for s := sms.Waiting; s <= sms.Delivered; s++ {
+		known["outcome"] = append(known["outcome"], s.String())
+	}
+	known["outcome"] = append(known["outcome"], telemetry.UnknownDelivery)
 	for c := range codes.Unauthenticated + 1 {
 		known["status"] = append(known["status"], c.String())
 	}
@@ -340,7 +346,8 @@ func startServices(t *testing.T) (metrics []string) {
 		address := servicetest.FreeAddress(t)
 		metrics = append(metrics, address)
 		env := append(servicetest.Environment(fake, dsn), "ALIYUN_ENDPOINT="+gateway.URL, "SSL_CERT_FILE="+trusted,
-			"PHONENUMBER_METRICS_LISTEN="+address, "PHONENUMBER_CODE_KEY="+base64.StdEncoding.EncodeToString(make([]byte, 32)))
+			"PHONENUMBER_METRICS_LISTEN="+address, "PHONENUMBER_DELIVERY_SAMPLE=1",
+			"PHONENUMBER_CODE_KEY="+base64.StdEncoding.EncodeToString(make([]byte, 32)))
 		env = append(env, credentials[i]...)
 		replicas = append(replicas, servicetest.Start(t, program, servicetest.FreeAddress(t), env).Serving(t))
 	}
@@ -350,6 +357,12 @@ func startServices(t *testing.T) (metrics []string) {
 		mu.Lock()
 		defer mu.Unlock()
 		sent[m.PhoneNumber] = m.Code
+	})
+	fake.SetReceipts(func(m dysmsapitest.Accepted) dysmsapitest.Receipt {
+		if strings.HasPrefix(m.PhoneNumber, "65") {
+			return dysmsapitest.Receipt{Code: "NO_ROUTE"}
+		}
+		return dysmsapitest.Receipt{}
 	})
 	ctx := t.Context()
 	sendBy := func(p *servicetest.Process, number, signature, template string) {

@@ -48,7 +48,9 @@ const (
 type Aliyun struct {
 	// OnExpired is called if Aliyun rejects a send because these credentials have expired. It must
 	// not block.
-	OnExpired   func(Credentials)
+	OnExpired func(Credentials)
+	// OnAccepted is called if Aliyun accepts an SMS. It must not block.
+	OnAccepted  func(context.Context, verify.Message, verify.Receipt)
 	credentials atomic.Pointer[Credentials]
 	endpoints   map[Product]*endpoint
 	variable    string
@@ -82,10 +84,11 @@ var keyShape = regexp.MustCompile(`^[!-~]+$`)
 // at once, and quotes no values.
 func NewAliyun(c AliyunConfig) (*Aliyun, error) {
 	a := &Aliyun{
-		OnExpired: func(Credentials) {},
-		endpoints: map[Product]*endpoint{},
-		variable:  cmp.Or(c.Variable, DefaultVariable),
-		codeTTL:   c.CodeTTL,
+		OnExpired:  func(Credentials) {},
+		OnAccepted: func(context.Context, verify.Message, verify.Receipt) {},
+		endpoints:  map[Product]*endpoint{},
+		variable:   cmp.Or(c.Variable, DefaultVariable),
+		codeTTL:    c.CodeTTL,
 	}
 	var errs []error
 	if c.Credentials != (Credentials{}) {
@@ -262,6 +265,9 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 	}
 	if rejection != nil && strings.HasPrefix(rejection.ProviderCode, "InvalidSecurityToken.Expired") {
 		a.OnExpired(*credentials)
+	}
+	if err == nil {
+		a.OnAccepted(ctx, m, receipt)
 	}
 	return receipt, err
 }

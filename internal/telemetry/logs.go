@@ -19,7 +19,7 @@ const (
 // Two records are similar if level, message and these attributes match. Port numbers are
 // ignored, since every connection has its own.
 var (
-	groupKeys = []string{"method", "status", "aliyun_code", "error", "panic", "reason"}
+	groupKeys = []string{"method", "status", "aliyun_code", "error_code", "error", "panic", "reason"}
 	port      = regexp.MustCompile(`:[0-9]+\b`)
 )
 
