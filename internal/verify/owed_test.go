@@ -30,8 +30,8 @@ func owedSend(t *testing.T, v *Verifier, m *fakeStore) Accepted {
 	if err != nil || here.History.Accepted != want || !here.Live[0].Accepted {
 		t.Fatalf("inspected by the process that sent: got %+v, %v, want %+v", here, err, want)
 	}
-	if got := acceptedIn(t, m, testNumber); len(m.history) != 1 || got != (Accepted{}) {
-		t.Fatalf("after the send: got %d swaps and %+v stored, want 1 and none", len(m.history), got)
+	if got := acceptedIn(t, m, testNumber); m.swaps() != 1 || got != (Accepted{}) {
+		t.Fatalf("after the send: got %d swaps and %+v stored, want 1 and none", m.swaps(), got)
 	}
 	return want
 }
@@ -51,13 +51,15 @@ func TestOwed_IsStoredByTheNextSwapOfTheNumber(t *testing.T) {
 				v := newVerifier(&m, accept)
 				want := owedSend(t, v, &m)
 				time.Sleep(5 * time.Second)
+				synctest.Wait()
 				next(v)
 				if got := acceptedIn(t, &m, testNumber); got != want {
 					t.Errorf("got %+v stored, want %+v", got, want)
 				}
 				time.Sleep(2 * owedDelay)
+				synctest.Wait()
 				v.Wait(t.Context())
-				if n := len(m.history); n != 2 {
+				if n := m.swaps(); n != 2 {
 					t.Errorf("got %d swaps, want 2: the acceptance has none of its own", n)
 				}
 			})
@@ -84,12 +86,14 @@ func TestOwed_IsStoredByItsOwnSwapIfTheCodeLives(t *testing.T) {
 				want := owedSend(t, v, &m)
 				c.meanwhile(&m)
 				time.Sleep(owedDelay - time.Second)
+				synctest.Wait()
 				if got := acceptedIn(t, &m, testNumber); got != (Accepted{}) {
 					t.Errorf("before its delay: got %+v stored, want none", got)
 				}
 				time.Sleep(1500 * time.Millisecond)
-				if got := acceptedIn(t, &m, testNumber) == want; got != c.stored || len(m.history) != c.swaps {
-					t.Errorf("after its delay: got stored %v and %d swaps, want %v and %d", got, len(m.history), c.stored, c.swaps)
+				synctest.Wait()
+				if got := acceptedIn(t, &m, testNumber) == want; got != c.stored || m.swaps() != c.swaps {
+					t.Errorf("after its delay: got stored %v and %d swaps, want %v and %d", got, m.swaps(), c.stored, c.swaps)
 				}
 				if got := len(v.owed.accepted); got != 0 {
 					t.Errorf("got %d acceptances owed, want none", got)
@@ -108,11 +112,13 @@ func TestOwed_WaitsWhileTheStoreIsBusy(t *testing.T) {
 			v.storeSlots <- struct{}{}
 		}
 		time.Sleep(5 * owedDelay)
-		if n := len(m.history); n != 1 {
+		synctest.Wait()
+		if n := m.swaps(); n != 1 {
 			t.Errorf("with %d calls at the store: got %d swaps, want 1", maxOwedSwaps, n)
 		}
 		<-v.storeSlots
 		time.Sleep(2 * owedInterval)
+		synctest.Wait()
 		if got := acceptedIn(t, &m, testNumber); got != want {
 			t.Errorf("with one call less: got %+v, want %+v", got, want)
 		}
@@ -131,7 +137,7 @@ func TestOwed_IsBounded(t *testing.T) {
 		}
 		start := time.Now()
 		store.swap = func(context.Context) error {
-			if len(store.history) > 0 {
+			if store.swaps() > 0 {
 				time.Sleep(time.Second)
 			}
 			return nil
@@ -140,11 +146,13 @@ func TestOwed_IsBounded(t *testing.T) {
 			t.Errorf("got %v after %v, want nil at once", err, time.Since(start))
 		}
 		time.Sleep(2 * time.Second)
+		synctest.Wait()
 		store.swap = nil
 		if got := acceptedIn(t, &store, testNumber); got.BizID != "biz" {
 			t.Errorf("got %+v, want the acceptance stored at once", got)
 		}
 		time.Sleep(owedDelay)
+		synctest.Wait()
 		if got := acceptedIn(t, &store, "+8613900000000"); got.BizID != "biz" || len(v.owed.accepted) != 0 {
 			t.Errorf("after the delay: got %+v, and %d owed, want the others stored", got, len(v.owed.accepted))
 		}

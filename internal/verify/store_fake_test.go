@@ -57,10 +57,19 @@ func (m *fakeStore) Swap(ctx context.Context, n Number, old Version, next Record
 	return true, nil
 }
 
-func (m *fakeStore) state() State {
+func (m *fakeStore) state() State { return mustDecode(m.stored()) }
+
+func (m *fakeStore) stored() Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return mustDecode(m.record)
+	return m.record
+}
+
+// swaps returns the number of applied swaps of testNumber.
+func (m *fakeStore) swaps() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.history)
 }
 
 // write applies change as another replica would: load and swap in one step.
