@@ -194,7 +194,8 @@ func twoFirstSends(t *testing.T, binary string) (violations []string) {
 		var sending sync.WaitGroup
 		for _, replica := range l.replicas {
 			sending.Go(func() {
-				if _, err := replica.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}); err != nil {
+				request := &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: "SMS_1"}
+				if _, err := replica.SendSMS(t.Context(), request); err != nil {
 					t.Errorf("SendSMS: got %v; want OK", err)
 				}
 			})

@@ -59,7 +59,9 @@ func TestCluster_KeepsTheGuarantees(t *testing.T) {
 		h := r.survives(t, victim, func() {
 			victim.disconnect()
 			c.nodes[0].waitForSize(2)
-			testutil.Eventually(t, "the disconnected node is not primary", func() bool { return victim.status("wsrep_cluster_status") == "non-Primary" })
+			testutil.Eventually(t, "the disconnected node is not primary", func() bool {
+				return victim.status("wsrep_cluster_status") == "non-Primary"
+			})
 			from = time.Now()
 			number := fmt.Sprintf("186%08d", 99_999_999)
 			_, err := r.processes[2].Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: "000000"})
