@@ -64,6 +64,10 @@ func TestInspect_TellsIfTheSMSArrived(t *testing.T) {
 		if _, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: number, Signature: "阿里云", TemplateCode: c.template}); err != nil {
 			t.Fatal(err)
 		}
+		// The attempt stores the acceptance of the send, which would wait for some seconds.
+		if _, err := p.Valid(t.Context(), &pb.ValidRequest{PhoneNumber: number, Code: "no code"}); err != nil {
+			t.Fatal(err)
+		}
 		out := inspectBy(t, fake, env, number)
 		if !regexp.MustCompile("\ndelivery   "+c.want).MatchString(out) || strings.Count(out, "delivery ") != 1 {
 			t.Errorf("%s, %+v: got\n%s\nwant one line delivery %s", c.template, c.receipt, out, c.want)
