@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,8 +69,9 @@ func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 					code = msg.Code
 					return accept(t.Context(), msg)
 				})
-				start, off := time.Now(), time.Duration(0)
-				v.Now = steadyClock(start, func() time.Time { return time.Now().Add(off) }, func() time.Duration { return time.Since(start) })
+				start := time.Now()
+				var off atomic.Int64 // a timer of owed acceptances reads the clock too
+				v.Now = steadyClock(start, func() time.Time { return time.Now().Add(time.Duration(off.Load())) }, func() time.Duration { return time.Since(start) })
 				send := func() {
 					t.Helper()
 					if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
@@ -85,13 +87,13 @@ func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 				life := v.Rules.CodeTTL
 
 				send()
-				off = jump
+				off.Store(int64(jump))
 				if jump < 0 {
 					time.Sleep(life - time.Second)
 					check("a code from before, at the end of its life", true)
-					off = 0
+					off.Store(0)
 					send()
-					off = jump
+					off.Store(int64(jump))
 				}
 				time.Sleep(life)
 				check("a code from before, after its life", false)
@@ -104,7 +106,7 @@ func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 				check("a fresh code, after its life", false)
 
 				send()
-				off = 0 // set right again
+				off.Store(0) // set right again
 				check("a code from before the wall clock was set right", jump < 0)
 				send()
 				time.Sleep(life - time.Second)
