@@ -71,7 +71,8 @@ func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 				})
 				start := time.Now()
 				var off atomic.Int64 // a timer of owed acceptances reads the clock too
-				v.Now = steadyClock(start, func() time.Time { return time.Now().Add(time.Duration(off.Load())) }, func() time.Duration { return time.Since(start) })
+				wall := func() time.Time { return time.Now().Add(time.Duration(off.Load())) }
+				v.Now = steadyClock(start, wall, func() time.Duration { return time.Since(start) })
 				send := func() {
 					t.Helper()
 					if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
