@@ -111,6 +111,7 @@ func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string
 		"--innodb-flush-log-at-trx-commit=" + flush,
 		"--innodb-flush-log-at-timeout=60", // no flush during the test
 	}})
+	syscall.Sync() // the data directory is a copy, which nothing else flushes
 	fake := dysmsapitest.New(t)
 	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t),
 		append(servicetest.Environment(fake, database.DSN(mysqltest.Database)), "PHONENUMBER_LOG_LEVEL=warn")).Serving(t)
