@@ -253,7 +253,8 @@ const file_phonenumberservice_proto_rawDesc = "" +
 	"\x05valid\x18\x01 \x01(\bR\x05valid2\xb0\x01\n" +
 	"\x12PhoneNumberService\x12J\n" +
 	"\aSendSMS\x12\".phonenumberservice.SendSMSRequest\x1a\x19.phonenumberservice.Empty\"\x00\x12N\n" +
-	"\x05Valid\x12 .phonenumberservice.ValidRequest\x1a!.phonenumberservice.ValidResponse\"\x00B?Z=github.com/liulinhuai/phone-number-service/phonenumberserviceb\x06proto3"
+	"\x05Valid\x12 .phonenumberservice.ValidRequest\x1a!.phonenumberservice.ValidResponse\"\x00B\x84\x02\n" +
+	"'io.github.liulinhuai.phonenumberserviceB\x17PhoneNumberServiceProtoP\x01Z=github.com/liulinhuai/phone-number-service/phonenumberservice\xa2\x02\x03PNS\xaa\x02\x17Liulinhuai.PhoneNumbers\xba\x02\x03PNS\xca\x02\x17Liulinhuai\\PhoneNumbers\xe2\x02#Liulinhuai\\PhoneNumbers\\GPBMetadata\xea\x02\x18Liulinhuai::PhoneNumbersb\x06proto3"
 
 var (
 	file_phonenumberservice_proto_rawDescOnce sync.Once

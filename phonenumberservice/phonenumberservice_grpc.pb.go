@@ -37,14 +37,23 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type PhoneNumberServiceClient interface {
 	// SendSMS sends a new code to a phone number. After OK every earlier code of
-	// the number is invalid, and the count of attempts starts at zero. A call that
-	// failed invalidates no earlier code. One call sends at most one SMS.
+	// the number and context is invalid, and the count of attempts starts at zero.
+	// A call that failed invalidates no earlier code. One call sends at most one
+	// SMS.
+	//
+	// Optional metadata: with "idempotency-key" a repeated call gets the answer of
+	// the first and sends no second SMS. With "verification-context" the code counts
+	// only for calls of Valid with the same value, and OK invalidates only the
+	// earlier codes with this value. With "want-details: true" a known caller gets
+	// "code-expires-in" and "resend-after", in seconds.
 	//
 	// INVALID_ARGUMENT: a field is invalid, or Aliyun rejected the number.
-	// RESOURCE_EXHAUSTED: Aliyun's limit for this sign name and number; RetryInfo
-	// has the time to wait. FAILED_PRECONDITION: the number is blocked, or the
+	// RESOURCE_EXHAUSTED: Aliyun's limit for this sign name and number, the rate of
+	// the caller, or too many live codes or idempotency keys of this number;
+	// RetryInfo has the time to wait. FAILED_PRECONDITION: the number is blocked, or the
 	// operator's account, sign name, template or key needs attention. ABORTED:
-	// too many sends to this number are under way. UNAVAILABLE: nothing was sent.
+	// too many sends to this number are under way, or one with the same
+	// idempotency key. UNAVAILABLE: nothing was sent.
 	// UNKNOWN, DEADLINE_EXCEEDED: the SMS may arrive; if it does, its code works.
 	SendSMS(ctx context.Context, in *SendSMSRequest, opts ...grpc.CallOption) (*Empty, error)
 	// Valid checks if code is a live code of the number, and uses it up. For a
@@ -52,7 +61,11 @@ type PhoneNumberServiceClient interface {
 	// error. By default the first three calls on a number after a successful
 	// SendSMS can succeed, whatever their codes; after them its codes are dead.
 	//
-	// INVALID_ARGUMENT: phone_number is invalid. UNAVAILABLE: nothing was counted.
+	// Optional metadata: with "verification-context" only codes of SendSMS with the
+	// same value are compared and counted. With "want-details: true" a known caller
+	// gets "verification-outcome" and "attempts-left".
+	//
+	// INVALID_ARGUMENT: phone_number or the metadata is invalid. UNAVAILABLE: nothing was counted.
 	// UNKNOWN, DEADLINE_EXCEEDED: the call may have been counted, or have used
 	// the code.
 	Valid(ctx context.Context, in *ValidRequest, opts ...grpc.CallOption) (*ValidResponse, error)
@@ -91,14 +104,23 @@ func (c *phoneNumberServiceClient) Valid(ctx context.Context, in *ValidRequest, 
 // for forward compatibility.
 type PhoneNumberServiceServer interface {
 	// SendSMS sends a new code to a phone number. After OK every earlier code of
-	// the number is invalid, and the count of attempts starts at zero. A call that
-	// failed invalidates no earlier code. One call sends at most one SMS.
+	// the number and context is invalid, and the count of attempts starts at zero.
+	// A call that failed invalidates no earlier code. One call sends at most one
+	// SMS.
+	//
+	// Optional metadata: with "idempotency-key" a repeated call gets the answer of
+	// the first and sends no second SMS. With "verification-context" the code counts
+	// only for calls of Valid with the same value, and OK invalidates only the
+	// earlier codes with this value. With "want-details: true" a known caller gets
+	// "code-expires-in" and "resend-after", in seconds.
 	//
 	// INVALID_ARGUMENT: a field is invalid, or Aliyun rejected the number.
-	// RESOURCE_EXHAUSTED: Aliyun's limit for this sign name and number; RetryInfo
-	// has the time to wait. FAILED_PRECONDITION: the number is blocked, or the
+	// RESOURCE_EXHAUSTED: Aliyun's limit for this sign name and number, the rate of
+	// the caller, or too many live codes or idempotency keys of this number;
+	// RetryInfo has the time to wait. FAILED_PRECONDITION: the number is blocked, or the
 	// operator's account, sign name, template or key needs attention. ABORTED:
-	// too many sends to this number are under way. UNAVAILABLE: nothing was sent.
+	// too many sends to this number are under way, or one with the same
+	// idempotency key. UNAVAILABLE: nothing was sent.
 	// UNKNOWN, DEADLINE_EXCEEDED: the SMS may arrive; if it does, its code works.
 	SendSMS(context.Context, *SendSMSRequest) (*Empty, error)
 	// Valid checks if code is a live code of the number, and uses it up. For a
@@ -106,7 +128,11 @@ type PhoneNumberServiceServer interface {
 	// error. By default the first three calls on a number after a successful
 	// SendSMS can succeed, whatever their codes; after them its codes are dead.
 	//
-	// INVALID_ARGUMENT: phone_number is invalid. UNAVAILABLE: nothing was counted.
+	// Optional metadata: with "verification-context" only codes of SendSMS with the
+	// same value are compared and counted. With "want-details: true" a known caller
+	// gets "verification-outcome" and "attempts-left".
+	//
+	// INVALID_ARGUMENT: phone_number or the metadata is invalid. UNAVAILABLE: nothing was counted.
 	// UNKNOWN, DEADLINE_EXCEEDED: the call may have been counted, or have used
 	// the code.
 	Valid(context.Context, *ValidRequest) (*ValidResponse, error)

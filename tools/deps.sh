@@ -22,6 +22,7 @@ need_part() {
     need mariadb-server-core mariadbd
     need_part mysql
     need "gcc libc6-dev" cc # for -race
+    need curl curl            # for the commands of the documents
     command -v prometheus >/dev/null || [ -e .bin/prometheus/usr/bin/promtool ] ||
       downloads="$downloads prometheus"
     ;;
@@ -30,7 +31,6 @@ need_part() {
   page)
     need_part tests
     need chromium /usr/bin/chromium
-    need curl curl
     ;;
   fonts)
     need fonts-inter /usr/share/fonts/opentype/inter
@@ -42,12 +42,37 @@ need_part() {
     need mount mount
     ;;
   cluster)
+    need_part mysql
     need mariadb-server-core mariadbd
     need galera-4 /usr/lib/galera/libgalera_smm.so
     need rsync rsync
     need procps ps
     need iproute2 ip
     [ -e .bin/galera/downloaded ] || downloads="$downloads mariadb-server mariadb-client-core"
+    ;;
+  examples)
+    need mariadb-server-core mariadbd
+    need npm npm
+    need curl curl
+    need default-jdk-headless javac
+    need maven mvn
+    need python3 python3
+    python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+    need php-cli php
+    php -m 2>/dev/null | grep -q curl || missing="$missing php-curl"
+    need ruby ruby
+    ruby -e 'require "grpc"' 2>/dev/null || missing="$missing ruby-grpc"
+    need protobuf-compiler-grpc grpc_ruby_plugin
+    need g++ g++
+    need cmake cmake
+    need libgrpc++-dev /usr/include/grpcpp/grpcpp.h
+    need libprotobuf-dev /usr/include/google/protobuf/any.h
+    need "rustc-web cargo-web" cargo
+    need "mono-mcs mono-runtime" mcs
+    need libmono-system-net-http4.0-cil /usr/lib/mono/4.5/System.Net.Http.dll
+    need libmono-system-runtime-serialization4.0-cil /usr/lib/mono/4.5/System.Runtime.Serialization.dll
+    need libmono-system-xml-linq4.0-cil /usr/lib/mono/4.5/System.Xml.Linq.dll
+    need jq jq
     ;;
   image)
     need buildah buildah

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -63,20 +64,26 @@ func newLogin(service string) (http.Handler, error) {
 			show(w, http.StatusBadRequest, page{Number: number, Problem: "Please enter a mobile number of eleven digits."})
 			return
 		}
-		// Longer than the service waits for Aliyun, so that the service's error arrives.
-		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+		// Longer than a send can take, 11 s, so that the service's error arrives.
+		ctx, cancel := context.WithTimeout(r.Context(), 15*time.Second)
 		defer cancel()
 		_, err := client.SendSMS(ctx, &phonenumberservice.SendSMSRequest{PhoneNumber: number, Signature: signName, TemplateCode: templateCode})
-		switch status.Code(err) {
-		case codes.OK:
+		info, invalid, retry := details(err)
+		switch code := status.Code(err); {
+		case code == codes.OK:
 			show(w, http.StatusOK, page{Number: number, Sent: true})
-		case codes.InvalidArgument: // Aliyun rejected the number
-			show(w, http.StatusBadRequest, page{Number: number, Problem: "That is no mobile number."})
-		case codes.ResourceExhausted, codes.Aborted:
-			show(w, http.StatusTooManyRequests, page{Number: number, Problem: "Too many codes. Try again in " + waitOf(err).String() + "."})
-		case codes.DeadlineExceeded, codes.Unknown: // the SMS may arrive, and its code works
+		case info.GetReason() == "" || code == codes.DeadlineExceeded || code == codes.Unknown || code == codes.Aborted:
+			// The SMS may arrive, and its code works. An error without a reason is not from the service.
 			show(w, http.StatusOK, page{Number: number, Sent: true, Problem: "This takes longer than usual. If no code arrives, send another."})
-		default: // nothing was sent; the service's log has the reason
+		case code == codes.ResourceExhausted && retry != nil:
+			wait := retry.RetryDelay.AsDuration().String()
+			show(w, http.StatusTooManyRequests, page{Number: number, Problem: "Too many codes. Try again in " + wait + "."})
+		case slices.ContainsFunc(invalid.GetFieldViolations(), isOfNumber):
+			show(w, http.StatusBadRequest, page{Number: number, Problem: "That is no mobile number."})
+		case info.Reason == "isv.BLACK_KEY_CONTROL_LIMIT" || info.Reason == "isv.CUSTOMER_REFUSED":
+			show(w, http.StatusBadRequest, page{Number: number, Problem: "This number does not accept our SMS; please use another one, or contact us."})
+		default: // nothing was sent, and only an operator can help
+			log.Print(err)
 			show(w, http.StatusServiceUnavailable, page{Number: number, Problem: "No code could be sent. Try again later."})
 		}
 	})
@@ -100,14 +107,21 @@ func newLogin(service string) (http.Handler, error) {
 	return http.NewCrossOriginProtection().Handler(mux), nil // against CSRF
 }
 
-// waitOf returns the time to wait from the RetryInfo of err, or a minute.
-func waitOf(err error) time.Duration {
-	for _, d := range status.Convert(err).Details() {
-		if retry, ok := d.(*errdetails.RetryInfo); ok {
-			return retry.RetryDelay.AsDuration()
+func isOfNumber(v *errdetails.BadRequest_FieldViolation) bool { return v.Field == "phone_number" }
+
+// details returns the details of err that this login reads, nil for each that err does not have.
+func details(err error) (info *errdetails.ErrorInfo, invalid *errdetails.BadRequest, retry *errdetails.RetryInfo) {
+	for _, detail := range status.Convert(err).Details() {
+		switch d := detail.(type) {
+		case *errdetails.ErrorInfo:
+			info = d
+		case *errdetails.BadRequest:
+			invalid = d
+		case *errdetails.RetryInfo:
+			retry = d
 		}
 	}
-	return time.Minute
+	return info, invalid, retry
 }
 
 type page struct {

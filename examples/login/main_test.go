@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-var sms string // URL of phone-number-service dev
+// The address and the URL of phone-number-service dev.
+var address, sms string
 
 // TestMain starts phone-number-service for the tests. Outside this repository, use
 // exec.Command("phone-number-service", "dev").
@@ -23,7 +24,7 @@ func run(m *testing.M) int {
 	if err != nil {
 		panic(err)
 	}
-	address := free.Addr().String()
+	address = free.Addr().String()
 	free.Close()
 	dir, err := os.MkdirTemp("", "login")
 	if err != nil {

@@ -43,6 +43,14 @@ const (
 	Other   = "other"   // callers beyond the limit of label values; only in metrics
 )
 
+// NameOf returns the name of a caller, "" if it is nil.
+func NameOf(c *Caller) string {
+	if c == nil {
+		return ""
+	}
+	return c.Name
+}
+
 // NotAllowedError reports that an authenticated caller lacks a permission.
 type NotAllowedError struct {
 	Caller string

@@ -57,8 +57,8 @@ func TestBenchmarks_AllRun(t *testing.T) {
 		defer flag.Set(name, before)
 	}
 	for name, run := range map[string]func(*testing.B){
-		"Service": BenchmarkService, "Growth": BenchmarkGrowth, "OpenLoop": BenchmarkOpenLoop, "Purge": BenchmarkPurge,
-		"Connections": BenchmarkConnections, "SQLite": BenchmarkSQLite, "Start": BenchmarkStart, "Soak": BenchmarkSoak,
+		"Service": BenchmarkService, "Engines": BenchmarkEngines, "Growth": BenchmarkGrowth, "OpenLoop": BenchmarkOpenLoop,
+		"Purge": BenchmarkPurge, "Connections": BenchmarkConnections, "SQLite": BenchmarkSQLite, "Start": BenchmarkStart, "Soak": BenchmarkSoak,
 	} {
 		ok := true
 		testing.Benchmark(func(b *testing.B) {
@@ -136,7 +136,7 @@ func checks(callers int) int {
 
 // BenchmarkGrowth compares a table of ten thousand numbers with a table of -numbers.
 func BenchmarkGrowth(b *testing.B) {
-	server := startMariaDB(b, *numbers)
+	server := startServer(b, mysqltest.DefaultEngine(b), *numbers)
 	var rows []*row
 	var systems []*system
 	for _, n := range []int{10_000, *numbers} {
@@ -146,7 +146,7 @@ func BenchmarkGrowth(b *testing.B) {
 	for range *rounds {
 		for i, s := range systems {
 			result, c := s.measured(func() measurement { return s.flows(64, *span, s.replicas[0], callersPerConnection) })
-			rows[2*i].add(result, c, 0, 3)
+			rows[2*i].add(result, c, 0, 2)
 			sent := s.sent(checks(64), s.replicas[0])
 			result, c = s.measured(func() measurement { return s.valids(64, sent, s.replicas[0], callersPerConnection) })
 			rows[2*i+1].add(result, c, 0, 1)
@@ -158,7 +158,7 @@ func BenchmarkGrowth(b *testing.B) {
 // BenchmarkOpenLoop calls Valid at random times (open loop), at 70 % of the maximum rate. In an
 // open loop a slow call does not delay the next ones; in a closed loop it does.
 func BenchmarkOpenLoop(b *testing.B) {
-	s := onMariaDB(b, *numbers, 1)
+	s := onNewServer(b, *numbers, 1)
 	r := s.replicas[0]
 	raw, closed, open := &row{name: "raw UPDATE, 64 callers"}, &row{name: "Valid, 64 callers"}, &row{name: "Valid, open loop at 70 %"}
 	var ratios []float64
@@ -168,10 +168,10 @@ func BenchmarkOpenLoop(b *testing.B) {
 		sent := s.sent(checks(64), r)
 		capacity, c := s.measured(func() measurement { return s.valids(64, sent, r, callersPerConnection) })
 		closed.add(capacity, c, ceiling.perSecond, 1)
-		sent = s.sent(int(capacity.perSecond*span.Seconds()), r) // 70 %, and a margin for chance
+		sent = s.sent(int(capacity.perSecond*span.Seconds())+1, r) // 70 %, and a margin for chance
 		var n atomic.Int64
 		result, c := s.measured(func() measurement {
-			return openLoop(b, 0.7*capacity.perSecond, *span, func(ctx context.Context, caller int) error {
+			return openLoop(b, 0.7*capacity.perSecond, len(sent), *span, func(ctx context.Context, caller int) error {
 				return s.valid(ctx, r.client(b, caller, callersPerConnection), sent[n.Add(1)-1])
 			})
 		})
@@ -185,9 +185,9 @@ func BenchmarkOpenLoop(b *testing.B) {
 // BenchmarkPurge compares Valid without and during a purge of as many numbers as a tenth of the
 // table. Valid is called in an open loop, at half of the maximum rate.
 func BenchmarkPurge(b *testing.B) {
-	s := onMariaDB(b, *numbers, 1)
-	s.exec(fmt.Sprintf(`INSERT INTO phone_numbers (phone_number, version, begun_at, state)
-		SELECT CONCAT('+1', 2000000000 + seq), UNHEX(MD5(seq)), 1500000000000000 + seq, UNHEX(SHA2(seq, 512)) FROM seq_1_to_%d`, *numbers/10))
+	s := onNewServer(b, *numbers, 1)
+	s.insert(`INSERT INTO phone_numbers (phone_number, version, begun_at, state)
+		SELECT CONCAT('+1', 2000000000 + seq), UNHEX(LEFT(SHA2(seq, 256), 32)), 1500000000000000 + seq, UNHEX(SHA2(seq, 512))`, *numbers/10)
 	retention := time.Since(time.UnixMicro(1600000000000000)) // older than the new rows only
 	r := s.replicas[0]
 	purger, err := store.Open(s.dsn)
@@ -203,7 +203,7 @@ func BenchmarkPurge(b *testing.B) {
 		sent := s.sent(int(rate*span.Seconds()*1.2)+1000, r)
 		var n atomic.Int64
 		result, c := s.measured(func() measurement {
-			return openLoop(b, rate, *span, func(ctx context.Context, caller int) error {
+			return openLoop(b, rate, len(sent), *span, func(ctx context.Context, caller int) error {
 				return s.valid(ctx, r.client(b, caller, callersPerConnection), sent[n.Add(1)-1])
 			})
 		})
@@ -240,20 +240,20 @@ func BenchmarkPurge(b *testing.B) {
 // BenchmarkConnections compares 256 callers with one connection each with 64 callers that share
 // one. It then measures the memory of -connections idle connections.
 func BenchmarkConnections(b *testing.B) {
-	s := onMariaDB(b, *numbers, 1)
+	s := onNewServer(b, *numbers, 1)
 	r := s.replicas[0]
 	shared, own := &row{name: "flows, 64 callers on a connection"}, &row{name: "256 callers on 256 connections"}
 	for range *rounds {
 		result, c := s.measured(func() measurement { return s.flows(64, *span, r, 64) })
-		shared.add(result, c, 0, 3)
+		shared.add(result, c, 0, 2)
 		ownConns := &replica{Process: r.Process}
 		result, c = s.measured(func() measurement { return s.flows(256, *span, ownConns, 1) })
-		own.add(result, c, 0, 3)
+		own.add(result, c, 0, 2)
 		ownConns.closeConns()
 	}
 	printTable([]*row{shared, own})
 
-	idle := s.startOne(s.dsn)
+	idle := s.startOne(s.dsn, fmt.Sprintf("PHONENUMBER_MAX_CONNECTIONS=%d", 2**connections))
 	before := memory(b, idle.PID)
 	for i := range *connections {
 		idle.client(b, i, 1)
@@ -276,7 +276,7 @@ func BenchmarkSQLite(b *testing.B) {
 	r := s.replicas[0]
 	var rows []*row
 	for _, n := range callers(b) {
-		disk, flow := &row{name: "write and fdatasync, in turn"}, &row{name: "flows, × 3"}
+		disk, flow := &row{name: "write and fdatasync, in turn"}, &row{name: "flows, × 2"}
 		check := &row{name: fmt.Sprintf("Valid, %d callers", n)}
 		for range *rounds {
 			ceiling, c := s.measured(func() measurement { return s.flushes(*span) })
@@ -285,7 +285,7 @@ func BenchmarkSQLite(b *testing.B) {
 			result, c := s.measured(func() measurement { return s.valids(n, sent, r, callersPerConnection) })
 			check.add(result, c, ceiling.perSecond, 1)
 			result, c = s.measured(func() measurement { return s.flows(n, *span, r, callersPerConnection) })
-			flow.add(result, c, ceiling.perSecond, 3)
+			flow.add(result, c, ceiling.perSecond, 2)
 		}
 		rows = append(rows, disk, check, flow)
 	}
@@ -321,7 +321,7 @@ func BenchmarkSoak(b *testing.B) {
 	if *soak == 0 {
 		b.Skip("needs a duration: make soak, or -soak 10m")
 	}
-	s := onMariaDB(b, *numbers, 1)
+	s := onNewServer(b, *numbers, 1)
 	r := s.replicas[0]
 	flow := func(ctx context.Context, caller int) error {
 		client := r.client(b, caller, callersPerConnection)
@@ -335,34 +335,82 @@ func BenchmarkSoak(b *testing.B) {
 	fmt.Printf("%.0f flows/s\n", rate)
 	const parts = 10
 	for part := range parts {
-		result := openLoop(b, rate, *soak/parts, flow)
+		result := openLoop(b, rate, unbounded, *soak/parts, flow)
 		fmt.Printf("%v: %.0f/s, p99 %v, resident %.0f MiB, %d threads, %d open files\n", (*soak/parts)*time.Duration(part+1),
 			result.perSecond, result.quantile(0.99).Round(time.Microsecond), memory(b, r.PID), status(b, r.PID, "Threads"), s.openFiles(r))
 	}
 	fmt.Printf("goroutines afterwards: %d\n", r.goroutines(b))
 }
 
-// BenchmarkService measures Valid and flows. Each round begins with a measurement of the raw
-// statement.
+// BenchmarkService measures SendSMS, Valid and flows. Each round begins with a measurement of the raw
+// statement. The two rows of Valid differ in the replica that sent the codes.
 func BenchmarkService(b *testing.B) {
-	s := onMariaDB(b, *numbers, 1)
-	r := s.replicas[0]
+	s := onNewServer(b, *numbers, 2)
+	r, other := s.replicas[0], s.replicas[1]
 	var rows []*row
 	for _, n := range callers(b) {
-		raw, check, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ", n)}, &row{name: "Valid"}, &row{name: "flows, × 3"}
+		raw, send, flow := &row{name: fmt.Sprint("raw UPDATE, callers: ", n)}, &row{name: "SendSMS"}, &row{name: "flows, × 2"}
+		own, others := &row{name: "Valid, same replica"}, &row{name: "Valid, another replica"}
 		for range *rounds {
 			ceiling, c := s.measured(func() measurement { return s.raw(n, *span) })
 			raw.add(ceiling, c, ceiling.perSecond, 1)
-			sent := s.sent(checks(n), r)
-			result, c := s.measured(func() measurement { return s.valids(n, sent, r, callersPerConnection) })
-			check.add(result, c, ceiling.perSecond, 1)
+			var sent []int
+			result, c := s.measured(func() (result measurement) {
+				sent, result = s.sends(n, checks(n), r)
+				return result
+			})
+			send.add(result, c, ceiling.perSecond, 1)
+			result, c = s.measured(func() measurement { return s.valids(n, sent, r, callersPerConnection) })
+			own.add(result, c, ceiling.perSecond, 1)
+			sent = s.sent(checks(n), other)
+			result, c = s.measured(func() measurement { return s.valids(n, sent, r, callersPerConnection) })
+			others.add(result, c, ceiling.perSecond, 1)
 			profiled(r, func() {
 				result, c = s.measured(func() measurement { return s.flows(n, *span, r, callersPerConnection) })
 			})
-			flow.add(result, c, ceiling.perSecond, 3)
+			flow.add(result, c, ceiling.perSecond, 2)
 		}
-		rows = append(rows, raw, check, flow)
+		rows = append(rows, raw, send, own, others, flow)
 	}
 	printTable(rows)
 	fmt.Printf("resident memory afterwards: %.0f MiB\n", memory(b, r.PID))
+}
+
+// BenchmarkEngines compares MySQL with MariaDB at 64 callers. The servers take turns, with their own
+// defaults: MySQL has a binary log, and MariaDB has none.
+func BenchmarkEngines(b *testing.B) {
+	type subject struct {
+		*system
+		raw, flow *row
+	}
+	var subjects []*subject
+	var rows []*row
+	for _, c := range []struct {
+		name   string
+		engine *mysqltest.Engine
+		args   []string
+	}{
+		{"MariaDB", mysqltest.MariaDB, nil},
+		{"MySQL", mysqltest.MySQL, nil},
+		{"MySQL without a binary log", mysqltest.MySQL, []string{"--skip-log-bin"}},
+	} {
+		s := onServer(b, startServer(b, c.engine, *numbers, c.args...), mysqltest.Database, *numbers, 1)
+		one := &subject{s, &row{name: c.name + ": raw UPDATE"}, &row{name: "flows"}}
+		subjects, rows = append(subjects, one), append(rows, one.raw, one.flow)
+	}
+	for range *rounds {
+		for _, s := range subjects {
+			ceiling, c := s.measured(func() measurement { return s.system.raw(64, *span) })
+			s.raw.add(ceiling, c, ceiling.perSecond, 1)
+			flows, c := s.measured(func() measurement { return s.flows(64, *span, s.replicas[0], callersPerConnection) })
+			s.flow.add(flows, c, ceiling.perSecond, 1)
+		}
+	}
+	printTable(rows)
+	base := subjects[0]
+	for _, s := range subjects[1:] {
+		fmt.Printf("%s is %.2f of MariaDB's; flows are %.2f, with %.2f of its CPU\n", s.raw.name,
+			median(s.raw.perSecond)/median(base.raw.perSecond), median(s.flow.perSecond)/median(base.flow.perSecond),
+			median(s.flow.database)/median(base.flow.database))
+	}
 }

@@ -96,26 +96,28 @@ func closedLoop(b testing.TB, callers, count int, span time.Duration, op func(ct
 	return inParallel(b, callers, func(ctx context.Context, start time.Time, caller int, took func(time.Time)) error {
 		for left.Add(-1) >= 0 {
 			began := time.Now()
-			if began.Sub(start) > span {
-				return nil
-			}
 			if err := op(ctx, caller); err != nil {
 				return err
 			}
 			took(began)
+			if time.Since(start) > span { // after the first op, so that there is a latency
+				return nil
+			}
 		}
 		return nil
 	})
 }
 
 // openLoop starts op at random times at a fixed mean rate, independent of the duration of earlier
-// ops. The time that an op waits for its start is part of its latency.
-func openLoop(b testing.TB, perSecond float64, span time.Duration, op func(ctx context.Context, caller int) error) measurement {
+// ops, until op started count times or span is over. The time that an op waits for its start is part of
+// its latency.
+func openLoop(b testing.TB, perSecond float64, count int, span time.Duration, op func(ctx context.Context, caller int) error) measurement {
 	b.Helper()
 	starts := make(chan time.Time, 1<<16)
 	go func() {
 		defer close(starts)
-		for start, due := time.Now(), time.Duration(0); due < span; {
+		start, due := time.Now(), time.Duration(0)
+		for i := 0; i < count && due < span; i++ {
 			due += time.Duration(mathrand.ExpFloat64() / perSecond * float64(time.Second))
 			time.Sleep(time.Until(start.Add(due)))
 			starts <- start.Add(due)

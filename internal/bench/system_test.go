@@ -39,8 +39,8 @@ type system struct {
 	numbers  int
 	dsn      string
 	next     atomic.Int64
-	database *sql.DB // for the raw statement and MariaDB's counters
-	pid      int     // of MariaDB
+	database *sql.DB // for the raw statement and the server's counters
+	pid      int     // of the server
 	replicas []*replica
 }
 
@@ -52,18 +52,18 @@ type replica struct {
 	clients []pb.PhoneNumberServiceClient
 }
 
-// onMariaDB starts a number of replicas on a new server whose table has a number of rows.
-func onMariaDB(b testing.TB, numbers, replicas int) *system {
+// onNewServer starts a number of replicas on a new server whose table has a number of rows.
+func onNewServer(b testing.TB, numbers, replicas int) *system {
 	b.Helper()
-	return onServer(b, startMariaDB(b, numbers), mysqltest.Database, numbers, replicas)
+	return onServer(b, startServer(b, mysqltest.DefaultEngine(b), numbers), mysqltest.Database, numbers, replicas)
 }
 
-// startMariaDB starts a server whose buffer pool has room for a number of rows.
-func startMariaDB(b testing.TB, numbers int) *mysqltest.Server {
+// startServer starts a server whose buffer pool has room for a number of rows, with further arguments.
+func startServer(b testing.TB, engine *mysqltest.Engine, numbers int, args ...string) *mysqltest.Server {
 	b.Helper()
-	return mysqltest.StartWith(b, mysqltest.Options{Args: []string{
-		fmt.Sprintf("--innodb-buffer-pool-size=%dM", 512+numbers/2000), "--innodb-log-file-size=512M",
-	}})
+	return mysqltest.StartWith(b, mysqltest.Options{Engine: engine, Args: append([]string{
+		fmt.Sprintf("--innodb-buffer-pool-size=%dM", 512+numbers/2000), engine.RedoLog("512M"),
+	}, args...)})
 }
 
 // onServer creates database on server, starts replicas on it and fills the table.
@@ -90,17 +90,24 @@ func onServer(b testing.TB, server *mysqltest.Server, database string, numbers, 
 		s.replicas = append(s.replicas, s.startOne(s.dsn)) // the first creates the table
 	}
 	// State after a send of yesterday: format, last send ID, number of codes, one code.
-	const row = `CONCAT('+', 8600000000000 + %[3]d + seq), UNHEX(MD5(seq)), 1700000000000000 + seq,
+	const row = `CONCAT('+', 8600000000000 + %d + seq), UNHEX(LEFT(SHA2(seq, 256), 32)), 1700000000000000 + seq,
 		CONCAT(x'01', UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), x'01',
-			UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), UNHEX(SHA2(seq, 256)), UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), x'81')
-		FROM seq_%[1]d_to_%[2]d`
+			UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), UNHEX(SHA2(seq, 256)), UNHEX(LPAD(HEX(1700000000000000 + seq), 16, '0')), x'81')`
 	s.exec("CREATE TABLE ceiling (id BIGINT NOT NULL PRIMARY KEY, n BIGINT NOT NULL) ENGINE=InnoDB")
-	for first := 0; first < numbers; first += 100_000 {
-		last := min(first+100_000, numbers) - 1
-		s.exec(fmt.Sprintf("INSERT INTO phone_numbers (phone_number, version, begun_at, state) SELECT "+row, first, last, firstNumber))
-		s.exec(fmt.Sprintf("INSERT INTO ceiling SELECT seq, 0 FROM seq_%d_to_%d", first, last))
-	}
+	s.insert("INSERT INTO phone_numbers (phone_number, version, begun_at, state) SELECT "+fmt.Sprintf(row, firstNumber), numbers)
+	s.insert("INSERT INTO ceiling SELECT seq, 0", numbers)
 	return s
+}
+
+// insert runs statement for seq from 0 to rows-1, ten thousand at a time. Only MariaDB has sequences.
+func (s *system) insert(statement string, rows int) {
+	s.b.Helper()
+	const digit = "(SELECT 0 d UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4 UNION ALL SELECT 5" +
+		" UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)"
+	for first := 0; first < rows; first += 10_000 {
+		s.exec(fmt.Sprintf("%s FROM (SELECT %d + 1000 * a.d + 100 * b.d + 10 * c.d + e.d AS seq FROM %s a, %[3]s b, %[3]s c, %[3]s e) s WHERE seq < %[4]d",
+			statement, first, digit, rows))
+	}
 }
 
 // onSQLite starts one replica on a file.
@@ -118,12 +125,12 @@ func (s *system) exec(statement string) {
 	}
 }
 
-// startOne starts the program with its access log in a file.
-func (s *system) startOne(dsn string) *replica {
+// startOne starts the program with its access log in a file, and with more settings.
+func (s *system) startOne(dsn string, settings ...string) *replica {
 	s.b.Helper()
 	env := servicetest.Environment(&dysmsapitest.Server{URL: s.sink.url, AccessKeyID: "bench", AccessKeySecret: "bench"}, dsn)
 	log := filepath.Join(s.b.TempDir(), "log")
-	p := servicetest.Start(s.b, "/bin/sh", servicetest.FreeAddress(s.b), append(env, os.Environ()...), "-c", fmt.Sprintf("exec %s 2>>%s", buildOnce(s.b), log))
+	p := servicetest.Start(s.b, "/bin/sh", servicetest.FreeAddress(s.b), append(append(env, settings...), os.Environ()...), "-c", fmt.Sprintf("exec %s 2>>%s", buildOnce(s.b), log))
 	return &replica{Process: p.Serving(s.b), log: log}
 }
 
@@ -231,15 +238,21 @@ const unbounded = 1 << 60
 // sent sends count codes through from and returns the indexes of their numbers.
 func (s *system) sent(count int, from *replica) []int {
 	s.b.Helper()
-	const callers = 64
+	numbers, _ := s.sends(64, count, from)
+	return numbers
+}
+
+// sends measures SendSMS to count numbers, and returns their indexes.
+func (s *system) sends(callers, count int, from *replica) ([]int, measurement) {
+	s.b.Helper()
 	numbers := make([]int, count)
 	var n atomic.Int64
-	closedLoop(s.b, callers, count, time.Hour, func(ctx context.Context, caller int) error {
+	result := closedLoop(s.b, callers, count, time.Hour, func(ctx context.Context, caller int) error {
 		i, err := s.send(ctx, from.client(s.b, caller, callersPerConnection))
 		numbers[n.Add(1)-1] = i
 		return err
 	})
-	return numbers
+	return numbers, result
 }
 
 // valids checks the code of each number once, at by.
@@ -267,7 +280,7 @@ func (s *system) flows(callers int, span time.Duration, r *replica, perConnectio
 // A cost is the resources that the processes have used.
 type cost struct {
 	service, database, load      time.Duration // of CPU
-	flushes, statements, written float64       // of MariaDB; rows written
+	flushes, statements, written float64       // of the server; rows written
 }
 
 func (s *system) cost() (c cost) {

@@ -49,7 +49,8 @@ func newAccess(settings config.Access) (access, error) {
 	return a, errors.Join(tlsErr, callersErr)
 }
 
-// watchFiles reloads the certificates and the callers file when they change, until ctx is done.
+// watchFiles starts goroutines that reload the certificates and the callers file when they change, until
+// ctx is done.
 func (a access) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log *slog.Logger, lastReload *prometheus.GaugeVec) {
 	if a.tls != nil {
 		go reload.Watcher{Kind: "certificates", Read: a.ReadTLS, Apply: func(_ context.Context, before, now reload.Files) error {
@@ -84,13 +85,14 @@ func (a access) watchFiles(ctx context.Context, metrics *telemetry.Metrics, log 
 	}
 }
 
-// replaceCertificates uses the certificates of files. After an error, the previous ones stay.
+// replaceCertificates replaces the certificates by those in files. After an error, the previous
+// certificates stay in use.
 func (a access) replaceCertificates(files reload.Files) error {
 	file := func(name string) connmux.File { return connmux.File{Name: name, Content: files[name]} }
 	return a.tls.Replace(connmux.CertificateFiles{Certificate: file(a.TLSCert), Key: file(a.TLSKey), ClientCA: file(a.TLSClientCA)})
 }
 
-// replaceCallers uses the callers of files. After an error, the previous ones stay.
+// replaceCallers replaces the callers by those in files. After an error, the previous callers stay in use.
 func (a access) replaceCallers(files reload.Files) (auth.Changes, error) {
 	known := auth.ParseOptions{Countries: numberplan.Countries(), Certificates: a.TLSClientCA != ""}
 	for _, method := range pb.PhoneNumberService_ServiceDesc.Methods {
@@ -114,8 +116,8 @@ func (a access) authenticator() func([]string, *x509.Certificate) (*auth.Caller,
 	return nil
 }
 
-// startupSummary describes TLS and authentication for the log, with a warning for each of the
-// two that is missing: then the network must be trusted.
+// startupSummary describes TLS and authentication for the log. It returns a warning for each of the two
+// that is off, because the service then relies on a trusted network.
 func (a access) startupSummary() (tls, callers string, warnings []string) {
 	tls, callers = "on", "file"
 	if a.tls == nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole"
 )
 
-func TestSetUp_UsesTheFirstCredentials(t *testing.T) {
+func TestOpenDependencies_UsesTheFirstCredentials(t *testing.T) {
 	const roleARN, providerARN = "acs:ram::1:role/r", "acs:ram::1:oidc-provider/p"
 	oidc := config.Role{ARN: roleARN, ProviderARN: providerARN, TokenFile: "token", STSEndpoint: ramrole.DefaultSTSEndpoint}
 	both := oidc
@@ -59,7 +59,7 @@ func TestSetUp_UsesTheFirstCredentials(t *testing.T) {
 			if settings.Role.STSEndpoint == "" {
 				settings.Role.STSEndpoint = ramrole.DefaultSTSEndpoint
 			}
-			s, err := settings.setUp()
+			s, err := settings.openDependencies()
 			if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
 				t.Fatalf("got the error %v; want %q", err, c.err)
 			}

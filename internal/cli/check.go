@@ -24,10 +24,12 @@ type checkCommand struct {
 }
 
 const (
-	checkTimeout   = 10 * time.Second // for each system
-	maxClockOffset = 2 * time.Second
-	maxAliyunSkew  = 15 * time.Minute // Aliyun's own limit
-	endsSoon       = 14 * 24 * time.Hour
+	// checkTimeout is for each system. It ends before MySQL's driver has waited twice for a read (5 s).
+	checkTimeout    = 8 * time.Second
+	maxClockOffset  = 2 * time.Second
+	largeAliyunSkew = time.Minute
+	maxAliyunSkew   = 15 * time.Minute    // Aliyun's own limit
+	expiresSoon     = 14 * 24 * time.Hour // of a certificate
 )
 
 // A finding is one line of the result.
@@ -59,21 +61,21 @@ func (f findings) failed() (n int) {
 	return n
 }
 
-// Run checks everything that serve needs. It sends no SMS, and creates and changes nothing.
+// Run checks everything that serve needs. It sends no SMS, creates no table and changes no row.
 func (c *checkCommand) Run(ctx context.Context, errs []error) error {
-	up, err := c.setUp()
+	deps, err := c.openDependencies()
 	var f findings
 	if err := errors.Join(append(errs, c.Complete(), telemetry.CheckTracing(), err)...); err != nil {
 		f.fail("settings", err)
 	} else {
 		f.add("settings", "ok", "all are valid")
 	}
-	if up.db != nil {
-		defer up.db.Close()
-		f.database(ctx, up.db)
+	if deps.db != nil {
+		defer deps.db.Close()
+		f.database(ctx, deps.db)
 	}
-	if up.aliyun != nil {
-		f.aliyun(ctx, up.aliyun, up.role, c.DeliverySample > 0)
+	if deps.aliyun != nil {
+		f.aliyun(ctx, deps.aliyun, deps.role, c.serveSettings)
 	}
 	f.access(c.Access)
 
@@ -102,6 +104,9 @@ func (f *findings) database(ctx context.Context, db *store.DB) {
 	defer cancel()
 	d, err := db.Diagnose(ctx)
 	switch {
+	case ctx.Err() != nil:
+		f.add("database", "failed", "DATA_SOURCE_NAME: no answer within %v; check the host, the port and the network between", checkTimeout)
+		return
 	case err != nil:
 		f.fail("database", fmt.Errorf("DATA_SOURCE_NAME: %w", err))
 		return
@@ -113,20 +118,15 @@ func (f *findings) database(ctx context.Context, db *store.DB) {
 	for _, w := range d.Warnings {
 		f.add("database", "warning", "%s", w)
 	}
-	f.clock("database", d.ClockOffset, maxClockOffset, "warning")
-}
-
-// clock adds a finding if another clock differs from this machine's by more than limit.
-func (f *findings) clock(name string, ahead, limit time.Duration, result string) {
-	if ahead.Abs() > limit {
-		f.add(name, result, "its clock differs from this machine's by %v; both need NTP", ahead)
+	if d.ClockOffset.Abs() > maxClockOffset {
+		f.add("database", "warning", "its clock differs from this machine's by %v; both need NTP", d.ClockOffset)
 	}
 }
 
-// aliyun checks the credentials with both products. A product is needed only if callers have templates
-// of it, so the failure of one is a warning if the other works. It checks the right to ask for deliveries
-// if the service would ask.
-func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source, asksDeliveries bool) {
+// aliyun checks the credentials with both products. A product is needed only if callers have templates of
+// it, and a firewall may let only one pass. So if one product works, each failure of the other is a warning.
+// It also checks the lifetime of codes, and the right to query deliveries if the service would.
+func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source, settings serveSettings) {
 	if source != nil {
 		set, err := fetchCredentials(ctx, aliyun, source)
 		if err != nil {
@@ -135,7 +135,7 @@ func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrol
 		}
 		f.add("credentials", "ok", "%s gives credentials until %s", source.Provider(), set.Expires.Format(time.RFC3339))
 	} else if aliyun.Ready() != nil {
-		return // a finding of the settings says why
+		return // a finding of the settings has the reason
 	}
 	var works bool
 	probes := map[sms.Product]sms.Probe{}
@@ -148,10 +148,14 @@ func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrol
 	}
 	for _, p := range products {
 		probe, name := probes[p], "Aliyun "+strings.ToUpper(string(p))
+		template := map[sms.Product]string{sms.SMS: "SMS_123456789", sms.PNVS: "100001"}[p]
 		way := map[bool]string{true: "through the proxy", false: "without a proxy"}[probe.Proxied]
 		if probe.Accepted() {
 			f.add(name, "ok", "can be reached %s, and accepts the credentials; no SMS was asked for", way)
-			if asksDeliveries {
+			if ttl := settings.CodeTTL; sms.CheckSend(madeUpNumber, template, ttl) != nil {
+				f.add(name, "warning", "PHONENUMBER_CODE_TTL is %v, so each send with a template code such as %s fails; set it to 1m or more", ttl, template)
+			}
+			if settings.DeliverySample > 0 {
 				f.deliveries(ctx, aliyun, p, name)
 			}
 		} else {
@@ -162,24 +166,29 @@ func (f *findings) aliyun(ctx context.Context, aliyun *sms.Aliyun, source ramrol
 			}
 			f.add(name, result, "%s, %s", problem, way)
 			if works {
-				template := map[sms.Product]string{sms.SMS: "SMS_123456789", sms.PNVS: "100001"}[p]
-				f.add(name, "warning", "needed only for template codes such as %s", template)
+				f.add(name, "warning", "each send with a template code such as %s fails; no other send needs this product", template)
 			}
 		}
-		f.clock(name, probe.Skew, maxAliyunSkew, "failed")
+		if skew := probe.Skew.Abs(); skew > largeAliyunSkew {
+			result := map[bool]string{true: "failed", false: "warning"}[skew > maxAliyunSkew]
+			f.add(name, result, "its clock differs from this machine's by %v; this machine needs NTP", probe.Skew)
+		}
 	}
 }
 
-// deliveries asks for the SMS to a made-up number.
+const madeUpNumber = "+8613000000000"
+
+// deliveries checks the right to query deliveries, with a query for a made-up number.
 func (f *findings) deliveries(ctx context.Context, aliyun *sms.Aliyun, p sms.Product, name string) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if _, err := aliyun.Deliveries(ctx, p, "+8613000000000", time.Now(), ""); err != nil {
+	if _, err := aliyun.Deliveries(ctx, p, madeUpNumber, time.Now(), ""); err != nil {
 		f.add(name, "warning", "does not say if an SMS arrived (PHONENUMBER_DELIVERY_SAMPLE): %s", reasonOf(p, err))
 	}
 }
 
-// fetchCredentials gives aliyun the credentials of a role, for a command that ends before they do.
+// fetchCredentials fetches the credentials of a role and passes them to aliyun. It does not renew them:
+// the command ends before they expire.
 func fetchCredentials(ctx context.Context, aliyun *sms.Aliyun, source ramrole.Source) (ramrole.Set, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -193,7 +202,7 @@ func fetchCredentials(ctx context.Context, aliyun *sms.Aliyun, source ramrole.So
 // probeProblem returns the cause of a failed probe, and its remedy.
 func probeProblem(p sms.Product, probe sms.Probe) string {
 	if probe.Failure != "" {
-		return "no reply: " + probe.Failure
+		return probe.Failure
 	}
 	action := map[sms.Product]string{sms.SMS: "dysms:SendSms", sms.PNVS: "dypns:SendSmsVerifyCode"}[p]
 	for _, known := range []struct{ codes, problem string }{
@@ -227,7 +236,7 @@ func (f *findings) access(settings config.Access) {
 		switch {
 		case left <= 0:
 			result = "failed"
-		case left < endsSoon:
+		case left < expiresSoon:
 			result = "warning"
 		}
 		f.add("certificate", result, "%s ends %s", settings.TLSCert, expires.Format(time.RFC3339))

@@ -1,5 +1,5 @@
-// Package cli has the commands of the program: it connects the other packages as settings say.
-// It is a package so that main is only the build's version and its tests need no built program.
+// Package cli implements the commands of the program, and connects the other packages according to the
+// settings. It is separate from package main so that its tests need no built program.
 package cli
 
 import (
@@ -38,30 +38,32 @@ import (
 
 const (
 	databaseStartTimeout = 60 * time.Second
-	lastLinesTimeout     = time.Second // when the process ends
+	lastLinesTimeout     = time.Second // for the last lines of stdout and stderr
 )
 
-// commands are the commands. kong calls Run of the one in the arguments, with the values that Main
-// binds, and the errors of config.Parse.
+// commands defines the command line for kong. kong calls the method Run of the command that the arguments
+// name. Its arguments are the values that Main binds and the errors of config.Parse.
 type commands struct {
-	Serve       serveCommand       `kong:"cmd,default='withargs',set='listen=:50511',set='drain_delay=5s',help='Run the service (the default command). Needs DATA_SOURCE_NAME, ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET.'"`
+	Serve       serveCommand       `kong:"cmd,default='withargs',set='listen=:50511',set='drain_delay=5s',help='Run the service (the default command). Needs DATA_SOURCE_NAME, and ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET or a RAM role.'"`
 	Dev         devCommand         `kong:"cmd,set='listen=127.0.0.1:50511',set='drain_delay=0s',help='Run for development: nothing installed, nothing stored, no SMS; codes are shown on its page, in the terminal and at /inbox.json.'"`
 	Check       checkCommand       `kong:"cmd,set='listen=:50511',set='drain_delay=5s',help='Check the settings that serve would have: database, Aliyun, certificates, callers. Sends no SMS, and exits with 0 or 1.'"`
 	Migrate     migrateCommand     `cmd:"" help:"Create the table in DATA_SOURCE_NAME if it is missing, check it, and exit. serve does the same at start."`
 	Inspect     inspectCommand     `cmd:"" help:"Show what happened to a number: its last send, Aliyun's answer, attempts, live codes, and with credentials for Aliyun if its SMS arrived. Needs DATA_SOURCE_NAME, with the right to read."`
+	Forget      forgetCommand      `cmd:"" help:"Delete what is kept of a number, and show it. Waits until no send to the number is in flight. Needs DATA_SOURCE_NAME, with the rights to read and to delete."`
 	Token       tokenCommand       `cmd:"" help:"Make a bearer token for a caller, and print it with its entry for the callers file."`
 	Healthcheck healthcheckCommand `cmd:"" help:"Exit with 0 if the service on this machine is serving, else with 1."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`
 }
 
 const description = "Verifies that a person holds a phone number: SendSMS sends a six-digit code through Aliyun SMS, Valid checks a code, and accepts it once.\n\n" +
-	"Each secret comes from its variable, or from the file that the variable with _FILE at its end names: DATA_SOURCE_NAME (user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db), ALIYUN_ACCESS_KEY_ID, ALIYUN_ACCESS_KEY_SECRET, PHONENUMBER_CODE_KEY (optional).\n\n" +
+	"Each secret comes from its variable, or from the file that the variable with _FILE at its end names: DATA_SOURCE_NAME (user:password@tcp(host:3306)/PhoneNumberService or sqlite:/path/to/file.db), ALIYUN_ACCESS_KEY_ID, ALIYUN_ACCESS_KEY_SECRET, ALIYUN_SECURITY_TOKEN (of a temporary access key), PHONENUMBER_CODE_KEY (required with temporary credentials).\n\n" +
+	"A RAM role gives temporary credentials in place of an access key: set " + config.RoleVariables + ".\n\n" +
 	"To try it with nothing installed: phone-number-service dev"
 
 // Main runs the command that the process's arguments name, and ends the process.
 func Main(version string) {
-	// Discard the logs of libraries, which could quote what a peer sent: net/http logs
-	// unsolicited responses.
+	// Discard the logs of libraries, which could quote data of a peer: net/http logs unsolicited
+	// responses.
 	log.SetOutput(io.Discard)
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	signal.Ignore(syscall.SIGPIPE) // a write to a closed pipe fails instead
@@ -69,7 +71,8 @@ func Main(version string) {
 	command, errs := config.Parse(&commands{}, os.Args[1:],
 		kong.Name("phone-number-service"), kong.Description(description), kong.ShortUsageOnError(), vars,
 		kong.BindTo(untilStopped(), (*context.Context)(nil)), kong.Bind(p),
-		kong.Writers(os.Stdout, p.stderr), kong.Exit(p.exit),
+		kong.Writers(os.Stdout, p.stderr),
+		kong.Exit(func(code int) { p.exit(min(code, 1)) }), // kong has 80 for a wrong flag
 	)
 	if err := command.Run(errs); err != nil {
 		fmt.Fprintln(p.stderr, "phone-number-service:", err)
@@ -78,7 +81,7 @@ func Main(version string) {
 	p.exit(0)
 }
 
-// vars are the values for ${…} in the tags of settings.
+// vars has the values of ${…} in the tags of settings.
 var vars = kong.Vars{
 	"aliyun_endpoint": sms.DefaultEndpoint, "aliyun_pnvs_endpoint": sms.DefaultPNVSEndpoint, "template_variable": sms.DefaultVariable,
 	"aliyun_sts_endpoint": ramrole.DefaultSTSEndpoint,
@@ -126,7 +129,7 @@ func untilStopped() context.Context {
 	return ctx
 }
 
-// openStore opens dsn. It returns nil if dsn is "", which SecretReader reports.
+// openStore opens dsn. If dsn is "", it returns nil, nil, because SecretReader returns the error.
 func openStore(dsn string) (*store.DB, error) {
 	if dsn == "" {
 		return nil, nil
@@ -145,9 +148,9 @@ func openConfigured(errs []error) (*store.DB, error) {
 	return db, config.Join(append(errs, err, openErr)...)
 }
 
-// waitForDatabase retries for databaseStartTimeout, because containers start in any order. It
-// reports whether the database is ready. It returns false, nil if the process is stopped first.
-func waitForDatabase(ctx context.Context, db *store.DB, logger *slog.Logger) (up bool, err error) {
+// waitForDatabase retries Prepare for databaseStartTimeout, because containers start in any order. It
+// reports whether the database is ready. If the process is stopped first, it returns false, nil.
+func waitForDatabase(ctx context.Context, db *store.DB, logger *slog.Logger) (ready bool, err error) {
 	waitCtx, cancel := context.WithTimeout(ctx, databaseStartTimeout)
 	defer cancel()
 	for {
@@ -178,7 +181,7 @@ func (*migrateCommand) Run(ctx context.Context, p process, errs []error) error {
 		return err
 	}
 	defer db.Close()
-	if up, err := waitForDatabase(ctx, db, slog.New(slog.NewTextHandler(p.stderr, nil))); !up {
+	if ready, err := waitForDatabase(ctx, db, slog.New(slog.NewTextHandler(p.stderr, nil))); !ready {
 		return err
 	}
 	fmt.Println("the table is there")

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,13 +12,16 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/store"
 )
 
+// secrets are the variables of secrets. They have no flags, so kong does not know them.
+var secrets = []string{config.DataSourceName, config.AccessKeyID, config.AccessKeySecret, config.SecurityToken, config.CodeKey}
+
 func TestSettings_AreAllInTheDocumentation(t *testing.T) {
 	page, err := os.ReadFile("../../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	wants := []string{}
-	for _, secret := range []string{config.DataSourceName, config.AccessKeyID, config.AccessKeySecret, config.CodeKey} {
+	for _, secret := range secrets {
 		wants = append(wants, "`"+secret+"` †")
 	}
 	for _, command := range kong.Must(&commands{}, vars).Model.Children {
@@ -34,6 +38,30 @@ func TestSettings_AreAllInTheDocumentation(t *testing.T) {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("docs/configuration.md lacks %s", want)
 		}
+	}
+}
+
+func TestHelp_NamesTheSecretsAndTheRole(t *testing.T) {
+	model := kong.Must(&commands{}, vars, kong.Description(description)).Model
+	role := []string{"RAM role"}
+	for _, flag := range kong.Must(&config.Role{}, vars).Model.Flags {
+		if len(flag.Envs) > 0 && !flag.HasDefault {
+			role = append(role, flag.Envs...)
+		}
+	}
+	if len(role) != 5 {
+		t.Fatalf("got the variables %v; want the four of a role that have no default", role)
+	}
+	for _, want := range slices.Concat(secrets, role) {
+		if !strings.Contains(model.Help, want) {
+			t.Errorf("the help lacks %s:\n%s", want, model.Help)
+		}
+	}
+	if want := "PHONENUMBER_CODE_KEY (required with temporary credentials)"; !strings.Contains(model.Help, want) {
+		t.Errorf("the help lacks %q:\n%s", want, model.Help)
+	}
+	if got, want := model.Children[0].Help, "ALIYUN_ACCESS_KEY_ID and ALIYUN_ACCESS_KEY_SECRET or a RAM role"; !strings.Contains(got, want) {
+		t.Errorf("serve: got the help %q; want %q in it", got, want)
 	}
 }
 

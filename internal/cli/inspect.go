@@ -14,6 +14,7 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
+	"github.com/liulinhuai/phone-number-service/internal/store"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -25,26 +26,18 @@ type inspectCommand struct {
 }
 
 func (c *inspectCommand) Run(ctx context.Context, errs []error) error {
-	db, err := openConfigured(errs)
+	v, db, n, err := openForNumber(ctx, c.Rules, c.Number, errs)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	rules, numbers := c.ForVerify()
-	n, invalid := numbers.Parse(c.Number)
-	if invalid != nil {
-		return invalid
-	}
-	dbCtx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	dbCtx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	if err := db.PrepareToRead(dbCtx); err != nil {
-		return fmt.Errorf("DATA_SOURCE_NAME: %w", err)
-	}
-	found, err := verify.New(verify.Config{Rules: rules, Store: db, Now: time.Now}).Inspect(dbCtx, n)
+	found, err := v.Inspect(dbCtx, n)
 	if err != nil {
 		return err
 	}
-	r := report{number: n, rules: rules, now: time.Now(), Inspection: found}
+	r := newReport(v, n, found)
 	c.askAliyun(ctx, &r)
 	if c.JSON {
 		e := json.NewEncoder(os.Stdout)
@@ -56,18 +49,43 @@ func (c *inspectCommand) Run(ctx context.Context, errs []error) error {
 	return nil
 }
 
-// report is the result of inspect. It contains no code.
+const readTimeout = 10 * time.Second // for the database
+
+// openForNumber opens the store to read the record of a number, and parses the number.
+func openForNumber(
+	ctx context.Context, settings config.Rules, number string, errs []error,
+) (*verify.Verifier, *store.DB, verify.Number, error) {
+	db, err := openConfigured(errs)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	rules, numbers := settings.ForVerify()
+	n, invalid := numbers.Parse(number)
+	if invalid != nil {
+		db.Close()
+		return nil, nil, "", invalid
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	if err := db.PrepareToRead(ctx); err != nil {
+		db.Close()
+		return nil, nil, "", fmt.Errorf("DATA_SOURCE_NAME: %w", err)
+	}
+	return verify.New(verify.Config{Rules: rules, Store: db, Now: time.Now}), db, n, nil
+}
+
+// report is the result of inspect and forget. It contains no code.
 type report struct {
 	verify.Inspection
 	number     verify.Number
 	rules      verify.Rules
 	now        time.Time
 	deliveries []sms.Delivery // the newest first
-	answered   bool           // Aliyun gave its records of a product
+	answered   bool           // Aliyun returned its records of a product
 	unanswered []unanswered
 }
 
-// unanswered is the reason that Aliyun gave no records of a product.
+// unanswered is the reason that Aliyun returned no records of a product.
 type unanswered struct {
 	Product sms.Product `json:"product,omitempty"` // "" if Aliyun was not asked
 	Reason  string      `json:"reason"`
@@ -118,7 +136,8 @@ func (c *inspectCommand) askAliyun(ctx context.Context, r *report) {
 
 func dayOf(t time.Time) string { return t.In(sms.Beijing).Format(time.DateOnly) }
 
-// reasonOf returns the reason of an error of Deliveries, with what to do if it is known.
+// reasonOf returns the text of an error of Deliveries. If the credentials lack the right, it adds the
+// remedy.
 func reasonOf(p sms.Product, err error) string {
 	var e *sms.QueryError
 	if errors.As(err, &e) && e.NoRight() {
@@ -127,12 +146,19 @@ func reasonOf(p sms.Product, err error) string {
 	return err.Error()
 }
 
-// print writes the report as text. Times are in UTC, and in the local zone if that is another one.
+func newReport(v *verify.Verifier, n verify.Number, found verify.Inspection) report {
+	return report{number: n, rules: v.Rules, now: time.Now(), Inspection: found}
+}
+
+// print writes the report as text. Times are in UTC, and also in the local zone if it differs.
 func (r *report) print(w io.Writer) {
 	line := func(label, format string, args ...any) {
 		fmt.Fprintf(w, "%-10s %s\n", label, fmt.Sprintf(format, args...))
 	}
 	at := func(t time.Time) string {
+		if t.IsZero() { // of a record that lacks it
+			return "at an unknown time"
+		}
 		distance := fmt.Sprintf("%v ago", r.now.Sub(t).Round(time.Second))
 		if t.After(r.now) {
 			distance = fmt.Sprintf("in %v", t.Sub(r.now).Round(time.Second))
@@ -183,6 +209,9 @@ func (r *report) printState(line func(label, format string, args ...any), at fun
 	if len(r.Live) == 0 {
 		line("code", "no live code")
 	}
+	if r.Keyed > 0 {
+		line("keys", "in use: %d", r.Keyed)
+	}
 	if expires := r.BegunAt.Add(r.rules.CodeTTL); accepted.SendID == r.LastSendID && end.SendID != r.LastSendID &&
 		!r.now.Before(expires) {
 		line("expired", "%s", at(expires))
@@ -209,7 +238,11 @@ func (r *report) printDeliveries(line func(label, format string, args ...any), a
 		case sms.Waiting:
 			line("delivery", "%s: the carrier has not answered yet", sent)
 		default:
-			line("delivery", "%s: not delivered, %s %s", sent, cmp.Or(d.ErrorCode, "no code"), at(d.ReceivedAt))
+			code := cmp.Or(d.ErrorCode, "no code")
+			if code == sms.HiddenCode {
+				code = "a code that is not shown here (see Aliyun's console)"
+			}
+			line("delivery", "%s: not delivered, %s %s", sent, code, at(d.ReceivedAt))
 			if meaning, action := sms.Meaning(d.ErrorCode); meaning != "" {
 				line("", "%s: %s", meaning, action)
 			}
@@ -251,7 +284,7 @@ func (r *report) forJSON() any {
 		ErrorCode  string      `json:"error_code,omitempty"`
 		Meaning    string      `json:"meaning,omitempty"`
 		Action     string      `json:"action,omitempty"`
-		SentAt     time.Time   `json:"sent_at"`
+		SentAt     time.Time   `json:"sent_at,omitzero"`
 		ReceivedAt time.Time   `json:"received_at,omitzero"`
 	}
 	out := struct {
@@ -262,9 +295,10 @@ func (r *report) forJSON() any {
 		Verified   *event       `json:"verified,omitempty"`
 		Exhausted  *event       `json:"exhausted,omitempty"`
 		LiveCodes  []code       `json:"live_codes"`
+		Keyed      int          `json:"keyed_sends"`
 		Deliveries []delivery   `json:"deliveries"`
 		Unanswered []unanswered `json:"unanswered,omitempty"`
-	}{Number: r.number.Masked(), LiveCodes: []code{}, Deliveries: []delivery{}, Unanswered: r.unanswered}
+	}{Number: r.number.Masked(), LiveCodes: []code{}, Keyed: r.Keyed, Deliveries: []delivery{}, Unanswered: r.unanswered}
 	at := func(micros int64) time.Time { return time.UnixMicro(micros).UTC() }
 	if r.LastSendID != 0 {
 		out.LastSend = &event{At: r.BegunAt.UTC(), SendID: r.LastSendID}

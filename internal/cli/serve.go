@@ -46,18 +46,18 @@ type serveSettings struct {
 func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 	s, err := newService(p, c.Config)
 	defer s.logHandler.Flush() // last: the other deferred calls log
-	up, setupErr := c.setUp()
-	if err := config.Join(append(errs, err, setupErr)...); err != nil {
+	deps, depsErr := c.openDependencies()
+	if err := config.Join(append(errs, err, depsErr)...); err != nil {
 		return err
 	}
-	db, aliyun := up.db, up.aliyun
-	keys, _ := config.Keys(up.secrets) // Read has checked them
+	db, aliyun := deps.db, deps.aliyun
+	keys, _ := config.Keys(deps.secrets) // Read has checked them
 	return s.serve(ctx, db, keys, aliyun, func(v *verify.Verifier, metrics *telemetry.Metrics) {
 		metrics.Register(aliyun.Collectors()...)
-		provider := accessKey(up.secrets).Provider
-		if up.role != nil {
-			provider = up.role.Provider()
-			renewer := ramrole.NewRenewer(up.role, aliyun.ReplaceCredentials, s.log)
+		provider := accessKey(deps.secrets).Provider
+		if deps.role != nil {
+			provider = deps.role.Provider()
+			renewer := ramrole.NewRenewer(deps.role, aliyun.ReplaceCredentials, s.log)
 			aliyun.OnExpired = renewer.Expired
 			metrics.Register(renewer.Collectors()...)
 			go renewer.Run(ctx)
@@ -68,23 +68,24 @@ func (c *serveCommand) Run(ctx context.Context, p process, errs []error) error {
 		aliyun.OnAccepted = deliveries.Accepted
 		if config.SecretsInFiles() {
 			r := secretReloader{db: db, verifier: v, aliyun: aliyun, keys: keys}
-			go reload.Watcher{Kind: "secrets", Read: up.reader.Read, Apply: r.apply, StableReads: stableSecretReads}.Run(ctx, s.log, s.lastReload, up.secrets)
+			w := reload.Watcher{Kind: "secrets", Read: deps.reader.Read, Apply: r.apply, StableReads: stableSecretReads}
+			go w.Run(ctx, s.log, s.lastReload, deps.secrets)
 		}
 	})
 }
 
-// A setup has the systems that the settings of serve name, before any of them is used.
-type setup struct {
+// dependencies are the secrets, the database and Aliyun, as the settings of serve name them.
+type dependencies struct {
 	reader  config.SecretReader
 	secrets map[string]string
-	db      *store.DB      // nil if its name is wrong
-	aliyun  *sms.Aliyun    // nil if a setting of it is wrong
+	db      *store.DB      // nil if its data source name is invalid
+	aliyun  *sms.Aliyun    // nil if a setting of Aliyun is invalid
 	role    ramrole.Source // nil if the credentials are an access key
 }
 
-// setUp returns the systems, and all errors of the settings.
-func (c *serveSettings) setUp() (*setup, error) {
-	s := &setup{reader: config.SecretReader{Role: c.Role.Wanted()}}
+// openDependencies returns the dependencies, and all errors of their settings. It opens no connection.
+func (c *serveSettings) openDependencies() (*dependencies, error) {
+	s := &dependencies{reader: config.SecretReader{Role: c.Role.Wanted()}}
 	secrets, err := s.reader.Read()
 	s.secrets = secrets
 	errs := []error{err}
@@ -103,25 +104,25 @@ func (c *serveSettings) setUp() (*setup, error) {
 	return s, errors.Join(append(errs, err)...)
 }
 
-// newAliyun returns the Sender, and the source of its credentials, which is nil if they are an access
-// key.
+// newAliyun returns the Sender, and the source of its credentials. The source is nil if the credentials
+// are an access key.
 func newAliyun(c config.Aliyun, codeTTL time.Duration, secrets map[string]string) (*sms.Aliyun, ramrole.Source, error) {
 	var errs []error
-	endpoint := func(setting, address string) *url.URL {
+	endpoint := func(setting, address, defaultURL string) *url.URL {
 		u, err := sms.ParseEndpoint(address)
 		if err != nil {
-			err = fmt.Errorf("%s: %w", setting, err)
+			err = fmt.Errorf("%s: %w; the default is %s", setting, err, defaultURL)
 		}
 		errs = append(errs, err)
 		return u
 	}
-	endpoint("--aliyun-endpoint (ALIYUN_ENDPOINT)", c.Endpoint)
-	endpoint("--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT)", c.PNVSEndpoint)
+	endpoint("--aliyun-endpoint (ALIYUN_ENDPOINT)", c.Endpoint, sms.DefaultEndpoint)
+	endpoint("--aliyun-pnvs-endpoint (ALIYUN_PNVS_ENDPOINT)", c.PNVSEndpoint, sms.DefaultPNVSEndpoint)
 	var source ramrole.Source
 	switch {
 	case config.HasAccessKey():
 	case c.Role.ByOIDC():
-		sts := endpoint("--aliyun-sts-endpoint (ALIYUN_STS_ENDPOINT)", c.Role.STSEndpoint)
+		sts := endpoint("--aliyun-sts-endpoint (ALIYUN_STS_ENDPOINT)", c.Role.STSEndpoint, ramrole.DefaultSTSEndpoint)
 		errs = append(errs, c.Role.Check())
 		if err := errors.Join(errs...); err != nil {
 			return nil, nil, err
@@ -198,8 +199,8 @@ func (r *secretReloader) apply(ctx context.Context, before, now reload.Files) er
 	return r.aliyun.ReplaceCredentials(key)
 }
 
-// stableSecretReads returns how many identical reads a change of secrets needs. If only a part of the
-// access key changed, the rest may change soon.
+// stableSecretReads returns the number of identical reads that a change of secrets needs before it is
+// applied. If only a part of the access key changed, the other parts may change soon.
 func stableSecretReads(before, now reload.Files) int {
 	parts := []string{config.AccessKeyID, config.AccessKeySecret}
 	if before[config.SecurityToken]+now[config.SecurityToken] != "" {
@@ -282,13 +283,13 @@ func newService(p process, settings config.Config) (service, error) {
 	return s, errors.Join(settingsErr, telemetry.CheckTracing(), accessErr)
 }
 
-// serve runs the service with sender until ctx is done; a *dev.Inbox makes it the service of dev.
-// It calls onStart when the verifier exists.
+// serve runs the service with sender until ctx is done. With a *dev.Inbox it runs the service of dev. It
+// calls onStart after it has created the verifier, and before it listens.
 func (s service) serve(
 	ctx context.Context, db *store.DB, keys verify.Keys, sender verify.Sender, onStart func(*verify.Verifier, *telemetry.Metrics),
 ) error {
 	defer db.Close()
-	if up, err := waitForDatabase(ctx, db, s.log); !up {
+	if ready, err := waitForDatabase(ctx, db, s.log); !ready {
 		return err
 	}
 	for _, w := range db.Warnings() {
@@ -367,8 +368,8 @@ func (s service) serve(
 	return server.Serve(ctx, serverConfig)
 }
 
-// listenMetrics returns a nil listener if no address is set and the default one is in use,
-// because other replicas may run on this machine.
+// listenMetrics opens the listener for metrics and probes. If no address is set and the default address
+// is in use, it returns nil, nil, because other replicas may run on this machine.
 func (s service) listenMetrics() (net.Listener, error) {
 	listener, err := net.Listen("tcp", cmp.Or(s.settings.MetricsListen, metricsListen))
 	switch {

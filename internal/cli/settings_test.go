@@ -104,6 +104,7 @@ func TestSettings_EveryErrorIsReportedAtOnce(t *testing.T) {
 				`--template-variable (PHONENUMBER_TEMPLATE_VARIABLE) is "${code}"; it must be the name of the template's variable`,
 				`--ecs-role (ALIBABA_CLOUD_ECS_METADATA) is "a/b"; it must be a name of 2 to 64 letters`,
 				"--aliyun-sts-endpoint (ALIYUN_STS_ENDPOINT): the Aliyun endpoint must be https://HOST",
+				"; the default is https://sts.aliyuncs.com",
 				`ALIBABA_CLOUD_ROLE_ARN is "hunt"; it must be acs:ram::ACCOUNT:role/NAME`,
 				"ALIBABA_CLOUD_OIDC_PROVIDER_ARN and ALIBABA_CLOUD_OIDC_TOKEN_FILE are missing",
 				"PHONENUMBER_CODE_KEY is missing: with temporary credentials",
@@ -184,7 +185,7 @@ func TestSettings_BadFilesAndLimitsStopTheStart(t *testing.T) {
 		"only a certificate":     {[]string{"PHONENUMBER_TLS_CERT=" + crt}, []string{"--tls-cert (PHONENUMBER_TLS_CERT) and --tls-key (PHONENUMBER_TLS_KEY) must be set both"}},
 		"only a client CA":       {[]string{"PHONENUMBER_TLS_CLIENT_CA=" + crt}, []string{"--tls-client-ca (PHONENUMBER_TLS_CLIENT_CA) needs --tls-cert"}},
 		"no such file":           {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=/nowhere/tls.key"}, []string{"--tls-key (PHONENUMBER_TLS_KEY): /nowhere/tls.key: no such file"}},
-		"a key as the file name": {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): what it holds is no file's name"}},
+		"a key as the file name": {[]string{"PHONENUMBER_TLS_CERT=" + crt, "PHONENUMBER_TLS_KEY=" + key}, []string{"--tls-key (PHONENUMBER_TLS_KEY): its value is not a file name"}},
 		"another certificate's key": {
 			tlsWith("PHONENUMBER_TLS_KEY", another),
 			[]string{"/file: line 1: must be the key of the first certificate in " + crt},

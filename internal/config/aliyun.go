@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Aliyun are the settings of serve and check for sends. The access key is a secret (secrets.go).
+// Aliyun are the settings of serve, check and inspect for requests to Aliyun. The access key is a secret
+// (secrets.go).
 type Aliyun struct {
 	Endpoint         string `env:"ALIYUN_ENDPOINT" name:"aliyun-endpoint" default:"${aliyun_endpoint}" placeholder:"URL" help:"URL of Aliyun's product SMS, for template codes such as SMS_123456789 (${default})."`
 	PNVSEndpoint     string `env:"ALIYUN_PNVS_ENDPOINT" name:"aliyun-pnvs-endpoint" default:"${aliyun_pnvs_endpoint}" placeholder:"URL" help:"URL of Aliyun's product PNVS, for template codes of six digits (${default})."`
@@ -26,10 +27,13 @@ type Role struct {
 	InstanceRole string `env:"ALIBABA_CLOUD_ECS_METADATA" name:"ecs-role" type:"session" optional:"" placeholder:"NAME" help:"RAM role of this ECS instance, if there is neither an access key nor a role by OIDC."`
 }
 
-// Wanted reports whether any of the settings is set, so that no access key is needed.
-func (r Role) Wanted() bool { return r.ARN+r.ProviderARN+r.TokenFile+r.InstanceRole != "" }
+// RoleVariables are the variables of the two kinds of roles, for texts.
+const RoleVariables = "ALIBABA_CLOUD_ROLE_ARN, ALIBABA_CLOUD_OIDC_PROVIDER_ARN and ALIBABA_CLOUD_OIDC_TOKEN_FILE, which RRSA sets together, or ALIBABA_CLOUD_ECS_METADATA"
 
-// ByOIDC reports whether the role is assumed by OIDC, and not that of the ECS instance.
+// Wanted reports whether a role is set, so that no access key is needed.
+func (r Role) Wanted() bool { return r.ByOIDC() || r.InstanceRole != "" }
+
+// ByOIDC reports whether the role is assumed by OIDC, and is not the role of the ECS instance.
 func (r Role) ByOIDC() bool { return r.ARN+r.ProviderARN+r.TokenFile != "" }
 
 var (
@@ -39,14 +43,11 @@ var (
 
 // Check returns an error if the settings of a role by OIDC are incomplete or malformed.
 func (r Role) Check() error {
-	if !r.ByOIDC() {
-		return nil
-	}
 	var errs []error
 	var missing []string
 	for _, s := range []struct {
 		name, value, want string
-		shape             *regexp.Regexp
+		pattern           *regexp.Regexp
 	}{
 		{"ALIBABA_CLOUD_ROLE_ARN", r.ARN, "acs:ram::ACCOUNT:role/NAME", roleARN},
 		{"ALIBABA_CLOUD_OIDC_PROVIDER_ARN", r.ProviderARN, "acs:ram::ACCOUNT:oidc-provider/NAME", providerARN},
@@ -54,7 +55,7 @@ func (r Role) Check() error {
 	} {
 		if s.value == "" {
 			missing = append(missing, s.name)
-		} else if !s.shape.MatchString(s.value) {
+		} else if !s.pattern.MatchString(s.value) {
 			errs = append(errs, fmt.Errorf("%s is %q; it must be %s", s.name, s.value, s.want))
 		}
 	}

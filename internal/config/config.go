@@ -17,10 +17,10 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// A setting is one field. Parse reads it from its flag or its variable, and checks it by its type
-// and by these tags: min and max, oneof, type. If a setting is optional, empty text is its default.
+// A setting is one field. Parse reads it from its flag or its variable, and checks it by its type and
+// by these tags: min and max, oneof, type. If an optional setting is the empty text, it has its default.
 
-// Rules are the settings of serve, dev and inspect.
+// Rules are the settings of serve, dev, check, inspect and forget.
 type Rules struct {
 	AttemptLimit int           `env:"PHONENUMBER_ATTEMPT_LIMIT" default:"3" min:"1" max:"100" placeholder:"N" help:"Valid calls that can succeed after one successful SendSMS, 1 to 100 (${default})."`
 	CodeTTL      time.Duration `env:"PHONENUMBER_CODE_TTL" name:"code-ttl" default:"10m" min:"1s" max:"10m" placeholder:"DURATION" help:"How long a code lives, 1s to 10m (${default})."`
@@ -32,7 +32,7 @@ func (r Rules) ForVerify() (verify.Rules, verify.NumberParser) {
 	return verify.Rules{AttemptLimit: r.AttemptLimit, CodeTTL: r.CodeTTL}, verify.NumberParser{Region: r.Region, Plan: numberplan.Mobile}
 }
 
-// Config are the settings of serve and dev.
+// Config are the settings of serve, dev and check.
 type Config struct {
 	Rules
 	Listen        string        `env:"PHONENUMBER_LISTEN" default:"${listen}" optional:"" type:"address" placeholder:"HOST:PORT" help:"Address for gRPC, JSON and gRPC-Web (serve: :50511, dev: 127.0.0.1:50511)."`
@@ -56,7 +56,8 @@ type Access struct {
 	Reflection  string   `env:"PHONENUMBER_REFLECTION" default:"on" oneof:"on or off" placeholder:"ON" help:"gRPC reflection, on or off (${default})."`
 }
 
-// Limits bound the resources that peers can use. They are in effect after Complete.
+// Limits bound the resources that peers can use. Complete sets CallTimeout and ConnectionAgeGrace if they
+// are 0.
 type Limits struct {
 	Connections        int           `env:"PHONENUMBER_MAX_CONNECTIONS" name:"max-connections" default:"2000" min:"1" max:"1000000" placeholder:"N" help:"Maximum of open connections (${default})."`
 	Streams            int           `env:"PHONENUMBER_MAX_STREAMS" name:"max-streams" default:"128" min:"1" max:"100000" placeholder:"N" help:"Maximum of calls in flight on one connection (${default})."`
@@ -102,8 +103,8 @@ func (c *Config) Complete() error {
 	return errors.Join(errs...)
 }
 
-// Join returns one error with a line for each line of errs, because one error can join several.
-// It returns nil if all of errs are nil.
+// Join returns one error with a line for each line of errs, because an error of errs can join several. It
+// returns nil if all of errs are nil.
 func Join(errs ...error) error {
 	err := errors.Join(errs...)
 	if err == nil {
@@ -140,7 +141,7 @@ func readFiles(settings ...[2]string) (map[string]string, error) {
 		var pathError *fs.PathError
 		if errors.As(err, &pathError) {
 			if strings.Contains(name, "-----BEGIN") { // probably the key itself
-				name = "what it holds is no file's name"
+				name = "its value is not a file name"
 			}
 			errs = append(errs, fmt.Errorf("%s: %s: %w", setting[0], name, pathError.Err))
 		}

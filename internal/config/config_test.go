@@ -169,3 +169,42 @@ func TestSecretReader_RejectsATruncatedFile(t *testing.T) {
 		}
 	}
 }
+
+func TestSecretReader_ErrorNamesTheRole(t *testing.T) {
+	const file = "/nowhere/secret"
+	const missing = "the file that ALIYUN_ACCESS_KEY_SECRET_FILE names: no such file or directory"
+	for _, c := range []struct {
+		name string
+		env  map[string]string
+		role bool
+		want string // the end of the error; "" for none
+	}{
+		{"nothing", nil, false, "; or use a RAM role: set " + RoleVariables},
+		{"a role", nil, true, ""},
+		{
+			"files of an access key beside a role",
+			map[string]string{"ALIYUN_ACCESS_KEY_ID_FILE": file, "ALIYUN_ACCESS_KEY_SECRET_FILE": file},
+			true,
+			missing + "; to use the role, unset ALIYUN_ACCESS_KEY_ID_FILE, ALIYUN_ACCESS_KEY_SECRET_FILE",
+		},
+		{
+			"a part of an access key beside a role",
+			map[string]string{"ALIYUN_ACCESS_KEY_ID": "id"},
+			true,
+			"ALIYUN_ACCESS_KEY_SECRET_FILE names); to use the role, unset ALIYUN_ACCESS_KEY_ID",
+		},
+		{"files without a role", map[string]string{"ALIYUN_ACCESS_KEY_ID": "id", "ALIYUN_ACCESS_KEY_SECRET_FILE": file}, false, missing},
+		{"an access key beside a role", map[string]string{"ALIYUN_ACCESS_KEY_ID": "id", "ALIYUN_ACCESS_KEY_SECRET": "secret"}, true, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, name := range []string{AccessKeyID, AccessKeySecret, SecurityToken} {
+				t.Setenv(name, c.env[name])
+				t.Setenv(name+"_FILE", c.env[name+"_FILE"])
+			}
+			_, err := (&SecretReader{Role: c.role}).AccessKey()
+			if (err == nil) != (c.want == "") || err != nil && !strings.HasSuffix(err.Error(), c.want) {
+				t.Errorf("got the error %v; want …%s", err, c.want)
+			}
+		})
+	}
+}

@@ -51,7 +51,7 @@ func browserOrigin(given string) (string, bool) {
 	host, port := u.Hostname(), u.Port()
 	if strings.HasPrefix(authority, "[") {
 		addr, err := netip.ParseAddr(host)
-		if err != nil || addr.Is4In6() { // netip has another form for it
+		if err != nil || addr.Is4In6() { // netip and browsers write it differently
 			return "", false
 		}
 		host = "[" + addr.String() + "]"

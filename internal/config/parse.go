@@ -16,9 +16,9 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 )
 
-// Parse reads args and the environment into commands, a struct of kong. It returns the selected
-// command, and an error for each of its settings that is wrong and for each unknown variable.
-// It ends the process if args are not flags of a command.
+// Parse reads args and the environment into commands, a struct of kong. It returns the selected command,
+// an error for each invalid setting of this command, and an error for each unknown variable. If args are
+// not a command and its flags, Parse ends the process.
 func Parse(commands any, args []string, options ...kong.Option) (command *kong.Context, errs []error) {
 	wrong := settingErrors{}
 	parser := kong.Must(commands, append(options, kong.KindMapper(reflect.String, wrong), kong.TypeMapper(reflect.TypeFor[int](), wrong),

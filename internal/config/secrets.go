@@ -12,8 +12,8 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// The secrets come only from these variables, or from files that variables with _FILE at their end
-// name. Flags would show them in the process list.
+// The secrets come only from these variables, or from files: the variable NAME_FILE has the path of the
+// file for NAME. Flags would show the secrets in the process list.
 const (
 	DataSourceName  = "DATA_SOURCE_NAME"
 	AccessKeyID     = "ALIYUN_ACCESS_KEY_ID"
@@ -21,16 +21,16 @@ const (
 	SecurityToken   = "ALIYUN_SECURITY_TOKEN"    //nolint:gosec // a name; of a temporary access key
 	CodeKey         = "PHONENUMBER_CODE_KEY"     // unset to derive one from AccessKeySecret
 
-	// The original service's README spells DATA_SOURCE_NAME both ways.
+	// otherDataSourceName is the second spelling in the README of the original service (docs/moving.md).
 	otherDataSourceName = "Data_SOURCE_NAME"
 )
 
 // SecretReader reads secrets. Its zero value is ready for use.
 type SecretReader struct {
 	Role bool // a role gives the credentials if there is no access key
-	// endedOnce contains the secrets whose file has ended with a newline. Their later versions
-	// must too, because a truncated file does not.
-	endedOnce map[string]bool
+	// hadNewline contains the secrets that were read from a file with a newline at its end. Their later
+	// versions must also end with a newline, because a truncated file does not.
+	hadNewline map[string]bool
 }
 
 // Read returns all secrets by their variables. Keys accepts them if there is no error.
@@ -57,23 +57,39 @@ func (r *SecretReader) AccessKey() (map[string]string, error) {
 	keySecret, secretErr := readKey(AccessKeySecret)
 	token, tokenErr := r.read(SecurityToken)
 	secrets := map[string]string{AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: token}
-	return secrets, errors.Join(idErr, secretErr, tokenErr)
+	err := errors.Join(idErr, secretErr, tokenErr)
+	if err == nil {
+		return secrets, nil
+	}
+	switch set := accessKeyVariables(); {
+	case len(set) == 0:
+		err = fmt.Errorf("%w; or use a RAM role: set %s", err, RoleVariables)
+	case r.Role:
+		err = fmt.Errorf("%w; to use the role, unset %s", err, strings.Join(set, ", "))
+	}
+	return secrets, err
 }
 
 func (r *SecretReader) byRole() bool { return r.Role && !HasAccessKey() }
 
 // HasAccessKey reports whether any part of an access key is set, in a variable or a file. Then no role
 // is used.
-func HasAccessKey() bool {
+func HasAccessKey() bool { return len(accessKeyVariables()) > 0 }
+
+// accessKeyVariables returns the variables of an access key that are set.
+func accessKeyVariables() (set []string) {
 	for _, name := range []string{AccessKeyID, AccessKeySecret, SecurityToken} {
-		if os.Getenv(name)+fileOf(name) != "" {
-			return true
+		for _, variable := range []string{name, name + "_FILE"} {
+			if os.Getenv(variable) != "" {
+				set = append(set, variable)
+			}
 		}
 	}
-	return false
+	return set
 }
 
-// Keys returns the keys of codes.
+// Keys returns the HMAC keys for stored codes: the keys in CodeKey, or a key that is derived from
+// AccessKeySecret.
 func Keys(secrets map[string]string) (keys verify.Keys, err error) {
 	switch {
 	case secrets[CodeKey] != "":
@@ -138,11 +154,11 @@ func (r *SecretReader) read(name string) (string, error) {
 	case err != nil || value == "":
 		errs = append(errs, fmt.Errorf("the file that %s_FILE names is empty", name))
 	case strings.HasSuffix(string(content), "\n"):
-		if r.endedOnce == nil {
-			r.endedOnce = map[string]bool{}
+		if r.hadNewline == nil {
+			r.hadNewline = map[string]bool{}
 		}
-		r.endedOnce[name] = true
-	case r.endedOnce[name]:
+		r.hadNewline[name] = true
+	case r.hadNewline[name]:
 		errs = append(errs, fmt.Errorf("the file that %s_FILE names must end with a newline, as it did before: it may be cut off", name))
 	}
 	return value, errors.Join(errs...)

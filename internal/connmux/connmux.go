@@ -1,8 +1,7 @@
-// Package connmux shares one port between an HTTP/2 and an HTTP/1.1 server. It accepts
-// connections, does their TLS handshakes, and limits the resources that a peer can use before its
-// request reaches a handler, and while it does not read the reply. It is a separate package because
-// it handles only bytes, frames and certificates, and does not depend on the calls or on the two
-// servers.
+// Package connmux shares one port between an HTTP/2 and an HTTP/1.1 server (connection multiplexing).
+// It accepts connections and does their TLS handshakes. It limits the resources that a peer can use
+// before a handler gets its request, and while the peer does not read the reply. The package handles only
+// bytes, frames and certificates, and does not depend on the calls or on the two servers.
 package connmux
 
 import (
@@ -17,18 +16,20 @@ import (
 
 // Config configures a Mux.
 type Config struct {
-	Listener       net.Listener
-	TLS            *Certificates       // nil for plaintext
-	Connections    int                 // maximum of open ones
-	Timeout        time.Duration       // for TLS with the first bytes, and for each HTTP/2 header block
-	RequestTimeout time.Duration       // after which the server ends incomplete requests
-	WaitingStreams int                 // limit of HTTP/2 streams that wait; see http2Conns
-	Rejected       func(reason string) // called for each connection that is rejected or closed for a limit
+	Listener    net.Listener
+	TLS         *Certificates // nil for plaintext
+	Connections int           // maximum number of open connections
+	// Timeout is for the TLS handshake with the first bytes, and for each HTTP/2 header block.
+	Timeout time.Duration
+	// RequestTimeout is the time after which the server ends a request that is incomplete.
+	RequestTimeout time.Duration
+	WaitingStreams int                 // maximum of HTTP/2 streams that wait; see http2Conns
+	Rejected       func(reason string) // called for each connection that the Mux closes
 }
 
-// Mux accepts connections, does the TLS handshake if TLS is configured, and reads the first
-// bytes. Connections that start with the HTTP/2 preface go to one server, all others to
-// another. gRPC through net/http would cost three times the CPU of grpc-go's own transport.
+// Mux accepts connections, does the TLS handshake if TLS is configured, and reads the first bytes.
+// Connections that start with the HTTP/2 preface go to one server, all others to another. There are two
+// servers because gRPC through net/http would cost three times the CPU of grpc-go's own transport.
 type Mux struct {
 	// HTTP1 and HTTP2 are listeners for the two servers. Under TLS a connection of HTTP1 has a
 	// method ConnectionState, which net/http calls for Request.TLS. A connection of HTTP2 is an
@@ -101,7 +102,7 @@ func (m *Mux) dispatch(conn net.Conn) {
 	}
 }
 
-// countedConn calls onClose when it is closed.
+// countedConn is a connection that counts as open until Close calls onClose.
 type countedConn struct {
 	net.Conn
 	onClose func()
@@ -112,8 +113,8 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// chanListener is a listener whose Accept returns the connections that deliver gets. Each of the
-// two servers has one. Close does not close the embedded Listener, which both share.
+// chanListener is a listener whose Accept returns the connections that deliver gets. Each of the two
+// servers has a chanListener. Close does not close the embedded Listener, which both share.
 type chanListener struct {
 	net.Listener
 	conns  chan net.Conn

@@ -21,21 +21,22 @@ import (
 
 const (
 	// MaxHeaderBytes limits the size of a call's decoded headers, and maxHeaderFields limits the
-	// number of their fields. If a call exceeds one of them, its connection is closed. Rejecting
-	// only the call would not protect memory: header compression has a state for each connection,
-	// so grpc-go must first decode all headers, and takes about 100 bytes for each field, which
-	// can be one byte on the wire. Above Limits.HeaderBytes, package server rejects only the call.
+	// number of their fields (HPACK bomb). If a call exceeds a limit, its connection is closed. A
+	// rejection of only the call would not protect memory: header compression has a state for each
+	// connection, so grpc-go must first decode all headers. It takes about 100 bytes of memory for each
+	// field, and a field can be one byte on the wire. Above Limits.HeaderBytes, package server rejects
+	// only the call.
 	MaxHeaderBytes  = 1 << 20
 	maxHeaderFields = 1 << 10
 	// maxUnfinishedHeaders limits the bytes of incomplete header blocks of all connections together.
 	maxUnfinishedHeaders = 4 << 20
 
-	// A connection has a budget of frames (token bucket). It starts with maxSpareFrames. Each
-	// frame takes one. Each call whose handler starts, or that is rejected for its headers, adds
-	// framesPerCall, and each second adds framesPerSecond. A call of the usual clients takes three
-	// to seven frames. If the budget is empty, the connection is closed. This limits rapid reset
-	// (CVE-2023-44487) and floods of SETTINGS, PING, PRIORITY, WINDOW_UPDATE, CONTINUATION
-	// (CVE-2024-24549) and empty DATA frames.
+	// maxSpareFrames is the size of the budget of frames that each connection has (token bucket). The
+	// budget is full at the start. Each frame takes one. Each call adds framesPerCall when its handler
+	// starts, or when it is rejected for its headers. Each second adds framesPerSecond. A call of the
+	// usual clients takes three to seven frames. If the budget is empty, the connection is closed. This
+	// limits rapid reset (CVE-2023-44487) and floods of SETTINGS, PING, PRIORITY, WINDOW_UPDATE,
+	// CONTINUATION (CVE-2024-24549) and empty DATA frames.
 	maxSpareFrames  = 1000
 	framesPerSecond = 20
 	framesPerCall   = 20
@@ -43,18 +44,19 @@ const (
 	// resets it before its handler starts. A peer that resets two of five calls takes as many
 	// frames as its other calls add.
 	framesPerEarlyReset = 20
-	// rejectedBytesPerFrame converts the size of rejected headers to frames, because they cost
-	// the time to decode them.
+	// rejectedBytesPerFrame converts the size of rejected headers to frames, because grpc-go has
+	// already spent the time to decode these headers.
 	rejectedBytesPerFrame = 1 << 10
 
 	// unreadTimeout is the time in which a peer must read a reply.
 	unreadTimeout = 5 * time.Second
 	sweepInterval = 250 * time.Millisecond
-	// The process is crowded if more streams wait than Config.WaitingStreams. Then a connection can
-	// open a stream only if none of its streams waits, and Sweep can close a connection with a stream
-	// that has waited for its peer for longer than crowdedTimeout.
-	crowdedTimeout = time.Second
-	pauseInterval  = 100 * time.Millisecond // between checks whether it is still crowded
+	// saturatedTimeout is the time for which a stream may wait for its peer while the process is
+	// saturated. After it, Sweep can close the connection of the stream. The process is saturated if more
+	// streams wait than Config.WaitingStreams. Then a connection can open a stream only if none of its
+	// streams waits.
+	saturatedTimeout = time.Second
+	pauseInterval    = 100 * time.Millisecond // between checks whether it is still saturated
 )
 
 const (
@@ -65,10 +67,10 @@ const (
 )
 
 // http2Conns holds the open HTTP/2 connections of the process. It limits the streams that wait. A
-// stream waits if it is open on the wire, but its handler does not run: usually because the peer has
-// not sent the complete request, or has not read the complete reply. grpc-go keeps the headers of
-// these streams in memory. It has no time limit for a reply that is not read, and for an incomplete
-// request only the deadline that package server sets.
+// stream waits if it is open on the wire and its handler does not run. The usual reason is that the peer
+// has not sent the complete request, or has not read the complete reply. grpc-go keeps the headers of
+// these streams in memory. It has no time limit for a reply that is not read. For an incomplete request
+// it has only the deadline that package server sets.
 type http2Conns struct {
 	config     Config
 	waiting    atomic.Int64 // streams that wait
@@ -83,7 +85,7 @@ func newHTTP2Conns(c Config) *http2Conns {
 	return &http2Conns{config: c, wakeSweep: make(chan struct{}, 1), open: map[*HTTP2Conn]struct{}{}}
 }
 
-func (h *http2Conns) isCrowded() bool { return h.waiting.Load() > int64(h.config.WaitingStreams) }
+func (h *http2Conns) isSaturated() bool { return h.waiting.Load() > int64(h.config.WaitingStreams) }
 
 // Sweep periodically closes the connections whose streams have stalled, until ctx ends.
 func (m *Mux) Sweep(ctx context.Context) {
@@ -96,7 +98,7 @@ func (m *Mux) Sweep(ctx context.Context) {
 			return
 		case <-tick.C:
 		case <-h.wakeSweep:
-			time.Sleep(sweepInterval / 10)
+			time.Sleep(sweepInterval / 10) // limits the rate of sweeps
 		}
 		for _, c := range h.stalled(time.Now()) {
 			h.config.Rejected("unread")
@@ -105,20 +107,20 @@ func (m *Mux) Sweep(ctx context.Context) {
 	}
 }
 
-// stalled returns the connections to close: those with a late stream. If the process is crowded, it
-// also returns connections with a stream that has waited for its peer for longer than crowdedTimeout.
-// Of these it keeps the ones with the smallest sums of waiting times, as long as they together have at
-// most Config.WaitingStreams streams that wait for a peer.
+// stalled returns the connections to close: the connections with a late stream. If the process is
+// saturated, the connections with a stream that has waited for its peer for longer than saturatedTimeout
+// are candidates too. stalled keeps the candidates with the smallest sums of waiting times, up to a
+// total of Config.WaitingStreams streams that wait for a peer. It returns the other candidates.
 func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var candidates []peerWait
-	crowded := h.isCrowded()
+	saturated := h.isSaturated()
 	for c := range h.open {
 		switch w := c.peerWait(now); {
 		case w.late:
 			stalled = append(stalled, c)
-		case crowded && w.longest > crowdedTimeout:
+		case saturated && w.longest > saturatedTimeout:
 			candidates = append(candidates, w)
 		}
 	}
@@ -142,17 +144,17 @@ type HTTP2Conn struct {
 	TLS   *tls.ConnectionState // nil for plaintext
 	conns *http2Conns
 
-	// Used only by the goroutine that reads.
+	// Used only by the goroutine that calls Read.
 	LastStream  Stream // of the last header block that was read
 	in          *bufio.Reader
-	inLeft      int          // bytes of the preface or of a frame that Read still returns
-	headerBlock bytes.Buffer // frames of a header block that Read still returns
+	inLeft      int          // bytes of the preface or of a frame, still to return
+	headerBlock bytes.Buffer // frames of a header block, still to return
 	hpack       *hpack.Decoder
-	refilled    time.Time // when time last added frames
+	refilled    time.Time // when takeFrames last added the frames of framesPerSecond
 
 	spareFrames atomic.Int64 // see maxSpareFrames
 
-	// Used only by the goroutine that writes.
+	// Used only by the goroutine that calls Write.
 	outHeader [frameHeaderBytes]byte
 	outFilled int // bytes in outHeader
 	outLeft   int // payload bytes still to write
@@ -179,13 +181,13 @@ type streamState uint8
 
 const (
 	streamOpened    streamState = iota // the request is incomplete
-	streamRequested                    // complete; the handler has not started
+	streamRequested                    // the request is complete; the handler has not started
 	streamRunning                      // the handler runs
 	streamEnded                        // the handler ended; the reply is incomplete
 	streamClosed                       // the peer has reset it, or grpc-go has written its last frame
 )
 
-// waiting returns 1 if a stream in this state waits, else 0.
+// waiting returns 1 if a stream in this state waits, otherwise 0.
 func (s streamState) waiting() int64 {
 	if s == streamRunning || s == streamClosed {
 		return 0
@@ -224,7 +226,7 @@ func (c *HTTP2Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Read implements net.Conn.
+// Read implements net.Conn. It parses the frames of the peer.
 func (c *HTTP2Conn) Read(p []byte) (int, error) {
 	if c.inLeft == 0 && c.headerBlock.Len() == 0 {
 		if err := c.nextFrame(); err != nil {
@@ -388,7 +390,7 @@ func (c *HTTP2Conn) takeFrames(frames int) bool {
 	return c.spareFrames.Add(refill) >= 0
 }
 
-// Write implements net.Conn.
+// Write implements net.Conn. It finds the frames that end a stream.
 func (c *HTTP2Conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	for b := p[:n]; len(b) > 0; {
@@ -447,10 +449,10 @@ func (c *HTTP2Conn) setState(id uint32, next streamState) (previous streamState)
 	return s.state
 }
 
-// pause blocks the reader before a new stream, while the process is crowded and a stream of this
-// connection waits. This is backpressure on the peers that cause the crowding.
+// pause blocks the reader before a new stream, while the process is saturated and a stream of this
+// connection waits. This is backpressure on the peers that cause the saturation.
 func (c *HTTP2Conn) pause() {
-	for c.conns.isCrowded() && c.waiting.Load() > 0 { // 0 after Close
+	for c.conns.isSaturated() && c.waiting.Load() > 0 { // 0 after Close
 		select {
 		case <-c.resume:
 		case <-time.After(pauseInterval): // streams of other connections may end
@@ -471,8 +473,8 @@ type Stream struct {
 // its headers are too large.
 func (s Stream) ChargeHeaders() { s.conn.takeFrames(s.HeaderBytes / rejectedBytesPerFrame) }
 
-// Earn adds the frames of one call to the budget of the connection.
-func (s Stream) Earn() {
+// Credit adds framesPerCall to the budget of the connection.
+func (s Stream) Credit() {
 	if s.conn.spareFrames.Load() < maxSpareFrames {
 		s.conn.spareFrames.Add(framesPerCall)
 	}
@@ -480,7 +482,7 @@ func (s Stream) Earn() {
 
 // Start records that the handler of the stream starts.
 func (s Stream) Start() {
-	s.Earn()
+	s.Credit()
 	s.conn.setState(s.id, streamRunning)
 }
 
@@ -488,15 +490,15 @@ func (s Stream) Start() {
 func (s Stream) End() { s.conn.setState(s.id, streamEnded) }
 
 // addWaiting adds n, which can be negative, to the number of waiting streams of the connection and of
-// the process. If n is negative, it wakes pause; otherwise, if the process is crowded, it wakes Sweep.
-// c.mu must be locked.
+// the process. If n is negative, it wakes pause; otherwise, if the process is saturated, it wakes Sweep.
+// The calling function must hold c.mu.
 func (c *HTTP2Conn) addWaiting(n int64) {
 	c.waiting.Add(n)
 	c.conns.waiting.Add(n)
 	wake := c.conns.wakeSweep
 	if n < 0 {
 		wake = c.resume
-	} else if !c.conns.isCrowded() {
+	} else if !c.conns.isSaturated() {
 		return
 	}
 	select {
@@ -505,18 +507,17 @@ func (c *HTTP2Conn) addWaiting(n int64) {
 	}
 }
 
-// A peerWait says how long the streams of a connection have waited for the peer: to send the rest of
-// the request, or to read the rest of the reply.
+// A peerWait describes the streams of a connection that wait for the peer. The peer has not sent the
+// complete request, or has not read the complete reply.
 type peerWait struct {
 	conn         *HTTP2Conn
-	streams      int
-	longest, sum time.Duration
-	late         bool // a stream has waited for too long
+	streams      int           // number of these streams
+	longest, sum time.Duration // of their waiting times
+	late         bool          // a stream has waited for too long
 }
 
-// peerWait returns how long the streams have waited for the peer. A stream is late if it has waited for
-// longer than unreadTimeout. While its request is incomplete, the limit is larger by
-// Config.RequestTimeout.
+// peerWait returns the peerWait of the connection. A stream is late if it has waited for longer than
+// unreadTimeout. While its request is incomplete, the limit is larger by Config.RequestTimeout.
 func (c *HTTP2Conn) peerWait(now time.Time) peerWait {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -527,7 +528,7 @@ func (c *HTTP2Conn) peerWait(now time.Time) peerWait {
 		case streamRequested, streamRunning:
 			continue
 		case streamOpened:
-			limit += c.conns.config.RequestTimeout // first the server ends it
+			limit += c.conns.config.RequestTimeout // the server should end the request first
 		}
 		waited := now.Sub(s.since)
 		w.streams, w.longest, w.sum, w.late = w.streams+1, max(w.longest, waited), w.sum+waited, w.late || waited > limit

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// File is a file whose name is the value of a setting, with its content.
+// File is the name and the content of a file.
 type File struct{ Name, Content string }
 
 // CertificateFiles are PEM files: the server certificate with its chain, its private key, and the
@@ -32,9 +32,8 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 	config := &tls.Config{
 		Certificates: []tls.Certificate{pair},
 		MinVersion:   tls.VersionTLS12,
-		// The server selects its first protocol that the client also offers. Clients that offer
-		// both (browsers, curl) get HTTP/1.1, and can use JSON and gRPC-Web. gRPC clients offer
-		// only h2.
+		// ALPN: the server selects its first protocol that the client also offers. Clients that offer
+		// both (browsers, curl) get HTTP/1.1, and can use JSON and gRPC-Web. gRPC clients offer only h2.
 		NextProtos: []string{"http/1.1", "h2"},
 	}
 	if f.ClientCA.Name != "" {
@@ -44,7 +43,7 @@ func (c *Certificates) Replace(f CertificateFiles) error {
 		for _, c := range certificates {
 			config.ClientCAs.AddCert(c)
 		}
-		// A health check needs no certificate. Package server checks those of calls.
+		// A health check needs no certificate. Package server checks the certificates of calls.
 		config.ClientAuth = tls.VerifyClientCertIfGiven
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -67,7 +66,7 @@ func readKeyPair(f CertificateFiles) (pair tls.Certificate, err error) {
 	if err != nil {
 		return pair, err
 	}
-	// Errors of X509KeyPair contain at most the types of the PEM blocks.
+	// Errors of X509KeyPair contain at most the types of the PEM blocks, and nothing of the key.
 	if pair, err = tls.X509KeyPair([]byte(f.Certificate.Content), []byte(f.Key.Content)); err != nil {
 		err = fmt.Errorf("%s: line 1: must be the key of the first certificate in %s: %w", f.Key.Name, f.Certificate.Name, err)
 	}

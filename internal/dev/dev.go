@@ -20,7 +20,8 @@ import (
 // Configure after all other fields of c are set, because it copies them.
 func Configure(c *server.Config, inbox *Inbox) {
 	s := &service{config: *c, inbox: inbox, started: time.Now()}
-	c.OptionalTemplate, c.AnyPage = true, true // guardDNSRebinding and IsCrossOrigin protect the inbox
+	c.OptionalTemplate, c.DetailsForAll = true, true
+	c.AnyPage = true // guardDNSRebinding and IsCrossOrigin protect the inbox
 	c.WrapCalls = func(next pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer {
 		s.PhoneNumberServiceServer = next
 		return s

@@ -76,6 +76,7 @@ func registerPage(mux *http.ServeMux) {
 		"/{$}":          {"index.html", "text/html; charset=utf-8"},
 		"/page.css":     {"page.css", "text/css; charset=utf-8"},
 		"/page.js":      {"page.js", "text/javascript; charset=utf-8"},
+		"/snippets.js":  {"snippets.js", "text/javascript; charset=utf-8"},
 		"/words.js":     {"words.js", "text/javascript; charset=utf-8"},
 		"/openapi.json": {"openapi.json", "application/json"},
 	} {

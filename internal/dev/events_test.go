@@ -116,12 +116,12 @@ func TestEvents_ReportTheStateOfEveryCode(t *testing.T) {
 	for range 3 {
 		r.IsValid(t, "18600000002", "x")
 	}
-	waitFor("three wrong codes", 3, codeSpent, 0)
+	waitFor("three wrong codes", 3, codeExhausted, 0)
 	r.Ask(t, "DELETE", "/inbox.json?phone_number=18600000001", "")
 	for !whole {
 		update()
 	}
-	if len(known) != 1 || known[3].State != codeSpent {
+	if len(known) != 1 || known[3].State != codeExhausted {
 		t.Errorf("messages after DELETE: got %v; want the one of the other number", known)
 	}
 }

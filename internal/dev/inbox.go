@@ -40,13 +40,13 @@ type trackedMessage struct {
 // trackedMessage.Expires.
 type codeState string
 
-// The states of a code. A replaced or spent code can change to used, if the result of its Valid
+// The states of a code. A replaced or exhausted code can change to used, if the result of its Valid
 // arrives later.
 const (
-	codeLive     codeState = "live"
-	codeUsed     codeState = "used"     // a Valid succeeded with it
-	codeReplaced codeState = "replaced" // a newer code was confirmed or used
-	codeSpent    codeState = "spent"    // no attempts are left
+	codeLive      codeState = "live"
+	codeUsed      codeState = "used"      // a Valid succeeded with it
+	codeReplaced  codeState = "replaced"  // a newer code was confirmed or used
+	codeExhausted codeState = "exhausted" // no attempts are left
 )
 
 // Failure makes sends fail in the same way as Aliyun does (fault injection).
@@ -277,7 +277,7 @@ func (b *Inbox) updateStates(n verify.Number, used string, seen verify.Inspectio
 			func(c verify.CodeStatus) bool { return c.Accepted && c.SendID > m.sendID }):
 			m.State = codeReplaced
 		case time.Now().Before(m.Expires):
-			m.State = codeSpent
+			m.State = codeExhausted
 		}
 		if m.State != codeLive {
 			m.AttemptsLeft = 0

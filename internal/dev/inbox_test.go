@@ -126,8 +126,8 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 		{"a newer code is confirmed", "", []verify.CodeStatus{live(3, 3)}, []codeState{codeReplaced, codeReplaced, codeLive}},
 		{"one code was used", "000002", []verify.CodeStatus{live(3, 3)}, []codeState{codeReplaced, codeUsed, codeLive}},
 		{"the newest code was used", "000003", nil, []codeState{codeReplaced, codeReplaced, codeUsed}},
-		{"no code is left", "", nil, []codeState{codeSpent, codeSpent, codeSpent}},
-		{"older codes are spent beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []codeState{codeSpent, codeSpent, codeLive}},
+		{"no code is left", "", nil, []codeState{codeExhausted, codeExhausted, codeExhausted}},
+		{"older codes are exhausted beside one of unknown outcome", "", []verify.CodeStatus{unconfirmed}, []codeState{codeExhausted, codeExhausted, codeLive}},
 	} {
 		b := newInbox()
 		for i := range int64(3) {
@@ -150,7 +150,7 @@ func TestUpdateStates_FollowTheNumbersState(t *testing.T) {
 		b.updateStates(number, "", verify.Inspection{LastSendID: 3})
 		for i, s := range c.want {
 			if s == codeLive {
-				c.want[i] = codeSpent
+				c.want[i] = codeExhausted
 			}
 		}
 		check("later, with the final states kept")

@@ -194,7 +194,7 @@ func TestServe_SQLiteFileSurvivesKill9(t *testing.T) {
 		}
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-	size, _ := os.Stat(buildOnce())
+	size, _ := os.Stat(servicetest.Program())
 	if err == nil {
 		t.Logf("idle: %s; binary: %d KB", regexp.MustCompile(`VmRSS:.*`).Find(status), size.Size()>>10)
 	}

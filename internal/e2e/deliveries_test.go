@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole/ststest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 	pb "github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -58,6 +59,8 @@ func TestInspect_TellsIfTheSMSArrived(t *testing.T) {
 		{"100001", dysmsapitest.Receipt{Code: "MOBILE_NOT_ON_SERVICE"}, "PNVS, sent " + ago + ": not delivered, MOBILE_NOT_ON_SERVICE " + ago +
 			"\n +the phone is off .*\n"},
 		{"SMS_1", dysmsapitest.Receipt{Code: "MK:0001"}, "SMS SMS_1, sent " + ago + ": not delivered, MK:0001 " + ago + "\n$"},
+		{"SMS_1", dysmsapitest.Receipt{Code: "网关 拒绝/1"}, "SMS SMS_1, sent " + ago + ": not delivered, 网关 拒绝/1 " + ago + "\n$"},
+		{"SMS_1", dysmsapitest.Receipt{Code: "E123456"}, "SMS SMS_1, sent " + ago + ": not delivered, a code that is not shown here \\(see Aliyun's console\\) " + ago + "\n$"},
 	} {
 		number := fmt.Sprintf("1861234%04d", i)
 		fake.SetReceipts(func(dysmsapitest.Accepted) dysmsapitest.Receipt { return c.receipt })
@@ -94,6 +97,14 @@ func TestInspect_TellsIfTheSMSArrived(t *testing.T) {
 		}
 	}
 	fake.SetReceipts(func(dysmsapitest.Accepted) dysmsapitest.Receipt { return dysmsapitest.Receipt{} })
+	sts := ststest.New(t)
+	role, _ := roleEnvironment(t, fake, sts)
+	fake.SetIssuer(func(id string) (dysmsapitest.Issued, bool) {
+		if id == fake.AccessKeyID {
+			return dysmsapitest.Issued{AccessKeySecret: fake.AccessKeySecret}, true
+		}
+		return sts.Issued(id)
+	})
 
 	for name, c := range map[string]struct {
 		env   []string
@@ -104,6 +115,16 @@ func TestInspect_TellsIfTheSMSArrived(t *testing.T) {
 			[]string{"DATA_SOURCE_NAME=" + dsn},
 			dysmsapitest.Delay(0),
 			[]string{"delivery   not known, because Aliyun was not asked: ALIYUN_ACCESS_KEY_ID is missing .*; ALIYUN_ACCESS_KEY_SECRET is missing .*; set the credentials as serve has them"},
+		},
+		"a role": {
+			append(role, "DATA_SOURCE_NAME="+dsn),
+			dysmsapitest.Delay(0),
+			[]string{"delivery   SMS SMS_1, sent " + ago + ": delivered " + ago + "\n"},
+		},
+		"a role that cannot be assumed": {
+			append(role, "DATA_SOURCE_NAME="+dsn, "ALIBABA_CLOUD_ROLE_ARN=acs:ram::1:role/r"),
+			dysmsapitest.Delay(0),
+			[]string{"delivery   not known, because Aliyun was not asked: STS: HTTP 404, EntityNotExist.Role.*; set the credentials as serve has them"},
 		},
 		"half a role": {
 			[]string{"DATA_SOURCE_NAME=" + dsn, "ALIBABA_CLOUD_ROLE_ARN=acs:ram::1:role/r"},
@@ -117,7 +138,11 @@ func TestInspect_TellsIfTheSMSArrived(t *testing.T) {
 				"delivery   PNVS: not known, .*: allow the RAM user or role the action dypns:QuerySendDetails",
 			},
 		},
-		"Aliyun cannot be reached": {append(env, "ALIYUN_ENDPOINT=http://127.0.0.1:1"), dysmsapitest.Delay(0), []string{"delivery   SMS: not known, because Aliyun gave no records: connection refused"}},
+		"records without times": {
+			env, dysmsapitest.Body(200, "application/json", `{"Code":"OK","SmsSendDetailDTOs":{"SmsSendDetailDTO":[{"SendStatus":3,"ErrCode":"DELIVERED"}]}}`),
+			[]string{"delivery   SMS, sent at an unknown time: delivered at an unknown time\n"},
+		},
+		"Aliyun cannot be reached": {append(env, "ALIYUN_ENDPOINT=http://"+testutil.RefusingAddress), dysmsapitest.Delay(0), []string{"delivery   SMS: not known, because Aliyun gave no records: connection refused"}},
 	} {
 		fake.FailQueries(c.fault)
 		out := inspectBy(t, fake, c.env, "18612340000")

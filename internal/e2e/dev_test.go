@@ -20,7 +20,7 @@ import (
 )
 
 func TestDev_NeedsOnlyTheProgram(t *testing.T) {
-	buildOnce() // so that the build is not measured
+	servicetest.Program() // so that the build is not measured
 	began := time.Now()
 	p := run(t, nil, "dev").serving(t)
 	t.Logf("start to first response: %v", time.Since(began))

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,26 +24,13 @@ import (
 
 func TestMain(m *testing.M) {
 	code := mysqltest.Run(m)
-	if built != "" {
-		os.RemoveAll(filepath.Dir(built))
-	}
+	servicetest.RemoveProgram()
 	os.Exit(code)
 }
 
-var built string // path of the program; empty until a test needs it
-
-// buildOnce builds the program at the first call and returns its path.
-var buildOnce = sync.OnceValue(func() string {
-	var err error
-	if built, err = servicetest.Build("../.."); err != nil {
-		panic(err)
-	}
-	return built
-})
-
 // command returns a command of the program. Its environment is env only.
 func command(env []string, args ...string) *exec.Cmd {
-	cmd := exec.Command(buildOnce(), args...)
+	cmd := exec.Command(servicetest.Program(), args...)
 	cmd.Env = env
 	return cmd
 }
@@ -55,7 +40,7 @@ type process struct{ *servicetest.Process }
 // run starts the program on a free port, without waiting for it.
 func run(t *testing.T, env []string, args ...string) process {
 	t.Helper()
-	return process{servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), env, args...)}
+	return process{servicetest.Start(t, servicetest.Program(), servicetest.FreeAddress(t), env, args...)}
 }
 
 func (p process) serving(t *testing.T) process {

@@ -43,7 +43,7 @@ func smallPipe(t *testing.T) (r, w *os.File) {
 // runWithStreams starts the program with stdout and stderr, without waiting for it.
 func runWithStreams(t *testing.T, stdout, stderr io.Writer, env []string, args ...string) process {
 	t.Helper()
-	return process{servicetest.StartWithStreams(t, stdout, stderr, buildOnce(), servicetest.FreeAddress(t), env, args...)}
+	return process{servicetest.StartWithStreams(t, stdout, stderr, servicetest.Program(), servicetest.FreeAddress(t), env, args...)}
 }
 
 // check makes n calls from 16 goroutines. Each call has a deadline.

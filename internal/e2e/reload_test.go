@@ -103,7 +103,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 		reason  string
 		invalid map[string]string
 	}{
-		{"names another database; that takes a restart", map[string]string{"DATA_SOURCE_NAME": as("s3cret", "another")}},
+		{"names another database; only a restart can change the database", map[string]string{"DATA_SOURCE_NAME": as("s3cret", "another")}},
 		{"the Aliyun access key secret must be printable ASCII", map[string]string{
 			"DATA_SOURCE_NAME":     as("new", mysqltest.Database),
 			"ALIYUN_ACCESS_KEY_ID": "LTAI5tFourth", "ALIYUN_ACCESS_KEY_SECRET": "with a space s3cret",

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -49,13 +50,8 @@ func TestRole_IsReadyWithTheFirstCredentials(t *testing.T) {
 	sts.Revoke(true)
 	metrics := servicetest.FreeAddress(t)
 	p := run(t, append(env, "PHONENUMBER_METRICS_LISTEN="+metrics))
-	testutil.Eventually(t, "the log has the reason", func() bool {
-		return strings.Contains(p.Output.String(), `msg="not serving" error="no Aliyun credentials yet"`)
-	})
-	for _, want := range []string{`msg="using Aliyun credentials" provider=oidc_role_arn`, "AuthenticationFail.NoPermission", "the trust policy of ALIBABA_CLOUD_ROLE_ARN"} {
-		if !strings.Contains(p.Output.String(), want) {
-			t.Errorf("the log lacks %q", want)
-		}
+	for _, want := range []string{`msg="not serving" error="no Aliyun credentials yet"`, `msg="using Aliyun credentials" provider=oidc_role_arn`, "AuthenticationFail.NoPermission", "the trust policy of ALIBABA_CLOUD_ROLE_ARN"} {
+		testutil.Eventually(t, "the log has "+want, func() bool { return strings.Contains(p.Output.String(), want) })
 	}
 	testutil.Get(t, metrics, "/readyz", 503)
 	if err := p.sendBy(t, "18612345678", "SMS_1"); status.Code(err) != codes.Unavailable {
@@ -75,6 +71,26 @@ func TestRole_IsReadyWithTheFirstCredentials(t *testing.T) {
 	}
 	if text := testutil.Get(t, metrics, "/metrics", 200); !strings.Contains(text, "phonenumber_aliyun_credentials_expiry_timestamp_seconds ") {
 		t.Error("with credentials: got no metric of their end; want one")
+	}
+	p.mustStop(t)
+}
+
+// The credentials last an hour, so that only the rejection can cause the second request to STS.
+func TestRole_ExpiredAnswerRenewsTheCredentials(t *testing.T) {
+	t.Parallel()
+	gateway, sts := dysmsapitest.New(t), ststest.New(t)
+	env, _ := roleEnvironment(t, gateway, sts)
+	p := run(t, env).serving(t)
+	gateway.Next(dysmsapitest.Reply(400, "InvalidSecurityToken.Expired", "x"))
+	if err := p.sendBy(t, "18612345671", "SMS_1"); err == nil {
+		t.Error("the rejected send: got nil; want an error")
+	}
+	testutil.Eventually(t, "the credentials were renewed", func() bool { return p.Output.Count("fetched Aliyun credentials") == 2 })
+	if err := p.sendBy(t, "18612345672", "SMS_1"); err != nil {
+		t.Errorf("the next send: got %v; want nil", err)
+	}
+	if n := sts.Requests(); n != 2 {
+		t.Errorf("got %d requests to STS; want 2", n)
 	}
 	p.mustStop(t)
 }
@@ -150,6 +166,31 @@ func TestRole_OutputHoldsNoToken(t *testing.T) {
 				t.Errorf("%s: got %s in …%q…; want no secret", name, secret, text[max(0, i-100):min(len(text), i+100)])
 			}
 		}
+	}
+}
+
+func TestRole_CheckSaysIfItGivesCredentials(t *testing.T) {
+	t.Parallel()
+	gateway, sts := dysmsapitest.New(t), ststest.New(t)
+	env, _ := roleEnvironment(t, gateway, sts)
+	out, ok := check(t, env)
+	for _, want := range []string{
+		"ok       credentials  oidc_role_arn gives credentials until 20",
+		"ok       Aliyun SMS   can be reached without a proxy, and accepts the credentials",
+		"ok       Aliyun PNVS  can be reached without a proxy, and accepts the credentials",
+	} {
+		if !ok || !strings.Contains(out, want) {
+			t.Errorf("got ok %t and\n%s\nwant ok and %q", ok, out, want)
+		}
+	}
+	sts.Revoke(true)
+	out, ok = check(t, env)
+	want := regexp.MustCompile(`(?m)^failed   credentials  STS: HTTP 403, AuthenticationFail\.NoPermission, .*: the trust policy of ALIBABA_CLOUD_ROLE_ARN must let`)
+	if ok || !want.MatchString(out) {
+		t.Errorf("a revoked role: got ok %t and\n%s\nwant a failure and %s", ok, out, want)
+	}
+	if strings.Contains(out, "Aliyun SMS") {
+		t.Errorf("a revoked role: got\n%s\nwant no line of a product", out)
 	}
 }
 

@@ -103,7 +103,7 @@ func TestServe_SwitchedProtocolHoldsNoCall(t *testing.T) {
 func TestServe_UnreachableProxyIsNamedInTheLog(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	p := run(t, append(servicetest.Environment(fake, "sqlite:"+filepath.Join(t.TempDir(), "codes.db")),
-		"ALIYUN_ENDPOINT=https://aliyun.invalid", "HTTPS_PROXY=http://user:hunter2@"+servicetest.FreeAddress(t))).serving(t)
+		"ALIYUN_ENDPOINT=https://aliyun.invalid", "HTTPS_PROXY=http://user:hunter2@"+testutil.RefusingAddress)).serving(t)
 	_, err := p.SendSMS(t.Context(), &pb.SendSMSRequest{PhoneNumber: "18612345678", Signature: "阿里云", TemplateCode: "SMS_1"})
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v; want Unavailable", err)

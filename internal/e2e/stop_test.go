@@ -113,7 +113,8 @@ func TestSIGHUP_DrainsLikeSIGTERM(t *testing.T) {
 
 // nohup starts a program with SIGHUP ignored. The program must not handle it then.
 func TestSIGHUP_StaysIgnoredUnderNohup(t *testing.T) {
-	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", `trap "" HUP; exec "$0" dev`, buildOnce())}.serving(t)
+	const nohup = `trap "" HUP; exec "$0" dev`
+	p := process{servicetest.Start(t, "/bin/sh", servicetest.FreeAddress(t), nil, "-c", nohup, servicetest.Program())}.serving(t)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	if err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	_ "github.com/liulinhuai/phone-number-service/internal/cli" // go test repeats these tests after a change
 	"github.com/liulinhuai/phone-number-service/internal/sms"
@@ -190,12 +191,12 @@ func TestDashboard_IsWellFormed(t *testing.T) {
 // An alert with a misspelled label value fires in its rule test, but never in production.
 func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 	known := map[string][]string{
-		"result": {"accepted", "ok", "conflict", "error", "unknown"}, "method": {"SendSMS", "Valid"},
+		"result": {"accepted", "ok", "conflict", "error", "unknown", "new", "replayed"}, "method": {"SendSMS", "Valid"},
 	}
 	for k := range verify.SendBadRequest + 1 {
 		known["result"] = append(known["result"], k.String())
 	}
-	for o := range verify.Exhausted + 1 {
+	for o := range verify.OtherContext + 1 {
 		known["outcome"] = append(known["outcome"], o.String())
 	}
 	for s := sms.Waiting; s <= sms.Delivered; s++ {
@@ -393,6 +394,11 @@ func startServices(t *testing.T) (metrics []string) {
 				valid(replicas[1], "+659"+number(1, 6), "wrong")
 			}
 			valid(replicas[0], number(187, 8), "never sent")
+			login := metadata.AppendToOutgoingContext(ctx, "verification-context", "login", "idempotency-key", "of-this-number")
+			for range 2 {
+				replicas[0].SendSMS(login, &pb.SendSMSRequest{PhoneNumber: number(187, 8), Signature: "Acme", TemplateCode: "SMS_1"})
+			}
+			valid(replicas[0], number(187, 8), "sent in another context")
 			sendBy(replicas[1], number(189, 8), "Acme", "100001")
 			for code, fault := range map[string]dysmsapitest.Fault{
 				"limit":   dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1"),

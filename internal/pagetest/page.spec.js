@@ -40,6 +40,29 @@ test('attempts: three wrong codes use them up', async ({ phone }) => {
   await expect(phone.messages).toContainText('no attempts left');
 });
 
+test('metadata: a code counts in its context, and a key is one message', async ({ phone }) => {
+  await phone.open();
+  await phone.page.locator('#send-context').fill('login');
+  await phone.page.locator('#key').fill('0123456789');
+  const code = await phone.sendCode();
+  await expect(phone.sendResponse).toContainText('code-expires-in: 600 · resend-after: 60');
+  await expect(phone.page.locator('#send-snippets code')).toContainText("-H 'verification-context: login' -H 'idempotency-key: 0123456789'");
+  await phone.page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phone.sendResponse).toContainText('idempotency-replayed: true');
+  await expect(phone.messages).toHaveCount(1);
+  await phone.verify(code);
+  await expect(phone.validResponse).toContainText('verification-outcome: no_code · attempts-left: 0');
+  await phone.page.locator('#valid-context').fill('login');
+  await phone.verify(code);
+  await expect(phone.validResponse).toContainText('{"valid":true}');
+  await phone.page.locator('#key').fill('登录登录登录登录');
+  await phone.page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phone.sendResponse).toContainText('only printable ASCII');
+  await phone.page.locator('#key').fill('short');
+  await phone.page.getByRole('button', { name: 'Send code' }).click();
+  await expect(phone.page.locator('#key')).toHaveAttribute('aria-invalid', 'true');
+});
+
 test('messages: a newer code replaces the older one, also if another program sent it', async ({ phone, service }) => {
   await phone.open();
   await phone.sendCode();
@@ -363,6 +386,7 @@ import (
 	"context"
 	${uses}
 	"log"
+	"time"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"github.com/liulinhuai/phone-number-service/phonenumberservice"
@@ -467,7 +491,7 @@ test('keyboard: it is enough for the whole flow', async ({ phone }) => {
     }
     if (order.at(-1) === 'suggestion') break;
   }
-  expect(order.slice(0, 6)).toEqual(['send-number', 'signature', 'template', 'failure', 'times', 'primary']);
+  expect(order.slice(0, 8)).toEqual(['send-number', 'signature', 'template', 'send-context', 'key', 'failure', 'times', 'primary']);
   expect(order).toContain('numbers');
   expect(order).toContain('code');
   await keyboard.press('Enter'); // accepts the suggestion

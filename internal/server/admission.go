@@ -17,15 +17,14 @@ import (
 )
 
 // admission implements admission control: it limits the size of headers, the duration of calls, and the
-// number of calls in flight. A unary call, except a health check, holds a slot of one of the two
-// semaphores from the time when its whole message has arrived until its handler returns; a stream holds
-// one from its start. A send keeps its slot if its caller resets the stream. For messages that do not
-// arrive and replies that peers do not read, package connmux sets limits over HTTP/2, and net/http over
-// HTTP/1.1.
+// number of calls in flight. A unary call, except a health check, holds a slot of a semaphore from the
+// arrival of its complete message until its handler returns. A stream holds a slot from its start. A
+// send keeps its slot if its caller resets the stream. For messages that do not arrive and replies that
+// peers do not read, package connmux sets limits over HTTP/2, and net/http over HTTP/1.1.
 type admission struct {
-	calls chan struct{}
-	// unauthenticated is for health watches, reflection streams, and calls of unknown callers. It is
-	// a separate semaphore, so that they cannot take the slots of known callers.
+	calls chan struct{} // a semaphore
+	// unauthenticated is a second semaphore, for health watches, reflection streams, and calls of unknown
+	// callers, so that they cannot take the slots of known callers.
 	unauthenticated chan struct{}
 	limits          config.Limits
 	stopping        context.Context // done when the listener is closed
@@ -48,7 +47,7 @@ func (completedHandshakeCreds) ServerHandshake(c net.Conn) (net.Conn, credential
 
 func (h completedHandshakeCreds) Clone() credentials.TransportCredentials { return h }
 
-// rejectedTimeout is the deadline of a call whose headers are too large, if the call itself has one; see
+// rejectedTimeout is the timeout of a call whose headers are too large, if the call has a deadline; see
 // tap.
 const rejectedTimeout = 100 * time.Millisecond
 
@@ -64,7 +63,7 @@ func (a *admission) tap(ctx context.Context, info *tap.Info) (context.Context, e
 		a.telemetry.Rejected("headers")
 		c.stream.ChargeHeaders()
 		if _, ok := ctx.Deadline(); !ok {
-			c.stream.Earn() // as Start does for other calls
+			c.stream.Credit() // as Start does for other calls
 			return nil, headersTooLarge.status().Err()
 		}
 		// If the tap rejects a call, grpc-go never stops the timer of its deadline, and a peer

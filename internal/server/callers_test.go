@@ -58,6 +58,38 @@ func hashOf(token string) string {
 	return hex.EncodeToString(h[:])
 }
 
+// TestRate_ARepeatedSendTakesNothingFromIt repeats a send with its idempotency key.
+func TestRate_ARepeatedSendTakesNothingFromIt(t *testing.T) {
+	list, err := auth.Parse("callers.yaml", []byte(`
+callers:
+  - name: login
+    token_sha256: `+hashOf("token-of-login")+`
+    sends_per_minute: 1
+    burst: 2
+`), auth.ParseOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &auth.Registry{}
+	set.Replace(list)
+	r, inbox := startDev(t, func(c *server.Config) { c.Authenticate = set.Authenticate })
+	numbers := []string{servertest.FreshNumber(), servertest.FreshNumber(), servertest.FreshNumber()}
+	for i, want := range []struct {
+		number string
+		code   codes.Code
+	}{
+		{numbers[0], codes.OK}, {numbers[0], codes.OK}, {numbers[1], codes.OK}, {numbers[2], codes.ResourceExhausted}, {numbers[0], codes.OK},
+	} {
+		ctx := metadata.AppendToOutgoingContext(asCaller(t.Context(), "token-of-login"), "idempotency-key", secretKey)
+		if _, err := r.SendSMS(ctx, servertest.SendRequest(want.number)); status.Code(err) != want.code {
+			t.Errorf("send %d: got %v; want %v", i+1, err, want.code)
+		}
+	}
+	if n := len(inbox.Messages("")); n != 2 {
+		t.Errorf("messages: got %d; want 2", n)
+	}
+}
+
 func TestAuthorization_FollowsTheCallersFile(t *testing.T) {
 	list, err := auth.Parse("callers.yaml", []byte(`
 callers:

@@ -29,12 +29,12 @@ import (
 
 var errPanic = errors.New("panic")
 
-// call is one call. For gRPC admission.tap creates it, and for HTTP/1.1 unaryHandler. It is stored in the
-// context of the call. The interceptors and the handlers set more of its fields.
+// call has the data of one call. admission.tap creates it for gRPC, and unaryHandler for HTTP/1.1. It is
+// stored in the context of the call. The interceptors and the handlers set more of its fields.
 type call struct {
 	peer    string               // address without the port
 	tls     *tls.ConnectionState // nil for plaintext
-	headers metadata.MD          // over HTTP/1.1 only three of them
+	headers metadata.MD          // over HTTP/1.1 only those that the service reads
 
 	// Set only over gRPC.
 	stream          connmux.Stream
@@ -48,23 +48,28 @@ type call struct {
 	caller  *auth.Caller // nil without authentication
 	authErr error        // set if the caller is unknown
 
+	response metadata.MD // metadata of the response
+
 	// For the log line.
 	number  verify.Number
-	product sms.Product // of a send
+	product sms.Product // of a send (SendSMS)
 	receipt verify.Receipt
 	outcome string // result of a check (Valid)
+
+	hasContext  bool   // the call has a verification context
+	idempotency string // of a send with an idempotency key
 }
 
 type callKey struct{}
 
-// callFrom returns the call that is stored in ctx. It panics if ctx has none, because such a handler
-// would run outside of the interceptors: its call would not be authenticated, limited or logged.
+// callFrom returns the call that is stored in ctx. It panics if ctx has no call: then a handler runs
+// outside of the interceptors, and nothing authenticates, limits or logs its call.
 func callFrom(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
 
 // method returns the name of the method without the name of the service.
 func (c *call) method() string { return c.fullMethod[strings.LastIndexByte(c.fullMethod, '/')+1:] }
 
-// A handler handles a call.
+// A handler runs a call, and returns its response or its error.
 type handler func(ctx context.Context, c *call) (any, error)
 
 // An interceptor wraps the next handler of a call.
@@ -111,12 +116,16 @@ func (h chains) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	case healthpb.Health_List_FullMethodName:
 		return h.healthList(ctx, c)
 	}
-	return h.calls(ctx, c)
+	res, err := h.calls(ctx, c)
+	if c.response != nil {
+		grpc.SetHeader(ctx, c.response) //nolint:errcheck // the stream has ended
+	}
+	return res, err
 }
 
 // An authenticator identifies a caller by its credential: the values of the header authorization, or the
-// verified client certificate, which is nil if there is none. It returns an error if the caller is
-// unknown.
+// verified client certificate. A nil certificate means that there is none. An authenticator returns an
+// error if the caller is unknown.
 type authenticator func(authorization []string, certificate *x509.Certificate) (*auth.Caller, error)
 
 // authenticate returns an interceptor that sets the caller of the call. It does not reject unknown
@@ -135,8 +144,8 @@ func authenticate(f authenticator) interceptor {
 	}
 }
 
-// observe returns an interceptor that records a trace span, metrics and one log line for each call. It
-// converts an error to a status for the caller, after the log line has the error.
+// observe returns an interceptor that records a trace span, metrics and one log line for each call. The
+// log line has the error; the caller gets its status (toStatus).
 func observe(tel telemetry.Telemetry) interceptor {
 	return func(ctx context.Context, c *call, next handler) (any, error) {
 		if parent := c.headers["traceparent"]; len(parent) == 1 {
@@ -195,7 +204,7 @@ func authorize(ctx context.Context, c *call, next handler) (any, error) {
 	return next(ctx, c)
 }
 
-// logCall writes the log line of a call. err is the cause of an error status.
+// logCall writes the log line of a call. err is the error before its conversion to a status.
 func logCall(ctx context.Context, log *slog.Logger, c *call, err error, code codes.Code, took time.Duration) {
 	level := slog.LevelWarn
 	switch code {
@@ -224,6 +233,10 @@ func logCall(ctx context.Context, log *slog.Logger, c *call, err error, code cod
 	}
 	text("product", string(c.product))
 	text("outcome", c.outcome)
+	if c.hasContext {
+		text("verification_context", "present")
+	}
+	text("idempotency", c.idempotency)
 	var send *verify.SendError
 	switch {
 	case errors.As(err, &send):

@@ -89,7 +89,7 @@ func TestAuthenticate_IgnoresAnExpiredCertificate(t *testing.T) {
 	}
 }
 
-func TestChain_RunsTheFirstInterceptorOutermostAndAllocatesNothing(t *testing.T) {
+func TestChain_RunsInOrderAndAllocatesNothing(t *testing.T) {
 	var order []byte
 	mark := func(name byte) interceptor {
 		return func(ctx context.Context, c *call, next handler) (any, error) {

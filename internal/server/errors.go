@@ -26,7 +26,7 @@ const (
 )
 
 // publicError is the form of an error that callers see. Its text contains nothing of the cause, except
-// the names and valid forms of invalid fields, and what a caller may not use. For an error that the
+// the names and valid forms of invalid fields, and the right that a caller lacks. For an error that the
 // server itself detects, a publicError is the error value.
 type publicError struct {
 	code       codes.Code
@@ -41,7 +41,7 @@ func (e publicError) Error() string { return e.text }
 
 // errorTable lists the errors of other packages with their public form.
 //
-// Use UNAVAILABLE only if certainly nothing was sent and nothing was counted, because clients and
+// Use UNAVAILABLE only if definitely no SMS was sent and no attempt was counted, because clients and
 // service meshes retry it automatically.
 var errorTable = []struct {
 	err error
@@ -53,6 +53,17 @@ var errorTable = []struct {
 		text:       "too many sends to this number are under way; nothing was sent",
 		retryAfter: 30 * time.Second,
 	}},
+	{verify.ErrKeyInProgress, publicError{
+		code:       codes.Aborted,
+		reason:     "SEND_IN_PROGRESS",
+		text:       "a send with this idempotency key is under way; this call sent nothing",
+		retryAfter: time.Second,
+	}},
+	{verify.ErrKeyReused, publicError{
+		code:   codes.InvalidArgument,
+		reason: "IDEMPOTENCY_KEY_REUSED",
+		text:   "the idempotency key was used for another sign name, template code or verification context; nothing was sent",
+	}},
 	{verify.ErrSentNotConfirmed, publicError{
 		code:   codes.Unknown,
 		reason: "SENT_NOT_CONFIRMED",
@@ -61,7 +72,7 @@ var errorTable = []struct {
 	{verify.ErrStateUnreadable, publicError{
 		code:   codes.Internal,
 		reason: "STATE_UNREADABLE",
-		text:   "what is stored of this number was written by a version that this one does not know",
+		text:   "the state of this number was written by a later release",
 	}},
 	{verify.ErrCallerGone, publicError{
 		code:   codes.Canceled,
@@ -77,7 +88,7 @@ var errorTable = []struct {
 	{auth.ErrUnknown, publicError{
 		code:   codes.Unauthenticated,
 		reason: "CALLER_UNKNOWN",
-		text:   "who calls is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted",
+		text:   "the caller is not known: send the bearer token, or show the client certificate, of a caller that this service knows; nothing was sent and nothing was counted",
 	}},
 	{sms.ErrCodeTTL, publicError{
 		code:   codes.FailedPrecondition,
@@ -131,8 +142,8 @@ var sendErrorTable = map[verify.SendKind]publicError{
 	},
 }
 
-// Errors that the server itself detects, and the forms of those errors of package auth that have
-// parameters.
+// Errors that the server itself detects, and the public forms of the errors of packages auth and verify
+// that have parameters.
 var (
 	overloaded = publicError{
 		code:       codes.Unavailable,
@@ -170,6 +181,11 @@ var (
 		reason: "CALLER_RATE_LIMITED",
 		text:   "this caller's own rate is used up; nothing was sent",
 	}
+	numberFull = publicError{
+		code:   codes.ResourceExhausted,
+		reason: "TOO_MANY_SENDS",
+		text:   "the number has codes of eight verification contexts, or sends with eight idempotency keys; nothing was sent",
+	}
 	unknownPath = publicError{
 		code:   codes.Unimplemented,
 		reason: "UNKNOWN_PATH",
@@ -191,6 +207,7 @@ func toStatus(err error) *status.Status {
 	var send *verify.SendError
 	var denied *auth.NotAllowedError
 	var rate *auth.RateError
+	var full *verify.FullError
 	var public publicError
 	switch {
 	case errors.As(err, &fields):
@@ -209,6 +226,10 @@ func toStatus(err error) *status.Status {
 		e := rateLimited
 		e.retryAfter = rate.RetryAfter
 		return e.status()
+	case errors.As(err, &full):
+		e := numberFull
+		e.retryAfter = full.RetryAfter
+		return e.status()
 	}
 	for _, e := range errorTable {
 		if errors.Is(err, e.err) {
@@ -221,6 +242,8 @@ func toStatus(err error) *status.Status {
 	return unclassified.status()
 }
 
+// sendStatus returns the status of a failed send. If Aliyun returned an error code, this code is the
+// reason, in Aliyun's domain.
 func sendStatus(err *verify.SendError) *status.Status {
 	e, ok := sendErrorTable[err.Kind]
 	if !ok {
@@ -247,7 +270,8 @@ func badRequest(fields ...*verify.FieldError) *errdetails.BadRequest {
 	return bad
 }
 
-// status returns the error as a status, with ErrorInfo, RetryInfo if it has one, and more details.
+// status returns the error as a status. Its details are ErrorInfo, RetryInfo if retryAfter is set, and
+// more.
 func (e publicError) status(more ...protoadapt.MessageV1) *status.Status {
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: cmp.Or(e.domain, ownDomain), Reason: e.reason, Metadata: e.metadata}}
 	if e.retryAfter != 0 {

@@ -31,7 +31,7 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 	} {
 		for _, contentType := range []string{
 			"application/json", "application/proto", "application/x-www-form-urlencoded",
-			"application/grpc-web+proto", "application/connect+json",
+			"application/grpc", "application/grpc-web+proto", "application/connect+json",
 		} {
 			f.Add(contentType, []byte(seed))
 		}
@@ -56,8 +56,13 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 		if response.Code == http.StatusOK && !handled && !strings.Contains(strings.ToLower(contentType), "grpc") {
 			t.Errorf("%q as %q: got 200 without a call; want a call or an error", body, contentType)
 		}
-		inHeader, err := base64.RawStdEncoding.DecodeString(response.Header().Get("Grpc-Status-Details-Bin"))
-		if details := response.Body.String() + string(inHeader); err != nil || !handled && !strings.Contains(details, "google.rpc.ErrorInfo") {
+		// gRPC-Web has the status in headers, gRPC in trailers.
+		status := response.Header()
+		if trailer := response.Result().Trailer; trailer.Get("Grpc-Status") != "" {
+			status = trailer
+		}
+		inStatus, err := base64.RawStdEncoding.DecodeString(status.Get("Grpc-Status-Details-Bin"))
+		if details := response.Body.String() + string(inStatus); err != nil || !handled && !strings.Contains(details, "google.rpc.ErrorInfo") {
 			t.Errorf("%q as %q: got %d %q %v; want an error with ErrorInfo", body, contentType, response.Code, response.Body, response.Header())
 		}
 		if response.Header().Get("Content-Type") == "application/json" && !json.Valid(response.Body.Bytes()) {
@@ -65,8 +70,8 @@ func FuzzUnaryHandler_Body(f *testing.F) {
 		}
 		for _, secret := range sixDigits.FindAllString(string(body), -1) {
 			logged := logTimes.ReplaceAllString(log.String(), "")
-			if strings.Contains(response.Body.String(), secret) || strings.Contains(logged, secret) {
-				t.Errorf("%q as %q: got the response %q and the log %q; want no %s in them", body, contentType, response.Body, logged, secret)
+			if strings.Contains(response.Body.String()+status.Get("Grpc-Message")+string(inStatus), secret) || strings.Contains(logged, secret) {
+				t.Errorf("%q as %q: got the response %q %v and the log %q; want no %s in them", body, contentType, response.Body, status, logged, secret)
 			}
 		}
 	})

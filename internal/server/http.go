@@ -72,9 +72,13 @@ func unaryHandler[Req, Res any](method string, handle handler, config Config, f 
 	writer := connect.NewUnaryHandler(method, func(ctx context.Context, _ *connect.Request[struct{}]) (*connect.Response[Res], error) {
 		r := ctx.Value(resultKey{}).(result)
 		if r.err != nil {
-			return nil, connectError(status.Convert(r.err))
+			e := connectError(status.Convert(r.err))
+			setHeaders(e.Meta(), r.metadata)
+			return nil, e
 		}
-		return connect.NewResponse(r.message.(*Res)), nil
+		res := connect.NewResponse(r.message.(*Res))
+		setHeaders(res.Header(), r.metadata)
+		return res, nil
 	}, connect.WithCodec(codec{"json", marshalJSON}), connect.WithCodec(codec{"json; charset=utf-8", marshalJSON}),
 		connect.WithCodec(codec{"proto", proto.Marshal}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -89,12 +93,17 @@ func unaryHandler[Req, Res any](method string, handle handler, config Config, f 
 			"traceparent":   r.Header.Values("Traceparent"),
 			"tracestate":    r.Header.Values("Tracestate"),
 		}}
+		for _, name := range requestMetadata {
+			if values := r.Header.Values(name); values != nil {
+				c.headers[name] = values
+			}
+		}
 		c.handler = func(ctx context.Context, _ any) (any, error) {
 			if q.err != nil {
 				return nil, q.err
 			}
 			request := new(Req)
-			if err := q.form.unmarshal(q.message, any(request).(proto.Message)); err != nil {
+			if err := q.format.unmarshal(q.message, any(request).(proto.Message)); err != nil {
 				return nil, err
 			}
 			return f(ctx, request)
@@ -106,18 +115,25 @@ func unaryHandler[Req, Res any](method string, handle handler, config Config, f 
 			w = statusWriter{w, http.StatusBadRequest, q.httpStatus}
 		}
 		empty := &http.Request{
-			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(q.form.prefixBytes),
-			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(make([]byte, q.form.prefixBytes))),
+			Method: http.MethodPost, URL: &url.URL{Path: method}, ContentLength: int64(q.format.prefixBytes),
+			Header: http.Header{"Content-Type": {q.contentType}}, Body: io.NopCloser(bytes.NewReader(make([]byte, q.format.prefixBytes))),
 		}
 		// Do not pass ctx: if it is done, connect writes its own error.
-		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.Background(), resultKey{}, result{message, err})))
+		writer.ServeHTTP(w, empty.WithContext(context.WithValue(context.Background(), resultKey{}, result{message, err, c.response})))
 	})
 }
 
 // result is the result of a call, which connect writes.
 type result struct {
-	message any
-	err     error
+	message  any
+	err      error
+	metadata metadata.MD
+}
+
+func setHeaders(h http.Header, md metadata.MD) {
+	for name, values := range md {
+		h[http.CanonicalHeaderKey(name)] = values
+	}
 }
 
 type (
@@ -127,25 +143,27 @@ type (
 
 // httpRequest is a request over HTTP/1.1 after its body was read.
 type httpRequest struct {
-	form        form
+	format      format
 	contentType string        // of the response
 	timeout     time.Duration // of the whole call
-	message     []byte        // without gRPC's prefix, decompressed
+	message     []byte        // without the prefix of gRPC, decompressed
 	err         error         // set if the request is invalid
 	httpStatus  int           // for err; 0 for connect's default
 }
 
-// form is the encoding of a message over HTTP/1.1.
-type form struct {
+// format is the encoding of a message over HTTP/1.1: protobuf or JSON, with or without the prefix of gRPC.
+type format struct {
 	unmarshal   func([]byte, proto.Message) error
-	prefixBytes int // 0, or the size of gRPC's prefix
+	prefixBytes int // 0 or grpcPrefixBytes
 }
 
-// grpcPrefixBytes is the size of gRPC's prefix: a flag and the length of the message.
+// grpcPrefixBytes is the size of the prefix of gRPC's Length-Prefixed-Message: the compressed flag and
+// the message length.
 const grpcPrefixBytes = 5
 
 var (
-	forms = map[string]form{
+	// formats has the format of each media type.
+	formats = map[string]format{
 		"application/json":           {unmarshalJSON, 0},
 		"application/proto":          {unmarshalProto, 0},
 		"application/grpc-web":       {unmarshalProto, grpcPrefixBytes},
@@ -162,25 +180,25 @@ var (
 	}
 )
 
-// readRequest reads and checks a request. It sets q.err if the request is invalid or comes from a web
-// page that may not call. The response has the same form. readRequest sets its headers Allow and
-// Accept-Post in header.
+// readRequest reads and checks a request. It sets err of its result if the request is invalid, or comes
+// from a web page that may not make calls. The response has the same format, or JSON if the format is
+// unknown. readRequest sets the headers Allow and Accept-Post of the response in header.
 func readRequest(header http.Header, r *http.Request, config Config) *httpRequest {
 	mediaType, parameters, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
 	switch mediaType {
 	case "", "application/x-www-form-urlencoded", "text/plain":
-		// The type is missing or a default of curl or browsers: it is JSON, so that "curl -d" works
-		// without headers. From a page of another origin it is not (CSRF), because a browser sends
-		// these types without a CORS preflight.
+		// The type is missing or a default of curl or browsers: the body is read as JSON, so that
+		// "curl -d" works without headers. A request from a page of another origin is rejected (CSRF),
+		// because a browser sends these types without a CORS preflight.
 		if !IsCrossOrigin(r) {
 			mediaType, parameters = "application/json", ""
 		}
 	}
-	f, known := forms[mediaType]
-	q := &httpRequest{form: f, contentType: mediaType, timeout: config.Limits.CallTimeout}
+	f, known := formats[mediaType]
+	q := &httpRequest{format: f, contentType: mediaType, timeout: config.Limits.CallTimeout}
 	if !known || r.Method != http.MethodPost {
-		q.form, q.contentType = forms["application/json"], "application/json"
+		q.format, q.contentType = formats["application/json"], "application/json"
 	} else if mediaType == "application/json" && strings.Contains(strings.ToLower(parameters), "charset") {
 		q.contentType = "application/json; charset=utf-8" // connect accepts this exact form
 	}
@@ -202,7 +220,7 @@ func readRequest(header http.Header, r *http.Request, config Config) *httpReques
 	case !known:
 		q.err = invalidField("Content-Type", "must be application/json, application/proto, application/grpc or application/grpc-web, the last two with or without +proto or +json; a web page must declare it")
 		q.httpStatus = http.StatusUnsupportedMediaType
-		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(forms)), ", "))
+		header.Set("Accept-Post", strings.Join(slices.Sorted(maps.Keys(formats)), ", "))
 	case f.prefixBytes == 0 && version != "" && version != "1":
 		q.err = invalidField("Connect-Protocol-Version", "must be 1, or left out")
 	case timeout != "" && !timeoutPattern.MatchString(timeout):
@@ -226,13 +244,13 @@ func parseTimeout(text string) time.Duration {
 	return time.Duration(min(n, math.MaxInt64/int64(unit))) * unit
 }
 
-// invalidField returns the error of one invalid field. The client sees want.
+// invalidField returns the error of one invalid field. The client gets the text of want.
 func invalidField(name, want string) error {
 	return fieldErrors{{Field: name, Want: want}}
 }
 
-// read returns the message in a body. The client sees the text of its errors.
-func (f form) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error) {
+// read returns the message in a body. The client gets the texts of its errors.
+func (f format) read(body io.Reader, compressed bool, maxBytes int) ([]byte, error) {
 	maxBody := maxBytes + f.prefixBytes
 	b, err := io.ReadAll(io.LimitReader(body, int64(maxBody)+1))
 	if err != nil {
@@ -347,7 +365,7 @@ func unmarshalJSON(b []byte, m proto.Message) error {
 
 // connectError converts a status with its details to an error of the library connect, which has the
 // same codes.
-func connectError(s *status.Status) error {
+func connectError(s *status.Status) *connect.Error {
 	e := connect.NewError(connect.Code(s.Code()), errors.New(s.Message()))
 	for _, d := range s.Details() {
 		if m, ok := d.(proto.Message); ok {
@@ -359,8 +377,8 @@ func connectError(s *status.Status) error {
 	return e
 }
 
-// withCORS sets the CORS headers that allow web pages of origins to call ("*" for any origin). For other
-// origins it sets none, so that browsers block their calls.
+// withCORS sets the CORS headers that allow web pages of origins to make calls ("*" for any origin). For
+// other origins it sets none, so that browsers block their calls.
 func withCORS(origins []string, next http.Handler) http.Handler {
 	if len(origins) == 0 {
 		return next
@@ -368,11 +386,11 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,
 		AllowedMethods: []string{http.MethodPost},
-		AllowedHeaders: []string{
+		AllowedHeaders: append([]string{
 			"Authorization", "Content-Type", "Traceparent", "Tracestate",
 			"Connect-Protocol-Version", "Connect-Timeout-Ms", "Grpc-Timeout", "X-Grpc-Web", "X-User-Agent",
-		},
-		ExposedHeaders: []string{"Grpc-Message", "Grpc-Status", "Grpc-Status-Details-Bin"},
+		}, requestMetadata...),
+		ExposedHeaders: append([]string{"Grpc-Message", "Grpc-Status", "Grpc-Status-Details-Bin"}, responseMetadata...),
 		MaxAge:         7200, // seconds; the longest that Chromium accepts
 	}).Handler(next)
 }

@@ -1,7 +1,7 @@
-// Package server serves all protocols of the service on one port: gRPC, health and reflection over
-// HTTP/2 (with grpc-go's own transport), and JSON, gRPC-Web, gRPC and the Connect protocol over
-// HTTP/1.1. It also implements the graceful shutdown. Only errors.go converts errors, such as those of
-// package verify, to gRPC statuses.
+// Package server serves all protocols of the service on one port. Over HTTP/2, with grpc-go's own
+// transport, these are gRPC, health and reflection. Over HTTP/1.1 they are JSON, gRPC-Web, gRPC and the
+// Connect protocol. The package also implements the graceful shutdown. Only errors.go converts errors,
+// such as those of package verify, to gRPC statuses.
 package server
 
 import (
@@ -47,7 +47,7 @@ type Config struct {
 	DrainDelay   time.Duration               // from NOT_SERVING to the close of Listener
 	TLS          *connmux.Certificates       // nil for plaintext
 	Authenticate authenticator               // nil for no authentication
-	Origins      []string                    // of web pages that may call; "*" needs AnyPage
+	Origins      []string                    // of web pages that may make calls; "*" needs AnyPage
 	Reflection   bool
 	Limits       config.Limits
 	Version      string
@@ -58,6 +58,7 @@ type Config struct {
 
 	OptionalTemplate bool // accept an empty sign name and template code
 	AnyPage          bool // accept all origins; Origins only sets CORS headers
+	DetailsForAll    bool // unknown callers that want details get them too
 	WrapCalls        func(pb.PhoneNumberServiceServer) pb.PhoneNumberServiceServer
 	WrapHTTP         func(stopping context.Context, next http.Handler) http.Handler // stopping is done when the listener is closed
 }
@@ -70,7 +71,8 @@ func Serve(ctx context.Context, c Config) error {
 	stopping, stop := context.WithCancel(context.Background()) // done when the listener is closed
 	defer stop()
 	var svc pb.PhoneNumberServiceServer = &service{
-		verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, allowEmptyTemplate: c.OptionalTemplate,
+		verifier: c.Verifier, numbers: c.Numbers, metrics: c.Telemetry.Metrics, optionalTemplate: c.OptionalTemplate,
+		detailsForAll: c.DetailsForAll,
 	}
 	if c.WrapCalls != nil {
 		svc = c.WrapCalls(svc)
@@ -123,6 +125,7 @@ func Serve(ctx context.Context, c Config) error {
 	case <-ctx.Done():
 		ready.set(ctx, healthpb.HealthCheckResponse_NOT_SERVING)
 		c.Telemetry.Log.Info("draining", "drain_delay", c.DrainDelay.String())
+		c.Verifier.Drain()
 		time.Sleep(c.DrainDelay)
 	case failure = <-failed:
 		failure = fmt.Errorf("serving %s: %w", c.Listener.Addr(), failure)
@@ -151,7 +154,8 @@ func grpcOptions(l config.Limits) []grpc.ServerOption {
 		}),
 		// Timers are inexact. So allow pings slightly earlier than PingInterval.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: l.PingInterval * 3 / 4, PermitWithoutStream: true}),
-		grpc.NumStreamWorkers(64), // goroutines whose stacks need not grow for each call; if all are busy, it starts more
+		// The stacks of these goroutines need not grow for each call. If all are busy, grpc-go starts more.
+		grpc.NumStreamWorkers(64),
 		grpc.MaxConcurrentStreams(uint32(l.Streams)),
 		grpc.MaxRecvMsgSize(l.MessageBytes),
 		grpc.MaxHeaderListSize(connmux.MaxHeaderBytes), // the tap enforces Limits.HeaderBytes
@@ -203,8 +207,8 @@ type readiness struct {
 	mu      sync.Mutex
 }
 
-// watch probes the store each second, and sets the status to the result, until ctx is done. It does not
-// change Liveness, because a restart does not help if the database is unavailable.
+// watch calls ready each second until ctx is done, and sets the status to its result. It does not change
+// Liveness, because a restart does not help if the database is unavailable.
 func (r *readiness) watch(ctx context.Context, ready func(context.Context) error, log *slog.Logger) {
 	tick := time.NewTicker(readinessInterval)
 	defer tick.Stop()
@@ -237,8 +241,8 @@ func (r *readiness) watch(ctx context.Context, ready func(context.Context) error
 	}
 }
 
-// set sets the status, and NOT_SERVING if ctx is done: a probe that runs when the drain starts can
-// succeed after it.
+// set sets the status. If ctx is done, it sets NOT_SERVING instead, because a probe that runs when the
+// drain starts can succeed later.
 func (r *readiness) set(ctx context.Context, status healthpb.HealthCheckResponse_ServingStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
 	"regexp"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/telemetry"
@@ -19,10 +22,11 @@ import (
 // the API, the field signature is Aliyun's SMS sign name.
 type service struct {
 	pb.UnimplementedPhoneNumberServiceServer
-	verifier           *verify.Verifier
-	numbers            verify.NumberParser
-	metrics            *telemetry.Metrics
-	allowEmptyTemplate bool // only in dev: the template code and the sign name may be empty
+	verifier         *verify.Verifier
+	numbers          verify.NumberParser
+	metrics          *telemetry.Metrics
+	optionalTemplate bool // only in dev: template code and sign name may be empty
+	detailsForAll    bool // only in dev: callers need not be known
 }
 
 // fieldErrors lists all invalid fields of one request.
@@ -36,8 +40,8 @@ func (e fieldErrors) Error() string {
 	return strings.Join(texts, "; ")
 }
 
-// templateCode matches the codes of both products. A code of digits alone can only be of PNVS, where it
-// has six.
+// templateCode matches the template codes of both products. Only PNVS has template codes of digits alone,
+// and these have six digits.
 var templateCode = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 
 func isTemplateCode(s string) bool {
@@ -45,17 +49,27 @@ func isTemplateCode(s string) bool {
 }
 
 func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty, error) {
+	c := callFrom(ctx)
 	var invalid fieldErrors
-	number, err := s.number(ctx, r.GetPhoneNumber())
+	number, err := s.numbers.Parse(r.GetPhoneNumber())
+	c.number = number // "" if err is not nil
 	if err != nil {
 		invalid = append(invalid, err)
 	}
-	if n := r.GetSignature(); (n != "" || !s.allowEmptyTemplate) && !isSignName(n) {
+	if n := r.GetSignature(); (n != "" || !s.optionalTemplate) && !isSignName(n) {
 		invalid = append(invalid, &verify.FieldError{Field: "signature", Want: "must be the Aliyun SMS sign name, 1 to 64 printable characters"})
 	}
 	template := r.GetTemplateCode()
-	if (template != "" || !s.allowEmptyTemplate) && !isTemplateCode(template) {
+	if (template != "" || !s.optionalTemplate) && !isTemplateCode(template) {
 		invalid = append(invalid, &verify.FieldError{Field: "template_code", Want: `must be the code of an Aliyun template: of SMS, 1 to 64 letters, digits and underscores, for example "SMS_123456789"; or of PNVS, six digits, for example "100001"`})
+	}
+	key, err := c.idempotencyKey()
+	if err != nil {
+		invalid = append(invalid, err)
+	}
+	verificationCtx, err := c.verificationContext()
+	if err != nil {
+		invalid = append(invalid, err)
 	}
 	if invalid != nil {
 		return nil, invalid
@@ -63,43 +77,88 @@ func (s *service) SendSMS(ctx context.Context, r *pb.SendSMSRequest) (*pb.Empty,
 	if err := sms.CheckSend(number, template, s.verifier.Rules.CodeTTL); err != nil {
 		return nil, err
 	}
-	c := callFrom(ctx)
 	c.product = sms.ProductOf(template)
 	if err := c.caller.AuthorizeSend(r.GetSignature(), template, numberplan.Country(number)); err != nil {
 		return nil, err
 	}
-	if err := c.caller.AllowSend(); err != nil {
-		return nil, err
+	allow := c.caller.AllowSend
+	if key == "" { // reject a call over the rate without a statement of the database
+		if err := allow(); err != nil {
+			return nil, err
+		}
+		allow = nil
 	}
-	receipt, sendErr := s.verifier.Send(ctx, number, r.GetSignature(), template)
-	c.receipt = receipt
+	sent, sendErr := s.verifier.Send(ctx, verify.SendRequest{
+		Number: number, SignName: r.GetSignature(), TemplateCode: template, Context: verificationCtx, IdempotencyKey: key,
+		Caller: auth.NameOf(c.caller), Allow: allow,
+	})
+	c.receipt = sent.Receipt
+	if _, limited := errors.AsType[*auth.RateError](sendErr); key != "" && !limited {
+		c.idempotency = idempotencyOf(sent, sendErr)
+		s.metrics.ObserveIdempotency(ctx, c.idempotency)
+	}
+	if sent.Replayed {
+		c.respond(idempotencyReplayed, "true")
+	}
 	if sendErr != nil {
 		return nil, sendErr
+	}
+	if s.wantsDetails(c) {
+		age := s.verifier.Now().Sub(sent.BegunAt)
+		c.respondSeconds(codeExpiresIn, s.verifier.Rules.CodeTTL-age)
+		if interval := sms.SendInterval(number); interval != 0 {
+			if !sent.Replayed {
+				age = 0 // Aliyun accepted the SMS just now
+			}
+			c.respondSeconds(resendAfter, interval-age)
+		}
 	}
 	return &pb.Empty{}, nil
 }
 
+// idempotencyOf classifies a send with an idempotency key, for the metric and the log line.
+func idempotencyOf(sent verify.SendResult, err error) string {
+	switch {
+	case sent.Replayed:
+		return "replayed"
+	case errors.Is(err, verify.ErrKeyInProgress):
+		return "in_progress"
+	case errors.Is(err, verify.ErrKeyReused):
+		return "reused"
+	}
+	return "new"
+}
+
 func (s *service) Valid(ctx context.Context, r *pb.ValidRequest) (*pb.ValidResponse, error) {
-	number, invalid := s.number(ctx, r.GetPhoneNumber())
+	c := callFrom(ctx)
+	var invalid fieldErrors
+	number, fieldErr := s.numbers.Parse(r.GetPhoneNumber())
+	c.number = number // "" if fieldErr is not nil
+	if fieldErr != nil {
+		invalid = append(invalid, fieldErr)
+	}
+	verificationCtx, fieldErr := c.verificationContext()
+	if fieldErr != nil {
+		invalid = append(invalid, fieldErr)
+	}
 	if invalid != nil {
 		return nil, invalid
 	}
-	checked, err := s.verifier.Check(ctx, number, r.GetCode())
+	checked, err := s.verifier.Check(ctx, number, r.GetCode(), verificationCtx)
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.ObserveCheck(ctx, number, checked)
-	callFrom(ctx).outcome = checked.Result.String()
-	return &pb.ValidResponse{Valid: checked.Valid()}, nil
-}
-
-// number parses a phone number, and sets it as the number of the call for the log line.
-func (s *service) number(ctx context.Context, raw string) (verify.Number, *verify.FieldError) {
-	n, invalid := s.numbers.Parse(raw)
-	if invalid == nil {
-		callFrom(ctx).number = n
+	c.outcome = checked.Result.String()
+	if s.wantsDetails(c) {
+		outcome := checked.Result
+		if outcome == verify.OtherContext { // a caller must not learn of other contexts
+			outcome = verify.NoCode
+		}
+		c.respond(verificationOutcome, outcome.String())
+		c.respond(attemptsLeft, strconv.Itoa(checked.AttemptsLeft))
 	}
-	return n, invalid
+	return &pb.ValidResponse{Valid: checked.Valid()}, nil
 }
 
 // isSignName reports whether s has the form of an Aliyun SMS sign name: 1 to 64 printable characters,
@@ -109,9 +168,9 @@ func isSignName(s string) bool {
 	return strings.TrimSpace(s) != "" && utf8.ValidString(s) && n <= 64 && !strings.ContainsFunc(s, neverPrinted)
 }
 
-// neverPrinted reports whether r is not printable in any version of Unicode: a control,
-// format or private-use character, a separator other than ' ', a noncharacter, or a code point that is
-// reserved to be invisible. It returns false if r is only unassigned in the Unicode version of this
+// neverPrinted reports whether r is not printable in any version of Unicode. These are control, format
+// and private-use characters, separators other than ' ', noncharacters, and code points that are reserved
+// to be invisible. neverPrinted returns false if r is only unassigned in the Unicode version of this
 // program. A later version can assign r to a Chinese character, which a sign name can contain.
 func neverPrinted(r rune) bool {
 	return !unicode.IsPrint(r) && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Z,

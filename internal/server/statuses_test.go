@@ -174,12 +174,12 @@ func TestSendSMS_EveryAliyunOutcomeHasItsStatus(t *testing.T) {
 }
 
 func TestSendSMS_UnreachableAliyunKeepsTheOldCode(t *testing.T) {
-	closed := httptest.NewServer(nil)
-	closed.Close()
 	fake := dysmsapitest.New(t)
 	untrusted := httptest.NewTLSServer(fake)
 	defer untrusted.Close()
-	for name, endpoint := range map[string]string{"connection refused": closed.URL, "bad certificate": untrusted.URL} {
+	for name, endpoint := range map[string]string{
+		"connection refused": "http://" + testutil.RefusingAddress, "bad certificate": untrusted.URL,
+	} {
 		t.Run(name, func(t *testing.T) {
 			db := servertest.OpenStore(t, "sqlite::memory:")
 			sender, err := sms.NewAliyun(sms.AliyunConfig{

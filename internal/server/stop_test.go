@@ -146,6 +146,34 @@ func TestDrain_WaitsForOutcomesBeingStored(t *testing.T) {
 	}
 }
 
+// A drain stores owed acceptances when it begins, so that a call that hangs cannot take their time.
+func TestDrain_StoresOwedAcceptancesFirst(t *testing.T) {
+	db := servertest.OpenStore(t, "sqlite::memory:")
+	r := servertest.Start(t, db, senderFunc(func(verify.Message) (verify.Receipt, error) {
+		return verify.Receipt{BizID: "biz"}, nil
+	}), func(c *server.Config) { c.DrainDelay = 3 * time.Second })
+	number := servertest.FreshNumber()
+	r.MustSend(t, number)
+	other := verify.New(verify.Config{Rules: verify.Rules{AttemptLimit: 3, CodeTTL: 10 * time.Minute}, Store: db, Now: time.Now})
+	accepted := func() string {
+		found, err := other.Inspect(t.Context(), verify.Number("+86"+number))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found.History.Accepted.BizID
+	}
+	if got := accepted(); got != "" {
+		t.Errorf("stored before the drain: got %q; want none", got)
+	}
+	r.Stop()
+	testutil.Eventually(t, "the acceptance is stored", func() bool { return accepted() == "biz" })
+	select {
+	case <-r.Done:
+		t.Error("the acceptance was stored at the end of the drain; want it at its begin")
+	default:
+	}
+}
+
 // A heldStore holds each Swap until release is closed, once holding is true.
 type heldStore struct {
 	verify.Store

@@ -46,8 +46,8 @@ const (
 // contain the phone number and the code, and Aliyun's error texts quote them. So its errors contain
 // only fixed texts and validated tokens, never the text of another error.
 type Aliyun struct {
-	// OnExpired is called if Aliyun rejects a send because these credentials have expired. It must
-	// not block.
+	// OnExpired is called if Aliyun rejects a send or a query because these credentials have expired.
+	// It must not block.
 	OnExpired func(Credentials)
 	// OnAccepted is called if Aliyun accepts an SMS. It must not block.
 	OnAccepted  func(context.Context, verify.Message, verify.Receipt)
@@ -211,8 +211,8 @@ func ParseEndpoint(s string) (*url.URL, error) {
 	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || u.User != nil ||
 		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
 		u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
-		return nil, errors.New("the Aliyun endpoint must be https://HOST or https://HOST:PORT with no user, path or query, for example " +
-			DefaultEndpoint + " (http:// only for a loopback address, for example http://127.0.0.1:8080)")
+		return nil, errors.New("the Aliyun endpoint must be https://HOST or https://HOST:PORT with no user, path or query " +
+			"(http:// only for a loopback address, for example http://127.0.0.1:8080)")
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}, nil
 }
@@ -229,47 +229,73 @@ func (a *Aliyun) Send(ctx context.Context, m verify.Message) (verify.Receipt, er
 		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: errNoCredentials.Error()}
 	}
 	endpoint := a.endpoints[ProductOf(m.TemplateCode)]
-	var x exchange
-	ctx = httptrace.WithClientTrace(ctx, x.hooks())
-	// Use RoundTrip, not Client.Do: it does not follow redirects, which would send number and
-	// code to another host and could be a second send.
-	response, err := endpoint.transport.RoundTrip(a.newRequest(ctx, m, *credentials, time.Now(), rand.Text()))
-	if err != nil && !x.written.Load() {
-		return verify.Receipt{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: endpoint.dialErrorDetail(ctx, err)}
-	}
+	got, err := endpoint.roundTrip(a.newRequest(ctx, m, *credentials, time.Now(), rand.Text()), maxReplyBytes)
 	if err != nil {
-		return verify.Receipt{}, LostReply(ctx, 0)
+		return verify.Receipt{}, err
 	}
-	defer response.Body.Close()
-	unknown := &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: response.StatusCode}
-	if response.StatusCode == http.StatusSwitchingProtocols {
-		// The body is then the raw connection, and reading it has no deadline.
-		unknown.Detail = "protocol switched instead of a reply"
-		return verify.Receipt{}, unknown
-	}
-	if x.early.Load() {
-		x.conn.Load().Close()
-		unknown.Detail = "reply was there before its request was written"
-		return verify.Receipt{}, unknown
-	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
-	if err != nil {
-		return verify.Receipt{}, LostReply(ctx, response.StatusCode)
-	}
-	receipt, err := ReadReply(m, response.StatusCode, body)
+	receipt, err := ReadReply(m, got.status, got.body)
 	var rejection *verify.SendError
 	if errors.As(err, &rejection) && rejection.Kind.NotSent() && a.rejections.again(rejection.RequestID) {
-		x.conn.Load().Close()
-		unknown.RequestID, unknown.Detail = rejection.RequestID, "rejection of an earlier request, by its RequestId"
-		return verify.Receipt{}, unknown
+		got.conn.Close()
+		return verify.Receipt{}, &verify.SendError{
+			Kind: verify.SendUnknown, HTTPStatus: got.status, RequestID: rejection.RequestID,
+			Detail: "rejection of an earlier request, by its RequestId",
+		}
 	}
-	if rejection != nil && strings.HasPrefix(rejection.ProviderCode, "InvalidSecurityToken.Expired") {
-		a.OnExpired(*credentials)
+	if rejection != nil {
+		a.reportIfExpired(rejection.ProviderCode, *credentials)
 	}
 	if err == nil {
 		a.OnAccepted(ctx, m, receipt)
 	}
 	return receipt, err
+}
+
+// reportIfExpired calls OnExpired if code, of a reply to a request with c, says that c has expired.
+func (a *Aliyun) reportIfExpired(code string, c Credentials) {
+	if strings.HasPrefix(code, "InvalidSecurityToken.Expired") {
+		a.OnExpired(c)
+	}
+}
+
+// reply is the reply to a request.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	conn   *gatewayConn
+}
+
+// roundTrip makes one request, and reads at most maxBytes+1 bytes of the reply's body. Its errors are
+// *verify.SendError. It uses RoundTrip and not Client.Do, which follows redirects: these would send
+// number and code to another host, and could be a second send.
+func (e *endpoint) roundTrip(r *http.Request, maxBytes int64) (reply, error) {
+	var x exchange
+	ctx := httptrace.WithClientTrace(r.Context(), x.hooks())
+	response, err := e.transport.RoundTrip(r.WithContext(ctx))
+	if err != nil && !x.written.Load() {
+		return reply{}, &verify.SendError{Kind: verify.SendNotAttempted, Detail: e.dialErrorDetail(ctx, err)}
+	}
+	if err != nil {
+		return reply{}, LostReply(ctx, 0)
+	}
+	defer response.Body.Close()
+	got := reply{response.StatusCode, response.Header, nil, x.conn.Load()}
+	if got.status == http.StatusSwitchingProtocols {
+		// The body is then the raw connection, and reading it has no deadline.
+		return reply{}, &verify.SendError{Kind: verify.SendUnknown, HTTPStatus: got.status, Detail: "protocol switched instead of a reply"}
+	}
+	if x.early.Load() {
+		got.conn.Close()
+		return reply{}, &verify.SendError{
+			Kind: verify.SendUnknown, HTTPStatus: got.status, Detail: "reply was there before its request was written",
+		}
+	}
+	got.body, err = io.ReadAll(io.LimitReader(response.Body, maxBytes+1))
+	if err != nil {
+		return reply{}, LostReply(ctx, got.status)
+	}
+	return got, nil
 }
 
 // LostReply returns the *verify.SendError for a request that was written and got no whole reply.

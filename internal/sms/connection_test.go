@@ -19,16 +19,15 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// If the gateway's reply never ends, the send ends at its deadline, its outcome is unknown, and
-// its connection is closed.
-func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
+type endlessReply struct{ name, text, drip string }
+
+func endlessReplies() []endlessReply {
 	const upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
-	const timeout = 500 * time.Millisecond
-	type reply struct{ name, text, drip string }
-	replies := []reply{
+	replies := []endlessReply{
 		{"101, then silence", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n", ""},
 		{"101, then bytes without end", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n", "x"},
 		{"101, then a reply", "HTTP/1.1 101 Switching Protocols\r\n" + upgrade + "\r\n" + `{"Code":"OK","BizId":"1"}`, ""},
@@ -43,12 +42,19 @@ func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 		{"trailers without end", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n0\r\n", "A: x\r\n"},
 	}
 	for _, status := range []int{100, 102, 200, 202, 302, 407, 426, 500, 999} {
-		replies = append(replies, reply{
+		replies = append(replies, endlessReply{
 			fmt.Sprint("a silent ", status),
 			fmt.Sprintf("HTTP/1.1 %d X\r\n%sContent-Length: 99\r\n\r\n", status, upgrade), "",
 		})
 	}
-	for _, c := range replies {
+	return replies
+}
+
+// If the gateway's reply never ends, the send ends at its deadline, its outcome is unknown, and
+// its connection is closed.
+func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
+	const timeout = 500 * time.Millisecond
+	for _, c := range endlessReplies() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			fake, hungUp := dysmsapitest.New(t), make(chan struct{})
@@ -78,6 +84,36 @@ func TestSend_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
 			case <-hungUp:
 			case <-time.After(late):
 				t.Error("the connection is still open; want it closed")
+			}
+		})
+	}
+}
+
+func TestQuestions_EveryEndlessReplyEndsAtTheDeadline(t *testing.T) {
+	for _, c := range endlessReplies() {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			fake := dysmsapitest.New(t)
+			endless := dysmsapitest.Raw(c.text, c.drip, func() {})
+			fake.Next(endless)
+			fake.FailQueries(endless)
+			a := sender(t, fake, "")
+			ctx := deadline(t, 500*time.Millisecond)
+			ended := make(chan string, 2)
+			go func() { ended <- a.Probe(ctx, SMS).Failure }()
+			go func() {
+				_, err := a.Deliveries(ctx, SMS, message.Number, time.Now(), "")
+				ended <- fmt.Sprint(err)
+			}()
+			for range 2 {
+				select {
+				case got := <-ended:
+					if got == "" || got == "<nil>" {
+						t.Errorf("got %q; want the reason that there is no reply", got)
+					}
+				case <-time.After(15 * time.Second):
+					t.Fatal("a question still runs long after its deadline; want it ended")
+				}
 			}
 		})
 	}
@@ -263,11 +299,6 @@ func unresolved(_ context.Context, _, address string) (net.Conn, error) {
 
 // If the connection fails before the request, nothing was sent.
 func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed.Close()
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections, sends nothing
 	if err != nil {
 		t.Fatal(err)
@@ -287,7 +318,7 @@ func TestSend_WithoutAConnectionIsNotAttempted(t *testing.T) {
 		name, endpoint, detail string
 		prepare                func(*Aliyun)
 	}{
-		{"refused", "http://" + closed.Addr().String(), "connection refused", nil},
+		{"refused", "http://" + testutil.RefusingAddress, "connection refused", nil},
 		{"untrusted certificate", overTLS(&tls.Config{}), "server certificate not trusted", nil},
 		{"TLS 1.1", old, "no connection", func(a *Aliyun) { a.endpoints[SMS].transport.TLSClientConfig.InsecureSkipVerify = true }},
 		{

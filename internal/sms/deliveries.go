@@ -5,13 +5,14 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -21,7 +22,7 @@ type Delivery struct {
 	Product      Product
 	TemplateCode string // "" of PNVS, because it has the form of a code
 	Status       DeliveryStatus
-	ErrorCode    string    // of Delivered DeliveredCode, of Failed the carrier's or Aliyun's, else ""
+	ErrorCode    string    // of Delivered DELIVERED, of Failed the carrier's or Aliyun's, or HiddenCode, else ""
 	SentAt       time.Time // in whole seconds, as ReceivedAt
 	ReceivedAt   time.Time // when the carrier answered; zero if Waiting
 }
@@ -40,9 +41,6 @@ func (s DeliveryStatus) String() string {
 	return map[DeliveryStatus]string{Waiting: "waiting", Failed: "failed", Delivered: "delivered"}[s]
 }
 
-// DeliveredCode is the error code of an SMS that arrived.
-const DeliveredCode = "DELIVERED"
-
 // A QueryError is the reason that Aliyun gave no records.
 type QueryError struct {
 	Code      string // Aliyun's; "" if it sent none
@@ -51,14 +49,18 @@ type QueryError struct {
 }
 
 func (e *QueryError) Error() string {
-	text := e.detail
-	if e.Code != "" {
-		text += ", code " + e.Code
-	}
 	if e.RequestID != "" {
-		text += ", RequestId " + e.RequestID
+		return e.Cause() + ", RequestId " + e.RequestID
 	}
-	return text
+	return e.Cause()
+}
+
+// Cause returns the text of the error without the RequestId, so that equal causes have equal texts.
+func (e *QueryError) Cause() string {
+	if e.Code != "" {
+		return e.detail + ", code " + e.Code
+	}
+	return e.detail
 }
 
 var noRight = regexp.MustCompile(`^(isp\.)?(RAM_PERMISSION_DENY|NoPermission|Forbidden\.RAM|Forbidden)$`)
@@ -74,8 +76,11 @@ func QueryRight(p Product) string {
 // Beijing is the time zone of Aliyun's records.
 var Beijing = time.FixedZone("UTC+8", 8*3600)
 
+// HiddenCode is in place of an error code that can contain the code of the SMS.
+const HiddenCode = "hidden"
+
 var (
-	sixDigits   = regexp.MustCompile(`[0-9]{6}`) // can be a code
+	sixDigits   = regexp.MustCompile(`\p{Nd}{6}`) // can be a code
 	smsTemplate = regexp.MustCompile(`^SMS_[0-9]{1,20}$`)
 )
 
@@ -95,38 +100,45 @@ func (a *Aliyun) Deliveries(ctx context.Context, p Product, n verify.Number, day
 	if bizID != "" {
 		query.Set("BizId", bizID)
 	}
-	lost := func() error { return &QueryError{detail: verify.SendErrorOf(LostReply(ctx, 0)).Detail} }
-	var x exchange
-	ctx = httptrace.WithClientTrace(ctx, x.hooks())
-	request := signed(ctx, endpoint.url, "QuerySendDetails", query.Encode(), *credentials, time.Now(), rand.Text())
-	response, err := endpoint.transport.RoundTrip(request)
-	switch {
-	case err != nil && x.written.Load():
-		return nil, lost()
-	case err != nil:
-		return nil, &QueryError{detail: endpoint.dialErrorDetail(ctx, err)}
-	}
-	defer response.Body.Close()
-	switch {
-	case response.StatusCode == http.StatusSwitchingProtocols: // the body has no deadline
-		return nil, &QueryError{detail: "protocol switched instead of a reply"}
-	case x.early.Load():
-		x.conn.Load().Close()
-		return nil, &QueryError{detail: "reply was there before its request was written"}
-	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxRecordsBytes+1))
-	switch {
-	case err != nil:
-		return nil, lost()
-	case len(body) > maxRecordsBytes:
-		return nil, &QueryError{detail: "reply over 256 KiB"}
+	_, body, failure := endpoint.ask(ctx, "QuerySendDetails", query.Encode(), *credentials)
+	if failure != "" {
+		return nil, &QueryError{detail: failure}
 	}
 	all, err := readDeliveries(p, n, body)
 	var e *QueryError
-	if errors.As(err, &e) {
-		a.rejections.again(e.RequestID) // a copy of it is no reply to a send
+	// A gateway can repeat a rejection, and the copy is no reply to a later request.
+	if errors.As(err, &e) && !a.rejections.again(e.RequestID) {
+		a.reportIfExpired(e.Code, *credentials)
 	}
 	return all, err
+}
+
+// ask makes a request that sends no SMS. It returns the reply's headers and its whole body, or a fixed text
+// for why there is none.
+func (e *endpoint) ask(ctx context.Context, action, query string, c Credentials) (header http.Header, body []byte, failure string) {
+	got, err := e.roundTrip(signed(ctx, e.url, action, query, c, time.Now(), rand.Text()), maxRecordsBytes)
+	switch {
+	case err != nil:
+		return nil, nil, verify.SendErrorOf(err).Detail
+	case len(got.body) > maxRecordsBytes:
+		return nil, nil, "reply over 256 KiB"
+	}
+	return got.header, got.body, ""
+}
+
+// IsToken reports whether s has the form of Aliyun's codes and IDs. An error code of a Delivery can have
+// another one, since carriers have codes of their own.
+func IsToken(s string) bool { return tokenShape.MatchString(s) }
+
+// errorCode returns a record's code as it is, unless it has six digits in a row, as the code of the SMS
+// and the number have, or characters that cannot be printed, or the length of a text.
+func errorCode(s string) string {
+	s = strings.TrimSpace(s)
+	unprintable := func(c rune) bool { return !unicode.IsPrint(c) }
+	if strings.ContainsFunc(s, unprintable) || utf8.RuneCountInString(s) > 64 || sixDigits.MatchString(s) {
+		return HiddenCode
+	}
+	return s
 }
 
 // A record is one of Aliyun's records. It has no field for Content, which encoding/json skips.
@@ -135,8 +147,8 @@ type record struct {
 	ErrCode, TemplateCode, SendDate, ReceiveDate string
 }
 
-// readDeliveries reads a reply. Of its texts it keeps only tokens that contain neither six digits, which
-// can be a code, nor n.
+// readDeliveries reads a reply. Of its texts it keeps only error codes, and tokens that contain neither
+// six digits, which can be a code, nor n.
 func readDeliveries(p Product, n verify.Number, body []byte) ([]Delivery, error) {
 	var reply struct {
 		Code, RequestID   string
@@ -160,13 +172,13 @@ func readDeliveries(p Product, n verify.Number, body []byte) ([]Delivery, error)
 		return nil, e
 	}
 	records := reply.SmsSendDetailDTOs.SmsSendDetailDTO
-	if p == PNVS && json.Unmarshal(reply.Model, &records) != nil {
+	if p == PNVS && reply.Model != nil && json.Unmarshal(reply.Model, &records) != nil {
 		return nil, &QueryError{detail: "the reply is not Aliyun's"}
 	}
 	var all []Delivery
 	for _, r := range records {
 		status, _ := strconv.Atoi(r.SendStatus.String())
-		d := Delivery{Product: p, Status: DeliveryStatus(status), ErrorCode: token(r.ErrCode)}
+		d := Delivery{Product: p, Status: DeliveryStatus(status), ErrorCode: errorCode(r.ErrCode)}
 		d.SentAt, _ = time.ParseInLocation(time.DateTime, r.SendDate, Beijing)
 		if smsTemplate.MatchString(r.TemplateCode) {
 			d.TemplateCode = r.TemplateCode

@@ -1,11 +1,10 @@
 package sms
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -55,13 +54,13 @@ func TestDeliveries_TellWhatBecameOfEachSMS(t *testing.T) {
 			return Delivery{product, template, status, code, noon, received}
 		}
 		want := []Delivery{ // the newest first
-			record(Failed, "PORT_NOT_REGISTERED", noon.Add(2*time.Second)), record(Waiting, "", time.Time{}), record(Delivered, DeliveredCode, noon),
+			record(Failed, "PORT_NOT_REGISTERED", noon.Add(2*time.Second)), record(Waiting, "", time.Time{}), record(Delivered, dysmsapitest.Delivered, noon),
 		}
 		if got := deliveries(t, a, product, m.Number, now, ""); !slices.Equal(got, want) {
 			t.Errorf("%s: got %+v; want %+v", m.Number, got, want)
 		}
 		now = now.Add(80 * time.Second)
-		want = []Delivery{record(Delivered, DeliveredCode, noon.Add(90*time.Second))}
+		want = []Delivery{record(Delivered, dysmsapitest.Delivered, noon.Add(90*time.Second))}
 		if got := deliveries(t, a, product, m.Number, now, delayed); !slices.Equal(got, want) {
 			t.Errorf("%s: with a BizId: got %+v; want %+v", m.Number, got, want)
 		}
@@ -104,7 +103,7 @@ func TestDeliveries_NeverReturnTheTextOrACode(t *testing.T) {
 	}
 	for _, p := range []Product{SMS, PNVS} {
 		for _, c := range [][2]string{
-			{"E", "SMS_1"}, {"493817", "493817"}, {"X:493817", "SMS_493817x"}, {number, number}, {"two words", "您的验证码"},
+			{"E", "SMS_1"}, {"493817", "493817"}, {"X:493817", "SMS_493817x"}, {number, number}, {"您的验证码为493817", "您的验证码"},
 		} {
 			fake := dysmsapitest.New(t)
 			fake.FailQueries(dysmsapitest.Body(http.StatusOK, "application/json", records(p, c[0], c[1])))
@@ -114,6 +113,51 @@ func TestDeliveries_NeverReturnTheTextOrACode(t *testing.T) {
 			}
 			if len(got) != 1 || got[0].Status != Failed || !got[0].SentAt.Equal(noon) {
 				t.Errorf("%s, %v: got %+v; want one failed SMS", p, c, got)
+			}
+		}
+	}
+}
+
+func TestDeliveries_ShowCodesThatAreNotKnown(t *testing.T) {
+	for code, want := range map[string]string{
+		"MK:0001":               "MK:0001",
+		"ID:1/42":               "ID:1/42",
+		"no route":              "no route",
+		"网关拒绝 (12345)":          "网关拒绝 (12345)",
+		" E1 \n":                "E1",
+		"":                      "",
+		strings.Repeat("网", 64): strings.Repeat("网", 64),
+		strings.Repeat("x", 65): HiddenCode,
+		"493817":                HiddenCode,
+		"验证码493817":             HiddenCode,
+		"４９３８１７":                HiddenCode, // the same digits in another script
+		"E\x1b[31m":             HiddenCode,
+		"E\u202e1":              HiddenCode,
+		"a\nb":                  HiddenCode,
+	} {
+		body, err := json.Marshal(map[string]any{"Code": "OK", "Model": []map[string]any{{"SendStatus": 2, "ErrCode": code}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fake := dysmsapitest.New(t)
+		fake.FailQueries(dysmsapitest.Body(http.StatusOK, "application/json", string(body)))
+		got := deliveries(t, sender(t, fake, ""), PNVS, message.Number, noon, "")
+		if len(got) != 1 || got[0].ErrorCode != want {
+			t.Errorf("%q: got %+v; want one SMS with %q", code, got, want)
+		}
+	}
+}
+
+// Of a number without an SMS, a product can leave out the list.
+func TestDeliveries_AcceptAReplyWithoutAList(t *testing.T) {
+	for _, p := range []Product{SMS, PNVS} {
+		for _, reply := range []string{
+			`{"Code":"OK"}`, `{"Code":"OK","Model":null,"SmsSendDetailDTOs":null}`, `{"Code":"OK","Model":[],"SmsSendDetailDTOs":{}}`,
+		} {
+			fake := dysmsapitest.New(t)
+			fake.FailQueries(dysmsapitest.Body(http.StatusOK, "application/json", reply))
+			if got := deliveries(t, sender(t, fake, ""), p, message.Number, noon, ""); len(got) != 0 {
+				t.Errorf("%s, %s: got %+v; want no record", p, reply, got)
 			}
 		}
 	}
@@ -172,24 +216,29 @@ func TestSend_IgnoresTheRejectionOfAQuery(t *testing.T) {
 	}
 }
 
-// docs/errors.md has the same codes, each with the same meaning and action.
-func TestMeaning_IsThatOfTheDocs(t *testing.T) {
-	text, err := os.ReadFile("../../docs/errors.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(text), "## From carriers")
-	section, _, _ = strings.Cut(section, "\n## ")
-	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (.+) \\| (.+) \\|$").FindAllStringSubmatch(section, -1) {
-		documented[row[1]] = true
-		if meaning, action := Meaning(row[1]); meaning != row[2] || action != row[3] {
-			t.Errorf("%s: docs/errors.md has %q, %q; want %q, %q", row[1], row[2], row[3], meaning, action)
+// A service without a send for an hour may only ask.
+func TestDeliveries_ReportExpiredCredentials(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	a := sender(t, fake, "")
+	var expired []string
+	a.OnExpired = func(c Credentials) { expired = append(expired, c.AccessKeyID) }
+	ask := func(p Product, reply string) {
+		t.Helper()
+		fake.FailQueries(dysmsapitest.Body(400, "application/json", reply))
+		if _, err := a.Deliveries(t.Context(), p, message.Number, time.Now(), ""); err == nil {
+			t.Errorf("%s: got nil; want an error", reply)
 		}
 	}
-	for code := range carrierCodes {
-		if !documented[code] {
-			t.Errorf("%s: docs/errors.md has no row; want one", code)
-		}
+	ask(SMS, `{"Code":"InvalidSecurityToken.MismatchWithAccessKey","RequestId":"1"}`)
+	if len(expired) > 0 {
+		t.Errorf("a token of another key: got %d reports; want none", len(expired))
+	}
+	for i, p := range []Product{SMS, PNVS} {
+		reply := fmt.Sprintf(`{"Code":"InvalidSecurityToken.Expired","RequestId":"2-%d"}`, i)
+		ask(p, reply)
+		ask(p, reply) // the copy of a reply says nothing of the credentials in use
+	}
+	if want := []string{fake.AccessKeyID, fake.AccessKeyID}; !slices.Equal(expired, want) {
+		t.Errorf("got reports of %v; want %v", expired, want)
 	}
 }

@@ -2,9 +2,7 @@ package sms
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
-	"io"
 	"net/http"
 	"regexp"
 	"strings"
@@ -16,7 +14,6 @@ type Probe struct {
 	Failure   string        // why there is no reply, a fixed text; "" if there is one
 	Code      string        // Aliyun's
 	RequestID string        // Aliyun's
-	Status    int           // of HTTP
 	Skew      time.Duration // how far Aliyun's clock is ahead, within a second
 	Proxied   bool
 }
@@ -31,22 +28,18 @@ func (a *Aliyun) Probe(ctx context.Context, p Product) Probe {
 		result.Failure = errNoCredentials.Error()
 		return result
 	}
-	r := signed(ctx, endpoint.url, actions[p], "", *credentials, time.Now(), rand.Text())
-	response, err := endpoint.transport.RoundTrip(r)
-	if err != nil {
-		result.Failure = endpoint.dialErrorDetail(ctx, err)
+	header, body, failure := endpoint.ask(ctx, actions[p], "", *credentials)
+	if failure != "" {
+		result.Failure = "no reply from " + endpoint.url.Host + ": " + failure
 		return result
 	}
-	defer response.Body.Close()
-	result.Status = response.StatusCode
-	if date, err := http.ParseTime(response.Header.Get("Date")); err == nil {
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		result.Skew = time.Until(date.Add(time.Second / 2)).Round(time.Second)
 	}
 	var fields struct{ Code, RequestId string } //nolint:revive // Aliyun's names
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes))
-	if err != nil || json.Unmarshal(body, &fields) != nil || !tokenShape.MatchString(fields.Code) ||
+	if json.Unmarshal(body, &fields) != nil || !tokenShape.MatchString(fields.Code) ||
 		strings.Contains(fields.Code+fields.RequestId, credentials.AccessKeyID) {
-		result.Failure = "the reply is not Aliyun's"
+		result.Failure = "the reply of " + endpoint.url.Host + " is not Aliyun's"
 		return result
 	}
 	result.Code = fields.Code

@@ -51,16 +51,26 @@ func CheckSend(n verify.Number, templateCode string, ttl time.Duration) error {
 	return nil
 }
 
+// SendInterval returns the time between two sends to n that Aliyun asks for by default, 0 if it asks for
+// none.
+func SendInterval(n verify.Number) time.Duration {
+	if n.Mainland() {
+		return time.Minute
+	}
+	return 0
+}
+
 // actions are the names of the requests that send an SMS.
 var actions = map[Product]string{SMS: "SendSms", PNVS: "SendSmsVerifyCode"}
 
-// parameters returns the query of the request for m, sorted by name.
+// parameters returns the query of the request for m, sorted by name. Without AutoRetry=0, PNVS may send
+// an SMS again by another carrier or with another sign name, and a call could cause two.
 func (a *Aliyun) parameters(m verify.Message) string {
 	number, rest := aliyunNumber(m.Number), "&SignName="+url.QueryEscape(m.SignName)+
 		"&TemplateCode="+url.QueryEscape(m.TemplateCode)+"&TemplateParam="
 	if ProductOf(m.TemplateCode) == PNVS {
 		minutes := strconv.Itoa(int(a.codeTTL / time.Minute))
-		return "PhoneNumber=" + number + rest + url.QueryEscape(`{"code":"`+m.Code+`","min":"`+minutes+`"}`)
+		return "AutoRetry=0&PhoneNumber=" + number + rest + url.QueryEscape(`{"code":"`+m.Code+`","min":"`+minutes+`"}`)
 	}
 	return "PhoneNumbers=" + number + rest + url.QueryEscape(`{"`+a.variable+`":"`+m.Code+`"}`)
 }

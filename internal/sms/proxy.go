@@ -17,16 +17,10 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// CheckProxy returns an error if the environment sets an invalid proxy for endpoint. The error
-// names the variable and does not quote its value, which can contain a password.
-func CheckProxy(endpoint *url.URL) error {
-	_, err := proxyFor(endpoint)
-	return err
-}
-
 // proxyFor returns the proxy for endpoint, or nil for none. It uses the same variables and hosts
 // as net/http, but parses the value itself. net/http reads "http:/10.0.0.1:3128" and a password
-// with "#" as a proxy at the host name "http", and uses no proxy if the value is invalid.
+// with "#" as a proxy at the host name "http", and uses no proxy if the value is invalid. The error
+// names the variable and does not quote its value, which can contain a password.
 func proxyFor(endpoint *url.URL) (*url.URL, error) {
 	name := "HTTPS_PROXY"
 	if os.Getenv(name) == "" {

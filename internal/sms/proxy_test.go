@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -43,7 +44,7 @@ func TestProxy_UnreadableValueIsRejectedByName(t *testing.T) {
 	} {
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy"} {
 			setProxy(t, map[string]string{name: value})
-			err := CheckProxy(endpoint)
+			_, err := proxyFor(endpoint)
 			if err == nil {
 				t.Errorf("%s=%q: got nil; want an error", name, value)
 				continue
@@ -114,11 +115,6 @@ func TestProxy_IgnoresVariablesOfOtherEndpoints(t *testing.T) {
 // The detail begins with "proxy:" if the proxy failed. It ends with "through the proxy" if the
 // connection failed behind the proxy.
 func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed.Close()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -158,16 +154,16 @@ func TestProxy_LogDetailNamesTheProxy(t *testing.T) {
 	hangsUp := dysmsapitest.New(t)
 	hangsUp.Always(dysmsapitest.CloseBeforeReading())
 	for _, c := range []struct{ name, proxy, detail string }{
-		{"refused connection", "http://" + closed.Addr().String(), "proxy: connection refused"},
+		{"refused connection", "http://" + testutil.RefusingAddress, "proxy: connection refused"},
 		{"unknown name", "http://proxy.invalid:3128", "proxy: host name not resolved"},
 		{"CONNECT refused", "http://" + listen(status(407), plain), "proxy: refused to connect to Aliyun, HTTP 407"},
 		{
-			"CONNECT to a closed port", "http://" + listen(tunnelsTo(closed.Addr().String()), plain),
+			"CONNECT to a closed port", "http://" + listen(tunnelsTo(testutil.RefusingAddress), plain),
 			"proxy: refused to connect to Aliyun, HTTP 502",
 		},
 		{"untrusted proxy", "https://" + overTLS, "proxy: server certificate not trusted"},
 		{"hangs up", "socks5://" + strings.TrimPrefix(hangsUp.URL, "http://"), "proxy: no connection"},
-		{"SOCKS refused connection", "socks5h://" + closed.Addr().String(), "proxy: connection refused"},
+		{"SOCKS refused connection", "socks5h://" + testutil.RefusingAddress, "proxy: connection refused"},
 		{"untrusted gateway", "http://" + listen(tunnelsTo(overTLS), plain), "server certificate not trusted, through the proxy"},
 		{"silent", "http://" + silent.Addr().String(), "time was up before the request was written, through the proxy"},
 	} {

@@ -19,11 +19,11 @@ import (
 type outcome uint8
 
 const (
-	outcomeUnknown    outcome = iota // applied already, later, or never
+	outcomeUnknown    outcome = iota // may be applied already, or later, or never
 	outcomeApplied                   // the swap was applied, or the load succeeded
-	outcomeConflict                  // not applied: another swap was first
-	outcomeNotApplied                // not applied, also not later
-	outcomeRunDirect                 // not applied by its batch: run it directly
+	outcomeConflict                  // not applied: another write came first
+	outcomeNotApplied                // not applied, and will not be applied
+	outcomeRunDirect                 // not applied by its batch: do must run it directly
 )
 
 // A result is the outcome of a request. It has an error if the outcome is unknown or not applied.
@@ -38,15 +38,15 @@ var errClosed = errors.New("the store is closed")
 
 // A batcher groups concurrent requests (group commit). Each of its few workers takes all queued
 // requests, up to maxBatch, and runs them as one statement or transaction. There is no timer: an
-// idle batcher runs a request at once, and batches grow only while the workers are busy.
+// idle batcher runs a request immediately, and batches grow only while the workers are busy.
 type batcher[T any] struct {
 	maxBatch int
 	breaker  *breaker
-	// direct runs one request without a batch. do calls it.
+	// direct runs one request without a batch.
 	direct func(context.Context, T) result
-	// run runs a batch: it claims the requests, and finishes each claimed one, unless it returns an
-	// error. Then the batcher finishes the other claimed requests with this error and an unknown
-	// outcome, and pauses batching.
+	// run runs a batch: it claims the requests, and sends a result to each claimed request. If it
+	// returns an error, the batcher pauses batching. It sends this error, with an unknown outcome, to
+	// the claimed requests that have no result.
 	run func([]*request[T]) error
 
 	queue     chan *request[T]
@@ -55,7 +55,9 @@ type batcher[T any] struct {
 	workers   sync.WaitGroup
 }
 
-// A request waits in a batcher for its result.
+// A request waits in a batcher for its result. A batch claims its requests before it runs them, and a
+// call claims its request when it stops waiting. Only the first claim succeeds. So a batch never runs a
+// request whose call has returned "not applied".
 type request[T any] struct {
 	value   T
 	claimed atomic.Bool // by its batch, or by a call that ended
@@ -160,16 +162,16 @@ func newRequest[T any](value T) *request[T] {
 // claim reports whether this is the first claim of the request.
 func (r *request[T]) claim() bool { return r.claimed.CompareAndSwap(false, true) }
 
-// giveUp returns the result of a request whose call has stopped waiting because of why.
-func (r *request[T]) giveUp(why error) result {
+// giveUp claims a request whose call stops waiting, and returns its result, with cause as the error.
+func (r *request[T]) giveUp(cause error) result {
 	if r.claim() {
-		return result{outcome: outcomeNotApplied, err: why}
+		return result{outcome: outcomeNotApplied, err: cause}
 	}
-	return result{err: why}
+	return result{err: cause}
 }
 
-// claim claims the requests of a batch, and returns the claimed ones. The others have called giveUp
-// first: their calls have already returned "not applied", so they must not run.
+// claim claims the requests of a batch, and returns the claimed requests. The calls of the others have
+// given up.
 func claim[T any](batch []*request[T]) []*request[T] {
 	return slices.DeleteFunc(slices.Clone(batch), func(r *request[T]) bool { return !r.claim() })
 }
@@ -184,15 +186,15 @@ func finish[T any](got result, requests ...*request[T]) {
 	}
 }
 
-// batchingPause is how long the breaker stays open.
+// batchingPause is the time for which the breaker stays open.
 const batchingPause = 10 * time.Second
 
-// A breaker pauses batching after a failed batch (circuit breaker). While it is open, a hung
-// connection or a locked row delays only one request and not a whole batch. The batchers of a
-// database share one breaker.
+// A breaker pauses batching after a failed batch (circuit breaker). The breaker is open while batching is
+// paused. Then a hung connection or a locked row delays only one request and not a whole batch. The
+// batchers of a database share one breaker.
 type breaker struct {
 	pauses prometheus.Counter
-	until  atomic.Int64 // nanoseconds since 1970
+	until  atomic.Int64 // end of the pause, in nanoseconds since 1970
 }
 
 func (b *breaker) pause() {

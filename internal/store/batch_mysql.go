@@ -22,8 +22,8 @@ const (
 	updateWorkers = 4 // more, since a commit can take longer than a read
 	smallBatch    = 16
 	largeBatch    = 64
-	// batchTimeout is shorter than storeTimeout of package verify. So a call whose batch timed
-	// out has time to find out whether its swap was applied.
+	// batchTimeout is shorter than storeTimeout of package verify. So after a timeout of its batch, a
+	// call has time to load the record and find out whether its swap was applied.
 	batchTimeout = 1500 * time.Millisecond
 )
 
@@ -46,9 +46,9 @@ func sizeFor(requests int) int {
 
 func newMultiRow(d *direct) *multiRow {
 	m := &multiRow{direct: d}
-	pause := &breaker{pauses: d.db.counters.batchingPaused}
-	m.loads = newBatcher(loadWorkers, largeBatch, pause, m.loadDirect, m.runLoads)
-	m.swaps = newBatcher(updateWorkers, largeBatch, pause, d.swap, m.runUpdates)
+	shared := &breaker{pauses: d.db.counters.batchingPaused}
+	m.loads = newBatcher(loadWorkers, largeBatch, shared, m.loadDirect, m.runLoads)
+	m.swaps = newBatcher(updateWorkers, largeBatch, shared, d.swap, m.runUpdates)
 	return m
 }
 
@@ -136,10 +136,10 @@ func (m *multiRow) swap(ctx context.Context, s swapRequest) result {
 }
 
 // updateBatchSQL returns an UPDATE that swaps all of its rows that exist, or none. A row whose version
-// is not the expected one gets version = NULL. The column is NOT NULL, so in strict mode the
+// is not the expected version gets version = NULL. The column is NOT NULL, so in strict mode the
 // whole statement fails (error 1048). The last condition matches no row if the session is
-// not strict. A transaction of several statements would return a result for each row, but it would
-// hold its locks if this process paused between two of them, for example with its virtual machine.
+// not strict. A transaction of several statements would return a result for each row. But a pause of
+// this process between two statements, for example by its hypervisor, would prolong the locks.
 func updateBatchSQL(rows int) string {
 	return "UPDATE phone_numbers SET begun_at = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +
 		" END, state = CASE phone_number" + strings.Repeat(" WHEN ? THEN ?", rows) +

@@ -2,8 +2,8 @@ package store
 
 import "context"
 
-// With SQLite, the main cost of a swap is the flush to disk. A batch of swaps is one transaction, and
-// so needs one flush. maxTxSwaps is the maximum size of a batch.
+// maxTxSwaps is the maximum size of a batch. With SQLite, the main cost of a swap is the flush to disk.
+// A batch of swaps is one transaction, and so needs one flush.
 const maxTxSwaps = 256
 
 // groupCommit runs swaps in one transaction for each batch, and loads directly.
@@ -35,8 +35,8 @@ func (g *groupCommit) runSwaps(all []*request[swapRequest]) error {
 }
 
 // swapTx runs a batch of swaps in one transaction. It claims the requests only after it has the lock
-// of the database, because it can wait for the lock, and a request can give up meanwhile. It returns
-// the claimed requests, and for each whether its swap changed the row.
+// of the database, because their calls can give up while it waits for the lock. It returns the claimed
+// requests, and for each whether its swap changed the row.
 func (g *groupCommit) swapTx(all []*request[swapRequest]) (claimed []*request[swapRequest], applied []bool, err error) {
 	ctx := context.Background() // one call's context must not cancel the batch
 	tx, err := g.db.pool.BeginTx(ctx, nil)
@@ -44,7 +44,7 @@ func (g *groupCommit) swapTx(all []*request[swapRequest]) (claimed []*request[sw
 	if err != nil {
 		return claimed, nil, &notAppliedError{err}
 	}
-	defer tx.Rollback() // if something panics
+	defer tx.Rollback() // for a panic
 	insert, update := tx.StmtContext(ctx, g.insert), tx.StmtContext(ctx, g.update)
 	applied = make([]bool, len(claimed))
 	for i, r := range claimed {

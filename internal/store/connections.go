@@ -14,26 +14,34 @@ import (
 )
 
 // DefaultConnections is the default maximum number of connections in the pool. Batches use at most
-// loadWorkers and updateWorkers. The others are for inserts, for swaps after a conflict, and for every
-// call while batching is paused.
+// loadWorkers + updateWorkers of them. The other connections are for inserts, for swaps after a
+// conflict, and for every request while batching is paused.
 const DefaultConnections = 64
 
-const growEvery = time.Second // a reduced pool grows by one connection
+const (
+	growInterval = time.Second // at which a reduced pool grows by one connection
+	// closeInterval is long, since another application may open each connection that the pool closes.
+	closeInterval = time.Minute
+)
 
-var errOtherDatabase = errors.New("the data source name names another database; that takes a restart")
+var errOtherDatabase = errors.New("the data source name names another database; only a restart can change the database")
 
 // connections opens the connections of a pool, and adapts the maximum size of the pool to the server.
-// If the server rejects a connection because it or the user has too many, the maximum becomes the
-// present number of connections. Then calls wait for one of these connections instead of failing.
-// The maximum grows again by one each second.
+// If the server rejects a connection because the server or the user has too many, the maximum becomes
+// the present number of connections. Then calls wait for one of these connections instead of failing.
+// The maximum grows again by one each second. After a rejection, but once a minute at most, the pool
+// closes a connection for a second, unless it is the last. Then a replica without a connection can open
+// one.
 type connections struct {
-	dsn   atomic.Pointer[parsedDSN] // the last one that setDSN accepted
-	pool  *sql.DB
-	count func(error) error
+	dsn        atomic.Pointer[parsedDSN] // the last that setDSN accepted
+	pool       *sql.DB
+	countError func(error) error // of DB
 
-	mu   sync.Mutex
-	max  int // the configured maximum
-	size int // the current maximum
+	mu        sync.Mutex
+	max       int       // the configured maximum
+	size      int       // the current maximum
+	rejected  bool      // the server rejected a connection since the last grow
+	lastClose time.Time // when grow last closed a connection
 }
 
 // A parsedDSN opens connections with one data source name.
@@ -42,9 +50,9 @@ type parsedDSN struct {
 	connector driver.Connector
 }
 
-// setDSN replaces the data source name by dsn. If there was one before, dsn must name the same
-// database, because replicas on two databases would not share codes, and the server must accept dsn.
-// setDSN is not safe for concurrent use.
+// setDSN replaces the data source name by dsn. The first call does not connect. After it, dsn must name
+// the same database, because replicas on two databases would not share codes. The server must also
+// accept dsn. setDSN is not safe for concurrent use.
 func (c *connections) setDSN(ctx context.Context, dsn string) error {
 	cfg, err := mysqlConfig(dsn)
 	if err != nil {
@@ -62,7 +70,7 @@ func (c *connections) setDSN(ctx context.Context, dsn string) error {
 		conn, err := next.connect(ctx)
 		if err == nil {
 			conn.Close()
-		} else if !isUserLimit(err) { // too many connections: the password was accepted
+		} else if !isUserLimit(err) { // a user limit means that the password was accepted
 			return mysqlEngine{}.redact(err)
 		}
 	}
@@ -70,10 +78,10 @@ func (c *connections) setDSN(ctx context.Context, dsn string) error {
 	return nil
 }
 
-// connect opens a connection. Unless the data source name sets innodb_lock_wait_timeout, it sets it to
-// one second, which is less than storeTimeout of package verify. So a call that is blocked on a row lock
-// gets an error with the outcome "not applied" instead of an unknown outcome. If the server rejects the
-// variable, the session keeps its default timeout.
+// connect opens a connection. Unless the data source name sets innodb_lock_wait_timeout, connect sets
+// this variable to one second, which is less than storeTimeout of package verify. So a call that is
+// blocked on a row lock gets an error with the outcome "not applied" instead of an unknown outcome. If
+// the server rejects the variable, the session keeps its default timeout.
 func (d *parsedDSN) connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := d.connector.Connect(ctx)
 	if err != nil || d.Params["innodb_lock_wait_timeout"] != "" {
@@ -95,13 +103,13 @@ func (c *connections) Connect(ctx context.Context) (driver.Conn, error) {
 	if mysqlNumber(err) != 1040 && !isUserLimit(err) {
 		return conn, err
 	}
-	if !c.shrink() { // no other connection can become free: do not ask at once again
+	if !c.shrink() { // no other connection can become free: wait before the retry
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 		}
 	}
-	return nil, fmt.Errorf("%w: %w", driver.ErrBadConn, c.count(err))
+	return nil, fmt.Errorf("%w: %w", driver.ErrBadConn, c.countError(err))
 }
 
 // Driver implements driver.Connector.
@@ -120,21 +128,29 @@ func (c *connections) shrink() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	others := c.pool.Stats().OpenConnections - 1
-	size := max(min(others, c.size-1), 1) // another rejected connection can still count as open, so subtract at least one
+	c.rejected = true
+	// Another rejected connection can still count as open, so subtract at least one.
+	size := max(min(others, c.size-1), 1)
 	if c.size == c.max && size < c.max {
-		time.AfterFunc(growEvery, c.grow)
+		time.AfterFunc(growInterval, c.grow)
 	}
 	c.resize(size)
 	return others > 0
 }
 
-// grow increases the maximum size of the pool by one, and repeats this until it is max.
+// grow increases the maximum size of the pool by one, or closes a connection. It repeats this each
+// second until the size is c.max.
 func (c *connections) grow() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.resize(min(c.size+1, c.max))
+	size := min(c.size+1, c.max)
+	if c.rejected && time.Since(c.lastClose) > closeInterval {
+		size, c.lastClose = max(c.size-1, 1), time.Now()
+	}
+	c.rejected = false
+	c.resize(size)
 	if c.size < c.max {
-		time.AfterFunc(growEvery, c.grow)
+		time.AfterFunc(growInterval, c.grow)
 	}
 }
 

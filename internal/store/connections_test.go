@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,19 +36,27 @@ func gauge(t *testing.T, db *store.DB, name string) float64 {
 	return 0
 }
 
-// TestPool_WaitsForItsOwnConnectionsAtALimit sends hundreds of requests
+// startWithFew starts a server with the user few, who may have a number of connections. run runs statements
+// as an administrator, and dsn is the data source name of few.
+func startWithFew(t *testing.T, connections int) (server *mysqltest.Server, run func(statements ...string), dsn string) {
+	t.Helper()
+	server = mysqltest.Start(t)
+	run = admin(t, server.DSN(""))
+	run(fmt.Sprintf("CREATE USER few@'%%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS %d", connections),
+		"GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
+	return server, run, mysqltest.As(server.DSN(mysqltest.Database), "few:p")
+}
+
+// TestPool_WaitsForItsOwnConnectionsAtALimit sends a hundred requests at once
 // over two replicas whose user may have five connections.
 func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
-	server := mysqltest.Start(t)
-	run := admin(t, server.DSN(""))
-	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
-	dsn := mysqltest.As(server.DSN(mysqltest.Database), "few:p")
+	server, run, dsn := startWithFew(t, 5)
 	replicas := []*store.DB{open(t, dsn), open(t, dsn)}
 	numbers := 0
 	burst := func() {
 		t.Helper()
 		var group sync.WaitGroup
-		for i := range 300 {
+		for i := range 100 {
 			numbers++
 			db, n := replicas[i%2], verify.Number(fmt.Sprintf("+86186%08d", numbers))
 			group.Go(func() {
@@ -88,11 +97,34 @@ func TestPool_WaitsForItsOwnConnectionsAtALimit(t *testing.T) {
 	})
 }
 
+// TestPool_LeavesAConnectionToAReplicaThatHasNone starts a replica while another one is busy and
+// has all connections.
+func TestPool_LeavesAConnectionToAReplicaThatHasNone(t *testing.T) {
+	server, _, dsn := startWithFew(t, 3)
+	busy := open(t, dsn)
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer cancel()
+	var numbers atomic.Int64
+	for range 20 {
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				busy.Swap(ctx, verify.Number(fmt.Sprintf("+86186%08d", numbers.Add(1))), none, record("first", 1))
+			}
+		})
+	}
+	testutil.Eventually(t, "one replica has all connections", func() bool { return len(server.Connections(t, "few")) == 3 })
+	late, err := store.Open(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	testutil.Eventually(t, "the other replica is ready", func() bool { return late.Prepare(t.Context()) == nil })
+}
+
 func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
-	server := mysqltest.Start(t)
-	run := admin(t, server.DSN(""))
-	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 2", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
-	dsn := mysqltest.As(server.DSN(mysqltest.Database), "few:p")
+	server, run, dsn := startWithFew(t, 2)
 	db := open(t, dsn)
 	others, err := sql.Open("mysql", dsn)
 	if err != nil {
@@ -127,11 +159,8 @@ func TestPool_FailsCallsIfOthersHaveAllConnections(t *testing.T) {
 // TestReplaceDSN_WorksWithoutAFreeConnection changes a password while the pool has all
 // connections that its user may have.
 func TestReplaceDSN_WorksWithoutAFreeConnection(t *testing.T) {
-	server := mysqltest.Start(t)
-	run := admin(t, server.DSN(""))
-	run("CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 1", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
-	dsn := server.DSN(mysqltest.Database)
-	db := open(t, mysqltest.As(dsn, "few:p"))
+	server, run, dsn := startWithFew(t, 1)
+	db := open(t, dsn)
 	if n := len(server.Connections(t, "few")); n != 1 {
 		t.Fatalf("got %d connections; want 1", n)
 	}

@@ -19,7 +19,7 @@ type counters struct {
 func newCounters() counters {
 	return counters{
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "phonenumber_database_errors_total", Help: "Statements that the database rejected or did not confirm, by MySQL's error number, sqlite_ and SQLite's code, or a word. Some version conflicts are such errors. The service repeats the statements of a call, so the call can still succeed.",
+			Name: "phonenumber_database_errors_total", Help: "Statements that the database rejected or did not confirm, by MySQL's error number, sqlite_ and SQLite's code, or one of the words connection, timeout, other. Some version conflicts are such errors. The service repeats the statements of a call, so the call can still succeed.",
 		}, []string{"error"}),
 		batchingPaused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "phonenumber_database_batching_paused_total", Help: "Times that a failed or hanging statement paused batching: for ten seconds each call runs its own statement.",
@@ -49,7 +49,8 @@ func (db *DB) countError(err error) error {
 	return err
 }
 
-// errorName returns the metric label of an error. It is one of a small set of short names.
+// errorName returns the value of the label "error". The set of values is bounded: numbers of errors, and
+// three words.
 func (db *DB) errorName(err error) string {
 	switch server, sqlite := mysqlNumber(err), sqliteCode(err); {
 	case server != 0:
@@ -58,7 +59,8 @@ func (db *DB) errorName(err error) string {
 		return "sqlite_" + strconv.Itoa(sqlite)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
-	case db.classify(err) != 0: // an error with a class but no number is one of the connection
+	// If an error has a class but no number, the connection failed.
+	case db.classify(err) != 0:
 		return "connection"
 	}
 	return "other"

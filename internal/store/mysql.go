@@ -63,10 +63,24 @@ var mysqlErrors = map[uint16]mysqlError{
 	2006: {transient, "a proxy's connection to the server is gone"},
 	2013: {transient, "a proxy lost its connection to the server"},
 	3032: {transient, "the server is in offline mode"},
+	// MySQL Group Replication. It returns 3101 only if the certification failed. A member that leaves the
+	// group while a commit waits returns 3100, and the other members may have the transaction
+	// (Blocked_transaction_handler in MySQL's plugin/group_replication/src/plugin_utils.cc). 1180 can be
+	// returned before or after the group has the transaction (ha_prepare_low and ha_commit_low in
+	// sql/handler.cc), so it is not listed. The other numbers are returned before the statement runs
+	// (launch_hook_trans_begin in sql/sql_parse.cc).
+	3100: {0, "group replication failed during the commit"},
 	3101: {conflict, "group replication's certification failed"},
-	// TiDB, https://docs.pingcap.com/tidb/stable/error-codes. TiDB closes the connection if it does
-	// not know the outcome of a commit. After 9001 to 9005 the outcome is unknown all the same, since
-	// they can also come during the commit.
+	3781: {notApplied | transient, "the new primary did not apply its backlog in time"},
+	3782: {notApplied | transient, "the group member stopped while the statement waited for its backlog"},
+	3783: {notApplied | transient, "the group member failed while the statement waited for its backlog"},
+	3796: {notApplied | transient, "the group member is not online"},
+	3797: {notApplied | transient, "the wait for earlier transactions of the group failed"},
+	3798: {notApplied | transient, "the wait for prepared transactions of the group failed"},
+	3799: {notApplied | transient, "the group member is stopping"},
+	// TiDB, https://docs.pingcap.com/tidb/stable/error-codes. If TiDB does not know the outcome of a
+	// commit, it closes the connection. After 9001 to 9005 the outcome is unknown too, since TiDB can
+	// also return them during the commit.
 	8005: {conflict | transient, "a write conflict"},
 	8022: {conflict | transient, "the commit failed and was rolled back"},
 	8027: {notApplied | transient, "the TiDB server's schema is outdated"},
@@ -80,9 +94,9 @@ var mysqlErrors = map[uint16]mysqlError{
 	9007: {conflict | transient, "a write conflict"},
 }
 
-// permanentErrorNumbers lists the error numbers of opening a connection that are config errors: of
-// the user, the rights, the data source name or its parameters. Every other error number of opening a
-// connection is transient; see isPermanent for the errors without a number.
+// permanentErrorNumbers lists the config errors among the error numbers of opening a connection. The
+// user, the rights, the data source name or its parameters are wrong. Every other error number of
+// opening a connection is transient; see isPermanent for the errors without a number.
 var permanentErrorNumbers = []uint16{
 	// User, password, host or database.
 	1044, 1045, 1049, 1130, 1251, 1524, 1698, 1862, 3118, 3159, 3955, 4150, 4151,
@@ -90,7 +104,7 @@ var permanentErrorNumbers = []uint16{
 	1064, 1115, 1193, 1227, 1229, 1231, 1232, 1238, 1273,
 }
 
-// permanentErrors lists the errors of the driver that are config errors.
+// permanentErrors lists the config errors among the driver's errors.
 var permanentErrors = []error{
 	mysql.ErrNoTLS, mysql.ErrCleartextPassword, mysql.ErrNativePassword, mysql.ErrOldPassword, mysql.ErrUnknownPlugin, mysql.ErrOldProtocol,
 }
@@ -98,10 +112,10 @@ var permanentErrors = []error{
 // mysqlHints contains the remedies that the method hint returns. hint replaces {database} and {user}.
 // Then an operator can copy the SQL statements, each of which ends at a semicolon, into a MySQL client.
 var mysqlHints = map[uint16]string{
-	1044: "the user may not use the database, or the database does not exist; as a user who may, run: " + createDatabase +
-		" GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
+	1044: "the user may not use the database, or the database does not exist; as a user with the right to create it, run: " +
+		createDatabase + " GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON {database}.* TO {user};",
 	1045: "the user or the password of the data source name is not right, or the user's account requires TLS: then " + addTLS,
-	1049: "the database does not exist; as a user who may, run: " + createDatabase,
+	1049: "the database does not exist; as a user with the right to create it, run: " + createDatabase,
 	1054: "the table phone_numbers lacks a column of phonenumberservice.sql",
 	1142: grantRights,
 	1143: grantRights,
@@ -111,30 +125,31 @@ var mysqlHints = map[uint16]string{
 const (
 	addTLS         = "add tls=true to the parameters of the data source name"
 	createDatabase = "CREATE DATABASE IF NOT EXISTS {database} DEFAULT CHARACTER SET ascii COLLATE ascii_bin;"
-	grantRights    = "the user needs SELECT, INSERT, UPDATE and DELETE on the table phone_numbers; as a user who may, run:" +
-		" GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {user}; and if the table is missing, run phonenumberservice.sql as a user who may create tables"
+	grantRights    = "the user needs SELECT, INSERT, UPDATE and DELETE on the table phone_numbers; as a user with the right" +
+		" to grant them, run: GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {user}; and if the table is missing," +
+		" run phonenumberservice.sql as a user with the right to create tables"
 )
 
 type mysqlEngine struct{ connections *connections }
 
 func openMySQL(dsn string) (*DB, error) {
-	opened := &connections{}
-	if err := opened.setDSN(context.Background(), dsn); err != nil {
+	conns := &connections{}
+	if err := conns.setDSN(context.Background(), dsn); err != nil {
 		return nil, err
 	}
-	pool := sql.OpenDB(connector{opened})
+	pool := sql.OpenDB(connector{conns})
 	pool.SetConnMaxLifetime(5 * time.Minute)  // new connections follow changes in DNS
-	pool.SetConnMaxIdleTime(30 * time.Second) // so that other replicas can open one
+	pool.SetConnMaxIdleTime(30 * time.Second) // so that other replicas can open connections
 	db := newDB(dialect{
 		clockQuery: "SELECT UNIX_TIMESTAMP()",
 		// Otherwise MySQL returns a cached number, up to a day old. Other engines lack this variable.
 		beforeRowCount: "SET SESSION information_schema_stats_expiry = 0",
 		rowCountQuery:  "SELECT TABLE_ROWS FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'",
-		engine:         mysqlEngine{opened},
+		engine:         mysqlEngine{conns},
 	}, pool)
 	db.executor = newMultiRow(&db.direct)
-	db.connections, opened.pool, opened.count = opened, pool, db.countError
-	opened.limit(DefaultConnections)
+	db.connections, conns.pool, conns.countError = conns, pool, db.countError
+	conns.limit(DefaultConnections)
 	return db, nil
 }
 
@@ -154,7 +169,7 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	if cfg.DBName == "" {
 		return nil, errors.New("the data source name has no database name; want " + dsnForms)
 	}
-	cfg.ClientFoundRows = true // count matched rows, not changed ones
+	cfg.ClientFoundRows = true // RowsAffected counts matched rows, not changed rows
 	cfg.Loc = time.UTC
 	cfg.InterpolateParams = false // keep values out of the SQL text
 	cfg.RejectReadOnly = true     // after a failover, reconnect to the new primary
@@ -171,9 +186,9 @@ func mysqlConfig(dsn string) (*mysql.Config, error) {
 	})
 	maps.Copy(forced, cfg.Params)
 	cfg.Params = forced
-	// These timeouts end the opening of a connection, and a statement whose context has no deadline,
-	// such as one of the purge, if the server no longer responds. The contexts of calls and batches end
-	// earlier.
+	// If the server no longer responds, these timeouts end the opening of a connection. They also end a
+	// statement whose context has no deadline, such as a statement of the purge. The contexts of calls
+	// and batches end earlier.
 	cfg.Timeout = cmp.Or(cfg.Timeout, 2*time.Second)
 	cfg.ReadTimeout = cmp.Or(cfg.ReadTimeout, 5*time.Second)
 	cfg.WriteTimeout = cmp.Or(cfg.WriteTimeout, 5*time.Second)
@@ -220,8 +235,8 @@ func (mysqlEngine) redact(err error) error {
 		if state := bytes.Trim(server.SQLState[:], "\x00"); len(state) > 0 {
 			text += " (" + string(state) + ")"
 		}
-		if means := mysqlErrors[server.Number].text; means != "" {
-			text += ": " + means
+		if meaning := mysqlErrors[server.Number].text; meaning != "" {
+			text += ": " + meaning
 		}
 		return errors.New(text)
 	}
@@ -256,7 +271,8 @@ func (e mysqlEngine) prepare(ctx context.Context, db *DB) error {
 func (e mysqlEngine) settingWarnings(ctx context.Context, pool *sql.DB) []string {
 	value, name, v := map[string]string{}, "", ""
 	err := eachRow(ctx, pool, []any{&name, &v}, func() { value[name] = v }, `SHOW VARIABLES WHERE Variable_name IN
-		('innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'tidb_redact_log',
+		('group_replication_consistency', 'group_replication_group_name', 'group_replication_single_primary_mode',
+		'innodb_flush_log_at_trx_commit', 'log_bin', 'max_user_connections', 'sync_binlog', 'tidb_redact_log',
 		'tidb_retry_limit', 'wsrep_on', 'wsrep_sync_wait')`)
 	if err != nil {
 		return []string{"failed to read the database's settings: " + err.Error()}
@@ -264,6 +280,8 @@ func (e mysqlEngine) settingWarnings(ctx context.Context, pool *sql.DB) []string
 	return mysqlWarnings(value, e.connections.max)
 }
 
+// mysqlWarnings returns the warnings about the variables of a session. connections is the maximum
+// that each replica may open.
 func mysqlWarnings(value map[string]string, connections int) (warnings []string) {
 	const lost = ": a power failure of the database can undo what it acknowledged, and then a used code is accepted again; set it to 1"
 	if v, ok := value["innodb_flush_log_at_trx_commit"]; ok && v != "1" {
@@ -273,11 +291,22 @@ func mysqlWarnings(value map[string]string, connections int) (warnings []string)
 		warnings = append(warnings, "sync_binlog is "+v+" and the binary log is on"+lost)
 	}
 	if n, _ := strconv.Atoi(value["max_user_connections"]); n > 0 && n < connections {
-		warnings = append(warnings, fmt.Sprintf("max_user_connections is %d, for all replicas, and each opens %d connections to the database, if it can: calls wait for a connection; raise it, or lower PHONENUMBER_DATABASE_CONNECTIONS", n, connections))
+		warnings = append(warnings, fmt.Sprintf("max_user_connections is %d, a limit for all replicas together; each replica may open %d connections, so calls can wait for one; raise the limit, or lower PHONENUMBER_DATABASE_CONNECTIONS", n, connections))
 	}
 	const reads = 1 // the bit for SELECT
 	if wait, _ := strconv.Atoi(value["wsrep_sync_wait"]); value["wsrep_on"] == "ON" && wait&reads == 0 {
 		warnings = append(warnings, "this is Galera without wsrep_sync_wait: a stale read can reject a correct code just after its send; add wsrep_sync_wait=15 to the data source name's parameters")
+	}
+	if value["group_replication_group_name"] != "" {
+		level, when, want := value["group_replication_consistency"], "after a failover", "BEFORE_ON_PRIMARY_FAILOVER"
+		low := level == "EVENTUAL"
+		if value["group_replication_single_primary_mode"] == "OFF" {
+			low = low || level == want
+			when, want = "in multi-primary mode", "BEFORE"
+		}
+		if low {
+			warnings = append(warnings, "this is Group Replication with group_replication_consistency "+level+": "+when+" a stale read can reject a correct code just after its send; add group_replication_consistency=%27"+want+"%27 to the data source name's parameters")
+		}
 	}
 	if v, ok := value["tidb_redact_log"]; ok && v != "ON" {
 		warnings = append(warnings, "tidb_redact_log is "+v+": TiDB's log can contain phone numbers and HMACs of codes, such as in each write conflict; run: SET GLOBAL tidb_redact_log = ON")

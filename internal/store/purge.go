@@ -19,11 +19,11 @@ const (
 	purgeLeaseTTL = 2 * time.Minute
 	purgeRows     = 25 // per transaction, so that locks are short
 	// purgeLeaseKey is the key of the row with the purge lease. A purge can start when the begun_at
-	// of this row is past. No phone number has this form.
+	// of this row is in the past. No phone number is equal to this key.
 	purgeLeaseKey = verify.Number("purge")
 )
 
-// RunPurge calls Purge every minute until ctx ends, so that one of the replicas purges once an hour.
+// RunPurge calls Purge every minute until ctx ends. So one of the replicas purges once an hour.
 // It also updates the metric of the estimated number of rows.
 func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(purgeCheckInterval)
@@ -47,9 +47,9 @@ func (db *DB) RunPurge(ctx context.Context, retention time.Duration, log *slog.L
 	}
 }
 
-// Purge deletes the rows whose last send is older than retention, and returns their number. The
-// present time is the earlier one of this process's clock and the database's clock. Purge does nothing
-// if a replica is purging or has purged within the last hour.
+// Purge deletes the rows whose last send is older than retention, and returns their number. It takes
+// the earlier of two times as the present: this process's clock and the database's clock. Purge does
+// nothing if a replica is purging or has purged within the last hour.
 func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64, err error) {
 	defer func() {
 		if err != nil {
@@ -61,7 +61,7 @@ func (db *DB) Purge(ctx context.Context, retention time.Duration) (purged int64,
 		return 0, err
 	}
 	wait := time.Until(time.UnixMicro(lease.BegunAt))
-	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // longer: the writer's clock was ahead
+	if wait > 0 && wait <= purgeInterval+purgeLeaseTTL { // if wait is longer, the writer's clock was ahead
 		return 0, nil
 	}
 	if held, err := db.renewLease(ctx, &lease, purgeLeaseTTL); !held {
@@ -86,13 +86,15 @@ func (db *DB) renewLease(ctx context.Context, lease *verify.Record, ttl time.Dur
 	return held, r.err
 }
 
+// purge deletes the rows in batches, oldest first, and renews the lease. It ends if another replica has
+// taken the lease.
 func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.Record) (purged int64, err error) {
 	var seconds int64
 	if err := db.pool.QueryRowContext(ctx, db.dialect.clockQuery).Scan(&seconds); err != nil {
 		return 0, db.countError(err)
 	}
 	cutoff := time.Unix(min(seconds, time.Now().Unix()), 0).Add(-retention).UnixMicro()
-	var cursor int64 // begun_at of the last row read
+	var cursor int64 // begun_at of the last row read (keyset pagination)
 	for {
 		started := time.Now()
 		old, next, err := db.oldest(ctx, cursor, cutoff)
@@ -120,7 +122,7 @@ func (db *DB) purge(ctx context.Context, retention time.Duration, lease *verify.
 }
 
 // deleteRows deletes the rows of the numbers in one transaction, unless a number has a newer send. A
-// statement with a list of keys could scan the whole of a small table, and wait for rows that other
+// statement with a list of keys could scan a small table completely, and wait for rows that other
 // transactions have locked.
 func (db *DB) deleteRows(ctx context.Context, numbers []string, cutoff int64) (deleted int64, err error) {
 	tx, err := db.pool.BeginTx(ctx, nil)

@@ -25,14 +25,14 @@ var schema string
 // rejects a table that the statements cannot rely on, and its error contains the SQL that repairs the
 // table.
 
-// A requiredColumn is a column that the statements use. shipped is a declaration with the effect of
-// schema.sql, for ALTER TABLE. types are the data types that return exactly the bytes that were stored.
-// Every collation is allowed, because a number is a plus and ASCII digits, and no collation treats two
-// of these as equal.
+// A requiredColumn is a column that the statements use. definition is for ALTER TABLE, and has the
+// effect of schema.sql. types are the data types that return exactly the bytes that were stored. Every
+// collation is allowed, because a number is a plus and ASCII digits, and no collation treats two of
+// these as equal.
 type requiredColumn struct {
-	name, shipped string
-	types         []string
-	length        int64 // the maximum length is at least this
+	name, definition string
+	types            []string
+	length           int64 // minimum of the column's maximum length
 }
 
 var requiredColumns = []requiredColumn{
@@ -56,13 +56,15 @@ type mysqlColumn struct {
 	nullable             bool
 	// For a column that the statements do not use:
 	noDefault bool // an INSERT without a value for it fails
-	distinct  bool // assumed: no two rows have the same value, except NULL, so a unique key with it accepts every number
+	// distinct is an assumption: no two rows have the same value, except NULL. So a unique key that
+	// contains the column accepts every number.
+	distinct bool
 }
 
 // A keyPart is a part of a unique key: a column, or an expression if column is "".
 type keyPart struct {
 	column string
-	whole  bool // not only a prefix
+	whole  bool // the key has the whole column, not only a prefix
 }
 
 // checkMySQLTable reads the description of the table, and no rows. It ignores triggers, CHECK
@@ -79,7 +81,7 @@ func checkMySQLTable(ctx context.Context, db *DB, prepareErr error) (warnings []
 	}
 	problems, remedy := t.problems()
 	if len(problems) > 0 {
-		return nil, fmt.Errorf("the table phone_numbers cannot be used: %s; as a user who may alter it, run: ALTER TABLE phone_numbers %s; if its rows prevent that, run first: TRUNCATE TABLE phone_numbers; Valid then rejects the codes of the last ten minutes",
+		return nil, fmt.Errorf("the table phone_numbers cannot be used: %s; as a user with the right to alter it, run: ALTER TABLE phone_numbers %s; if its rows prevent that, run first: TRUNCATE TABLE phone_numbers; Valid then rejects the codes of the last ten minutes",
 			strings.Join(problems, ", "), remedy)
 	}
 	if !t.begunAtIndexed {
@@ -88,6 +90,7 @@ func checkMySQLTable(ctx context.Context, db *DB, prepareErr error) (warnings []
 	return warnings, prepareErr
 }
 
+// readMySQLTable reads the description of the table from information_schema.
 func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 	const ofTable = " WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'phone_numbers'"
 	t := &mysqlTable{columns: map[string]mysqlColumn{}, unique: map[string][]keyPart{}}
@@ -98,16 +101,16 @@ func readMySQLTable(ctx context.Context, pool *sql.DB) (*mysqlTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	var name, standard, extra string
+	var name, defaultValue, extra string
 	var c mysqlColumn
-	err = eachRow(ctx, pool, []any{&name, &c.dataType, &c.columnType, &c.length, &c.nullable, &standard, &extra}, func() {
-		hasDefault := standard != "NULL"
+	err = eachRow(ctx, pool, []any{&name, &c.dataType, &c.columnType, &c.length, &c.nullable, &defaultValue, &extra}, func() {
+		hasDefault := defaultValue != "NULL"
 		computed := strings.Contains(extra, "auto_increment") || strings.Contains(extra, "generated")
 		// The default of an enumeration is its first value.
 		c.noDefault = !c.nullable && !hasDefault && !computed && c.dataType != "enum"
 		// The remedy for noDefault allows NULL, and each row then has NULL in the column. A default
 		// with parentheses, such as uuid(), is assumed to have a different value in each row.
-		c.distinct = c.noDefault || computed || c.nullable && !hasDefault || strings.Contains(standard, "(")
+		c.distinct = c.noDefault || computed || c.nullable && !hasDefault || strings.Contains(defaultValue, "(")
 		if slices.ContainsFunc(requiredColumns, func(n requiredColumn) bool { return n.name == name }) {
 			c.noDefault, c.distinct = false, false
 		}
@@ -143,12 +146,12 @@ func (t *mysqlTable) problems() (problems []string, remedy string) {
 	for _, n := range requiredColumns {
 		switch c, ok := t.columns[n.name]; {
 		case !ok:
-			add("the column "+n.name+" is missing or hidden from this user", "ADD "+n.name+" "+n.shipped)
+			add("the column "+n.name+" is missing or hidden from this user", "ADD "+n.name+" "+n.definition)
 		case !slices.Contains(n.types, c.dataType), c.length < n.length,
 			c.dataType == "binary" && c.length > n.length: // it pads with zeros
-			add(n.name+" is "+c.columnType, "MODIFY "+n.name+" "+n.shipped)
+			add(n.name+" is "+c.columnType, "MODIFY "+n.name+" "+n.definition)
 		case n.name == "version" && c.nullable: // updateBatchSQL needs NOT NULL
-			add("version may be NULL", "MODIFY "+n.name+" "+n.shipped)
+			add("version may be NULL", "MODIFY "+n.name+" "+n.definition)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.columns)) {
@@ -158,7 +161,7 @@ func (t *mysqlTable) problems() (problems []string, remedy string) {
 	}
 	noDefault := func(p keyPart) bool { return t.columns[p.column].noDefault }
 	// A unique key can reject the row of another number, unless one part of the key is distinct. An
-	// expression, or a column that this user cannot see, is taken as distinct.
+	// expression, or a column that this user cannot see, counts as distinct.
 	distinct := func(p keyPart) bool {
 		c, seen := t.columns[p.column]
 		return !seen || c.distinct || p == keyPart{"phone_number", true} || p == keyPart{"version", true}
@@ -205,8 +208,8 @@ func (t *mysqlTable) problems() (problems []string, remedy string) {
 
 func quoted(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
 
-// errNotShipped marks the errors of tryTable that are about the table.
-var errNotShipped = errors.New("it is not the table of phonenumberservice.sql")
+// errOtherTable marks the errors of tryTable that are about the table.
+var errOtherTable = errors.New("it is not the table of phonenumberservice.sql")
 
 // tryTable stores two numbers in a transaction, reads one of them, and rolls the transaction back.
 func (db *DB) tryTable(ctx context.Context) error {
@@ -228,7 +231,7 @@ func (db *DB) tryTable(ctx context.Context) error {
 			return err
 		}
 		if conflicts := i == 1; applied == conflicts {
-			return fmt.Errorf("%w: it has other keys", errNotShipped)
+			return fmt.Errorf("%w: it has other keys", errOtherTable)
 		}
 	}
 	var number string
@@ -237,7 +240,7 @@ func (db *DB) tryTable(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if err != nil || number != one || got.Version != second.Version || got.BegunAt != begunAt || !bytes.Equal(got.State, second.State) {
-		return fmt.Errorf("%w: it does not return what is stored", errNotShipped)
+		return fmt.Errorf("%w: it does not return what is stored", errOtherTable)
 	}
 	return nil
 }

@@ -64,9 +64,9 @@ func openSQLite(path string) (*DB, error) {
 }
 
 // prepare implements engine. It also creates the index that schema.sql defines only for MySQL, and
-// stores the identities of the files in db.files. It tests the table by tryTable, because the
-// declaration of a SQLite table does not show which values a column can store: SQLite derives the
-// affinity of a column from the name of its type.
+// stores the identities of the files in db.files. It tests the table with tryTable. SQLite derives the
+// affinity of a column from the name of its type. So the declaration of a table does not show which
+// values a column can store.
 func (e sqliteEngine) prepare(ctx context.Context, db *DB) error {
 	err := e.createFile()
 	if err == nil {
@@ -75,7 +75,7 @@ func (e sqliteEngine) prepare(ctx context.Context, db *DB) error {
 	if err == nil {
 		err = db.tryTable(ctx)
 	}
-	if errors.Is(err, errNotShipped) ||
+	if errors.Is(err, errOtherTable) ||
 		slices.Contains([]int{sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}, sqliteCode(err)) {
 		return fmt.Errorf("the table phone_numbers cannot be used: %w; rename it, so that the service creates a new one, and Valid then rejects the codes of the last ten minutes: ALTER TABLE phone_numbers RENAME TO phone_numbers_before; DROP INDEX IF EXISTS phone_numbers_begun_at", err)
 	}
@@ -92,7 +92,7 @@ func (e sqliteEngine) prepare(ctx context.Context, db *DB) error {
 
 // createFile creates the file with access only for its owner. SQLite creates the write-ahead log and
 // its index with the same mode. createFile does not open an existing file, because closing it would
-// release all locks of this process on the file.
+// release all locks of this process on the file (POSIX advisory locks).
 func (e sqliteEngine) createFile() error {
 	if e.path == "" {
 		return nil
@@ -135,7 +135,7 @@ func (e sqliteEngine) hint(err error) string {
 func unchanged(files map[string]fs.FileInfo) error {
 	for name, opened := range files {
 		if now, err := os.Stat(name); err != nil || !os.SameFile(now, opened) {
-			return fmt.Errorf("%s was removed or replaced while it was open; what is stored now is lost when the service stops: restart it", name)
+			return fmt.Errorf("%s was removed or replaced while it was open; writes since then are lost when the service stops: restart it", name)
 		}
 	}
 	return nil

@@ -30,7 +30,7 @@ func TestPrepare_WaitsBehindARouterWithoutAServer(t *testing.T) {
 		"before the login":              {router.RefuseGreetings, []uint16{1040, 1053, 1105, 1129, 2003, 2013, 3032, 4031, 9001}, true},
 		"before the login, final":       {router.RefuseGreetings, []uint16{1044, 1045, 1049, 1130, 3159}, false},
 		"at the first command":          {router.RefuseCommands, []uint16{1047, 1927, 2003, 2006, 2013, 3032, 9001}, true},
-		"at the first statement":        {router.RefuseStatements, []uint16{1047, 1053, 1927, 2002, 2003, 2006, 2013, 3032, 8027, 9001, 9002, 9003, 9004, 9005, 9007}, true},
+		"at the first statement":        {router.RefuseStatements, []uint16{1047, 1053, 1927, 2002, 2003, 2006, 2013, 3032, 3781, 3782, 3783, 3796, 3797, 3798, 3799, 8027, 9001, 9002, 9003, 9004, 9005, 9007}, true},
 		"at the first statement, final": {router.RefuseStatements, []uint16{1045, 1049, 1105, 8028, 8113}, false},
 	} {
 		for _, number := range c.numbers {

@@ -1,6 +1,7 @@
-// Package store implements verify.Store on one table in a MySQL-compatible database or a
-// SQLite file. Each swap has one of the four outcomes of that interface: applied, conflict, not
-// applied, or unknown. The package maps every driver error to one of the last three.
+// Package store implements verify.Store on one table in a MySQL-compatible database or a SQLite
+// file. A swap is a compare-and-swap of one row. It has one of four outcomes: applied, conflict, not
+// applied, or unknown. The package maps every driver error to one of the last three. It also groups
+// concurrent requests (group commit) and deletes old rows (purge).
 package store
 
 import (
@@ -31,7 +32,7 @@ type DB struct {
 	direct      direct
 	executor    executor               // runs Load and Swap
 	connections *connections           // nil for SQLite
-	files       map[string]fs.FileInfo // SQLite's files that Prepare opened, by name
+	files       map[string]fs.FileInfo // identities of SQLite's files by name; Prepare sets them
 	warnings    []string
 	counters    counters
 }
@@ -68,17 +69,17 @@ type engine interface {
 	hint(err error) string
 }
 
-// An executor runs loads and swaps: direct, multiRow or groupCommit.
+// An executor runs the loads and swaps. direct, multiRow and groupCommit implement it.
 type executor interface {
 	// statements returns the statements that Prepare prepares.
 	statements() []statement
 	load(ctx context.Context, n verify.Number) (verify.Record, error)
 	swap(ctx context.Context, s swapRequest) result
-	// close makes the requests that still wait fail.
+	// close fails the waiting requests with errClosed.
 	close()
 }
 
-// A statement is the text of a prepared statement, which Prepare stores in *stmt.
+// A statement is the text of a statement. Prepare prepares it, and stores the result in *stmt.
 type statement struct {
 	stmt **sql.Stmt
 	text string
@@ -91,22 +92,22 @@ type swapRequest struct {
 	next   verify.Record
 }
 
-// An errorClass is a set of flags that describe the error of a statement. If neither notApplied nor
-// conflict is set, the outcome is unknown: the statement may have been applied already, or may be
-// applied later. So these two flags are set only if they are true each time the error occurs. The
-// class of an unlisted error number is 0, unless it is an error of opening a connection.
+// An errorClass is a set of flags that describe the error of a statement. If notApplied and conflict
+// are both unset, the outcome is unknown: the statement may have been applied already, or may be
+// applied later. So each of these two flags is set only if it is true each time the error
+// occurs. The class of an unlisted error number is 0, unless a connection was being opened.
 type errorClass uint8
 
 const (
-	notApplied   errorClass = 1 << iota // not applied, also not later
-	conflict                            // not applied: another swap was first
+	notApplied   errorClass = 1 << iota // not applied, and will not be applied
+	conflict                            // the same: another write came first, or a deadlock
 	transient                           // Prepare can succeed later
 	tableMissing                        // Prepare must create the table
 	denied                              // the user lacks a right to the table
 )
 
-// Open returns a DB for dsn. It overrides the parameters of dsn that correctness depends on. It uses
-// neither network nor disk. Its errors show the valid forms and contain no part of dsn.
+// Open returns a DB for dsn. It overrides the parameters of dsn that correctness depends on. It does
+// not use the network or the disk. Its errors show the valid forms and contain no part of dsn.
 func Open(dsn string) (*DB, error) {
 	if path, ok := strings.CutPrefix(dsn, "sqlite:"); ok {
 		return openSQLite(path)
@@ -150,10 +151,10 @@ func withHint(hint string, err error) error {
 	return fmt.Errorf("%s: %w", hint, err)
 }
 
-// Prepare tries once to prepare the database: it applies schema.sql if the table is missing
-// (several replicas may do so at once), prepares the statements, and rejects a table that
-// they cannot rely on. If the operator can resolve its error, the error contains the remedy, such as
-// a statement to run. It wraps ErrUnavailable if a retry can succeed.
+// Prepare tries once to prepare the database. If the table is missing, it applies schema.sql; several
+// replicas may do so at the same time. It prepares the statements, and rejects a table that they
+// cannot rely on. If the operator can resolve an error, the error contains the remedy, such as a
+// statement to run. The error wraps ErrUnavailable if a retry can succeed.
 func (db *DB) Prepare(ctx context.Context) error {
 	err := db.dialect.prepare(ctx, db)
 	if err == nil {
@@ -195,8 +196,8 @@ func (db *DB) Load(ctx context.Context, n verify.Number) (verify.Record, error) 
 	return r, nil
 }
 
-// Swap implements verify.Store. It also returns false without an error after a deadlock or a failed
-// Galera certification: the swap was not applied, and package verify loads and swaps again.
+// Swap implements verify.Store. After a deadlock or a failed Galera certification it also returns
+// false without an error: a conflict. Package verify then loads and swaps again.
 func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, next verify.Record) (bool, error) {
 	if len(next.State) > verify.MaxStateBytes {
 		return false, fmt.Errorf("swap: a state of %d bytes; at most %d are stored", len(next.State), verify.MaxStateBytes)
@@ -204,13 +205,29 @@ func (db *DB) Swap(ctx context.Context, n verify.Number, old verify.Version, nex
 	if next.State == nil {
 		next.State = []byte{} // nil would be NULL
 	}
-	r := db.executor.swap(ctx, swapRequest{n, old, next})
-	err := db.dialect.redact(r.err)
+	return db.outcome("swap", db.executor.swap(ctx, swapRequest{n, old, next}))
+}
+
+// Delete implements verify.Deleter. It can also be called after PrepareToRead, because it uses no
+// prepared statement.
+func (db *DB) Delete(ctx context.Context, n verify.Number, old verify.Version) (bool, error) {
+	var rows int64
+	res, err := db.pool.ExecContext(ctx, "DELETE FROM phone_numbers WHERE phone_number = ? AND version = ?", string(n), old[:])
+	if err == nil {
+		rows, err = res.RowsAffected()
+	}
+	deleted, deleteErr := db.outcome("delete", db.swapResult(rows == 1, db.countError(err)))
+	return deleted, withHint(db.dialect.hint(err), deleteErr)
+}
+
+// outcome converts r to the results of Swap and Delete. An error names the operation.
+func (db *DB) outcome(operation string, r result) (applied bool, err error) {
+	err = db.dialect.redact(r.err)
 	if r.outcome == outcomeUnknown {
 		err = fmt.Errorf("%w: %w", verify.ErrOutcomeUnknown, err)
 	}
 	if err != nil {
-		err = fmt.Errorf("swap: %w", err)
+		err = fmt.Errorf("%s: %w", operation, err)
 	}
 	return r.outcome == outcomeApplied, err
 }
@@ -255,11 +272,11 @@ func (d *direct) load(ctx context.Context, n verify.Number) (verify.Record, erro
 	return r, d.db.countError(err)
 }
 
-// scan reads a record from the first three columns of row, and the next columns into also.
-func scan(row interface{ Scan(...any) error }, also ...any) (verify.Record, error) {
+// scan reads a record from the first three columns of row, and the next columns into more.
+func scan(row interface{ Scan(...any) error }, more ...any) (verify.Record, error) {
 	var r verify.Record
 	var version []byte
-	err := row.Scan(append([]any{&version, &r.BegunAt, &r.State}, also...)...)
+	err := row.Scan(append([]any{&version, &r.BegunAt, &r.State}, more...)...)
 	if err == nil && len(version) != len(r.Version) {
 		err = fmt.Errorf("a stored version has %d bytes; want %d", len(version), len(r.Version))
 	}
@@ -272,8 +289,8 @@ func (d *direct) swap(ctx context.Context, s swapRequest) result {
 	return d.db.swapResult(applied, d.db.countError(err))
 }
 
-// swap runs insert if s.old is the zero Version, otherwise update. Both can belong to a transaction.
-// It reports whether the statement changed the row.
+// swap runs insert if s.old is the zero Version, otherwise update. These statements can belong to a
+// transaction. It reports whether the statement changed the row.
 func swap(ctx context.Context, insert, update *sql.Stmt, s swapRequest) (applied bool, err error) {
 	var result sql.Result
 	if s.old == (verify.Version{}) {
@@ -308,11 +325,11 @@ func (db *DB) probe(ctx context.Context) error {
 	return db.countError(err)
 }
 
-// Warnings returns lines for the log that Prepare found. Each describes a setting of the database or
-// a property of the table that weakens the guarantees, and its remedy.
+// Warnings returns the warnings of the last Prepare, each a line for the log. A warning describes a
+// setting of the database, or a property of the table, that weakens the guarantees, and the remedy.
 func (db *DB) Warnings() []string { return db.warnings }
 
-// Close closes all connections. Requests that still wait fail.
+// Close closes all connections. Requests that wait for a batch fail.
 func (db *DB) Close() error {
 	db.executor.close()
 	return db.pool.Close()
@@ -339,6 +356,7 @@ func eachRow(ctx context.Context, db querier, dest []any, take func(), query str
 	return rows.Err()
 }
 
+// classify returns the class of the error of a statement, 0 for nil.
 func (db *DB) classify(err error) errorClass {
 	if err == nil {
 		return 0 // fast path: errors.As allocates
@@ -364,7 +382,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// notAppliedError marks the error of a statement that was certainly not applied.
+// notAppliedError marks the error of a statement that was not applied and will not be applied.
 type notAppliedError struct{ error }
 
 func (e *notAppliedError) Unwrap() error { return e.error }

@@ -66,7 +66,7 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 		{number(1142), notApplied | denied, "table access denied"},
 		{number(1143), notApplied | denied, "column access denied"},
 		{number(1146), notApplied | tableMissing, "no such table"},
-		{number(1180), unknown, "error during commit"},
+		{number(1180), unknown, "error during commit, before or after Group Replication has the transaction"},
 		{number(1203), notApplied | transient, "max_user_connections"},
 		{number(1205), notApplied | transient, "lock wait timeout"},
 		{number(1213), conflict | transient, "deadlock"},
@@ -88,7 +88,15 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 		{number(2006), transient, "a proxy whose server has gone"},
 		{number(2013), transient, "a proxy whose server has gone"},
 		{number(3032), transient, "offline mode"},
-		{number(3101), conflict, "group replication rolled back"},
+		{number(3100), unknown, "group replication: the member left during the commit, for example"},
+		{number(3101), conflict, "group replication: lost certification"},
+		{number(3781), notApplied | transient, "group replication: before the statement"},
+		{number(3782), notApplied | transient, "group replication: before the statement"},
+		{number(3783), notApplied | transient, "group replication: before the statement"},
+		{number(3796), notApplied | transient, "group replication: before the statement"},
+		{number(3797), notApplied | transient, "group replication: before the statement"},
+		{number(3798), notApplied | transient, "group replication: before the statement"},
+		{number(3799), notApplied | transient, "group replication: before the statement"},
 		{number(8005), conflict | transient, "TiDB: write conflict"},
 		{number(8022), conflict | transient, "TiDB: commit rolled back"},
 		{number(8027), notApplied | transient, "TiDB: outdated schema"},
@@ -292,6 +300,26 @@ func TestMySQLWarnings_NameTheSettingAndTheFix(t *testing.T) {
 	} {
 		if got := mysqlWarnings(values, 64); len(got) != 1 || !strings.Contains(got[0], want) {
 			t.Errorf("%v: got %q; want one warning with %q", values, got, want)
+		}
+	}
+	for _, c := range []struct{ group, singlePrimary, level, want string }{
+		{"a", "ON", "EVENTUAL", "EVENTUAL: after a failover a stale read can reject a correct code just after its send; add group_replication_consistency=%27BEFORE_ON_PRIMARY_FAILOVER%27 "},
+		{"a", "ON", "BEFORE_ON_PRIMARY_FAILOVER", ""},
+		{"a", "ON", "AFTER", ""},
+		{"a", "OFF", "EVENTUAL", "EVENTUAL: in multi-primary mode a stale read can reject a correct code just after its send; add group_replication_consistency=%27BEFORE%27 "},
+		{"a", "OFF", "BEFORE_ON_PRIMARY_FAILOVER", "=%27BEFORE%27 "},
+		{"a", "OFF", "BEFORE", ""},
+		{"a", "OFF", "AFTER", ""},
+		{"a", "OFF", "BEFORE_AND_AFTER", ""},
+		{"", "ON", "EVENTUAL", ""}, // the plugin without a group
+		{"", "", "EVENTUAL", ""},
+	} {
+		got := mysqlWarnings(map[string]string{
+			"group_replication_group_name": c.group, "group_replication_single_primary_mode": c.singlePrimary,
+			"group_replication_consistency": c.level,
+		}, 64)
+		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
+			t.Errorf("%+v: got %q; want one warning with %q, or none for the empty text", c, got, c.want)
 		}
 	}
 	if got := mysqlWarnings(nil, 64); len(got) != 0 {

@@ -6,11 +6,12 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
+	"github.com/liulinhuai/phone-number-service/internal/auth"
 	"github.com/liulinhuai/phone-number-service/internal/numberplan"
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
@@ -22,7 +23,7 @@ type Deliveries struct {
 	ctx     context.Context
 	ask     AskDeliveries
 	share   float64
-	limit   *rate.Limiter
+	limit   slidingWindow
 	after   []time.Duration // the times of the questions after the send
 	log     *slog.Logger
 	total   *prometheus.CounterVec
@@ -33,9 +34,8 @@ type Deliveries struct {
 // AskDeliveries is the method of *sms.Aliyun.
 type AskDeliveries func(ctx context.Context, p sms.Product, n verify.Number, day time.Time, bizID string) ([]sms.Delivery, error)
 
-// At most samplesPerMinute SMS are followed in a minute.
 const (
-	samplesPerMinute = 60
+	samplesPerMinute = 60 // SMS that are followed
 	askTimeout       = 5 * time.Second
 )
 
@@ -47,8 +47,6 @@ const UnknownDelivery = "unknown"
 func NewDeliveries(ctx context.Context, ask AskDeliveries, share float64, log *slog.Logger) *Deliveries {
 	return &Deliveries{
 		ctx: ctx, ask: ask, share: share, log: log,
-		// A full bucket and what flows in within a minute are samplesPerMinute together.
-		limit: rate.NewLimiter(rate.Every(2*time.Minute/samplesPerMinute), samplesPerMinute/2),
 		after: []time.Duration{15 * time.Second, time.Minute, 5 * time.Minute},
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "phonenumber_deliveries_total", Help: "Accepted SMS of the sample, by what Aliyun says became of them within five minutes.",
@@ -68,11 +66,31 @@ func (d *Deliveries) Collectors() []prometheus.Collector {
 
 // Accepted takes an accepted SMS into the sample, or not. It does not block.
 func (d *Deliveries) Accepted(ctx context.Context, m verify.Message, r verify.Receipt) {
-	if r.BizID == "" || rand.Float64() >= d.share || !d.limit.Allow() { //nolint:gosec // no secret
+	if r.BizID == "" || rand.Float64() >= d.share || !d.limit.allow() { //nolint:gosec // no secret
 		return
 	}
 	m.Code = ""
 	go d.follow(WithCaller(d.ctx, CallerOf(ctx)), m, r.BizID, time.Now())
+}
+
+// slidingWindow allows samplesPerMinute events in any minute (sliding window log). A token bucket that
+// keeps this bound allows only about half as many in the long run, or no bursts.
+type slidingWindow struct {
+	mu    sync.Mutex
+	times [samplesPerMinute]time.Time // of the last events, a ring
+	next  int                         // index of the oldest
+}
+
+func (w *slidingWindow) allow() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	if now.Sub(w.times[w.next]) < time.Minute {
+		return false
+	}
+	w.times[w.next] = now
+	w.next = (w.next + 1) % len(w.times)
+	return true
 }
 
 // follow asks up to three times, until the carrier has answered.
@@ -103,15 +121,20 @@ func (d *Deliveries) follow(ctx context.Context, m verify.Message, bizID string,
 	case errors.As(err, &e):
 		errorCode = e.Code
 		d.log.WarnContext(ctx, "failed to ask if an SMS was delivered", "product", string(product),
-			"needs", sms.QueryRight(product), "error", err)
+			"needs", sms.QueryRight(product), "error", e.Cause(), "request_id", e.RequestID)
 	case len(records) > 0:
 		outcome, errorCode = records[0].Status.String(), records[0].ErrorCode
 	}
-	country := numberplan.Country(m.Number)
-	d.total.WithLabelValues(outcome, d.codes.value(cmp.Or(errorCode, "none")), country, string(product)).Inc()
+	country, label := numberplan.Country(m.Number), cmp.Or(errorCode, "none")
+	if !sms.IsToken(label) {
+		label = auth.Other
+	}
+	d.total.WithLabelValues(outcome, d.codes.value(label), country, string(product)).Inc()
 	switch outcome {
 	case sms.Delivered.String():
-		d.arrival.WithLabelValues(country, string(product)).Observe(records[0].ReceivedAt.Sub(records[0].SentAt).Seconds())
+		if sent, received := records[0].SentAt, records[0].ReceivedAt; !sent.IsZero() && !received.Before(sent) { // a record can lack times
+			d.arrival.WithLabelValues(country, string(product)).Observe(received.Sub(sent).Seconds())
+		}
 	case sms.Failed.String(), sms.Waiting.String():
 		d.log.WarnContext(ctx, "SMS not delivered", "outcome", outcome, "error_code", cmp.Or(errorCode, "none"), "number", m.Number.Masked(),
 			"country", country, "product", string(product), "sign_name", m.SignName, "template_code", m.TemplateCode, "biz_id", bizID)

@@ -69,58 +69,76 @@ func TestDeliveries_AskUpToThreeTimes(t *testing.T) {
 	}
 }
 
-func TestDeliveries_FollowABoundedShare(t *testing.T) {
+// followed returns Deliveries, and the times at which they began to follow an SMS.
+func followed(ctx context.Context, share float64) (d *Deliveries, times func() []time.Time) {
+	var mu sync.Mutex
+	var all []time.Time
+	d = NewDeliveries(ctx, func(context.Context, sms.Product, verify.Number, time.Time, string) ([]sms.Delivery, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, time.Now().Add(-d.after[0]))
+		return []sms.Delivery{{Status: sms.Delivered}}, nil
+	}, share, slog.New(slog.DiscardHandler))
+	return d, func() []time.Time {
+		time.Sleep(d.after[0])
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
+}
+
+func TestDeliveries_FollowTheShare(t *testing.T) {
 	for share, c := range map[float64]struct{ sends, least, most int }{
-		0: {1000, 0, 0}, 0.02: {1000, 1, 60}, 1: {1000, 30, 30},
+		0: {1000, 0, 0}, 0.02: {1000, 1, 60}, 1: {50, 50, 50},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
-			defer stop()
-			var mu sync.Mutex
-			asked := 0
-			d := NewDeliveries(ctx, func(context.Context, sms.Product, verify.Number, time.Time, string) ([]sms.Delivery, error) {
-				mu.Lock()
-				defer mu.Unlock()
-				asked++
-				return []sms.Delivery{{Status: sms.Delivered}}, nil
-			}, share, slog.New(slog.DiscardHandler))
-			count := func() int {
-				synctest.Wait()
-				mu.Lock()
-				defer mu.Unlock()
-				return asked
-			}
+			d, times := followed(ctx, share)
 			for range c.sends {
 				d.Accepted(ctx, sampled, verify.Receipt{BizID: "1^0"})
 			}
-			time.Sleep(20 * time.Second)
-			if got := count(); got < c.least || got > c.most {
-				t.Errorf("share %v of %d sends at once: got %d questions; want %d to %d", share, c.sends, got, c.least, c.most)
-			}
-			if share < 1 {
-				return
-			}
-			for range 40 {
-				d.Accepted(ctx, sampled, verify.Receipt{BizID: "1^0"})
-				time.Sleep(time.Second)
-			}
-			time.Sleep(20 * time.Second)
-			inAMinute := count()
-			if inAMinute < 58 || inAMinute > 60 {
-				t.Errorf("sends for a minute: got %d questions; want 58 to 60", inAMinute)
+			before := len(times())
+			if before < c.least || before > c.most {
+				t.Errorf("share %v of %d sends at once: got %d; want %d to %d", share, c.sends, before, c.least, c.most)
 			}
 			d.Accepted(ctx, sampled, verify.Receipt{BizID: "1^0"})
 			stop()
-			time.Sleep(10 * time.Minute)
-			if got := count(); got != inAMinute {
-				t.Errorf("after the end: got %d more questions; want none", got-inAMinute)
+			if got := len(times()); got != before {
+				t.Errorf("share %v, after the end: got %d more questions; want none", share, got-before)
 			}
 		})
 	}
 }
 
-func TestDeliveries_AreCountedAndLoggedWithoutCodes(t *testing.T) {
-	fake := dysmsapitest.New(t)
+func TestDeliveries_Follow60InAnyMinute(t *testing.T) {
+	for name, perSecond := range map[string]int{"one send a second": 1, "ten sends a second": 10, "a thousand sends a second": 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			d, times := followed(t.Context(), 1)
+			const minutes = 5
+			for range 60 * minutes {
+				for range perSecond {
+					d.Accepted(t.Context(), sampled, verify.Receipt{BizID: "1^0"})
+				}
+				time.Sleep(time.Second)
+			}
+			all := times()
+			if len(all) != 60*minutes {
+				t.Errorf("%s: got %d in %d minutes; want 60 a minute", name, len(all), minutes)
+			}
+			for i := range max(0, len(all)-60) {
+				if between := all[i+60].Sub(all[i]); between < time.Minute {
+					t.Errorf("%s: got 61 within %v; want at most 60 in a minute", name, between)
+					break
+				}
+			}
+		})
+	}
+}
+
+// newAliyun returns a Sender for the gateways of fake.
+func newAliyun(t *testing.T, fake *dysmsapitest.Server) *sms.Aliyun {
+	t.Helper()
 	aliyun, err := sms.NewAliyun(sms.AliyunConfig{
 		Credentials: sms.Credentials{AccessKeyID: fake.AccessKeyID, AccessKeySecret: fake.AccessKeySecret},
 		Endpoint:    fake.URL, PNVSEndpoint: fake.PNVSURL, CodeTTL: time.Minute,
@@ -128,6 +146,12 @@ func TestDeliveries_AreCountedAndLoggedWithoutCodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return aliyun
+}
+
+func TestDeliveries_AreCountedAndLoggedWithoutCodes(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	aliyun := newAliyun(t, fake)
 	var log testutil.Output
 	m := NewMetrics("test")
 	d := NewDeliveries(t.Context(), aliyun.Deliveries, 1, slog.New(NewLogHandler(slog.NewTextHandler(&log, nil))))
@@ -169,7 +193,28 @@ func TestDeliveries_AreCountedAndLoggedWithoutCodes(t *testing.T) {
 			dysmsapitest.Reply(200, "isp.RAM_PERMISSION_DENY", "493817"),
 			`error_code="isp.RAM_PERMISSION_DENY",country="CN",outcome="unknown",product="sms"`,
 			`msg="failed to ask if an SMS was delivered" product=sms needs=dysms:QuerySendDetails ` +
-				`error="rejected by Aliyun, code isp.RAM_PERMISSION_DENY, RequestId `,
+				`error="rejected by Aliyun, code isp.RAM_PERMISSION_DENY" request_id=`,
+		},
+		{
+			"+85261234567", "SMS_1",
+			dysmsapitest.Receipt{Code: "网关 拒绝"},
+			healthy,
+			`error_code="other",country="HK",outcome="failed",product="sms"`,
+			`msg="SMS not delivered" outcome=failed error_code="网关 拒绝" number=`,
+		},
+		{
+			"+85261234567", "SMS_1",
+			dysmsapitest.Receipt{Code: "X493817"},
+			healthy,
+			`error_code="hidden",country="HK",outcome="failed",product="sms"`,
+			`msg="SMS not delivered" outcome=failed error_code=hidden number=`,
+		},
+		{
+			"+85261234567", "SMS_1",
+			dysmsapitest.Receipt{},
+			dysmsapitest.Body(200, "application/json", `{"Code":"OK","SmsSendDetailDTOs":{"SmsSendDetailDTO":[`+
+				`{"SendStatus":3,"ErrCode":"DELIVERED","SendDate":"2026-11-25 12:00:00"}]}}`),
+			`error_code="DELIVERED",country="HK",outcome="delivered",product="sms"`, "",
 		},
 	} {
 		fake.SetReceipts(func(dysmsapitest.Accepted) dysmsapitest.Receipt { return c.receipt })
@@ -203,4 +248,35 @@ func TestDeliveries_AreCountedAndLoggedWithoutCodes(t *testing.T) {
 		}
 	}
 	mustHave(t, scrape(t, m), `phonenumber_send_to_delivery_seconds_count{country="CN",product="sms"} 1`)
+	if strings.Contains(scrape(t, m), `phonenumber_send_to_delivery_seconds_count{country="HK"`) {
+		t.Error("a record without the time of delivery: got a duration; want none")
+	}
+}
+
+// Each answer has its own RequestId, so it must not be in an attribute that the handler compares.
+func TestDeliveries_EqualFailuresAreSuppressed(t *testing.T) {
+	fake := dysmsapitest.New(t)
+	aliyun := newAliyun(t, fake)
+	fake.FailQueries(dysmsapitest.Reply(200, "isp.RAM_PERMISSION_DENY", "x"))
+	var log testutil.Output
+	handler := NewLogHandler(slog.NewTextHandler(&log, nil))
+	d := NewDeliveries(t.Context(), aliyun.Deliveries, 1, slog.New(handler))
+	d.after = []time.Duration{0}
+	const more = 5
+	for range maxPerWindow + more {
+		d.follow(t.Context(), sampled, "1^0", time.Now())
+	}
+	handler.Flush()
+	const line = `msg="failed to ask if an SMS was delivered"`
+	if got := log.Count(line); got != maxPerWindow {
+		t.Errorf("got %d lines; want %d:\n%s", got, maxPerWindow, &log)
+	}
+	if got := log.Count("similar log lines suppressed"); got != 1 || log.Count(fmt.Sprint(" count=", more, " ")) != 1 {
+		t.Errorf("got %d lines with the number of the others; want 1 of %d:\n%s", got, more, &log)
+	}
+	for _, id := range fake.RequestIDs()[:maxPerWindow] {
+		if !log.Contains("request_id=" + id) {
+			t.Errorf("got no line of the RequestId %s; want one", id)
+		}
+	}
 }

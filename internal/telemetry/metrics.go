@@ -29,6 +29,7 @@ type Metrics struct {
 	sends         *prometheus.CounterVec
 	aliyun        *prometheus.HistogramVec
 	verifications *prometheus.CounterVec
+	idempotency   *prometheus.CounterVec
 	timeToVerify  prometheus.Observer
 	database      *prometheus.HistogramVec
 	ready         prometheus.Gauge
@@ -62,6 +63,7 @@ func NewMetrics(version string) *Metrics {
 		[]float64{.01, .025, .05, .1, .2, .3, .5, 1, 2, 5, 10, 20}, "product", "result")
 	m.verifications = counter("phonenumber_verifications_total", "Results of Valid. Its caller learns only whether the outcome is match.",
 		"outcome", "country", "caller")
+	m.idempotency = counter("phonenumber_idempotent_sends_total", "Calls of SendSMS with an idempotency key, by result.", "result", "caller")
 	m.timeToVerify = histogram("phonenumber_send_to_verification_seconds", "Time from the start of a send to the Valid that matched.",
 		[]float64{2, 5, 10, 20, 30, 60, 120, 300, 600}).WithLabelValues()
 	m.database = histogram("phonenumber_database_duration_seconds", "Duration of a call's loads and swaps, waiting included.",
@@ -93,6 +95,11 @@ func (m *Metrics) ObserveCheck(ctx context.Context, n verify.Number, found verif
 	}
 }
 
+// ObserveIdempotency records the result of a SendSMS call with an idempotency key.
+func (m *Metrics) ObserveIdempotency(ctx context.Context, result string) {
+	m.idempotency.WithLabelValues(result, m.caller(ctx)).Inc()
+}
+
 // SetReady sets the readiness metric.
 func (m *Metrics) SetReady(ready bool) {
 	m.ready.Set(0)
@@ -116,7 +123,9 @@ func (m *Metrics) KeepCallers(names []string) {
 // deleteCaller deletes the metrics of a caller. m.callers.mu must be locked.
 func (m *Metrics) deleteCaller(name string) {
 	delete(m.callers.used, name)
-	for _, metric := range []*prometheus.MetricVec{m.calls.MetricVec, m.sends.MetricVec, m.verifications.MetricVec} {
+	for _, metric := range []*prometheus.MetricVec{
+		m.calls.MetricVec, m.sends.MetricVec, m.verifications.MetricVec, m.idempotency.MetricVec,
+	} {
 		metric.DeletePartialMatch(prometheus.Labels{"caller": name})
 	}
 }

@@ -11,6 +11,10 @@ import (
 	"time"
 )
 
+// RefusingAddress refuses connections: no process listens on port 1. The port of a closed listener is no
+// substitute, because another listener can get it.
+const RefusingAddress = "127.0.0.1:1"
+
 // timeout is longer than any condition takes on a busy machine.
 const timeout = 90 * time.Second
 

@@ -33,12 +33,12 @@ func BenchmarkNewCode(b *testing.B) {
 func BenchmarkMAC(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		testKeys.sign(testNumber, "123456")
+		testKeys.sign(testNumber, "123456", "")
 	}
 }
 
 func BenchmarkState(b *testing.B) {
-	s, _, _, err := testRules.Begin(State{}, stored("123456"), now())
+	s, _, err := testRules.Begin(State{}, newSend(stored("123456")), now())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func BenchmarkState(b *testing.B) {
 	b.Run("decode", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := decodeState(encoded); err != nil {
+			if _, _, err := decodeRecord(encoded); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -61,7 +61,7 @@ func BenchmarkState(b *testing.B) {
 		b.ReportAllocs()
 		macs, now := []MAC{stored("654321")}, now()
 		for b.Loop() {
-			if _, valid, changed := testRules.Check(s, macs, now); valid || !changed {
+			if _, valid, changed := testRules.Check(s, macs, nil, now); valid || !changed {
 				b.Fatal(valid, changed)
 			}
 		}

@@ -15,7 +15,7 @@ func TestCheck_AcceptsOnlyTheSentCodeAndOnce(t *testing.T) {
 		var m fakeStore
 		v := newVerifier(&m, accept)
 		for range 2 {
-			if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
+			if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -6,9 +6,9 @@ import "time"
 // steady time. The steady time is the start time of the process plus the elapsed monotonic time.
 //
 // If the wall clock is set back, the steady time is the later one, so no code lives longer. If
-// it is set forward, SteadyClock returns the wall clock, since the other replicas may have the
-// same time. So SteadyClock goes back if the wall clock is set forward and back again, but
-// never behind the steady time.
+// the wall clock is set forward, the returned clock follows it, since the clocks of the other
+// replicas may be set forward too. So the returned clock goes back if the wall clock is set
+// forward and back again, but never behind the steady time.
 func SteadyClock() func() time.Time {
 	start := time.Now()
 	return steadyClock(start, time.Now, func() time.Duration { return time.Since(start) })

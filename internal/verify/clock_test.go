@@ -75,7 +75,7 @@ func TestVerifier_WallClockJumpLengthensNoLife(t *testing.T) {
 				v.Now = steadyClock(start, wall, func() time.Duration { return time.Since(start) })
 				send := func() {
 					t.Helper()
-					if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
+					if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil {
 						t.Fatal(err)
 					}
 				}

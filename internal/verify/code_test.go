@@ -181,7 +181,7 @@ func TestKeys_RotationKeepsTheCodesOfListedKeys(t *testing.T) {
 		{"another number", before, before, false, code, n + "9"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := slices.Contains(c.verify.macs(c.number, c.code), c.signs.sign(n, code)); got != c.wantAccepted {
+			if got := slices.Contains(c.verify.macs(c.number, c.code, ""), c.signs.sign(n, code, "")); got != c.wantAccepted {
 				t.Errorf("got accepted %v, want %v", got, c.wantAccepted)
 			}
 		})
@@ -190,7 +190,7 @@ func TestKeys_RotationKeepsTheCodesOfListedKeys(t *testing.T) {
 
 func TestSign_SeparatesNumberAndCode(t *testing.T) {
 	k := RandomKeys()
-	if k.sign("+861234567", "890123") == k.sign("+8612345678", "90123") {
+	if k.sign("+861234567", "890123", "") == k.sign("+8612345678", "90123", "") {
 		t.Error("got one MAC for two pairs of number and code, want two")
 	}
 }
@@ -200,7 +200,7 @@ func TestMACs_InvalidCodeHasNone(t *testing.T) {
 		"", "12345", "1234567", "12345a", "12 456", " 123456", "123456 ", "+12345", "-12345", "1234５", "１２３４５６",
 		"12345\x00", strings.Repeat("1", 2048),
 	} {
-		if got := RandomKeys().macs("+8618612345678", code); got != nil {
+		if got := RandomKeys().macs("+8618612345678", code, ""); got != nil {
 			t.Errorf("%.20q: got %d MACs, want none", code, len(got))
 		}
 	}

@@ -6,12 +6,18 @@ import (
 	"time"
 )
 
-// Send and Check return these errors. Send can also return a *SendError. NumberParser.Parse
-// returns a *FieldError.
+// Send and Check return these errors. Send can also return a *SendError or a *FullError.
+// NumberParser.Parse returns a *FieldError.
 var (
-	// ErrSendInProgress means that the stored list of codes is full, and that each code
-	// after the first may belong to a send in flight. Nothing was sent.
+	// ErrSendInProgress means that the list of codes is full, that no code may be dropped,
+	// and that some may belong to sends in flight. Nothing was sent.
 	ErrSendInProgress = errors.New("too many sends to this number are under way")
+	// ErrKeyInProgress means that a send with the same idempotency key is in flight. This
+	// call sent nothing.
+	ErrKeyInProgress = errors.New("a send with this idempotency key is under way")
+	// ErrKeyReused means that a send with the same idempotency key had another sign name,
+	// template code or context. This call sent nothing.
+	ErrKeyReused = errors.New("the idempotency key was used for another request")
 	// ErrStoreUnavailable means that the call could not use the store. No SMS was sent
 	// and no attempt was counted.
 	ErrStoreUnavailable = errors.New("store unavailable")
@@ -19,8 +25,8 @@ var (
 	// Store.Swap returns it. Check returns it if the attempt may have been counted or the
 	// code may have been used.
 	ErrOutcomeUnknown = errors.New("outcome unknown")
-	// ErrSentNotConfirmed means that the provider accepted the SMS, but that the store
-	// did not record it in time. The new code is live. Older codes may be live too.
+	// ErrSentNotConfirmed means that the provider accepted the SMS, but that Confirm was
+	// not stored in time. The new code is live. Older codes may be live too.
 	ErrSentNotConfirmed = errors.New("sent, but the store did not confirm it")
 	// ErrCallerGone means that the caller disconnected, or that its deadline passed,
 	// before an SMS was sent or an attempt was counted. The error also wraps
@@ -34,10 +40,18 @@ var (
 // FieldError is the error of a request with an invalid field.
 type FieldError struct {
 	Field string // the field's name in the proto file
-	Want  string // the valid form; never repeats the input
+	Want  string // the valid form, never with a part of the input
 }
 
 func (e *FieldError) Error() string { return e.Field + " " + e.Want }
+
+// FullError means that the list of codes or of keyed sends is full, and that no entry may be dropped.
+// Nothing was sent.
+type FullError struct {
+	RetryAfter time.Duration // until the first entry expires
+}
+
+func (e *FullError) Error() string { return "the number has too many codes or idempotency keys" }
 
 // SendKind classifies a send that the provider did not clearly accept.
 type SendKind int

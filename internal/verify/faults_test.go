@@ -94,7 +94,7 @@ func runSend(t *testing.T, s *scriptedStore, old string, result error) *sendRun 
 		return Receipt{BizID: "biz"}, result
 	})
 	start := time.Now()
-	_, r.err = v.Send(t.Context(), testNumber, "", "")
+	_, r.err = v.Send(t.Context(), SendRequest{Number: testNumber})
 	r.took = time.Since(start)
 	r.theirsLiveAtReturn = lives(m, r.theirs)
 	v.Wait(t.Context())
@@ -113,8 +113,8 @@ func runSend(t *testing.T, s *scriptedStore, old string, result error) *sendRun 
 // ourSendID returns the send ID of the sent code, 0 if none was sent.
 func (r *sendRun) ourSendID() int64 { return r.sendIDs[stored(r.ours)] }
 
-// superseded reports whether another replica's later send succeeded.
-func (r *sendRun) superseded() bool { return r.by == otherSent && r.theirSendID > r.ourSendID() }
+// replaced reports whether another replica's later send succeeded.
+func (r *sendRun) replaced() bool { return r.by == otherSent && r.theirSendID > r.ourSendID() }
 
 // checkStoredCodes checks every state that was stored.
 func checkStoredCodes(t *testing.T, r *sendRun) {
@@ -210,7 +210,7 @@ func checkUnknown(t *testing.T, r *sendRun) {
 // checkOurCodeLives checks that the sent code is live, unless a later send replaced it.
 func checkOurCodeLives(t *testing.T, r *sendRun) {
 	t.Helper()
-	if got, want := lives(&r.fakeStore, r.ours), !r.superseded(); got != want {
+	if got, want := lives(&r.fakeStore, r.ours), !r.replaced(); got != want {
 		t.Errorf("the sent code: got live %v, want %v", got, want)
 	}
 }

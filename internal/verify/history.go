@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// History holds the last events of a number, for the operator. A swap writes it together with
-// the State, so it needs no write of its own. Begin, Confirm, Withdraw and Check do not read it.
+// History holds the last events of a number in all contexts, for the operator. A swap writes it
+// together with the State, so it needs no write of its own. The methods of Rules do not read it.
 // Each event is zero if there was none.
 type History struct {
 	Accepted Accepted
@@ -46,21 +46,27 @@ func (h *History) recordAccepted(a Accepted) {
 	}
 }
 
-// recordRejected stores that a send sent no SMS, unless h already has a later such send.
+// recordRejected stores that a send sent no SMS, unless h already has a later send without an SMS.
 func (h *History) recordRejected(sendID, now int64, err *SendError) {
 	if sendID >= h.Rejected.SendID {
 		h.Rejected = Rejected{sendID, now, err.Kind, err.ProviderCode, err.RequestID}
 	}
 }
 
-// recordCheck returns the result of a check. If the check made codes used or exhausted,
-// recordCheck stores the newest of them. before and after are the states around the check.
-func (h *History) recordCheck(r Rules, before, after State, valid, changed bool, now int64) Verification {
+// recordCheck returns the result of a check in a context. If the check made codes used or
+// exhausted, recordCheck stores the newest of them. before is the argument of Rules.Check, and after,
+// valid and changed are its results.
+func (h *History) recordCheck(r Rules, before, after State, context ContextTags, valid, changed bool, now int64) Verification {
 	unexpired := r.unexpired(before.Codes, now)
 	if !changed {
-		return Verification{Result: h.noLiveCode(r, before.Codes, len(unexpired) > 0, now)}
+		return Verification{Result: h.noLiveCode(r, before.Codes, unexpired, context, now)}
 	}
 	found := Verification{Result: Mismatch}
+	for _, c := range after.Codes {
+		if context.has(c) {
+			found.AttemptsLeft = r.attemptsLeft(c)
+		}
+	}
 	for _, c := range slices.Backward(unexpired) {
 		if slices.ContainsFunc(after.Codes, func(a Code) bool { return a.SendID == c.SendID }) {
 			continue
@@ -72,23 +78,26 @@ func (h *History) recordCheck(r Rules, before, after State, valid, changed bool,
 		h.End = CodeEnd{SendID: c.SendID, At: now, Used: valid, Attempts: attempts}
 		if valid { // the newest dropped code is the match
 			// The difference is negative if the clock of another replica is ahead.
-			found = Verification{Match, max(0, time.Duration(now-c.BegunAt)*time.Microsecond)}
+			found.Result, found.After = Match, max(0, time.Duration(now-c.BegunAt)*time.Microsecond)
 		}
 		break
 	}
 	return found
 }
 
-// noLiveCode returns the reason that no code was live: how the newest code ended.
-// hasUnexpired means that a code is unexpired, but that cannotMatch is true for it.
-func (h *History) noLiveCode(r Rules, codes []Code, hasUnexpired bool, now int64) CheckResult {
+// noLiveCode returns the reason that no code of the context was live. It is Exhausted if a code of
+// the context is unexpired, since cannotMatch is then true for it. It is OtherContext if a code of
+// another context is live. Otherwise it is the way in which the newest code of the number ended.
+func (h *History) noLiveCode(r Rules, codes, unexpired []Code, context ContextTags, now int64) CheckResult {
 	newest := h.Accepted.SendID
 	for _, c := range codes {
 		newest = max(newest, c.SendID)
 	}
 	switch {
-	case hasUnexpired:
+	case slices.ContainsFunc(unexpired, context.has):
 		return Exhausted
+	case slices.ContainsFunc(unexpired, func(c Code) bool { return !r.cannotMatch(c, now) }):
+		return OtherContext
 	case newest > h.End.SendID: // the newest code was not used or exhausted
 		return Expired
 	case h.End.SendID == 0 || h.End.Used:
@@ -149,17 +158,14 @@ func (h History) appendTo(b []byte) []byte {
 	return b
 }
 
-// decodeHistory decodes the History that follows the codes in stored, the State of a Record.
-// If it cannot read the History, it returns the zero History: only operators and metrics use it.
-func decodeHistory(stored []byte) (h History) {
-	if len(stored) < headerBytes {
-		return History{}
+// decodeHistory decodes the output of appendTo, and returns the bytes after it. If it cannot read
+// the History, it returns the zero History and stored, but no error: only operators and metrics use
+// the History.
+func decodeHistory(stored []byte) (h History, rest []byte) {
+	if len(stored) < 2 || stored[0] != historyFormat {
+		return History{}, stored
 	}
-	codes := headerBytes + int(stored[headerBytes-1])*codeBytes
-	if len(stored) < codes+2 || stored[codes] != historyFormat {
-		return History{}
-	}
-	parts, b, ok := stored[codes+1], stored[codes+2:], true
+	parts, b, ok := stored[1], stored[2:], true
 	take := func(n int) []byte {
 		if len(b) < n {
 			ok = false
@@ -183,34 +189,37 @@ func decodeHistory(stored []byte) (h History) {
 		h.End.Used, h.End.Attempts = flags&usedFlag != 0, flags&^usedFlag
 	}
 	if !ok {
-		return History{}
+		return History{}, stored
 	}
-	return h
+	return h, b
 }
 
-// CheckResult is the result of a check. The caller learns only if it is Match. The others are for
-// metrics.
+// CheckResult is the result of a check. A response shows only whether it is Match. The other values are
+// for metrics, and for known callers that want details.
 type CheckResult uint8
 
-// All results except Match and Mismatch mean that no code was live. NoCode is the zero value: no
-// SMS was sent, or the last code was used. Exhausted is also the result if the unexpired codes
-// began in the future of this replica's clock (cannotMatch).
+// All results except Match and Mismatch mean that no code of the context was live. NoCode is the zero
+// value: no SMS was sent, or the last code was used. Exhausted is also the result if the unexpired
+// codes began in the future of this replica's clock (cannotMatch).
 const (
-	NoCode    CheckResult = iota
-	Match                 // the entered code is a live code
-	Mismatch              // no live code is the entered code
-	Expired               // the last code has expired
-	Exhausted             // the last code has no attempts left
+	NoCode       CheckResult = iota
+	Match                    // the entered code is a live code
+	Mismatch                 // no live code is the entered code
+	Expired                  // the last code has expired
+	Exhausted                // the last code has no attempts left
+	OtherContext             // a code of another context is live
 )
 
 func (r CheckResult) String() string {
-	return []string{"no_code", "match", "mismatch", "expired", "exhausted"}[r]
+	return []string{"no_code", "match", "mismatch", "expired", "exhausted", "other_context"}[r]
 }
 
-// Verification is the result of a check, with the time from the begin of the send to a Match.
+// Verification is the result of a check.
 type Verification struct {
 	Result CheckResult
-	After  time.Duration
+	After  time.Duration // from the begin of the send to a Match
+	// AttemptsLeft belongs to the newest code of the context after the check. It is 0 if there is none.
+	AttemptsLeft int
 }
 
 // Valid reports whether the entered code was a live code.

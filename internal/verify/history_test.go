@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,7 @@ import (
 
 func TestCheck_ReturnsTheResult(t *testing.T) {
 	const right = "000001"
+	match := func(after time.Duration, left int) Verification { return Verification{Match, after, left} }
 	for _, c := range []struct {
 		name  string
 		setUp func(v *Verifier, m *fakeStore)
@@ -19,11 +21,11 @@ func TestCheck_ReturnsTheResult(t *testing.T) {
 		want  Verification
 	}{
 		{"never sent", func(*Verifier, *fakeStore) {}, right, Verification{}},
-		{"the right code", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(7 * time.Second) }, right, Verification{Match, 7 * time.Second}},
-		{"another code", func(v *Verifier, _ *fakeStore) { send(v) }, wrongGuess, Verification{Result: Mismatch}},
-		{"an older code", func(v *Verifier, _ *fakeStore) { send(v); send(v) }, right, Verification{Result: Mismatch}},
+		{"the right code", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(7 * time.Second) }, right, match(7*time.Second, 0)},
+		{"another code", func(v *Verifier, _ *fakeStore) { send(v) }, wrongGuess, Verification{Mismatch, 0, 2}},
+		{"an older code", func(v *Verifier, _ *fakeStore) { send(v); send(v) }, right, Verification{Mismatch, 0, 2}},
 		{"the last attempt", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 2) }, wrongGuess, Verification{Result: Mismatch}},
-		{"used", func(v *Verifier, _ *fakeStore) { send(v); v.Check(context.Background(), testNumber, right) }, right, Verification{}},
+		{"used", func(v *Verifier, _ *fakeStore) { send(v); v.Check(context.Background(), testNumber, right, "") }, right, Verification{}},
 		{"expired", func(v *Verifier, _ *fakeStore) { send(v); time.Sleep(testRules.CodeTTL) }, right, Verification{Result: Expired}},
 		{"spent", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3) }, right, Verification{Result: Exhausted}},
 		{"spent, and its life is over", func(v *Verifier, _ *fakeStore) { send(v); guess(v, 3); time.Sleep(testRules.CodeTTL) }, right, Verification{Result: Expired}},
@@ -52,11 +54,16 @@ func TestCheck_ReturnsTheResult(t *testing.T) {
 			send(v)
 			v.Now = func() time.Time { return time.Now().Add(-4 * time.Second) }
 		}, right, Verification{Result: Match}},
-		{"an older live code", func(v *Verifier, m *fakeStore) { send(v); time.Sleep(time.Second); began(t, m, "777777") }, right, Verification{Match, time.Second}},
+		{"an older live code", func(v *Verifier, m *fakeStore) {
+			send(v)
+			time.Sleep(time.Second)
+			began(t, m, "777777")
+		}, right, match(time.Second, 3)},
 		{"spent, and another version wrote since", func(v *Verifier, m *fakeStore) {
 			send(v)
 			guess(v, 3)
-			m.write(func(s State) State { return s })
+			s, _, _ := decodeRecord(m.record.State)
+			m.record.State = s.encode()
 		}, right, Verification{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -64,7 +71,9 @@ func TestCheck_ReturnsTheResult(t *testing.T) {
 				var m fakeStore
 				v := newVerifier(&m, accept)
 				c.setUp(v, &m)
-				if got, err := v.Check(t.Context(), testNumber, c.typed); got != c.want || err != nil {
+				got, err := v.Check(t.Context(), testNumber, c.typed, "")
+				got.After = got.After.Truncate(10 * time.Millisecond) // without the back-off after a conflict
+				if got != c.want || err != nil {
 					t.Errorf("got %v after %v, %v, want %v after %v", got.Result, got.After, err, c.want.Result, c.want.After)
 				}
 			})
@@ -74,13 +83,13 @@ func TestCheck_ReturnsTheResult(t *testing.T) {
 
 // send sends, and waits until a rejected code is withdrawn.
 func send(v *Verifier) {
-	v.Send(context.Background(), testNumber, "", "")
+	v.Send(context.Background(), SendRequest{Number: testNumber})
 	synctest.Wait()
 }
 
 func guess(v *Verifier, times int) {
 	for range times {
-		v.Check(context.Background(), testNumber, wrongGuess)
+		v.Check(context.Background(), testNumber, wrongGuess, "")
 	}
 }
 
@@ -106,7 +115,7 @@ func TestInspect_ReturnsTheLastSendsAndTheCodesEnd(t *testing.T) {
 		guess(v, 1)
 		inspect("a wrong code, which only the attempts left show", History{Accepted: first})
 		time.Sleep(time.Second)
-		v.Check(t.Context(), testNumber, "000001")
+		v.Check(t.Context(), testNumber, "000001", "")
 		end := CodeEnd{SendID: first.SendID, At: now(), Used: true, Attempts: 2}
 		inspect("used", History{Accepted: first, End: end})
 		v.Sender = failWith(&SendError{Kind: SendLimited, ProviderCode: "isv.BUSINESS_LIMIT_CONTROL", RequestID: "request-2"})
@@ -139,11 +148,11 @@ func TestHistory_CostsNoStoreOperation(t *testing.T) {
 		var m fakeStore
 		v := newVerifier(&m, accept)
 		send(v)
-		v.Check(t.Context(), testNumber, "000001")
+		v.Check(t.Context(), testNumber, "000001", "")
 		if swaps := len(m.history); swaps != 2 {
 			t.Errorf("got %d swaps for a send and a check, want 2: begin and check", swaps)
 		}
-		v.Check(t.Context(), testNumber, "000001")
+		v.Check(t.Context(), testNumber, "000001", "")
 		if swaps := len(m.history); swaps != 2 {
 			t.Errorf("got %d swaps after a check that found no code, want 2 as before", swaps)
 		}
@@ -172,45 +181,63 @@ func anyHistory() *rapid.Generator[History] {
 	})
 }
 
+func anyKeyed() *rapid.Generator[[]KeyedSend] {
+	return rapid.Custom(func(t *rapid.T) (keyed []KeyedSend) {
+		for range rapid.IntRange(0, maxKeyed).Draw(t, "keyed sends") {
+			k := KeyedSend{
+				SendID: rapid.Int64().Draw(t, "send ID"), BegunAt: rapid.Int64().Draw(t, "begun at"),
+				Status: keyedStatus(rapid.IntRange(0, int(keyedTimedOut)).Draw(t, "status")),
+			}
+			copy(k.Tag.ID[:], rapid.SliceOfN(rapid.Byte(), 12, 12).Draw(t, "ID"))
+			copy(k.Tag.Request[:], rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "request"))
+			keyed = append(keyed, k)
+		}
+		return keyed
+	})
+}
+
 func TestHistory_RoundTripsBesideTheState(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, want := anyState().Draw(t, "state"), anyHistory().Draw(t, "history")
-		stored := want.appendTo(s.encode())
+		s.Keyed = anyKeyed().Draw(t, "keyed")
+		stored := encodeRecord(s, want)
 		if len(stored) > MaxStateBytes {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
 		}
-		if got := decodeHistory(append(stored, "of a later version"...)); got != want {
-			t.Fatalf("got %+v, want %+v", got, want)
+		got, h, err := decodeRecord(append(stored, "of a later version"...))
+		if err != nil || h != want || !slices.Equal(got.Keyed, s.Keyed) {
+			t.Fatalf("got %+v, %+v, %v, want %+v, %+v", h, got.Keyed, err, want, s.Keyed)
 		}
-		if want == (History{}) {
+		cut := rapid.IntRange(len(s.encode()), len(stored)).Draw(t, "cut to")
+		if cut == len(stored) {
 			return
 		}
-		cut := rapid.IntRange(len(s.encode()), len(stored)-1).Draw(t, "cut to")
-		if got := decodeHistory(stored[:cut]); got != (History{}) {
-			t.Fatalf("truncated to %d of %d bytes: got %+v, want none", cut, len(stored), got)
+		got, h, err = decodeRecord(stored[:cut])
+		if err != nil || got.LastSendID != s.LastSendID || !slices.Equal(got.Codes, s.Codes) {
+			t.Fatalf("truncated to %d of %d bytes: got %v, %v, want the codes of %v", cut, len(stored), got, err, s)
 		}
-		if got, err := decodeState(stored[:cut]); err != nil || got.LastSendID != s.LastSendID {
-			t.Fatalf("the state before it: got %v, %v, want %v", got, err, s)
+		wantHistory := want
+		if cut < len(want.appendTo(s.encode())) {
+			wantHistory = History{}
+		}
+		if h != wantHistory || got.Keyed != nil {
+			t.Fatalf("truncated to %d of %d bytes: got %+v, %+v, want %+v and no keyed sends", cut, len(stored), h, got.Keyed, wantHistory)
 		}
 	})
 }
 
 func TestHistory_TruncatesLongTexts(t *testing.T) {
 	long := strings.Repeat("x", 300)
-	stored := History{
-		Accepted{1, 1, long},
-		Rejected{1, 1, SendLimited, long, long},
-		CodeEnd{1, 1, true, 1},
-	}.appendTo(State{Codes: make([]Code, maxCodes)}.encode())
-	if got := decodeHistory(stored); len(stored) > MaxStateBytes || got.Accepted.BizID != long[:maxTextBytes] {
-		t.Errorf("got %d bytes with %q, want %d bytes at most, with the first %d of each text", len(stored), got.Accepted.BizID, MaxStateBytes, maxTextBytes)
+	stored := encodeRecord(State{}, History{Accepted{1, 1, long}, Rejected{1, 1, SendLimited, long, long}, CodeEnd{1, 1, true, 1}})
+	if _, got, err := decodeRecord(stored); err != nil || got.Accepted.BizID != long[:maxTextBytes] {
+		t.Errorf("got %q, %v, want the first %d bytes of each text", got.Accepted.BizID, err, maxTextBytes)
 	}
 }
 
 func TestCheckResult_HasItsName(t *testing.T) {
 	for o, want := range map[CheckResult]string{
 		NoCode: "no_code", Match: "match", Mismatch: "mismatch", Expired: "expired",
-		Exhausted: "exhausted",
+		Exhausted: "exhausted", OtherContext: "other_context",
 	} {
 		if got := o.String(); got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -5,19 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
-	"testing"
 	"time"
 )
 
 // This file checks the transitions of State exhaustively. It visits every interleaving of
-// a few overlapping sends, checks and clock steps, and checks three properties in every
+// a few overlapping sends, checks and clock steps, and checks four properties in every
 // state (docs/guarantees.md has G1, G2 and the rules):
 //
 //   - the results so far are linearizable (the oracle of oracle_test.go);
 //   - G1: no code was compared with more than AttemptLimit calls since the last match;
 //   - G2: every code that reached a phone is accepted, unless a later send succeeded or
-//     the code is used, expired or out of attempts.
+//     the code is used, expired or out of attempts;
+//   - each send with an idempotency key has the right answer (answerToKey).
+//
+// The first three hold for each context by itself: it has a specification of its own.
 //
 // A store with load and compare-and-swap makes every transition one atomic step. So the
 // interleavings of transitions are all effects that concurrent calls, replicas and crashes
@@ -45,8 +46,10 @@ const (
 	modelZero = int64(1_000_000_000_000) // the time of tick 0
 
 	wrongCode = -1 // a code that was never sent
-	// A storm is seven sends of other callers that crash at once.
+	// A storm is seven sends of other callers without a context that crash at once.
 	stormSends = maxCodes - 1
+	// Context 0 is no context.
+	maxContexts = 2
 )
 
 type phase uint8
@@ -61,9 +64,10 @@ const (
 
 // transitions are the functions that explore tests: those of Rules, or a mutant.
 type transitions struct {
-	begin    func(s State, mac MAC, now int64) (next State, sendID int64, sole bool, err error)
+	begin    func(s State, n NewSend, now int64) (next State, b Begun, err error)
 	confirm  func(s State, begun Code, now int64) State // begun is the code as begin added it
 	withdraw func(s State, begun Code, now int64) State
+	doubt    func(s State, begun Code) State
 	check    checkFunc
 	// soleAtLoad is true for a mutant: sole is true of an earlier load, not of the replaced state.
 	soleAtLoad bool
@@ -71,16 +75,32 @@ type transitions struct {
 	older *transitions
 }
 
+// A checkFunc checks in the context of macs.
 type checkFunc func(s State, macs []MAC, now int64) (next State, valid, changed bool)
 
 func transitionsOf(r Rules) transitions {
 	return transitions{
-		begin:    r.Begin,
-		confirm:  func(s State, begun Code, now int64) State { return r.Confirm(s, begun.SendID, now) },
+		begin: r.Begin,
+		confirm: func(s State, begun Code, now int64) State {
+			return r.Confirm(s, begun.SendID, contextOf(begun.MAC), now)
+		},
 		withdraw: func(s State, begun Code, now int64) State { return r.Withdraw(s, begun.SendID, now) },
-		check:    r.Check,
+		doubt:    func(s State, begun Code) State { return r.Doubt(s, begun.SendID, SendUnknown) },
+		check: func(s State, macs []MAC, now int64) (State, bool, bool) {
+			return r.Check(s, macs, contextOf(macs[0]), now)
+		},
 	}
 }
+
+// contextOf returns the tags of a MAC's context.
+func contextOf(m MAC) ContextTags {
+	if tag := m.context(); tag != (ContextTag{}) {
+		return ContextTags{tag}
+	}
+	return nil
+}
+
+func newSend(mac MAC, key ...KeyTag) NewSend { return NewSend{mac, contextOf(mac), key} }
 
 // of returns the transitions of the replica that makes a send.
 func (t transitions) of(s modelSend) transitions {
@@ -98,6 +118,12 @@ type world struct {
 	storm  bool // a storm may fill the list, once
 	loads  bool // a begin may load the row before other begins
 	totals bool // count all comparisons of each code
+
+	contexts int  // 0 and 1: no call has a context
+	keys     bool // a send may have the idempotency key; there is one
+	// Replicas of the previous release run beside these. They know no context, and may drop and
+	// count codes with one. Such codes must still be accepted only in their context, and once.
+	lossy bool
 }
 
 func (w world) rules() Rules { return Rules{AttemptLimit: w.limit, CodeTTL: modelTTL} }
@@ -110,8 +136,8 @@ type node struct {
 	begun   int                   // number of sends that began
 	tick    int
 	stormed bool
-	noCode  bool                    // the last evLoad found no live code
-	spec    [1 << modelSends]uint64 // states of the oracle
+	noCode  bool                                 // the last evLoad found no live code
+	spec    [maxContexts][1 << modelSends]uint64 // states of the oracle of each context
 }
 
 type modelSend struct {
@@ -120,8 +146,11 @@ type modelSend struct {
 	tick     int  // of the begin
 	sole     bool
 	older    bool // the replica has the older release
+	context  int8
+	keyed    bool // it has the idempotency key
+	doubted  bool // it is stored that its outcome is unknown
 	used     bool // accepted once
-	calls    int  // checks of the number since the begin, or since the last match
+	calls    int  // checks in its context since the begin, or since the last match
 	compared int  // of these, the ones that could have accepted it
 	total    int  // as compared, not reset by a match; 0 unless world.totals
 	younger  int  // sends begun later
@@ -132,16 +161,18 @@ func (n *node) now() int64 { return modelZero + int64(n.tick)*modelTick.Microsec
 
 func (n *node) expired(i int) bool { return n.tick-n.sends[i].tick >= 2 }
 
-// superseded reports whether a send begun after i has succeeded: its call
+// replaced reports whether a send of the context begun after i has succeeded: its call
 // returned OK, or its code was accepted.
-func (n *node) superseded(i int) bool {
-	return slices.ContainsFunc(n.sends[i+1:n.begun], func(s modelSend) bool { return s.phase == returnedOK || s.used })
+func (n *node) replaced(i int) bool {
+	return slices.ContainsFunc(n.sends[i+1:n.begun], func(s modelSend) bool {
+		return s.context == n.sends[i].context && (s.phase == returnedOK || s.used)
+	})
 }
 
-// pending returns the sends that may still succeed, one bit each.
-func (n *node) pending() (bits int) {
+// pending returns the sends of a context that may still succeed, one bit each.
+func (n *node) pending(context int) (bits int) {
 	for i := range n.begun {
-		if p := n.sends[i].phase; p == inFlight || p == delivered {
+		if s := n.sends[i]; int(s.context) == context && (s.phase == inFlight || s.phase == delivered) {
 			bits |= 1 << i
 		}
 	}
@@ -152,21 +183,30 @@ func (n *node) pending() (bits int) {
 func (n *node) key(b []byte, w world) string {
 	b = binary.AppendVarint(b[:0], n.row.LastSendID)
 	for _, c := range n.row.Codes {
-		b = append(b, c.MAC[0], c.Attempts)
+		b = append(b, c.MAC[0]+c.MAC[16], c.MAC[8], c.Attempts)
 		b = binary.AppendVarint(b, c.SendID)
 		b = binary.AppendVarint(b, (c.BegunAt-modelZero)/modelTick.Microseconds())
 	}
+	b = append(b, 0xff)
+	for _, k := range n.row.Keyed {
+		b = append(b, k.Tag.Request[0], byte(k.Status))
+		b = binary.AppendVarint(b, k.SendID)
+		b = binary.AppendVarint(b, (k.BegunAt-modelZero)/modelTick.Microseconds())
+	}
 	b = append(b, 0xff, byte(n.begun), byte(n.tick), byte(flag(n.stormed)|flag(n.noCode)<<1))
 	for _, s := range n.sends[:n.begun] {
-		b = append(b, byte(s.phase), byte(s.tick), byte(flag(s.used)|flag(s.pushed)<<1|flag(s.sole)<<2|flag(s.older)<<3),
+		flags := flag(s.used) | flag(s.pushed)<<1 | flag(s.sole)<<2 | flag(s.older)<<3 | flag(s.keyed)<<4 | flag(s.doubted)<<5
+		b = append(b, byte(s.phase), byte(s.tick), byte(s.context), byte(flags),
 			byte(min(s.calls, w.limit)), byte(s.compared), byte(s.total))
 		b = binary.AppendVarint(b, s.code.SendID)
 		if w.storm {
 			b = append(b, byte(s.younger))
 		}
 	}
-	for _, states := range n.spec {
-		b = binary.AppendUvarint(b, states)
+	for _, spec := range n.spec[:max(1, w.contexts)] {
+		for _, states := range spec {
+			b = binary.AppendUvarint(b, states)
+		}
 	}
 	return string(b)
 }
@@ -176,112 +216,6 @@ func flag(b bool) int64 {
 		return 1
 	}
 	return 0
-}
-
-// Kinds of events. An event of a send has its number.
-type eventKind uint8
-
-const (
-	evBegin eventKind = iota
-	evBeginByOlder
-	evLoad
-	evDeliver
-	evReturnOK
-	evConfirm
-	evWithdraw
-	evCheck
-	evTick
-	evPurge
-	evStorm
-	evCheckByOlder
-)
-
-type event struct {
-	kind eventKind
-	send int8
-}
-
-func (e event) String() string {
-	of := " " + string(rune('A'+e.send))
-	switch e.kind {
-	case evBegin:
-		return "begin" + of
-	case evBeginByOlder:
-		return "begin" + of + " by the older release"
-	case evLoad:
-		return "a load by a later begin"
-	case evDeliver:
-		return of[1:] + " reaches the phone"
-	case evReturnOK:
-		return of[1:] + " returns OK without confirm"
-	case evConfirm:
-		return "confirm" + of
-	case evWithdraw:
-		return "withdraw" + of
-	case evCheck, evCheckByOlder:
-		by := ""
-		if e.kind == evCheckByOlder {
-			by = " by the older release"
-		}
-		if e.send == wrongCode {
-			return "check a wrong code" + by
-		}
-		return "check" + of + by
-	case evTick:
-		return "half a life passes"
-	case evPurge:
-		return "the row is purged"
-	default:
-		return "seven others begin and crash"
-	}
-}
-
-// events appends every event that is possible at n.
-func (n *node) events(to []event, w world, t transitions) []event {
-	if n.begun < w.sends {
-		to = append(to, event{evBegin, int8(n.begun)})
-		if t.older != nil {
-			to = append(to, event{evBeginByOlder, int8(n.begun)})
-		}
-		if w.loads {
-			to = append(to, event{kind: evLoad})
-		}
-	}
-	for i := range n.begun {
-		send := int8(i)
-		to = append(to, event{evCheck, send})
-		switch n.sends[i].phase {
-		case inFlight:
-			to = append(to, event{evDeliver, send}, event{evWithdraw, send})
-		case delivered, returnedOK:
-			if !n.sends[i].sole {
-				to = append(to, event{evConfirm, send})
-			} else if n.sends[i].phase == delivered {
-				to = append(to, event{evReturnOK, send})
-			}
-		case withdrawn:
-			to = append(to, event{evWithdraw, send})
-		}
-	}
-	to = append(to, event{evCheck, wrongCode})
-	if t.older != nil {
-		for i := wrongCode; i < n.begun; i++ {
-			to = append(to, event{evCheckByOlder, int8(i)})
-		}
-	}
-	if n.tick < w.ticks {
-		to = append(to, event{kind: evTick})
-	}
-	// A row is kept for the retention. The model uses a lower bound: no code of the row
-	// lives. So confirms and withdraws may also come after their row was purged.
-	if n.row.LastSendID != 0 && !slices.ContainsFunc(n.row.Codes, n.unexpired) &&
-		n.tick >= n.lastBegin()+2 {
-		to = append(to, event{kind: evPurge})
-	}
-	if w.storm && !n.stormed {
-		to = append(to, event{kind: evStorm})
-	}
-	return to
 }
 
 func (n *node) unexpired(c Code) bool { return n.now() < c.BegunAt+modelTTL.Microseconds() }
@@ -294,27 +228,76 @@ func (n *node) lastBegin() int {
 	return last
 }
 
-// modelMAC returns the MAC of a send's code.
+// modelMAC returns the MAC of a send's code without a context.
 func modelMAC(send int) MAC { return MAC{byte(send + 2)} }
 
-var modelMACs = func() (macs [1 + modelSends][]MAC) { // wrongCode first
-	for i := range macs {
-		macs[i] = []MAC{modelMAC(i - 1)}
+// contextMAC returns the MAC of a send's code in a context.
+func contextMAC(send, context int) MAC {
+	if context == 0 {
+		return modelMAC(send)
+	}
+	return MAC{8: byte(context), 16: byte(send + 2)}
+}
+
+var modelMACs = func() (macs [maxContexts][1 + modelSends][]MAC) { // wrongCode first
+	for context := range macs {
+		for i := range macs[context] {
+			macs[context][i] = []MAC{contextMAC(i-1, context)}
+		}
 	}
 	return macs
 }()
 
-// live reports whether the code of a send would be accepted now.
+// modelKey is the idempotency key, whose request is the context.
+func modelKey(context int8) KeyTag { return KeyTag{ID: [12]byte{1}, Request: [4]byte{byte(context)}} }
+
+// live reports whether the code of a send would be accepted now in its context.
 func (n *node) live(send int, t transitions) bool {
-	_, valid, _ := t.check(n.row, modelMACs[1+send], n.now())
+	_, valid, _ := t.check(n.row, modelMACs[n.sends[send].context][1+send], n.now())
 	return valid
+}
+
+// answerToKey checks the result of a begin with the idempotency key. Until the life of its code is
+// over, the key is one SMS, unless the send was withdrawn.
+func (n *node) answerToKey(context int8, b Begun, err error) error {
+	var unknown *SendError
+	got := "begins"
+	switch {
+	case errors.As(err, &unknown):
+		got = "an unknown outcome"
+	case errors.Is(err, ErrKeyInProgress), errors.Is(err, ErrKeyReused):
+		got = err.Error()
+	case err != nil:
+		return nil // the list is full
+	case b.Replayed:
+		got = "a replay"
+	}
+	want := "begins"
+	for i, s := range n.sends[:n.begun] {
+		switch {
+		case !s.keyed || s.phase == withdrawn || n.expired(i):
+		case s.context != context:
+			want = ErrKeyReused.Error()
+		case s.phase == returnedOK:
+			want = "a replay"
+		case s.doubted || n.tick > s.tick: // a send is in flight for half a minute at most
+			want = "an unknown outcome"
+		default:
+			want = ErrKeyInProgress.Error()
+		}
+	}
+	if got != want {
+		return fmt.Errorf("idempotency key: got %q, want %q", got, want)
+	}
+	return nil
 }
 
 // step returns the node after e, and an error if it violates a property.
 func (n node) step(e event, t transitions, w world) (node, error) {
-	spec := oracle{n.spec[:], w.limit}
+	specs := [maxContexts]oracle{{n.spec[0][:], w.limit}, {n.spec[1][:], w.limit}}
 	now := n.now()
 	i := int(e.send)
+	spec := specs[e.context] // for an event of a send, that of its context
 	switch e.kind {
 	case evLoad:
 		n.noCode = !slices.ContainsFunc(n.row.Codes, n.unexpired)
@@ -323,32 +306,44 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 		if e.kind == evBeginByOlder {
 			begin = t.older.begin
 		}
-		row, sendID, sole, err := begin(n.row, modelMAC(i), now)
-		if err != nil {
+		send := newSend(contextMAC(i, int(e.context)))
+		if e.keyed {
+			send.Key = []KeyTag{modelKey(e.context)}
+		}
+		row, b, err := begin(n.row, send, now)
+		if e.keyed {
+			if wrong := n.answerToKey(e.context, b, err); wrong != nil {
+				return n, wrong
+			}
+		}
+		if err != nil || b.Replayed {
 			return n, nil // nothing was sent; the call may come again later
 		}
 		if t.soleAtLoad {
-			sole = n.noCode
+			b.Sole = n.noCode
 		}
-		n.beganOne()
+		n.beganOne(w)
 		n.row = row
 		n.sends[i] = modelSend{
-			phase: inFlight, tick: n.tick, code: Code{SendID: sendID, MAC: modelMAC(i), BegunAt: now},
-			sole: sole, older: e.kind == evBeginByOlder,
+			phase: inFlight, tick: n.tick, code: Code{SendID: b.SendID, MAC: send.MAC, BegunAt: now},
+			sole: b.Sole, older: e.kind == evBeginByOlder, context: e.context, keyed: e.keyed,
 		}
 		n.begun++
 	case evStorm:
 		n.stormed = true
 		for k := range stormSends {
-			row, _, _, err := t.begin(n.row, MAC{byte(100 + k)}, now)
+			row, _, err := t.begin(n.row, newSend(MAC{byte(100 + k)}), now)
 			if err != nil {
 				break
 			}
-			n.beganOne()
+			n.beganOne(w)
 			n.row = row
 		}
 	case evDeliver:
 		n.sends[i].phase = delivered
+	case evDoubt:
+		n.row = t.doubt(n.row, n.sends[i].code)
+		n.sends[i].doubted = true
 	case evReturnOK:
 		n.sends[i].phase = returnedOK
 		spec.returnedOK(i)
@@ -357,6 +352,9 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 		if n.sends[i].phase == delivered {
 			n.sends[i].phase = returnedOK
 			spec.returnedOK(i)
+			if n.sends[i].pushed { // it succeeded, and may have been pushed out before this late confirm
+				spec.letLose(i)
+			}
 		}
 	case evWithdraw:
 		n.row = t.of(n.sends[i]).withdraw(n.row, n.sends[i].code, now)
@@ -365,11 +363,7 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 			spec.returnedRejected(i, n.sends[i].used)
 		}
 	case evCheck, evCheckByOlder:
-		check := t.check
-		if e.kind == evCheckByOlder {
-			check = t.older.check
-		}
-		if err := n.check(i, check, t, w, spec); err != nil {
+		if err := n.check(e, t, w, spec); err != nil {
 			return n, err
 		}
 	case evTick:
@@ -377,25 +371,37 @@ func (n node) step(e event, t transitions, w world) (node, error) {
 	case evPurge:
 		n.row = State{}
 	}
-	spec.letSucceed(n.pending())
+	for context := range max(1, w.contexts) {
+		specs[context].letSucceed(n.pending(context))
+	}
 	for i := range n.begun {
 		if n.expired(i) {
-			spec.expire(i)
+			specs[n.sends[i].context].expire(i)
 		}
 	}
 	n.forget()
 	if n.stormed {
-		spec.letStrangerSucceed()
+		specs[0].letStrangerSucceed()
 	}
-	if !spec.legal() {
-		return n, errors.New("not linearizable: no order of the calls explains the results")
+	for context := range n.guaranteed(w) {
+		if !specs[context].legal() {
+			return n, errors.New("not linearizable: no order of the calls explains the results")
+		}
 	}
 	return n, n.deadSMS(t, w)
 }
 
+// guaranteed returns the number of contexts with all guarantees.
+func (n *node) guaranteed(w world) int {
+	if w.lossy {
+		return 1
+	}
+	return max(1, w.contexts)
+}
+
 // forget drops counts that no longer matter, so that nodes that differ only in them are
 // equal. A code that is used, withdrawn or expired must not be accepted even once, and G2
-// does not apply to it or to a superseded code.
+// does not apply to it or to a replaced code.
 func (n *node) forget() {
 	for i := range n.begun {
 		s := &n.sends[i]
@@ -403,7 +409,7 @@ func (n *node) forget() {
 		if over {
 			s.compared = 0
 		}
-		if over || s.pushed || n.superseded(i) {
+		if over || s.pushed || n.replaced(i) {
 			s.calls = 0
 		}
 	}
@@ -411,23 +417,32 @@ func (n *node) forget() {
 
 // beganOne counts a begin for each earlier send, before it is in the row. Of sends that have not
 // returned OK, only the first code and the newest six count (docs/architecture.md, known
-// limitations). The one that begins is one of the six until its outcome is known.
-func (n *node) beganOne() {
-	first := slices.IndexFunc(n.row.Codes, n.unexpired)
+// limitations), and one less for each other context. The one that begins is one of the six until its
+// outcome is known.
+func (n *node) beganOne(w world) {
 	for i := range n.begun {
 		s := &n.sends[i]
 		s.younger++
+		first := slices.IndexFunc(n.row.Codes, func(c Code) bool { return n.unexpired(c) && contextOf(s.code.MAC).has(c) })
 		isFirst := first >= 0 && n.row.Codes[first].SendID == s.code.SendID
-		if s.phase != returnedOK && n.tick > s.tick && s.younger >= maxCodes-1 && !isFirst {
+		if s.phase != returnedOK && n.tick > s.tick && s.younger >= maxCodes-max(1, w.contexts) && !isFirst {
 			s.pushed = true
 		}
 	}
 }
 
-// check is a Valid call with the code of a send.
-func (n *node) check(send int, check checkFunc, t transitions, w world, spec oracle) error {
+// check is a Valid call with the code of a send, in the context of the event.
+func (n *node) check(e event, t transitions, w world, spec oracle) error {
+	check := t.check
+	if e.kind == evCheckByOlder {
+		check = t.older.check
+	}
+	send := int(e.send)
 	for i := range n.begun {
 		s := &n.sends[i]
+		if s.context != e.context && e.kind != evCheckByOlder { // the older release counts all codes
+			continue
+		}
 		s.calls = min(s.calls+1, w.limit)
 		if !n.live(i, t) {
 			continue
@@ -440,19 +455,25 @@ func (n *node) check(send int, check checkFunc, t transitions, w world, spec ora
 			return fmt.Errorf("G1: code %c was compared with %d calls since the last match, want %d at most", 'A'+i, s.compared, w.limit)
 		}
 	}
-	row, valid, _ := check(n.row, modelMACs[1+send], n.now())
+	row, valid, _ := check(n.row, modelMACs[e.context][1+send], n.now())
 	n.row = row
 	if valid {
 		if n.sends[send].used {
 			return fmt.Errorf("rule 4: code %c was accepted twice", 'A'+send)
 		}
+		if n.sends[send].context != e.context {
+			return fmt.Errorf("code %c was accepted in another context", 'A'+send)
+		}
 		n.sends[send].used = true
 		for i := range n.begun {
-			n.sends[i].calls, n.sends[i].compared = 0, 0
+			if n.sends[i].context == e.context || e.kind == evCheckByOlder {
+				n.sends[i].calls, n.sends[i].compared = 0, 0
+			}
 		}
 	}
-	spec.checked(send, send != wrongCode && !n.expired(send), valid, n.begun)
-	if !spec.legal() {
+	right := send != wrongCode && n.sends[send].context == e.context && !n.expired(send)
+	spec.checked(send, right, valid, n.begun)
+	if int(e.context) < n.guaranteed(w) && !spec.legal() {
 		return fmt.Errorf("not linearizable: no order of the calls explains the last result, %v", valid)
 	}
 	return nil
@@ -463,126 +484,10 @@ func (n *node) check(send int, check checkFunc, t transitions, w world, spec ora
 func (n *node) deadSMS(t transitions, w world) error {
 	for i := range n.begun {
 		s := &n.sends[i]
-		reached := s.phase == delivered || s.phase == returnedOK
-		if reached && !s.used && !s.pushed && s.calls < w.limit && !n.expired(i) && !n.superseded(i) && !n.live(i, t) {
-			return fmt.Errorf("G2: code %c is on the phone and rejected, but is not superseded, used, expired or spent", 'A'+i)
+		reached := int(s.context) < n.guaranteed(w) && (s.phase == delivered || s.phase == returnedOK)
+		if reached && !s.used && !s.pushed && s.calls < w.limit && !n.expired(i) && !n.replaced(i) && !n.live(i, t) {
+			return fmt.Errorf("G2: code %c is on the phone and rejected, but is not replaced, used, expired or exhausted", 'A'+i)
 		}
 	}
 	return nil
-}
-
-// An exploration is the result of explore.
-type exploration struct {
-	states, steps int
-	mostCompared  int // calls that one code was compared with since a match
-	mostInAll     int // calls that one code was compared with; 0 unless world.totals
-	wrong         error
-	trace         []event // the shortest path to wrong
-}
-
-func (e exploration) String() string {
-	if e.wrong == nil {
-		return fmt.Sprintf("%d states, %d steps", e.states, e.steps)
-	}
-	var steps []string
-	for _, ev := range e.trace {
-		steps = append(steps, ev.String())
-	}
-	return fmt.Sprintf("%v\n\tafter: %s\n\t(%d states seen)", e.wrong, strings.Join(steps, "; "), e.states)
-}
-
-// explore visits each state of w once, breadth first, until it has seen all states or found
-// a violation.
-func explore(w world, t transitions) (seen exploration) {
-	type step struct { // the first step to a state
-		from int32
-		by   event
-	}
-	var first node
-	newOracle(first.spec[:], w.limit)
-	var key []byte
-	visited := map[string]struct{}{first.key(key, w): {}}
-	steps := []step{{from: -1}}
-	frontier := []node{first}
-	var events []event
-	for base := 0; len(frontier) > 0; {
-		var next []node
-		for f := range frontier {
-			n := &frontier[f]
-			events = n.events(events[:0], w, t)
-			for _, e := range events {
-				seen.steps++
-				m, err := n.step(e, t, w)
-				if err != nil {
-					seen.wrong, seen.trace = err, []event{e}
-					for at := base + f; steps[at].from >= 0; at = int(steps[at].from) {
-						seen.trace = append(seen.trace, steps[at].by)
-					}
-					slices.Reverse(seen.trace)
-					seen.states = len(visited)
-					return seen
-				}
-				k := m.key(key, w)
-				if _, known := visited[k]; known {
-					continue
-				}
-				visited[k] = struct{}{}
-				steps = append(steps, step{int32(base + f), e})
-				next = append(next, m)
-				for _, s := range m.sends {
-					seen.mostCompared = max(seen.mostCompared, s.compared)
-					seen.mostInAll = max(seen.mostInAll, s.total)
-				}
-			}
-		}
-		base += len(frontier)
-		frontier = next
-	}
-	seen.states = len(visited)
-	return seen
-}
-
-func TestModel_EveryInterleavingKeepsTheGuarantees(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		world world
-		floor int // states; fewer means that explore misses some
-	}{
-		{"one attempt, three sends, codes expire, rows are purged", world{limit: 1, sends: 3, ticks: 3}, 45_000},
-		{"two attempts, three sends, codes expire, rows are purged", world{limit: 2, sends: 3, ticks: 2}, 70_000},
-		{"three attempts, three sends, codes expire, rows are purged", world{limit: 3, sends: 3, ticks: 2}, 200_000},
-		{"one attempt, three sends, and the list is full", world{limit: 1, sends: 3, ticks: 1, storm: true}, 75_000},
-		{"three attempts, two sends, and the list is full", world{limit: 3, sends: 2, ticks: 2, storm: true}, 70_000},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			seen := explore(c.world, transitionsOf(c.world.rules()))
-			if seen.wrong != nil {
-				t.Fatalf("got %v", seen)
-			}
-			t.Logf("no violation in %v", seen)
-			if seen.states < c.floor {
-				t.Errorf("got %d states, want at least %d", seen.states, c.floor)
-			}
-			if seen.mostCompared != c.world.limit {
-				t.Errorf("calls that one code was compared with between two matches: got %d at most, want %d", seen.mostCompared, c.world.limit)
-			}
-		})
-	}
-}
-
-// A match sets the attempts of newer codes to zero (rule 3 of docs/guarantees.md: their
-// sends succeed after it). So a code can be compared with AttemptLimit calls for itself, and
-// with as many for each older code that is used before it.
-func TestModel_CodeIsComparedAtMostLimitTimesPerSend(t *testing.T) {
-	for limit := 1; limit <= 3; limit++ {
-		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
-			t.Parallel()
-			w := world{limit: limit, sends: 3, totals: true}
-			seen := explore(w, transitionsOf(w.rules()))
-			if want := limit * 3; seen.wrong != nil || seen.mostInAll != want {
-				t.Errorf("three sends: got %d comparisons with one code at most, want %d (%v)", seen.mostInAll, want, seen)
-			}
-		})
-	}
 }

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Number is a mobile number in E.164 form, with the plus: "+8618612345678".
+// Number is a mobile number in E.164 form, with a leading plus: "+8618612345678".
 type Number string
 
 // Masked returns the form of the number for logs. It hides the four digits before the last four:
@@ -18,19 +18,19 @@ func (n Number) Masked() string {
 	return string(n[:len(n)-hidden-shown]) + "****" + string(n[len(n)-shown:])
 }
 
-// Mainland reports whether the number belongs to mainland China. Aliyun's default limits and
-// its form of eleven digits are only for these numbers.
+// Mainland reports whether the number belongs to mainland China. Aliyun has default limits only for
+// these numbers, and accepts only these without the country code.
 func (n Number) Mainland() bool { return strings.HasPrefix(string(n), "+86") }
 
-// NumberingPlan returns the E.164 form of a number that a person in region (ISO 3166
-// alpha-2) dials. ok is false if it is not a mobile number. number consists of ASCII digits,
-// with a plus before them if they begin with a country code.
+// NumberingPlan returns the E.164 form of a number as it is dialled in region (ISO 3166 alpha-2).
+// ok is false if the number is not a mobile number. number consists of ASCII digits, with a leading
+// plus if they begin with a country code.
 type NumberingPlan func(number, region string) (e164 string, ok bool)
 
 // NumberParser parses the field phone_number into a Number. All forms of one number give the
 // same Number, so that a person cannot get more attempts by writing it in another form.
 type NumberParser struct {
-	Region string // ISO 3166 alpha-2; for numbers without country code
+	Region string // ISO 3166 alpha-2; for numbers without a country code
 	Plan   NumberingPlan
 }
 
@@ -45,7 +45,7 @@ var (
 )
 
 // IsMainlandMobile reports whether digits have the form of a mobile number of mainland China
-// without country code. It checks only the form, since China assigns new ranges before the
+// without a country code. It checks only the form, since China assigns new ranges before the
 // metadata of the numbering plan has them.
 func IsMainlandMobile(digits string) bool { return mainlandMobile.MatchString(digits) }
 
@@ -57,12 +57,12 @@ func isFiller(c rune) bool {
 		'\u200b' <= c && c <= '\u200f' || '\u202a' <= c && c <= '\u202e' || '\u2066' <= c && c <= '\u2069'
 }
 
-// Parse returns the Number of raw. It removes filler characters. If a plus comes first, a
-// country code follows it. If not, the number is dialled in the parser's region.
+// Parse returns the Number of raw. It removes filler characters. A leading plus means that the
+// country code follows. Without a plus, raw is the number as it is dialled in the parser's region.
 //
-// Parse rejects a number that begins with 00 if it has two meanings: one as dialled in the
-// region, and another with + in place of the 00. People in every region write 00 for +, also
-// if 00 begins a different prefix there. An error never repeats the input.
+// Parse rejects a number that begins with 00 if it is ambiguous: if another number results from +
+// in place of the 00. People in every region write 00 for +, even if 00 begins a different prefix
+// there. An error never repeats the input.
 func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 	if raw == "" {
 		return "", &FieldError{"phone_number", "is required: " + strings.TrimPrefix(numberWanted, "must be ")}
@@ -77,22 +77,22 @@ func (p NumberParser) Parse(raw string) (Number, *FieldError) {
 		case c >= '0' && c <= '9' || c == '+' && len(kept) == 0:
 			kept = append(kept, byte(c))
 		default:
-			return "", &FieldError{"phone_number", numberWanted + "; only digits, a leading +, spaces, hyphens and parentheses may stand in it"}
+			return "", &FieldError{"phone_number", numberWanted + "; only digits, a leading +, spaces, hyphens and parentheses are allowed"}
 		}
 	}
 	number := string(kept)
 	n, err := p.read(number)
-	// A number that begins with 0011 has one meaning, Australia's prefix for international
-	// calls: no area code of +1 begins with 1.
+	// 0011 is Australia's prefix for international calls, and has no other meaning. With + in
+	// place of 00 the number would begin with +11, but no area code of +1 begins with 1.
 	if international, ok := strings.CutPrefix(number, "00"); ok && err == nil && !strings.HasPrefix(international, "11") {
 		if other, err := p.read("+" + international); err == nil && other != n {
-			return "", &FieldError{"phone_number", numberWanted + "; this one, with its 00, can be read as two numbers: write + and the country code"}
+			return "", &FieldError{"phone_number", numberWanted + "; this one begins with 00, and can be read as two numbers: write + and the country code"}
 		}
 	}
 	return n, err
 }
 
-// read parses ASCII digits, with a plus before them if they begin with a country code.
+// read parses ASCII digits, with a leading plus if they begin with a country code.
 func (p NumberParser) read(number string) (Number, *FieldError) {
 	// Only CN is handled here. In another region, 00 can begin a longer prefix (in Hong
 	// Kong 001 and 0060, for example); the Plan has these prefixes.
@@ -110,15 +110,15 @@ func (p NumberParser) read(number string) (Number, *FieldError) {
 		}
 		if number, ok = p.Plan(number, p.Region); !ok || !e164.MatchString(number) {
 			return "", &FieldError{"phone_number", numberWanted +
-				"; this is no mobile number of region " + p.Region + " or of the country code it begins with"}
+				"; this is not a mobile number of region " + p.Region + " or of its country code"}
 		}
 	}
 	if national, ok := strings.CutPrefix(number, "+86"); ok {
-		// The zero of 0138… is a trunk prefix: the number is no landline, since no area
+		// The zero of 0138… is a trunk prefix: the number is not a landline, since no area
 		// code begins with 013 to 019.
 		national = strings.TrimPrefix(national, "0")
 		if !IsMainlandMobile(national) {
-			return "", &FieldError{"phone_number", numberWanted + "; in mainland China that is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
+			return "", &FieldError{"phone_number", numberWanted + "; in mainland China it is 1, then 3 to 9, then nine digits (numbers of other countries begin with + and the country code)"}
 		}
 		number = "+86" + national
 	}

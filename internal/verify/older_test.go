@@ -9,23 +9,23 @@ import (
 // confirmed. They confirm each send before it returns OK, and their begin drops the oldest code
 // without the flag from a full list. In this file, Code.Attempts is the stored byte, with the flag.
 
-func olderBegin(r Rules, s State, mac MAC, now int64) (State, int64, bool, error) {
+func olderBegin(r Rules, s State, n NewSend, now int64) (State, Begun, error) {
 	codes := r.unexpired(s.Codes, now)
 	if len(codes) >= maxCodes {
 		i := slices.IndexFunc(codes, func(c Code) bool {
 			return c.Attempts&firstFlag == 0 && c.BegunAt < now-longestInFlight.Microseconds()
 		})
 		if i < 0 {
-			return s, 0, false, ErrSendInProgress
+			return s, Begun{}, ErrSendInProgress
 		}
 		codes = slices.Delete(codes, i, i+1)
 	}
 	sendID := max(s.LastSendID+1, now)
-	return State{sendID, append(codes, Code{SendID: sendID, MAC: mac, BegunAt: now})}, sendID, false, nil
+	return State{sendID, append(codes, Code{SendID: sendID, MAC: n.MAC, BegunAt: now}), nil}, Begun{SendID: sendID, At: now}, nil
 }
 
 func olderConfirm(r Rules, s State, sendID, now int64) State {
-	s = r.Confirm(s, sendID, now)
+	s = r.Confirm(s, sendID, nil, now)
 	if len(s.Codes) > 0 && s.Codes[0].SendID == sendID {
 		s.Codes[0].Attempts |= firstFlag
 	}
@@ -34,7 +34,7 @@ func olderConfirm(r Rules, s State, sendID, now int64) State {
 
 // read returns the State that this release decodes, and written the bytes that it encodes.
 func read(s State) State {
-	s, err := decodeState(s.encode())
+	s, _, err := decodeRecord(s.encode())
 	if err != nil {
 		panic(err)
 	}
@@ -53,9 +53,9 @@ func written(s State) State {
 func besideOlder(r Rules) transitions {
 	t := transitionsOf(r)
 	return transitions{
-		begin: func(s State, mac MAC, now int64) (State, int64, bool, error) {
-			s, sendID, sole, err := t.begin(read(s), mac, now)
-			return written(s), sendID, sole, err
+		begin: func(s State, n NewSend, now int64) (State, Begun, error) {
+			s, b, err := t.begin(read(s), n, now)
+			return written(s), b, err
 		},
 		confirm:  func(s State, begun Code, now int64) State { return written(t.confirm(read(s), begun, now)) },
 		withdraw: func(s State, begun Code, now int64) State { return written(t.withdraw(read(s), begun, now)) },
@@ -64,7 +64,7 @@ func besideOlder(r Rules) transitions {
 			return written(s), valid, changed
 		},
 		older: &transitions{
-			begin:    func(s State, mac MAC, now int64) (State, int64, bool, error) { return olderBegin(r, s, mac, now) },
+			begin:    func(s State, n NewSend, now int64) (State, Begun, error) { return olderBegin(r, s, n, now) },
 			confirm:  func(s State, begun Code, now int64) State { return olderConfirm(r, s, begun.SendID, now) },
 			withdraw: t.withdraw,
 			check: func(s State, macs []MAC, now int64) (State, bool, bool) {
@@ -102,9 +102,9 @@ func TestModel_OlderReleaseNeedsTheFirstFlag(t *testing.T) {
 	w := world{limit: 1, sends: 2, ticks: 1, storm: true}
 	unflagged := besideOlder(w.rules())
 	begin := unflagged.begin
-	unflagged.begin = func(s State, mac MAC, now int64) (State, int64, bool, error) {
-		s, sendID, sole, err := begin(s, mac, now)
-		return read(s), sendID, sole, err
+	unflagged.begin = func(s State, n NewSend, now int64) (State, Begun, error) {
+		s, b, err := begin(s, n, now)
+		return read(s), b, err
 	}
 	if seen := explore(w, unflagged); seen.wrong == nil {
 		t.Errorf("got no violation in %v, want the sole code dropped", seen)

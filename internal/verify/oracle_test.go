@@ -91,6 +91,17 @@ func (o oracle) letStrangerSucceed() {
 	}
 }
 
+// letLose adds to every state in which the code of send is current one in which it is lost.
+func (o oracle) letLose(send int) {
+	for succeeded, states := range o.possible {
+		for left := 1; left <= o.limit; left++ {
+			if states&o.bit(send, left) != 0 {
+				o.possible[succeeded] |= 1 << none
+			}
+		}
+	}
+}
+
 // expire ends the life of the code of send: if it is current, no code is current now.
 func (o oracle) expire(send int) {
 	for succeeded, states := range o.possible {

@@ -2,7 +2,6 @@ package verify
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -15,13 +14,13 @@ const outcomeTimeout = 60 * time.Second
 // number probably has, or the zero Record. The channel receives true if the update was stored, or
 // if there was nothing to store.
 //
-// next may be applied twice: after a swap that may have been applied, it is applied again.
+// next must be idempotent: it may run again after a swap that was applied.
 func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Record, next transition) <-chan bool {
 	stored := make(chan bool, 1)
 	v.background.Add(1)
 	go func() {
 		defer v.background.Add(-1)
-		err := errors.New("panic")
+		var err error
 		defer func() {
 			if p := recover(); p != nil { // p could hold a code: do not log it
 				err = fmt.Errorf("panic with a %T", p)
@@ -39,14 +38,24 @@ func (v *Verifier) updateInBackground(ctx context.Context, n Number, known Recor
 	return stored
 }
 
+// await waits at most storeTimeout for an update, and reports whether it was stored.
+func await(stored <-chan bool) bool {
+	select {
+	case ok := <-stored:
+		return ok
+	case <-time.After(storeTimeout):
+		return false
+	}
+}
+
 // Pending returns the number of background updates, which store the outcomes of sends.
 func (v *Verifier) Pending() int64 { return v.background.Load() }
 
-// Wait stores the outcomes that are owed, and waits until no background update is running or ctx
-// is done. It polls a counter, since a sync.WaitGroup panics if Add is called during Wait: after a
-// forced stop of the server, calls that are still running can start background updates.
+// Wait stores the owed acceptances, and waits until no background update is running or ctx is
+// done. After a forced stop of the server, calls that are still running can start background
+// updates. So Wait polls a counter: a sync.WaitGroup can panic if Add is called during Wait.
 func (v *Verifier) Wait(ctx context.Context) {
-	v.drainOwed()
+	v.Drain()
 	for v.background.Load() > 0 && ctx.Err() == nil {
 		time.Sleep(10 * time.Millisecond)
 	}

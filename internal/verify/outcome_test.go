@@ -53,7 +53,7 @@ func TestSend_UnknownBeginLeavesNoCode(t *testing.T) {
 					t.Error("the provider was called, want no call")
 					return Receipt{}, nil
 				})
-				if _, err := v.Send(t.Context(), testNumber, "", ""); !isOnly(t, err, ErrStoreUnavailable) {
+				if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); !isOnly(t, err, ErrStoreUnavailable) {
 					t.Errorf("got %v, want %v", err, ErrStoreUnavailable)
 				}
 				broken.Store(false)
@@ -97,7 +97,7 @@ func TestSend_OutcomeDoesNotQueueBehindNewCalls(t *testing.T) {
 			return Receipt{}, nil
 		})
 		start := time.Now()
-		if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil || time.Since(start) > time.Second {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil || time.Since(start) > time.Second {
 			t.Errorf("Send: got %v after %v, want its outcome stored before the waiting calls", err, time.Since(start))
 		}
 		if n := loads.Load(); n != maxConcurrentUpdates {
@@ -119,7 +119,7 @@ func TestSend_RecoversPanicWhileStoringTheOutcome(t *testing.T) {
 			return nil
 		})
 		v := newVerifier(&store, func(context.Context, Message) (Receipt, error) { asked = true; return Receipt{}, nil })
-		if _, err := v.Send(t.Context(), testNumber, "", ""); !isOnly(t, err, ErrSentNotConfirmed) {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); !isOnly(t, err, ErrSentNotConfirmed) {
 			t.Errorf("got %v, want %v", err, ErrSentNotConfirmed)
 		}
 		v.Wait(t.Context())
@@ -164,7 +164,7 @@ func TestSend_StoresTheOutcomeAfterTheCallerLeft(t *testing.T) {
 					return Receipt{BizID: "biz"}, c.result
 				})
 				start := time.Now()
-				_, err := v.Send(ctx, testNumber, "", "")
+				_, err := v.Send(ctx, SendRequest{Number: testNumber})
 				if took := time.Since(start); !c.want(err) || took != c.took {
 					t.Errorf("got %v after %v, want its result after %v", err, took, c.took)
 				}
@@ -191,7 +191,7 @@ func TestSend_LogsAnOutcomeNotStoredWithinAMinute(t *testing.T) {
 		})
 		v.Log = slog.New(slog.NewTextHandler(&log, nil))
 		start := time.Now()
-		if _, err := v.Send(t.Context(), testNumber, "", ""); !isOnly(t, err, ErrSentNotConfirmed) {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); !isOnly(t, err, ErrSentNotConfirmed) {
 			t.Errorf("got %v, want %v", err, ErrSentNotConfirmed)
 		}
 		v.Wait(t.Context())
@@ -214,7 +214,7 @@ func TestWait_EndsWithItsContext(t *testing.T) {
 			store.fail(func(context.Context) error { return errNoEffect })
 			return Receipt{}, nil
 		})
-		_, _ = v.Send(t.Context(), testNumber, "", "")
+		_, _ = v.Send(t.Context(), SendRequest{Number: testNumber})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
@@ -232,7 +232,7 @@ func TestWait_IsSafeDuringSends(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for range 100 {
-				_, _ = v.Send(t.Context(), testNumber, "", "")
+				_, _ = v.Send(t.Context(), SendRequest{Number: testNumber})
 			}
 		})
 		all.Go(func() {
@@ -267,7 +267,7 @@ func TestSend_HandsTheBegunRecordToTheOutcome(t *testing.T) {
 					c.meanwhile(&store.fakeStore)
 					return Receipt{}, nil
 				})
-				if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
+				if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil {
 					t.Errorf("got %v, want nil", err)
 				}
 				if loads != c.loads || swaps != c.swaps {

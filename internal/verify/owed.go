@@ -10,32 +10,42 @@ import (
 
 const (
 	// owedDelay is the time that an acceptance waits for another swap of its number. A person
-	// needs about as long to type the code, and the check then stores the acceptance.
+	// needs about this time to type the code, and the check then stores the acceptance.
 	owedDelay    = 10 * time.Second
 	owedInterval = time.Second // between two rounds of storeDue
 	// maxOwedSwaps has two uses: storeDue runs at most this many swaps together, and it starts
 	// none while this many foreground updates run. So under load, acceptances wait for longer
 	// than owedDelay.
-	maxOwedSwaps = 32
-	maxOwed      = 10_000
+	maxOwedSwaps  = 32
+	maxDrainSwaps = 256    // swaps that Drain runs together
+	maxOwed       = 10_000 // acceptances in memory
 )
 
-// owed holds acceptances that are not stored yet. Their codes are sole, and stored. Send has
-// returned OK. Only the operator needs them, for the time and the BizID.
+// owed holds acceptances that are not stored yet (write-behind). Their codes are sole, and stored.
+// Send has returned OK. Only operators need the acceptances, for the time and the BizID.
 //
 // The next swap of the number in this process stores an acceptance, without a write of its own. If
-// there is none within owedDelay, storeDue swaps. The acceptance is lost if the process crashes
-// before, if another replica removed the code, or if the swap fails for outcomeTimeout. No code is
-// lost then. The log line of the call has the acceptance.
+// there is no such swap within owedDelay, storeDue swaps. The acceptance is lost if the process
+// crashes or another replica removes the code before that, or if the swap fails for outcomeTimeout.
+// The code is not lost. The log line of the call has the acceptance.
+//
+// The next check uses the record that the begin wrote, so that it loads none.
 type owed struct {
 	mu        sync.Mutex
-	accepted  map[Number]Accepted
+	accepted  map[Number]owedAcceptance
 	scheduled bool // storeDue runs, or will run
-	draining  bool
+	draining  bool // Drain was called
 }
 
-// owe adds an acceptance. If too many are owed, or the process stops, it starts to store it. begun
-// is the record that the begin wrote.
+// owedAcceptance is an acceptance and the record that the begin of its send wrote. The record is
+// zero after takeRecord.
+type owedAcceptance struct {
+	Accepted
+	begun Record
+}
+
+// owe adds an acceptance. If maxOwed are owed, or Drain was called, owe starts to store it instead.
+// begun is the record that the begin wrote.
 func (v *Verifier) owe(n Number, begun Record, a Accepted) {
 	o := &v.owed
 	o.mu.Lock()
@@ -45,10 +55,10 @@ func (v *Verifier) owe(n Number, begun Record, a Accepted) {
 		return
 	}
 	if o.accepted == nil {
-		o.accepted = map[Number]Accepted{}
+		o.accepted = map[Number]owedAcceptance{}
 	}
 	if a.SendID > o.accepted[n].SendID {
-		o.accepted[n] = a
+		o.accepted[n] = owedAcceptance{a, begun}
 	}
 	if !o.scheduled {
 		o.scheduled = true
@@ -56,24 +66,39 @@ func (v *Verifier) owe(n Number, begun Record, a Accepted) {
 	}
 }
 
-// of returns the acceptance that is owed for n, or zero.
+// of returns the owed acceptance of n, or the zero Accepted.
 func (o *owed) of(n Number) Accepted {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.accepted[n]
+	return o.accepted[n].Accepted
 }
 
-// settle removes an acceptance, unless that of a later send replaced it.
-func (o *owed) settle(n Number, a Accepted) {
+// takeRecord returns the record that the begin of the owed acceptance wrote, or the zero Record.
+// Another writer may have replaced this record. takeRecord returns it only once, so that a stale
+// record causes at most one conflict. It returns no record that Forget may delete before the check
+// swaps.
+func (o *owed) takeRecord(n Number, now int64) Record {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.accepted[n] == a {
+	a, ok := o.accepted[n]
+	if !ok || !isInFlight(a.begun.BegunAt, now+(storeTimeout+clockTolerance).Microseconds()) {
+		return Record{}
+	}
+	o.accepted[n] = owedAcceptance{Accepted: a.Accepted}
+	return a.begun
+}
+
+// remove removes an acceptance, unless the acceptance of a later send replaced it.
+func (o *owed) remove(n Number, a Accepted) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.accepted[n].Accepted == a {
 		delete(o.accepted, n)
 	}
 }
 
-// storeDue stores the acceptances that waited for owedDelay. It runs again owedInterval after it
-// ended, while any is owed.
+// storeDue stores the acceptances that waited for owedDelay. As long as an acceptance is owed, it
+// runs again owedInterval after its end.
 func (v *Verifier) storeDue() {
 	due := v.Now().Add(-owedDelay).UnixMicro()
 	for len(v.storeSlots) < maxOwedSwaps && v.storeOwed(due, maxOwedSwaps) > 0 {
@@ -85,23 +110,25 @@ func (v *Verifier) storeDue() {
 	}
 }
 
-// drainOwed starts to store all acceptances. From then on, owe adds none.
-func (v *Verifier) drainOwed() {
+// Drain starts to store the owed acceptances. Later acceptances are stored at once. A shutdown begins
+// with Drain, and ends with Wait.
+func (v *Verifier) Drain() {
 	v.owed.mu.Lock()
 	defer v.owed.mu.Unlock()
-	v.owed.draining = true
-	if len(v.owed.accepted) == 0 {
+	if v.owed.draining {
 		return
 	}
+	v.owed.draining = true
 	v.background.Add(1)
 	go func() {
 		defer v.background.Add(-1)
-		v.storeOwed(math.MaxInt64, maxOwed)
+		for v.storeOwed(math.MaxInt64, maxDrainSwaps) > 0 {
+		}
 	}()
 }
 
-// storeOwed stores acceptances whose At is not later than until, at most limit of them, and waits
-// for their swaps. It returns how many swaps it started.
+// storeOwed stores at most limit acceptances whose At is not later than until, and waits for their
+// swaps. It returns the number of swaps that it started.
 func (v *Verifier) storeOwed(until int64, limit int) int {
 	type storing struct {
 		n      Number
@@ -115,13 +142,13 @@ func (v *Verifier) storeOwed(until int64, limit int) int {
 			break
 		}
 		if a.At <= until {
-			all = append(all, storing{n, a, v.storeAccepted(n, Record{}, a)})
+			all = append(all, storing{n, a.Accepted, v.storeAccepted(n, Record{}, a.Accepted)})
 		}
 	}
 	v.owed.mu.Unlock()
 	for _, s := range all {
 		<-s.stored
-		v.owed.settle(s.n, s.a) // also if it failed, which is logged
+		v.owed.remove(s.n, s.a) // also if it failed, which is logged
 	}
 	return len(all)
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// accepted returns the acceptance that another process reads from the store.
+// acceptedIn returns the acceptance that another process reads from the store.
 func acceptedIn(t *testing.T, m Store, n Number) Accepted {
 	t.Helper()
 	found, err := newVerifier(m, accept).Inspect(t.Context(), n)
@@ -22,7 +22,7 @@ func acceptedIn(t *testing.T, m Store, n Number) Accepted {
 // sent it, and not stored.
 func owedSend(t *testing.T, v *Verifier, m *fakeStore) Accepted {
 	t.Helper()
-	if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
+	if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil {
 		t.Fatal(err)
 	}
 	want := Accepted{m.state().LastSendID, now(), "biz"}
@@ -38,11 +38,11 @@ func owedSend(t *testing.T, v *Verifier, m *fakeStore) Accepted {
 
 func TestOwed_IsStoredByTheNextSwapOfTheNumber(t *testing.T) {
 	for name, next := range map[string]func(v *Verifier){
-		"a match":    func(v *Verifier) { v.Check(context.Background(), testNumber, "000001") },
-		"an attempt": func(v *Verifier) { v.Check(context.Background(), testNumber, wrongGuess) },
+		"a match":    func(v *Verifier) { v.Check(context.Background(), testNumber, "000001", "") },
+		"an attempt": func(v *Verifier) { v.Check(context.Background(), testNumber, wrongGuess, "") },
 		"a begin": func(v *Verifier) {
 			v.Sender = failWith(&SendError{Kind: SendUnknown})
-			v.Send(context.Background(), testNumber, "", "")
+			v.Send(context.Background(), SendRequest{Number: testNumber})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestOwed_IsBounded(t *testing.T) {
 		var store brokenStore
 		v := newVerifier(&store, accept)
 		for i := range maxOwed {
-			if _, err := v.Send(t.Context(), Number(fmt.Sprintf("+86139%08d", i)), "", ""); err != nil {
+			if _, err := v.Send(t.Context(), SendRequest{Number: Number(fmt.Sprintf("+86139%08d", i))}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -142,7 +142,7 @@ func TestOwed_IsBounded(t *testing.T) {
 			}
 			return nil
 		}
-		if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil || time.Since(start) != 0 {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil || time.Since(start) != 0 {
 			t.Errorf("got %v after %v, want nil at once", err, time.Since(start))
 		}
 		time.Sleep(2 * time.Second)
@@ -169,8 +169,8 @@ func TestWait_StoresOwedOutcomesAtOnce(t *testing.T) {
 		if got := acceptedIn(t, &m, testNumber); got != want || time.Since(start) > time.Second {
 			t.Errorf("got %+v after %v, want %+v at once", got, time.Since(start), want)
 		}
-		v.Check(t.Context(), testNumber, "000001")
-		v.Send(t.Context(), testNumber, "", "") // that still runs
+		v.Check(t.Context(), testNumber, "000001", "")
+		v.Send(t.Context(), SendRequest{Number: testNumber}) // that still runs
 		synctest.Wait()
 		if got := acceptedIn(t, &m, testNumber); got.SendID != m.state().LastSendID {
 			t.Errorf("a send after Wait: got %+v, want send ID %d", got, m.state().LastSendID)
@@ -199,7 +199,7 @@ func TestSend_SoleCodeReturnsOKWhileTheStoreIsDown(t *testing.T) {
 			return Receipt{BizID: "biz"}, nil
 		})
 		start := time.Now()
-		if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil || time.Since(start) != 0 {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil || time.Since(start) != 0 {
 			t.Errorf("got %v after %v, want nil at once", err, time.Since(start))
 		}
 		store.load, store.swap = nil, nil
@@ -207,4 +207,78 @@ func TestSend_SoleCodeReturnsOKWhileTheStoreIsDown(t *testing.T) {
 			t.Errorf("got %v, %v, want true", valid, err)
 		}
 	})
+}
+
+func TestOwed_HandsItsRecordToOneCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store brokenStore
+		v := newVerifier(&store, accept)
+		owedSend(t, v, &store.fakeStore)
+		loads := 0
+		store.load = func(context.Context) error {
+			loads++
+			return nil
+		}
+		for i, want := range []struct {
+			code  string
+			valid bool
+			loads int
+		}{{wrongGuess, false, 0}, {"000001", true, 1}} {
+			if valid, err := isValid(t.Context(), v, testNumber, want.code); valid != want.valid || err != nil || loads != want.loads {
+				t.Errorf("check %d: got %v, %v after %d loads, want %v after %d", i, valid, err, loads, want.valid, want.loads)
+			}
+		}
+	})
+}
+
+// Another replica wrote the record after the send, so that the handed record is stale.
+func TestOwed_ItsRecordMayBeStale(t *testing.T) {
+	send := func(t *testing.T, m *fakeStore) { sent(t, m, "777777") }
+	for _, c := range []struct {
+		name      string
+		meanwhile func(t *testing.T, m *fakeStore)
+		code      string
+		context   string
+		want      bool
+		conflicts int // of the first check
+	}{
+		{"the code was used", func(_ *testing.T, m *fakeStore) { checked(m, "000001") }, "000001", "", false, 1},
+		{"a newer code", send, "777777", "", true, 1},
+		{"the older code", send, "000001", "", false, 1},
+		{"a code of another context", func(t *testing.T, m *fakeStore) {
+			newVerifier(m, accept).Send(t.Context(), SendRequest{Number: testNumber, Context: "login"})
+		}, "000001", "login", true, 0},
+		{"the record was deleted", func(_ *testing.T, m *fakeStore) {
+			time.Sleep(longestInFlight + time.Second)
+			newVerifier(m, accept).Forget(context.Background(), testNumber, m, nil)
+		}, "000001", "", false, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var store brokenStore
+				v := newVerifier(&store, accept)
+				owedSend(t, v, &store.fakeStore)
+				for range maxOwedSwaps { // the acceptance stays owed
+					v.storeSlots <- struct{}{}
+				}
+				c.meanwhile(t, &store.fakeStore)
+				attempts := 0
+				store.swap = func(context.Context) error {
+					attempts++
+					return nil
+				}
+				for i, want := range []int{c.conflicts, 0} {
+					before := store.swaps()
+					attempts = 0
+					got, err := v.Check(t.Context(), testNumber, c.code, c.context)
+					if i == 0 && (got.Valid() != c.want || err != nil) {
+						t.Errorf("got %v, %v, want %v", got, err, c.want)
+					}
+					if conflicts := attempts - (store.swaps() - before); conflicts != want {
+						t.Errorf("check %d: got %d conflicts, want %d", i, conflicts, want)
+					}
+				}
+			})
+		})
+	}
 }

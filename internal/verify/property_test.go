@@ -24,12 +24,13 @@ type history struct {
 	row   State
 	now   int64
 	sends []historySend
-	spec  oracle
+	specs [maxContexts]oracle // of each context
 }
 
 type historySend struct {
 	sendID   int64
 	mac      MAC
+	context  int
 	begunAt  int64
 	phase    phase
 	sole     bool
@@ -41,7 +42,7 @@ type historySend struct {
 }
 
 func (h *history) live(i int) bool {
-	_, valid, _ := h.rules.Check(h.row, []MAC{h.sends[i].mac}, h.now)
+	_, valid, _ := h.rules.Check(h.row, []MAC{h.sends[i].mac}, contextOf(h.sends[i].mac), h.now)
 	return valid
 }
 
@@ -52,39 +53,43 @@ func (h *history) expired(i int) bool {
 // letPendingSucceed lets every send that has not returned succeed at any instant, as the
 // specification allows.
 func (h *history) letPendingSucceed() {
-	pending := 0
+	var pending [maxContexts]int
 	for i, s := range h.sends {
 		if s.phase == inFlight || s.phase == delivered {
-			pending |= 1 << i
+			pending[s.context] |= 1 << i
 		}
 	}
-	h.spec.letSucceed(pending)
+	for context := range h.specs {
+		h.specs[context].letSucceed(pending[context])
+	}
 }
 
-func (h *history) begin() {
-	mac := MAC{byte(len(h.sends) + 1)}
-	row, sendID, sole, err := h.rules.Begin(h.row, mac, h.now)
+func (h *history) begin(context int) {
+	mac := contextMAC(len(h.sends), context)
+	row, b, err := h.rules.Begin(h.row, newSend(mac), h.now)
 	if err != nil {
 		return
 	}
 	for i := range h.sends {
 		s := &h.sends[i]
 		s.younger++
-		isFirst := row.Codes[0].SendID == s.sendID
-		s.pushed = s.pushed || s.phase != returnedOK && h.now-s.begunAt > longestInFlight.Microseconds() && s.younger >= maxCodes-1 && !isFirst
+		first := slices.IndexFunc(row.Codes, contextOf(s.mac).has)
+		isFirst := first >= 0 && row.Codes[first].SendID == s.sendID
+		s.pushed = s.pushed || s.phase != returnedOK && h.now-s.begunAt > longestInFlight.Microseconds() &&
+			s.younger >= maxCodes-maxContexts && !isFirst
 	}
 	h.row = row
-	h.sends = append(h.sends, historySend{sendID: sendID, mac: mac, begunAt: h.now, phase: inFlight, sole: sole})
+	h.sends = append(h.sends, historySend{sendID: b.SendID, mac: mac, context: context, begunAt: h.now, phase: inFlight, sole: b.Sole})
 }
 
 // returnOK confirms the send first, unless its code is sole.
 func (h *history) returnOK(i int) {
 	if !h.sends[i].sole {
-		h.row = h.rules.Confirm(h.row, h.sends[i].sendID, h.now)
+		h.row = h.rules.Confirm(h.row, h.sends[i].sendID, contextOf(h.sends[i].mac), h.now)
 	}
 	if h.sends[i].phase == delivered {
 		h.sends[i].phase = returnedOK
-		h.spec.returnedOK(i)
+		h.specs[h.sends[i].context].returnedOK(i)
 	}
 }
 
@@ -92,14 +97,17 @@ func (h *history) withdraw(i int) {
 	h.row = h.rules.Withdraw(h.row, h.sends[i].sendID, h.now)
 	if h.sends[i].phase == inFlight {
 		h.sends[i].phase = withdrawn
-		h.spec.returnedRejected(i, h.sends[i].used)
+		h.specs[h.sends[i].context].returnedRejected(i, h.sends[i].used)
 	}
 }
 
-// check types the code of send i, or a wrong one (-1).
-func (h *history) check(i int) error {
+// check types the code of send i, or a wrong one (-1), in a context.
+func (h *history) check(i, context int) error {
 	for k := range h.sends {
 		s := &h.sends[k]
+		if s.context != context {
+			continue
+		}
 		s.calls++
 		if h.live(k) {
 			s.compared++
@@ -108,37 +116,36 @@ func (h *history) check(i int) error {
 			return fmt.Errorf("G1: code %d was compared with %d calls since the last match, want the limit at most", k, s.compared)
 		}
 	}
-	mac := MAC{0xff}
-	if i >= 0 {
-		mac = h.sends[i].mac
-	}
-	row, valid, _ := h.rules.Check(h.row, []MAC{{0xfe}, mac}, h.now)
+	macs := []MAC{contextMAC(historySends, context), contextMAC(i, context)}
+	row, valid, _ := h.rules.Check(h.row, macs, contextOf(macs[0]), h.now)
 	h.row = row
 	if valid {
-		if h.sends[i].used {
-			return fmt.Errorf("rule 4: code %d was accepted twice", i)
+		if h.sends[i].used || h.sends[i].context != context {
+			return fmt.Errorf("rule 4: code %d was accepted twice, or in another context", i)
 		}
 		h.sends[i].used = true
 		for k := range h.sends {
-			h.sends[k].calls, h.sends[k].compared = 0, 0
+			if h.sends[k].context == context {
+				h.sends[k].calls, h.sends[k].compared = 0, 0
+			}
 		}
 	}
-	h.spec.checked(i, i >= 0 && !h.expired(i), valid, len(h.sends))
-	if !h.spec.legal() {
+	h.specs[context].checked(i, i >= 0 && h.sends[i].context == context && !h.expired(i), valid, len(h.sends))
+	if !h.specs[context].legal() {
 		return fmt.Errorf("not linearizable: no order of the calls explains the result %[2]v for code %[1]d", i, valid)
 	}
 	return nil
 }
 
 func (h *history) deadSMS() error {
-	superseded := false
+	var replaced [maxContexts]bool
 	for i := len(h.sends) - 1; i >= 0; i-- {
 		s := h.sends[i]
 		reached := s.phase == delivered || s.phase == returnedOK
-		if reached && !superseded && !s.used && !s.pushed && s.calls < h.rules.AttemptLimit && !h.expired(i) && !h.live(i) {
-			return fmt.Errorf("G2: code %d is on the phone and rejected, but is not superseded, used, expired or spent", i)
+		if reached && !replaced[s.context] && !s.used && !s.pushed && s.calls < h.rules.AttemptLimit && !h.expired(i) && !h.live(i) {
+			return fmt.Errorf("G2: code %d is on the phone and rejected, but is not replaced, used, expired or exhausted", i)
 		}
-		superseded = superseded || s.used || s.phase == returnedOK
+		replaced[s.context] = replaced[s.context] || s.used || s.phase == returnedOK
 	}
 	return nil
 }
@@ -147,11 +154,14 @@ func TestRules_RandomHistoriesKeepTheGuarantees(t *testing.T) {
 	for limit := 1; limit <= 4; limit++ {
 		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
 			rules := Rules{AttemptLimit: limit, CodeTTL: MaxCodeTTL}
-			possible := make([]uint64, 1<<historySends)
+			var possible [maxContexts][1 << historySends]uint64
 			rapid.Check(t, func(t *rapid.T) {
-				h := &history{rules: rules, now: modelZero, spec: newOracle(possible, limit)}
+				h := &history{rules: rules, now: modelZero}
+				for context := range h.specs {
+					h.specs[context] = newOracle(possible[context][:], limit)
+				}
 				for range rapid.IntRange(20, 150).Draw(t, "steps") {
-					before, copied := h.row, State{h.row.LastSendID, slices.Clone(h.row.Codes)}
+					before, copied := h.row, State{h.row.LastSendID, slices.Clone(h.row.Codes), nil}
 					if err := h.step(t); err != nil {
 						t.Fatal(err)
 					}
@@ -175,13 +185,14 @@ func (h *history) step(t *rapid.T) (err error) {
 		"begin", "begin", "begin", "deliver", "deliver", "return OK", "return OK", "withdraw",
 		"check", "check", "check", "guess", "wait",
 	}).Draw(t, "step")
+	context := rapid.IntRange(0, maxContexts-1).Draw(t, "context")
 	switch {
 	case kind == "begin":
 		if len(h.sends) < historySends {
-			h.begin()
+			h.begin(context)
 		}
 	case kind == "guess":
-		err = h.check(wrongCode)
+		err = h.check(wrongCode, context)
 	case kind == "wait":
 		h.now += rapid.SampledFrom(pauses).Draw(t, "pause").Microseconds()
 	case len(h.sends) > 0:
@@ -194,15 +205,17 @@ func (h *history) step(t *rapid.T) (err error) {
 		case kind == "withdraw" && (phase == inFlight || phase == withdrawn):
 			h.withdraw(i)
 		case kind == "check":
-			err = h.check(i)
+			err = h.check(i, context)
 		}
 	}
 	if err != nil {
 		return err
 	}
 	h.letPendingSucceed()
-	if !h.spec.legal() {
-		return fmt.Errorf("not linearizable after %s", kind)
+	for context := range h.specs {
+		if !h.specs[context].legal() {
+			return fmt.Errorf("not linearizable after %s", kind)
+		}
 	}
 	return h.deadSMS()
 }
@@ -216,7 +229,11 @@ func anyState() *rapid.Generator[State] {
 				BegunAt:  rapid.Int64().Draw(t, "begun at"),
 				Attempts: uint8(rapid.IntRange(0, MaxAttemptLimit).Draw(t, "attempts")),
 			}
-			copy(c.MAC[:], rapid.SliceOfN(rapid.Byte(), len(c.MAC), len(c.MAC)).Draw(t, "mac"))
+			if rapid.Bool().Draw(t, "context") {
+				c.MAC[zeroBytes] = byte(rapid.IntRange(1, 2).Draw(t, "tag"))
+			} else {
+				copy(c.MAC[:], rapid.SliceOfN(rapid.Byte(), len(c.MAC), len(c.MAC)).Draw(t, "mac"))
+			}
 			s.Codes = append(s.Codes, c)
 		}
 		return s
@@ -231,7 +248,7 @@ func TestState_RoundTrips(t *testing.T) {
 			t.Fatalf("got %d bytes, want at most %d", len(stored), MaxStateBytes)
 		}
 		later := rapid.SliceOf(rapid.Byte()).Draw(t, "bytes of a later version")
-		got, err := decodeState(append(stored, later...))
+		got, _, err := decodeState(append(stored, later...))
 		if err != nil || got.LastSendID != want.LastSendID || !slices.Equal(got.Codes, want.Codes) {
 			t.Fatalf("got %v, %v, want %v", got, err, want)
 		}

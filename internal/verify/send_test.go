@@ -24,9 +24,9 @@ func TestSend_StoresTheCodeFirstAndConfirmsAResend(t *testing.T) {
 			}
 			return Receipt{BizID: "biz", RequestID: "req"}, nil
 		})
-		receipt, err := v.Send(t.Context(), testNumber, "sign", "template")
-		if err != nil || receipt != (Receipt{"biz", "req"}) {
-			t.Errorf("got %v, %v, want the provider's receipt", receipt, err)
+		result, err := v.Send(t.Context(), SendRequest{Number: testNumber, SignName: "sign", TemplateCode: "template"})
+		if err != nil || result != (SendResult{Receipt: Receipt{"biz", "req"}, BegunAt: time.UnixMicro(now())}) {
+			t.Errorf("got %v, %v, want the provider's receipt", result, err)
 		}
 		if want := (Message{testNumber, "sign", "template", "000001", m.state().LastSendID}); asked != want {
 			t.Errorf("got message %v, want %v", asked, want)
@@ -46,7 +46,7 @@ func TestSend_CallerGoneBeforeTheProviderCallGetsNoSMS(t *testing.T) {
 			t.Error("the provider was called, want no call")
 			return Receipt{}, nil
 		})
-		_, err := v.Send(ctx, testNumber, "", "")
+		_, err := v.Send(ctx, SendRequest{Number: testNumber})
 		if !isOnly(t, err, ErrCallerGone) || !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want %v", err, ErrCallerGone)
 		}
@@ -72,7 +72,7 @@ func TestSend_OnlySMSTimeoutEndsTheProviderCall(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), key{}, "trace"), time.Second)
 		defer cancel()
 		start := time.Now()
-		_, err := v.Send(ctx, testNumber, "", "")
+		_, err := v.Send(ctx, SendRequest{Number: testNumber})
 		var timedOut *SendError
 		if took := time.Since(start); took != v.SMSTimeout || !errors.As(err, &timedOut) || timedOut.Kind != SendTimedOut {
 			t.Errorf("got %v after %v, want a timeout after %v", err, took, v.SMSTimeout)
@@ -107,7 +107,7 @@ func TestSend_ProviderResultDecidesIfTheCodeLives(t *testing.T) {
 				var m fakeStore
 				sent(t, &m, "888888")
 				v := newVerifier(&m, failWith(c.result))
-				_, err := v.Send(t.Context(), testNumber, "", "")
+				_, err := v.Send(t.Context(), SendRequest{Number: testNumber})
 				var got *SendError
 				if !errors.As(err, &got) || got.Kind != c.kind {
 					t.Errorf("got %v, want a SendError of kind %d", err, c.kind)
@@ -134,7 +134,7 @@ func TestSend_SenderPanicKeepsTheCodeAndPropagates(t *testing.T) {
 					t.Errorf("got panic %v, want the sender's", got)
 				}
 			}()
-			_, _ = v.Send(t.Context(), testNumber, "", "")
+			_, _ = v.Send(t.Context(), SendRequest{Number: testNumber})
 		}()
 		if !lives(&m, "000001") {
 			t.Error("got the code dead, want it live: the SMS may have been sent")
@@ -150,7 +150,7 @@ func TestSend_WithoutRandomnessStoresAndSendsNothing(t *testing.T) {
 			return Receipt{}, nil
 		})
 		v.Random = iotest.ErrReader(errors.New("no entropy"))
-		if _, err := v.Send(t.Context(), testNumber, "", ""); err == nil || !isOnly(t, err, nil) {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err == nil || !isOnly(t, err, nil) {
 			t.Errorf("got %v, want an error that is no sentinel", err)
 		}
 		if len(m.history) != 0 {
@@ -169,7 +169,7 @@ func TestSend_FullListIsRejectedBeforeTheProviderCall(t *testing.T) {
 			t.Error("the provider was called, want no call")
 			return Receipt{}, nil
 		})
-		if _, err := v.Send(t.Context(), testNumber, "", ""); !isOnly(t, err, ErrSendInProgress) {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); !isOnly(t, err, ErrSendInProgress) {
 			t.Errorf("got %v, want %v", err, ErrSendInProgress)
 		}
 	})
@@ -186,7 +186,7 @@ func TestSend_ManyRejectedSendsKeepTheLiveCode(t *testing.T) {
 	var all sync.WaitGroup
 	for range 30 {
 		all.Go(func() {
-			_, err := v.Send(t.Context(), testNumber, "", "")
+			_, err := v.Send(t.Context(), SendRequest{Number: testNumber})
 			var rejected *SendError
 			if !errors.As(err, &rejected) && !errors.Is(err, ErrSendInProgress) {
 				t.Errorf("got %v, want the rejection or %v", err, ErrSendInProgress)

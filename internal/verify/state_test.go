@@ -3,6 +3,7 @@ package verify
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -16,18 +17,18 @@ var (
 func begun(t *testing.T, sends int) (s State, sendIDs []int64) {
 	t.Helper()
 	for i := range sends {
-		var sendID int64
+		var b Begun
 		var err error
-		if s, sendID, _, err = testRules.Begin(s, modelMAC(i), testNow); err != nil {
+		if s, b, err = testRules.Begin(s, newSend(modelMAC(i)), testNow); err != nil {
 			t.Fatalf("begin %d: got %v, want nil", i, err)
 		}
-		sendIDs = append(sendIDs, sendID)
+		sendIDs = append(sendIDs, b.SendID)
 	}
 	return s, sendIDs
 }
 
 func accepts(s State, send int, now int64) bool {
-	_, valid, _ := testRules.Check(s, []MAC{modelMAC(send)}, now)
+	_, valid, _ := testRules.Check(s, []MAC{modelMAC(send)}, nil, now)
 	return valid
 }
 
@@ -57,7 +58,7 @@ func TestRules_CodeLivesFrom5sBeforeItsBeginToItsTTL(t *testing.T) {
 // A replica whose clock is too far behind counts no attempt on a code that it cannot compare.
 func TestRules_ClockBehindCountsNoAttempt(t *testing.T) {
 	s, _ := begun(t, 1)
-	next, valid, changed := testRules.Check(s, nil, testNow-6*time.Second.Microseconds())
+	next, valid, changed := testRules.Check(s, nil, nil, testNow-6*time.Second.Microseconds())
 	if valid || changed || next.Codes[0].Attempts != 0 {
 		t.Errorf("got valid %v, changed %v, attempts %d, want false, false, 0", valid, changed, next.Codes[0].Attempts)
 	}
@@ -66,13 +67,13 @@ func TestRules_ClockBehindCountsNoAttempt(t *testing.T) {
 // A full list drops its oldest code of unknown outcome, once that is 30 s old, and no other code.
 func TestRules_FullListDropsItsOldestUnknownAfter30s(t *testing.T) {
 	s, sendIDs := begun(t, maxCodes)
-	s = testRules.Confirm(s, sendIDs[0], testNow)
+	s = testRules.Confirm(s, sendIDs[0], nil, testNow)
 	exactly := testNow + longestInFlight.Microseconds()
-	if got, sendID, _, err := testRules.Begin(s, MAC{99}, exactly); !errors.Is(err, ErrSendInProgress) || sendID != 0 ||
+	if got, b, err := testRules.Begin(s, newSend(MAC{99}), exactly); !errors.Is(err, ErrSendInProgress) || b != (Begun{}) ||
 		!slices.Equal(got.Codes, s.Codes) {
-		t.Errorf("30 s after: got send ID %d, %v, want 0, %v and the state unchanged", sendID, err, ErrSendInProgress)
+		t.Errorf("30 s after: got %+v, %v, want none, %v and the state unchanged", b, err, ErrSendInProgress)
 	}
-	got, _, _, err := testRules.Begin(s, MAC{99}, exactly+1)
+	got, _, err := testRules.Begin(s, newSend(MAC{99}), exactly+1)
 	if err != nil || len(got.Codes) != maxCodes || got.Codes[0].SendID != sendIDs[0] || got.Codes[1].SendID != sendIDs[2] {
 		t.Errorf("30 s and 1 µs after: got %v, %v, want the confirmed code kept and the oldest other one gone", got.Codes, err)
 	}
@@ -80,11 +81,11 @@ func TestRules_FullListDropsItsOldestUnknownAfter30s(t *testing.T) {
 
 func TestRules_FullListDropsExpiredCodesFirst(t *testing.T) {
 	s, sendIDs := begun(t, maxCodes)
-	s = testRules.Confirm(s, sendIDs[0], testNow)
+	s = testRules.Confirm(s, sendIDs[0], nil, testNow)
 	later := testNow + testRules.CodeTTL.Microseconds()
-	got, sendID, sole, err := testRules.Begin(s, MAC{99}, later)
-	if err != nil || len(got.Codes) != 1 || sendID != later || !sole {
-		t.Errorf("got %d codes, send ID %d, sole %v, %v, want 1, %d, true, nil", len(got.Codes), sendID, sole, err, later)
+	got, b, err := testRules.Begin(s, newSend(MAC{99}), later)
+	if err != nil || len(got.Codes) != 1 || b.SendID != later || !b.Sole {
+		t.Errorf("got %d codes, %+v, %v, want 1, the send ID %d, sole, nil", len(got.Codes), b, err, later)
 	}
 }
 
@@ -96,14 +97,14 @@ func TestRules_FirstAndNewestSixOfUnknownOutcomeCount(t *testing.T) {
 	now := testNow
 	for i := range crashes { // one each half minute, each crashes
 		now += longestInFlight.Microseconds() + 1
-		s, _, _, _ = testRules.Begin(s, modelMAC(1+i), now)
+		s, _, _ = testRules.Begin(s, newSend(modelMAC(1+i)), now)
 	}
 	// One more send begins, and is definitely rejected.
-	s, sendID, _, err := testRules.Begin(s, MAC{99}, now)
+	s, b, err := testRules.Begin(s, newSend(MAC{99}), now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = testRules.Withdraw(s, sendID, now)
+	s = testRules.Withdraw(s, b.SendID, now)
 	for i := range 1 + crashes {
 		if got, want := accepts(s, i, now), i == 0 || i > crashes-6; got != want {
 			t.Errorf("code %d of %d: got live %v, want %v", i, crashes, got, want)
@@ -112,7 +113,7 @@ func TestRules_FirstAndNewestSixOfUnknownOutcomeCount(t *testing.T) {
 }
 
 func TestRules_SoleIsTrueWithoutAnOlderCode(t *testing.T) {
-	first, _, sole, _ := testRules.Begin(State{}, modelMAC(0), testNow)
+	first, b, _ := testRules.Begin(State{}, newSend(modelMAC(0)), testNow)
 	life := testRules.CodeTTL.Microseconds()
 	for _, c := range []struct {
 		name string
@@ -123,17 +124,17 @@ func TestRules_SoleIsTrueWithoutAnOlderCode(t *testing.T) {
 		{"a code is in flight", first, testNow, false},
 		{"a code in its last microsecond", first, testNow + life - 1, false},
 		{"a code of a clock that is ahead", first, testNow - time.Minute.Microseconds(), false},
-		{"a code without attempts left under a lower limit", State{1, []Code{{SendID: 1, BegunAt: testNow, Attempts: 3}}}, testNow, false},
+		{"a code without attempts left under a lower limit", State{1, []Code{{SendID: 1, BegunAt: testNow, Attempts: 3}}, nil}, testNow, false},
 		{"the code has expired", first, testNow + life, true},
 		{"the code was used", State{LastSendID: first.LastSendID}, testNow, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if _, _, got, err := testRules.Begin(c.s, modelMAC(1), c.now); got != c.want || err != nil {
-				t.Errorf("got sole %v, %v, want %v", got, err, c.want)
+			if _, got, err := testRules.Begin(c.s, newSend(modelMAC(1)), c.now); got.Sole != c.want || err != nil {
+				t.Errorf("got sole %v, %v, want %v", got.Sole, err, c.want)
 			}
 		})
 	}
-	if !sole {
+	if !b.Sole {
 		t.Error("the first send: got sole false, want true")
 	}
 }
@@ -148,7 +149,7 @@ func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 		if accepts(s, newest, testNow) {
 			compared++
 		}
-		s, valid, _ = testRules.Check(s, macs, testNow)
+		s, valid, _ = testRules.Check(s, macs, nil, testNow)
 		return valid
 	}
 	for send := range maxCodes {
@@ -167,11 +168,11 @@ func TestRules_NewestOfEightIsComparedAtMost8xTheLimit(t *testing.T) {
 // If two sends have the same digits, one check uses up both.
 func TestRules_OneCheckUsesUpTwoEqualCodes(t *testing.T) {
 	same := MAC{7}
-	s, _, _, _ := testRules.Begin(State{}, same, testNow)
-	s, _, _, _ = testRules.Begin(s, MAC{8}, testNow)
-	s, _, _, _ = testRules.Begin(s, same, testNow)
-	s, first, _ := testRules.Check(s, []MAC{same}, testNow)
-	_, second, _ := testRules.Check(s, []MAC{same}, testNow)
+	s, _, _ := testRules.Begin(State{}, newSend(same), testNow)
+	s, _, _ = testRules.Begin(s, newSend(MAC{8}), testNow)
+	s, _, _ = testRules.Begin(s, newSend(same), testNow)
+	s, first, _ := testRules.Check(s, []MAC{same}, nil, testNow)
+	_, second, _ := testRules.Check(s, []MAC{same}, nil, testNow)
 	if !first || second {
 		t.Errorf("two checks of the same digits: got %v and %v, want true and false", first, second)
 	}
@@ -186,7 +187,7 @@ func TestRules_CheckWithoutALiveCodeChangesNothing(t *testing.T) {
 		"spent under a lower limit":    {LastSendID: s.LastSendID, Codes: []Code{{SendID: 1, MAC: modelMAC(0), BegunAt: testNow, Attempts: 3}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, valid, changed := testRules.Check(state, []MAC{modelMAC(0)}, testNow); valid || changed {
+			if _, valid, changed := testRules.Check(state, []MAC{modelMAC(0)}, nil, testNow); valid || changed {
 				t.Errorf("got valid %v, changed %v, want false, false", valid, changed)
 			}
 		})
@@ -197,15 +198,15 @@ func TestRules_SendIDsIncreaseWithAnyClock(t *testing.T) {
 	var s State
 	last := int64(0)
 	for _, now := range []int64{testNow, testNow, testNow - time.Hour.Microseconds(), testNow + 1, testNow + 1, 0} {
-		var sendID int64
+		var b Begun
 		var err error
-		if s, sendID, _, err = testRules.Begin(s, MAC{}, now); err != nil || sendID <= last || s.LastSendID != sendID {
-			t.Errorf("begin at %d: got send ID %d (last %d, %v), want more than %d", now, sendID, s.LastSendID, err, last)
+		if s, b, err = testRules.Begin(s, newSend(MAC{1}), now); err != nil || b.SendID <= last || s.LastSendID != b.SendID {
+			t.Errorf("begin at %d: got send ID %d (last %d, %v), want more than %d", now, b.SendID, s.LastSendID, err, last)
 		}
-		last = sendID
+		last = b.SendID
 	}
-	if _, sendID, _, _ := testRules.Begin(State{}, MAC{}, testNow+24*time.Hour.Microseconds()); sendID <= last {
-		t.Errorf("a begin after the purge: got send ID %d, want more than %d", sendID, last)
+	if _, b, _ := testRules.Begin(State{}, newSend(MAC{1}), testNow+24*time.Hour.Microseconds()); b.SendID <= last {
+		t.Errorf("a begin after the purge: got send ID %d, want more than %d", b.SendID, last)
 	}
 }
 
@@ -225,19 +226,22 @@ func TestDecodeState_InvalidBytesAreUnreadable(t *testing.T) {
 		"a zero byte":                 {0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := decodeState(stored); !errors.Is(err, ErrStateUnreadable) || got.LastSendID != 0 || got.Codes != nil {
+			if got, _, err := decodeState(stored); !errors.Is(err, ErrStateUnreadable) || got.LastSendID != 0 || got.Codes != nil {
 				t.Errorf("got %v, %v, want the zero State, %v", got, err, ErrStateUnreadable)
 			}
 		})
 	}
-	if got, err := decodeState(nil); err != nil || got.LastSendID != 0 || len(got.Codes) != 0 {
+	if got, _, err := decodeRecord(nil); err != nil || got.LastSendID != 0 || len(got.Codes) != 0 {
 		t.Errorf("no bytes: got %v, %v, want the zero State", got, err)
 	}
 }
 
 func TestState_LargestFitsItsColumn(t *testing.T) {
 	s, _ := begun(t, maxCodes)
-	if got := len(s.encode()); got > MaxStateBytes {
+	s.Keyed = make([]KeyedSend, maxKeyed)
+	long := strings.Repeat("x", maxTextBytes)
+	h := History{Accepted{1, 1, long}, Rejected{1, 1, SendLimited, long, long}, CodeEnd{1, 1, true, 1}}
+	if got := len(encodeRecord(s, h)); got > MaxStateBytes {
 		t.Errorf("got %d bytes, want at most %d", got, MaxStateBytes)
 	}
 }
@@ -249,8 +253,7 @@ func FuzzDecodeState(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{stateFormat, 0, 0, 0, 0, 0, 0, 0, 1, 255})
 	f.Fuzz(func(t *testing.T, stored []byte) {
-		decodeHistory(stored)
-		s, err := decodeState(stored)
+		s, h, err := decodeRecord(stored)
 		if err != nil {
 			if !errors.Is(err, ErrStateUnreadable) {
 				t.Fatalf("got %v, want %v", err, ErrStateUnreadable)
@@ -261,6 +264,9 @@ func FuzzDecodeState(f *testing.F) {
 		for i := range s.Codes { // the flag is written by position
 			at := headerBytes + (i+1)*codeBytes - 1
 			again[at] = again[at]&^firstFlag | stored[at]&firstFlag
+		}
+		if again := encodeRecord(s, h); len(stored) > 0 && len(again) > len(stored) {
+			t.Fatalf("encoded the record again: got %d bytes, want at most %d", len(again), len(stored))
 		}
 		if len(stored) > 0 && (len(again) > len(stored) || !slices.Equal(again, stored[:len(again)])) {
 			t.Fatalf("encoded again: got %x, want the beginning of %x", again, stored)

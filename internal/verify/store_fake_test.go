@@ -76,14 +76,18 @@ func (m *fakeStore) swaps() int {
 func (m *fakeStore) write(change func(State) State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := change(mustDecode(m.record))
-	m.record = Record{State: s.encode(), BegunAt: s.LastSendID}
+	s, h, err := decodeRecord(m.record.State)
+	if err != nil {
+		panic(err)
+	}
+	s = change(s)
+	m.record = Record{State: encodeRecord(s, h), BegunAt: s.LastSendID}
 	rand.Read(m.record.Version[:])
 	m.history = append(m.history, m.record)
 }
 
 func mustDecode(r Record) State {
-	s, err := decodeState(r.State)
+	s, _, err := decodeRecord(r.State)
 	if err != nil {
 		panic(err)
 	}

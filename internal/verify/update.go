@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// storeTimeout is the maximum time that a call waits for the store. It is short, so
+	// storeTimeout is the maximum time that a call waits for one update. It is short, so
 	// that the caller gets UNAVAILABLE before the caller's own deadline.
 	storeTimeout = 3 * time.Second
 	// maxConcurrentUpdates is the maximum number of foreground updates (begin and check)
@@ -35,11 +35,11 @@ type snapshot struct {
 	state        State
 	history      History
 	now          int64 // microseconds since 1970
-	maybeApplied bool  // see update
+	maybeApplied bool  // as in update
 }
 
 // update changes the record of one number with optimistic concurrency control: it loads the
-// record, computes the next one and swaps it in. After a conflict it starts again.
+// record, computes the next record and swaps. After a conflict it starts again.
 //
 // If a swap may have been applied, because its reply was lost, the version of the next loaded
 // record decides:
@@ -53,19 +53,21 @@ type update struct {
 	next        transition
 	maxFailures int // errors of the store; conflicts do not count
 
-	known Record   // the record of the number, unless another writer replaced it; zero if unknown
-	base  Version  // the version that the last swap replaces
-	swap  Record   // the record that the last swap writes
-	owed  Accepted // the acceptance that the last swap also stores, see owed
+	known      Record   // the record that the number probably has, or the zero Record
+	base       Version  // the version that the last swap replaces
+	swap       Record   // the record that the last swap writes
+	acceptance Accepted // the last swap also stores this owed acceptance
 
-	unresolved   bool // the last swap may have been applied; the next load shows if it was
-	maybeApplied bool // an earlier swap may have been applied; no load can show if it was
+	unresolved   bool // the last swap may have been applied; the next load shows this
+	maybeApplied bool // an earlier swap may have been applied; no load can show this
 }
 
 // updateForCaller runs a foreground update: with a timeout of storeTimeout and with one of the
-// storeSlots. If the caller disconnects, it does not cancel a running statement. That would
-// close the database connection, and the swap may have been applied.
-func (v *Verifier) updateForCaller(callerCtx context.Context, n Number, next transition) (Record, error) {
+// storeSlots. known is the record that the number probably has, or the zero Record.
+//
+// If the caller disconnects, updateForCaller does not cancel a running statement. A cancelled
+// statement would close the database connection and leave the outcome of the swap unknown.
+func (v *Verifier) updateForCaller(callerCtx context.Context, n Number, known Record, next transition) (Record, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(callerCtx), storeTimeout)
 	defer cancel()
 	select {
@@ -76,17 +78,17 @@ func (v *Verifier) updateForCaller(callerCtx context.Context, n Number, next tra
 	case <-ctx.Done():
 		return Record{}, fmt.Errorf("%w: too many calls at once", ErrStoreUnavailable)
 	}
-	u := update{v: v, number: n, next: next, maxFailures: maxStoreFailures}
+	u := update{v: v, number: n, next: next, maxFailures: maxStoreFailures, known: known}
 	return u.run(callerCtx, ctx)
 }
 
 func callerGone(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrCallerGone, ctx.Err()) }
 
 // run repeats the step until the update is done, and returns the record that the number then
-// had. It returns an error of next or of decodeState unchanged. It gives up:
-//   - if callerCtx ended before ctx, and no swap may have been applied: with ErrCallerGone.
-//   - if ctx ended, or if the store returned maxFailures errors and unresolved is false: with
-//     ErrOutcomeUnknown if a swap may have been applied, otherwise with ErrStoreUnavailable.
+// had. It returns an error of next or of decodeRecord unchanged. It gives up:
+//   - if callerCtx ended before ctx, and no swap may have been applied. It returns ErrCallerGone.
+//   - if ctx ended, or if the store returned maxFailures errors and unresolved is false. It returns
+//     ErrOutcomeUnknown if a swap may have been applied, otherwise ErrStoreUnavailable.
 func (u *update) run(callerCtx, ctx context.Context) (Record, error) {
 	var cause error
 	failures := 0
@@ -111,30 +113,34 @@ func (u *update) run(callerCtx, ctx context.Context) (Record, error) {
 		if u.unresolved || u.maybeApplied {
 			reason = ErrOutcomeUnknown
 		}
-		// The cause is text only. It may be another error of this package, and an error
-		// that wraps two of them would get the status of the one that is tested first.
+		// The error has the cause only as text. The cause may be another error of this
+		// package, and a caller that tests for one of them must not find two.
 		return Record{}, fmt.Errorf("%w: %s", reason, cmp.Or(cause, ctx.Err()).Error())
 	}
 }
 
 // step loads, computes and swaps once. It reports whether the update is done. If it is not, err
-// is the error of the store, or nil after a conflict.
+// is the error of the store, or nil after a conflict or if the next step must load.
 func (u *update) step(ctx context.Context) (done bool, err error) {
 	current := u.known
-	if current.Version == (Version{}) {
+	loaded := current.Version == (Version{}) // otherwise current may be old; a conflict shows this
+	if loaded {
 		if current, err = u.v.Store.Load(ctx, u.number); err != nil {
 			return false, err
 		}
 	}
 	u.known = Record{}
 	if u.swap.Version != (Version{}) && current.Version == u.swap.Version {
-		return u.applied() // also after a conflict, since a proxy may repeat swaps
+		return u.applied() // also after a conflict: a proxy may have repeated the swap
 	}
 	if u.unresolved && current.Version != u.base {
 		u.unresolved, u.maybeApplied = false, true
 	}
 	if !u.unresolved {
 		next, err := u.compute(current)
+		if err != nil && !loaded {
+			return false, nil // load in the next step
+		}
 		if errors.Is(err, errUnchanged) {
 			u.known = current
 			return true, nil
@@ -157,24 +163,24 @@ func (u *update) step(ctx context.Context) (done bool, err error) {
 // applied ends the update after its swap was applied.
 func (u *update) applied() (done bool, err error) {
 	u.known = u.swap
-	u.v.owed.settle(u.number, u.owed)
+	u.v.owed.remove(u.number, u.acceptance)
 	return true, nil
 }
 
 // compute returns the record that follows current, with a new random version.
 func (u *update) compute(current Record) (Record, error) {
-	state, err := decodeState(current.State)
+	state, history, err := decodeRecord(current.State)
 	if err != nil {
 		return Record{}, err
 	}
-	s := snapshot{state, decodeHistory(current.State), u.v.Now().UnixMicro(), u.maybeApplied}
-	u.owed = u.v.owed.of(u.number)
-	s.history.recordAccepted(u.owed)
+	s := snapshot{state, history, u.v.Now().UnixMicro(), u.maybeApplied}
+	u.acceptance = u.v.owed.of(u.number)
+	s.history.recordAccepted(u.acceptance)
 	next, err := u.next(&s)
 	if err != nil {
 		return Record{}, err
 	}
-	record := Record{State: s.history.appendTo(next.encode()), BegunAt: current.BegunAt}
+	record := Record{State: encodeRecord(next, s.history), BegunAt: current.BegunAt}
 	if next.LastSendID != state.LastSendID {
 		record.BegunAt = s.now
 	}
@@ -182,9 +188,9 @@ func (u *update) compute(current Record) (Record, error) {
 	return record, nil
 }
 
-// backOff waits before a retry. The time is random, so that writers that conflicted do not
-// conflict again. Its maximum grows to a quarter of a second, so that retries do not overload a
-// store that recovers from a failure.
+// backOff waits before a retry (exponential backoff with jitter). The time is random, so that two
+// writers do not conflict again. Its maximum doubles up to a quarter of a second, so that retries do
+// not overload a store that recovers from a failure.
 func backOff(ctx context.Context, retries int) {
 	select {
 	case <-time.After(mathrand.N(time.Millisecond << min(retries, 8))): //nolint:gosec // jitter, not a secret

@@ -12,34 +12,34 @@ import (
 	"time"
 )
 
-// Version identifies one write of a Record. The writer chooses its bytes at random, so that it
-// recognises its own swap if the database's reply was lost. The zero Version means that the
+// Version identifies one write of a Record. Its bytes are random, so that a writer can find out
+// whether its swap was applied if the database's reply was lost. The zero Version means that the
 // number has no record.
 type Version [16]byte
 
 // Record is the stored form of one number.
 type Record struct {
 	Version Version
-	State   []byte // encoded State and History; at most MaxStateBytes
+	State   []byte // the output of encodeRecord, at most MaxStateBytes
 	BegunAt int64  // time of the last begin, microseconds since 1970
 }
 
 // MaxStateBytes is the maximum length of Record.State.
 const MaxStateBytes = 1024
 
-// Store keeps one Record for each number: the database. Replicas may share it.
+// Store is the database: it keeps one Record for each number. Replicas may share it.
 type Store interface {
 	// Load returns the record of n, or the zero Record if n has none. Load returns the
 	// record of the last Swap that returned before Load was called, or a later one.
 	Load(ctx context.Context, n Number) (Record, error)
-	// Swap replaces the record of n if the version of the stored record is old
+	// Swap replaces the record of n if the version of the stored record is equal to old
 	// (compare-and-swap). If old is the zero Version, Swap inserts the record if n has
 	// none. The write is atomic and durable. Swap returns:
 	//
 	//   - true and nil: the swap was applied.
-	//   - false and nil: a conflict. The stored record has another version.
-	//   - false and an error that wraps ErrOutcomeUnknown: the swap was applied, or may
-	//     be applied later, or not at all.
+	//   - false and nil: a conflict, usually because the stored record has another version.
+	//   - false and an error that wraps ErrOutcomeUnknown: the swap was applied, may be
+	//     applied later, or will never be applied.
 	//   - false and another error: the swap was not applied and will not be applied.
 	Swap(ctx context.Context, n Number, old Version, next Record) (bool, error)
 }
@@ -73,9 +73,9 @@ type Config struct {
 	Keys       Keys // until ReplaceKeys
 	Store      Store
 	Sender     Sender
-	SMSTimeout time.Duration // for one call of Sender.Send
-	Now        func() time.Time
-	Random     io.Reader
+	SMSTimeout time.Duration    // for one call of Sender.Send
+	Now        func() time.Time // such as SteadyClock
+	Random     io.Reader        // for the digits of codes
 	Log        *slog.Logger
 }
 
@@ -98,109 +98,170 @@ func New(c Config) *Verifier {
 // ReplaceKeys replaces the Keys. It may run at the same time as other methods.
 func (v *Verifier) ReplaceKeys(k Keys) { v.keys.Store(&k) }
 
+// SendRequest is the input of Send.
+type SendRequest struct {
+	Number         Number
+	SignName       string
+	TemplateCode   string
+	Context        string // verification context, "" for none
+	IdempotencyKey string // "" for none
+	Caller         string // each caller has its own idempotency keys
+	// Allow is called before a code is stored, and Send returns its error. It is not called if an earlier
+	// send has the same IdempotencyKey. Allow may be nil.
+	Allow func() error
+}
+
+// SendResult is the result of Send.
+type SendResult struct {
+	Receipt Receipt // zero if Replayed
+	// Replayed means that Send returns the result of an earlier send with the same idempotency key.
+	Replayed bool
+	BegunAt  time.Time // when the send began; if Replayed, the earlier one
+}
+
 // Send implements the call SendSMS. It generates a code, stores it, asks the provider to deliver
 // it, and confirms it if older codes must be dropped. A nil error means that the provider accepted
-// the SMS and that no older code of the number is live. The errors are
-// ErrSendInProgress, ErrStoreUnavailable, ErrCallerGone, ErrSentNotConfirmed,
-// ErrStateUnreadable, *SendError, and an error of Config.Random.
+// the SMS and that no older code of the number and the context is live. The errors are
+// ErrSendInProgress, *FullError, ErrStoreUnavailable, ErrCallerGone, ErrSentNotConfirmed,
+// ErrStateUnreadable, *SendError, and an error of Config.Random or of Allow.
+//
+// All calls of a Caller to a Number with one IdempotencyKey send one SMS at most until its code expires.
+// If an earlier call may have sent an SMS, Send returns its result, ErrKeyInProgress or ErrKeyReused.
+// Every replica needs the outcome for this, so Send waits until it is stored, storeTimeout at most.
 //
 // If ctx ends after Send called the provider, Send continues.
-func (v *Verifier) Send(ctx context.Context, n Number, signName, templateCode string) (Receipt, error) {
-	s := sendCall{v: v, number: n}
-	begun, err := v.updateForCaller(ctx, n, s.begin)
+func (v *Verifier) Send(ctx context.Context, q SendRequest) (SendResult, error) {
+	keys := v.keys.Load()
+	s := sendCall{v: v, request: q, keys: *keys, context: keys.contextTags(q.Number, q.Context), key: keys.keyTags(q)}
+	begun, err := v.updateForCaller(ctx, q.Number, Record{}, s.begin)
 	if errors.Is(err, ErrOutcomeUnknown) {
 		// The code may have been stored, and no SMS was sent.
-		v.updateInBackground(ctx, n, Record{}, s.withdrawIfStored)
+		s.awaitIfKeyed(v.updateInBackground(ctx, q.Number, Record{}, s.withdrawIfStored))
 		err = fmt.Errorf("%w: %s", ErrStoreUnavailable, err.Error())
 	}
-	if err != nil {
-		return Receipt{}, err
+	result := SendResult{Replayed: s.begun.Replayed, BegunAt: time.UnixMicro(s.begun.At)}
+	if err != nil || result.Replayed {
+		return result, err
 	}
 	if ctx.Err() != nil {
-		v.updateInBackground(ctx, n, begun, s.withdraw)
-		return Receipt{}, callerGone(ctx)
+		s.awaitIfKeyed(v.updateInBackground(ctx, q.Number, begun, s.withdraw))
+		return result, callerGone(ctx)
 	}
 
 	sendCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.SMSTimeout)
 	defer cancel()
-	receipt, err := v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: s.code, SendID: s.sendID})
+	result.Receipt, err = v.Sender.Send(sendCtx, Message{
+		Number: q.Number, SignName: q.SignName, TemplateCode: q.TemplateCode, Code: s.code, SendID: s.begun.SendID,
+	})
 	if err == nil {
-		accepted := Accepted{s.sendID, v.Now().UnixMicro(), receipt.BizID}
-		if s.sole { // Confirm has no code to drop
-			v.owe(n, begun, accepted)
-			return receipt, nil
+		accepted := Accepted{s.begun.SendID, v.Now().UnixMicro(), result.Receipt.BizID}
+		if s.begun.Sole && s.key == nil { // Confirm has nothing to change
+			v.owe(q.Number, begun, accepted)
+			return result, nil
 		}
-		confirmed := v.updateInBackground(ctx, n, begun, func(in *snapshot) (State, error) {
+		if !await(s.storeOutcome(ctx, begun, func(in *snapshot) (State, error) {
 			in.history.recordAccepted(accepted)
-			return v.Rules.Confirm(in.state, s.sendID, in.now), nil
-		})
-		select {
-		case ok := <-confirmed:
-			if ok {
-				return receipt, nil
-			}
-		case <-time.After(storeTimeout):
+			return v.Rules.Confirm(in.state, s.begun.SendID, s.context, in.now), nil
+		})) {
+			return result, ErrSentNotConfirmed
 		}
-		return receipt, ErrSentNotConfirmed
+		return result, nil
 	}
 	sendErr := SendErrorOf(err)
-	if sendErr.Kind.NotSent() { // no person knows the code, so the call need not wait
-		v.updateInBackground(ctx, n, begun, func(in *snapshot) (State, error) {
-			in.history.recordRejected(s.sendID, in.now, sendErr)
+	switch {
+	// No person knows the code, so a call without a key need not wait.
+	case sendErr.Kind.NotSent():
+		s.awaitIfKeyed(s.storeOutcome(ctx, begun, func(in *snapshot) (State, error) {
+			in.history.recordRejected(s.begun.SendID, in.now, sendErr)
 			return s.withdraw(in)
-		})
+		}))
+	case s.key != nil:
+		await(s.storeOutcome(ctx, begun, func(in *snapshot) (State, error) {
+			return v.Rules.Doubt(in.state, s.begun.SendID, sendErr.Kind), nil
+		}))
 	}
-	return Receipt{}, sendErr
+	return SendResult{BegunAt: result.BegunAt}, sendErr
 }
 
 // sendCall is one call of Send, with the code that begin generated last. Its methods are
-// transitions.
+// transitions, except storeOutcome and awaitIfKeyed.
 type sendCall struct {
-	v      *Verifier
-	number Number
-	code   string
-	mac    MAC
-	sendID int64
-	sole   bool
+	v       *Verifier
+	request SendRequest
+	keys    Keys
+	context ContextTags
+	key     []KeyTag
+	code    string
+	mac     MAC
+	begun   Begun
+	allowed bool // Allow returned nil
 }
 
 // begin adds a new code. It generates another one each time that it is called: if one code were
-// stored twice, it could be used twice. It sets sole together with the code, so sole describes the
-// state that the applied swap replaced.
+// stored twice, it could be used twice. It sets begun together with the code, so begun.Sole describes
+// the state that the applied swap replaced.
 func (s *sendCall) begin(in *snapshot) (next State, err error) {
-	if in.maybeApplied && in.state.contains(s.sendID, s.mac) {
+	if in.maybeApplied && in.state.contains(s.begun.SendID, s.mac) {
 		return in.state, errUnchanged
 	}
+	// If the code is not in the list but its key is stored, Begin returns ErrKeyInProgress. The key may
+	// be of another call that began in the same microsecond.
 	if s.code, err = newCode(s.v.Random); err != nil {
 		return in.state, err
 	}
-	s.mac = s.v.keys.Load().sign(s.number, s.code)
-	next, s.sendID, s.sole, err = s.v.Rules.Begin(in.state, s.mac, in.now)
+	s.mac = s.keys.sign(s.request.Number, s.code, s.request.Context)
+	next, s.begun, err = s.v.Rules.Begin(in.state, NewSend{s.mac, s.context, s.key}, in.now)
+	switch {
+	case err != nil:
+	case s.begun.Replayed:
+		err = errUnchanged
+	case !s.allowed && s.request.Allow != nil:
+		err = s.request.Allow()
+		s.allowed = err == nil
+	}
 	return next, err
 }
 
+// storeOutcome starts to store the outcome of the send. If Forget deleted the record, it stores nothing.
+func (s *sendCall) storeOutcome(ctx context.Context, begun Record, next transition) (stored <-chan bool) {
+	return s.v.updateInBackground(ctx, s.request.Number, begun, func(in *snapshot) (State, error) {
+		if in.state.LastSendID < s.begun.SendID {
+			return in.state, errUnchanged
+		}
+		return next(in)
+	})
+}
+
 func (s *sendCall) withdraw(in *snapshot) (State, error) {
-	return s.v.Rules.Withdraw(in.state, s.sendID, in.now), nil
+	return s.v.Rules.Withdraw(in.state, s.begun.SendID, in.now), nil
 }
 
 // withdrawIfStored withdraws the code of a begin that may have been applied. If the code is not
 // stored, withdrawIfStored writes the unchanged state with a new version: a delayed copy of the
 // begin's swap then conflicts.
 func (s *sendCall) withdrawIfStored(in *snapshot) (State, error) {
-	if in.state.contains(s.sendID, s.mac) {
+	if in.state.contains(s.begun.SendID, s.mac) {
 		return s.withdraw(in)
 	}
 	return in.state, nil
 }
 
-// Check implements the call Valid. It reports whether code is a live code of the number, and
-// uses the code if it is. A text that is not six digits is a wrong code. The attempt is stored
-// before Check returns. The errors are
-// ErrStoreUnavailable and ErrCallerGone (no attempt was counted), ErrOutcomeUnknown and
-// ErrStateUnreadable.
-func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verification, error) {
-	c := checkCall{rules: v.Rules, macs: v.keys.Load().macs(n, code)}
-	if _, err := v.updateForCaller(ctx, n, c.count); err != nil {
+// awaitIfKeyed waits for an update if the send has an idempotency key, so that a repeated call finds
+// the outcome.
+func (s *sendCall) awaitIfKeyed(stored <-chan bool) {
+	if s.key != nil {
+		await(stored)
+	}
+}
+
+// Check implements the call Valid. It reports whether code is a live code of the number in this
+// verification context ("" for none). If it is, Check makes it used. A text that is not six digits is
+// a wrong code. The attempt is stored before Check returns. The errors are ErrStoreUnavailable and
+// ErrCallerGone (no attempt was counted), ErrOutcomeUnknown and ErrStateUnreadable.
+func (v *Verifier) Check(ctx context.Context, n Number, code, verificationContext string) (Verification, error) {
+	keys := v.keys.Load()
+	c := checkCall{rules: v.Rules, macs: keys.macs(n, code, verificationContext), context: keys.contextTags(n, verificationContext)}
+	if _, err := v.updateForCaller(ctx, n, v.owed.takeRecord(n, v.Now().UnixMicro()), c.count); err != nil {
 		return Verification{}, err
 	}
 	return c.found, nil
@@ -208,9 +269,10 @@ func (v *Verifier) Check(ctx context.Context, n Number, code string) (Verificati
 
 // checkCall is one call of Check, with the result of the last count.
 type checkCall struct {
-	rules Rules
-	macs  []MAC
-	found Verification
+	rules   Rules
+	macs    []MAC
+	context ContextTags
+	found   Verification
 }
 
 // count is the transition of a check: it counts the attempt.
@@ -219,8 +281,8 @@ func (c *checkCall) count(in *snapshot) (State, error) {
 		// This call's own swap may have counted the attempt or used the code.
 		return in.state, ErrOutcomeUnknown
 	}
-	next, valid, changed := c.rules.Check(in.state, c.macs, in.now)
-	c.found = in.history.recordCheck(c.rules, in.state, next, valid, changed, in.now)
+	next, valid, changed := c.rules.Check(in.state, c.macs, c.context, in.now)
+	c.found = in.history.recordCheck(c.rules, in.state, next, c.context, valid, changed, in.now)
 	if !changed {
 		return in.state, errUnchanged
 	}
@@ -232,6 +294,7 @@ type Inspection struct {
 	LastSendID int64        // send ID of the last send, 0 if none
 	BegunAt    time.Time    // time when that send began
 	Live       []CodeStatus // the live codes, oldest first
+	Keyed      int          // number of sends whose idempotency key still has an effect
 	History    History
 }
 
@@ -242,14 +305,19 @@ func (v *Verifier) Inspect(ctx context.Context, n Number) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, err
 	}
-	state, err := decodeState(record.State)
+	return v.inspection(n, record)
+}
+
+// inspection returns the information in a record of n.
+func (v *Verifier) inspection(n Number, record Record) (Inspection, error) {
+	state, history, err := decodeRecord(record.State)
 	if err != nil {
 		return Inspection{}, err
 	}
-	history := decodeHistory(record.State)
 	history.recordAccepted(v.owed.of(n))
-	live := v.Rules.live(state, history.Accepted.SendID, v.Now().UnixMicro())
-	return Inspection{state.LastSendID, time.UnixMicro(record.BegunAt), live, history}, nil
+	now := v.Now().UnixMicro()
+	live, keyed := v.Rules.live(state, history.Accepted.SendID, now), v.Rules.unexpiredKeyed(state.Keyed, now)
+	return Inspection{state.LastSendID, time.UnixMicro(record.BegunAt), live, len(keyed), history}, nil
 }
 
 // LongestSend returns the maximum time that Send takes with this Config.SMSTimeout.

@@ -44,7 +44,7 @@ func newVerifier(store Store, sender senderFunc) *Verifier {
 }
 
 // stored returns the MAC of a code, as a replica stores it.
-func stored(code string) MAC { return testKeys.sign(testNumber, code) }
+func stored(code string) MAC { return testKeys.sign(testNumber, code, "") }
 
 func now() int64 { return time.Now().UnixMicro() }
 
@@ -53,11 +53,11 @@ func now() int64 { return time.Now().UnixMicro() }
 func began(t testing.TB, m *fakeStore, code string) (sendID int64) {
 	t.Helper()
 	m.write(func(s State) State {
-		s, got, _, err := testRules.Begin(s, stored(code), now())
+		s, b, err := testRules.Begin(s, newSend(stored(code)), now())
 		if err != nil {
 			t.Fatalf("another replica's begin: %v", err)
 		}
-		sendID = got
+		sendID = b.SendID
 		return s
 	})
 	return sendID
@@ -66,13 +66,13 @@ func began(t testing.TB, m *fakeStore, code string) (sendID int64) {
 func sent(t testing.TB, m *fakeStore, code string) (sendID int64) {
 	t.Helper()
 	sendID = began(t, m, code)
-	m.write(func(s State) State { return testRules.Confirm(s, sendID, now()) })
+	m.write(func(s State) State { return testRules.Confirm(s, sendID, nil, now()) })
 	return sendID
 }
 
 func checked(m *fakeStore, code string) (valid bool) {
 	m.write(func(s State) State {
-		s, valid, _ = testRules.Check(s, []MAC{stored(code)}, now())
+		s, valid, _ = testRules.Check(s, []MAC{stored(code)}, nil, now())
 		return s
 	})
 	return valid
@@ -80,13 +80,13 @@ func checked(m *fakeStore, code string) (valid bool) {
 
 // isValid calls Check and reports whether the code was valid.
 func isValid(ctx context.Context, v *Verifier, n Number, code string) (bool, error) {
-	found, err := v.Check(ctx, n, code)
+	found, err := v.Check(ctx, n, code, "")
 	return found.Valid(), err
 }
 
 // lives reports whether a code would be accepted now.
 func lives(m *fakeStore, code string) bool {
-	_, valid, _ := testRules.Check(m.state(), []MAC{stored(code)}, now())
+	_, valid, _ := testRules.Check(m.state(), []MAC{stored(code)}, nil, now())
 	return valid
 }
 
@@ -106,7 +106,7 @@ func TestInspect_ReturnsLiveCodesAndWritesNothing(t *testing.T) {
 			}
 		}
 		inspect()
-		v.Send(t.Context(), testNumber, "", "")
+		v.Send(t.Context(), SendRequest{Number: testNumber})
 		accepted := m.state().LastSendID
 		expires := time.UnixMicro(now()).Add(testRules.CodeTTL)
 		inspect(CodeStatus{accepted, expires, testRules.AttemptLimit, true})
@@ -136,7 +136,7 @@ func isOnly(t *testing.T, err, want error) bool {
 	var is []error
 	for _, sentinel := range []error{
 		ErrStoreUnavailable, ErrOutcomeUnknown, ErrSentNotConfirmed, ErrSendInProgress, ErrCallerGone,
-		ErrStateUnreadable,
+		ErrStateUnreadable, ErrKeyInProgress, ErrKeyReused,
 	} {
 		if errors.Is(err, sentinel) {
 			is = append(is, sentinel)
@@ -175,7 +175,7 @@ func TestVerifier_StoreDownFailsCallsAndSendsNothing(t *testing.T) {
 					return Receipt{}, nil
 				})
 				start := time.Now()
-				_, err := v.Send(t.Context(), testNumber, "", "")
+				_, err := v.Send(t.Context(), SendRequest{Number: testNumber})
 				if !isOnly(t, err, ErrStoreUnavailable) || time.Since(start) > c.atMost {
 					t.Errorf("Send: got %v after %v, want %v within %v", err, time.Since(start), ErrStoreUnavailable, c.atMost)
 				}
@@ -215,7 +215,7 @@ func TestVerifier_GoneCallerCancelsNoStatement(t *testing.T) {
 		if got := store.state().Codes[0].Attempts; got != 1 {
 			t.Errorf("got %d attempts stored, want 1", got)
 		}
-		if _, err := v.Send(ctx, testNumber, "", ""); !isOnly(t, err, ErrCallerGone) || !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := v.Send(ctx, SendRequest{Number: testNumber}); !isOnly(t, err, ErrCallerGone) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Send: got %v, want %v with the caller's deadline", err, ErrCallerGone)
 		}
 	})
@@ -233,7 +233,7 @@ func TestVerifier_SwapRepeatedByAProxyCountsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m fakeStore
 		v := newVerifier(repeating{&m}, accept)
-		if _, err := v.Send(t.Context(), testNumber, "", ""); err != nil {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := isValid(t.Context(), v, testNumber, wrongGuess); got || err != nil || m.state().Codes[0].Attempts != 1 {
@@ -254,7 +254,7 @@ func TestVerifier_CallerGoneAtTheStartWritesNothing(t *testing.T) {
 			t.Error("the provider was called, want no call")
 			return Receipt{}, nil
 		})
-		if _, err := v.Send(ctx, testNumber, "", ""); !isOnly(t, err, ErrCallerGone) {
+		if _, err := v.Send(ctx, SendRequest{Number: testNumber}); !isOnly(t, err, ErrCallerGone) {
 			t.Errorf("Send: got %v, want %v", err, ErrCallerGone)
 		}
 		if valid, err := isValid(ctx, v, testNumber, "000001"); valid || !isOnly(t, err, ErrCallerGone) {
@@ -273,7 +273,7 @@ func TestVerifier_KeepsTheStateOfALaterVersion(t *testing.T) {
 			t.Error("the provider was called, want no call")
 			return Receipt{}, nil
 		})
-		if _, err := v.Send(t.Context(), testNumber, "", ""); !isOnly(t, err, ErrStateUnreadable) {
+		if _, err := v.Send(t.Context(), SendRequest{Number: testNumber}); !isOnly(t, err, ErrStateUnreadable) {
 			t.Errorf("Send: got %v, want %v", err, ErrStateUnreadable)
 		}
 		if valid, err := isValid(t.Context(), v, testNumber, "000001"); valid || !isOnly(t, err, ErrStateUnreadable) {

@@ -108,7 +108,8 @@ var products = []product{
 	}},
 	{"SendSmsVerifyCode", "100001", func(number, signName string) map[string]any {
 		return map[string]any{
-			"PhoneNumber": number, "SignName": signName, "TemplateCode": "100001", "TemplateParam": `{"code":"012345","min":"10"}`,
+			"AutoRetry": int64(0), "PhoneNumber": number, "SignName": signName, "TemplateCode": "100001",
+			"TemplateParam": `{"code":"012345","min":"10"}`,
 		}
 	}},
 }

@@ -17,7 +17,7 @@ import (
 
 func TestDurability_FiveKillsLoseNothing(t *testing.T) {
 	const kills, between = 5, 100 // entries
-	t.Run("of MariaDB", func(t *testing.T) {
+	t.Run("of the database", func(t *testing.T) {
 		database := mysqltest.Start(t)
 		p := startPair(t, buildOnce(), database.DSN(mysqltest.Database))
 		l := newLedger(p.fake)
@@ -87,15 +87,18 @@ func startSingle(t *testing.T, program, dir string) *single {
 
 const entriesBeforePowerLoss = 1000
 
-func TestDurability_PowerLossOfMariaDBLosesNothing(t *testing.T) {
+func TestDurability_PowerLossOfAServerLosesNothing(t *testing.T) {
 	const warning = "innodb_flush_log_at_trx_commit is"
-	lost, output := mariadbLosesPower(t, "1")
+	lost, output := serverLosesPower(t, "1")
 	reportFirst(t, lost)
 	if strings.Contains(output, warning) {
 		t.Errorf("a durable database: want no warning, got:\n%s", output)
 	}
 	t.Run("entries are lost if the log is not flushed", func(t *testing.T) {
-		lost, output := mariadbLosesPower(t, "2")
+		lost, output := serverLosesPower(t, "2")
+		for tries := 1; len(lost) == 0 && tries < 3; tries++ { // MySQL may have flushed just before
+			lost, output = serverLosesPower(t, "2")
+		}
 		if len(lost) == 0 {
 			t.Error("got no lost entry; want some, or the power loss has no effect")
 		}
@@ -105,11 +108,13 @@ func TestDurability_PowerLossOfMariaDBLosesNothing(t *testing.T) {
 	})
 }
 
-func mariadbLosesPower(t *testing.T, flush string) (lost []string, output string) {
+func serverLosesPower(t *testing.T, flush string) (lost []string, output string) {
 	d := newDisk(t)
 	database := mysqltest.StartWith(t, mysqltest.Options{Dir: d.path, Args: []string{
 		"--innodb-flush-log-at-trx-commit=" + flush,
-		"--innodb-flush-log-at-timeout=60", // no flush during the test
+		// No flush during the test. MySQL also flushes the log before it writes a page, and writes few so.
+		"--innodb-flush-log-at-timeout=60", "--innodb-max-dirty-pages-pct-lwm=0", "--innodb-adaptive-flushing=OFF",
+		mysqltest.DefaultEngine(t).RedoLog("64M"),
 	}})
 	syscall.Sync() // the data directory is a copy, which nothing else flushes
 	fake := dysmsapitest.New(t)
@@ -153,7 +158,7 @@ func newDisk(t *testing.T) *disk {
 	t.Helper()
 	requireRoot(t)
 	d := &disk{image: filepath.Join(t.TempDir(), "image")}
-	run(t, "truncate", "-s", "256M", d.image)
+	run(t, "truncate", "-s", "512M", d.image)
 	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
 	d.path = mounted(t, "-o", "loop", d.image)
 	return d

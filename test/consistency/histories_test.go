@@ -2,6 +2,7 @@ package consistency
 
 import (
 	"database/sql"
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"syscall"
@@ -17,7 +18,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
-// A pair is two replicas on one MariaDB, and a fake gateway that records the codes.
+// A pair is two replicas on one database, and a fake gateway that records the codes.
 type pair struct {
 	fake     *dysmsapitest.Server
 	replicas [2]*servicetest.Process
@@ -122,7 +123,7 @@ func TestLinearizable_OverABadNetworkToTheDatabase(t *testing.T) {
 			proxy, dsn := startProxy(t, direct)
 			l := startPair(t, buildOnce(), dsn, shortSMSTimeout).load()
 			l.aliyun = faultyAliyun
-			before := connectionsCut(t, direct)
+			before, counted := connectionsCut(t, direct)
 			l.disturb = func() {
 				for range 5 {
 					l.waitForProgress(t)
@@ -140,29 +141,38 @@ func TestLinearizable_OverABadNetworkToTheDatabase(t *testing.T) {
 				}
 			}
 			h := l.run(t)
-			cut := connectionsCut(t, direct) - before
-			t.Logf("%d connections were cut", cut)
-			if cut < 10 && fault.cuts {
-				t.Errorf("got %d cut connections; want 10 at least for a useful test", cut)
+			if counted {
+				after, _ := connectionsCut(t, direct)
+				cut := after - before
+				t.Logf("%d connections were cut", cut)
+				if cut < 10 && fault.cuts {
+					t.Errorf("got %d cut connections; want 10 at least for a useful test", cut)
+				}
 			}
 			report(t, h)
 		})
 	}
 }
 
-// connectionsCut returns the number of connections that the server lost.
-func connectionsCut(t *testing.T, dsn string) (n int) {
+// connectionsCut returns the number of connections that the server lost. Not every engine counts them.
+func connectionsCut(t *testing.T, dsn string) (n int, counted bool) {
 	t.Helper()
 	db, err := sql.Open("mysql", dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	var name string
-	if err := db.QueryRow("SHOW GLOBAL STATUS LIKE 'Aborted_clients'").Scan(&name, &n); err != nil {
+	return serverStatus(t, db, "Aborted_clients")
+}
+
+// serverStatus returns a counter of the server. counted is false if the engine does not have it.
+func serverStatus(t *testing.T, db *sql.DB, name string) (n int, counted bool) {
+	t.Helper()
+	err := db.QueryRow("SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&name, &n)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		t.Fatal(err)
 	}
-	return n
+	return n, err == nil
 }
 
 // startProxy starts a proxy before the database, and returns it with the data source name that
@@ -180,6 +190,9 @@ func startProxy(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
 	}
 	t.Cleanup(proxy.Stop)
 	config.Addr = proxy.Listen
+	if config.TLSConfig == "true" {
+		config.TLSConfig = "skip-verify" // the certificate has the name of the server
+	}
 	return proxy, config.FormatDSN()
 }
 

@@ -2,8 +2,6 @@ package consistency
 
 import (
 	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 
 	_ "github.com/Shopify/toxiproxy/v2"
@@ -19,23 +17,16 @@ import (
 const root = "../.."
 
 func TestMain(m *testing.M) {
-	code := mysqltest.Run(m)
-	if built != "" {
-		os.RemoveAll(filepath.Dir(built))
+	if os.Getenv(attackVariable) != "" {
+		attack()
+		return
 	}
+	code := mysqltest.Run(m)
+	servicetest.RemoveProgram()
 	os.Exit(code)
 }
 
-var built string // path of the program, once a test built it
-
-// buildOnce builds the program once, as it is released, and returns its path.
-var buildOnce = sync.OnceValue(func() string {
-	var err error
-	if built, err = servicetest.Build(root); err != nil {
-		panic(err)
-	}
-	return built
-})
+var buildOnce = servicetest.Program
 
 // A guaranteeTest runs the program at program and returns the violations of a guarantee. An error
 // of the test itself ends t. It must find no violation in the program, and the bug that is

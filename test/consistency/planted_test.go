@@ -13,10 +13,11 @@ import (
 
 // A plantedBug is an error that a developer could make, and the test that must find it.
 type plantedBug struct {
-	name      string
-	edits     []edit
-	test      guaranteeTest
-	foundBy   string // name of the test that runs test on the program as it is
+	name  string
+	edits []edit
+	test  guaranteeTest
+	// Name of the test that runs test on the program as it is.
+	foundBy   string
 	violation string // part of the violation that test must return
 }
 
@@ -26,13 +27,14 @@ const (
 	verifier = "internal/verify/verifier.go"
 	update   = "internal/verify/update.go"
 	state    = "internal/verify/state.go"
+	keyed    = "internal/verify/keyed.go"
 )
 
 var plantedBugs = []plantedBug{
 	{
 		name: "swap without version",
 		edits: []edit{
-			{"internal/store/store.go", `WHERE phone_number = ? AND version = ?"`, `WHERE phone_number = ?"`},
+			{"internal/store/store.go", `state = ? WHERE phone_number = ? AND version = ?"`, `state = ? WHERE phone_number = ?"`},
 			{"internal/store/store.go", `string(s.number), s.old[:])`, `string(s.number))`},
 			{"internal/store/store.go", `"", anyBytes)`, `"")`},
 		},
@@ -71,7 +73,7 @@ var plantedBugs = []plantedBug{
 	},
 	{
 		name:  "code accepted twice",
-		edits: []edit{{state, `codes = codes[match+1:]`, `codes = codes[match:]`}},
+		edits: []edit{{state, `return c.SendID <= used && context.has(c)`, `return c.SendID < used && context.has(c)`}},
 		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
 		violation: "is Illegal",
 	},
@@ -79,7 +81,7 @@ var plantedBugs = []plantedBug{
 		name: "four attempts",
 		edits: []edit{
 			{state, "> now || int(c.Attempts) >= r.AttemptLimit", "> now || int(c.Attempts) > r.AttemptLimit"},
-			{state, "{ return int(c.Attempts) >= r.AttemptLimit })", "{ return int(c.Attempts) > r.AttemptLimit })"},
+			{state, "return int(c.Attempts) >= r.AttemptLimit &&", "return int(c.Attempts) > r.AttemptLimit &&"},
 		},
 		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
 		violation: "is Illegal",
@@ -88,23 +90,23 @@ var plantedBugs = []plantedBug{
 		name: "compare before count",
 		edits: []edit{
 			{verifier, "\t\"log/slog\"\n", "\t\"log/slog\"\n\t\"slices\"\n"},
-			{verifier, "\tfound Verification\n", "\tfound Verification\n\tright bool\n"},
-			{verifier, "\tif _, err := v.updateForCaller(ctx, n, c.count)", `	first, err := v.Store.Load(ctx, n)
+			{verifier, "\tfound   Verification\n", "\tfound   Verification\n\tright   bool\n"},
+			{verifier, "\tif _, err := v.updateForCaller(ctx, n, v.owed.takeRecord(n, v.Now().UnixMicro()), c.count)", `	first, err := v.Store.Load(ctx, n)
 	if err != nil {
 		return Verification{}, ErrStoreUnavailable
 	}
-	seen, _ := decodeState(first.State)
-	_, c.right, _ = v.Rules.Check(seen, c.macs, v.Now().UnixMicro())
-	if _, err := v.updateForCaller(ctx, n, c.count)`},
-			{verifier, "\tnext, valid, changed := c.rules.Check(in.state, c.macs, in.now)\n", `	next, valid, changed := in.state, false, false
+	seen, _, _ := decodeRecord(first.State)
+	_, c.right, _ = v.Rules.Check(seen, c.macs, c.context, v.Now().UnixMicro())
+	if _, err := v.updateForCaller(ctx, n, v.owed.takeRecord(n, v.Now().UnixMicro()), c.count)`},
+			{verifier, "\tnext, valid, changed := c.rules.Check(in.state, c.macs, c.context, in.now)\n", `	next, valid, changed := in.state, false, false
 	if !c.right {
-		next, _, changed = c.rules.Check(in.state, c.macs, in.now)
+		next, _, changed = c.rules.Check(in.state, c.macs, c.context, in.now)
 	} else if i := slices.IndexFunc(in.state.Codes, func(s Code) bool { return slices.Contains(c.macs, s.MAC) }); i >= 0 {
 		next, valid, changed = State{LastSendID: in.state.LastSendID, Codes: in.state.Codes[i+1:]}, true, true
 	}
 `},
-			// Spent codes stay in the list, as in a table with a column of attempts.
-			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit })\n", ""},
+			// Exhausted codes stay in the list, as in a table with a column of attempts.
+			{state, "\tcodes = slices.DeleteFunc(codes, func(c Code) bool { return int(c.Attempts) >= r.AttemptLimit && context.has(c) })\n", ""},
 		},
 		test: parallelGuesses, foundBy: "TestValid_ParallelGuessesGetThreeAttempts",
 		violation: "rounds succeeded",
@@ -114,13 +116,13 @@ var plantedBugs = []plantedBug{
 		edits: []edit{
 			{verifier, "\t\"sync/atomic\"\n", "\t\"sync\"\n\t\"sync/atomic\"\n"},
 			{verifier, "\tbackground atomic.Int64", "\tremembered sync.Map\n\tbackground atomic.Int64"},
-			{verifier, "\tif _, err := v.updateForCaller(ctx, n, c.count)", `	if state, ok := v.remembered.Load(n); ok {
-		s, _ := decodeState(state.([]byte))
-		if _, _, alive := v.Rules.Check(s, c.macs, v.Now().UnixMicro()); !alive {
+			{verifier, "\tif _, err := v.updateForCaller(ctx, n, v.owed.takeRecord(n, v.Now().UnixMicro()), c.count)", `	if state, ok := v.remembered.Load(n); ok {
+		s, _, _ := decodeRecord(state.([]byte))
+		if _, _, alive := v.Rules.Check(s, c.macs, c.context, v.Now().UnixMicro()); !alive {
 			return Verification{}, nil
 		}
 	}
-	if _, err := v.updateForCaller(ctx, n, c.count)`},
+	if _, err := v.updateForCaller(ctx, n, v.owed.takeRecord(n, v.Now().UnixMicro()), c.count)`},
 			{update, "\tif u.swap.Version != (Version{}) &&", "\tu.v.remembered.Store(u.number, current.State)\n\tif u.swap.Version != (Version{}) &&"},
 			{update, "\tu.known = u.swap\n", "\tu.known = u.swap\n\tu.v.remembered.Store(u.number, u.swap.State)\n"},
 		},
@@ -128,22 +130,27 @@ var plantedBugs = []plantedBug{
 		violation: "a code was not accepted exactly once",
 	},
 	{
+		name:  "a rejection by a record that was not loaded",
+		edits: []edit{{update, "if err != nil && !loaded {", "if err != nil && false {"}},
+		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
+	},
+	{
 		name:  "withdraw on unknown outcome",
-		edits: []edit{{verifier, `if sendErr.Kind.NotSent() {`, `if sendErr != nil {`}},
+		edits: []edit{{verifier, `case sendErr.Kind.NotSent():`, `case sendErr != nil:`}},
 		test:  usualRetry, foundBy: "TestSendSMS_UsualRetryKillsNoSMS",
 		violation: "a dead SMS",
 	},
 	{
 		name:  "OK before the confirm of a resend",
-		edits: []edit{{verifier, `if s.sole {`, `if s.sole = true; s.sole {`}},
+		edits: []edit{{verifier, `if s.begun.Sole && s.key == nil {`, `if s.begun.Sole = true; s.key == nil {`}},
 		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
 		violation: "is Illegal",
 	},
 	{
 		name: "sole by a state that another writer replaced",
 		edits: []edit{{
-			verifier, "\tnext, s.sendID, s.sole, err = s.v.Rules.Begin(in.state, s.mac, in.now)\n",
-			"\twas := s.sole\n\tnext, s.sendID, s.sole, err = s.v.Rules.Begin(in.state, s.mac, in.now)\n\ts.sole = s.sole || was\n",
+			verifier, "\tnext, s.begun, err = s.v.Rules.Begin(", "\twas := s.begun.Sole\n\tdefer func() { s.begun.Sole = s.begun.Sole || was }()\n\tnext, s.begun, err = s.v.Rules.Begin(",
 		}},
 		test: twoFirstSends, foundBy: "TestSendSMS_TwoFirstSendsAtOnceLeaveOneCode",
 		violation: "were both accepted",
@@ -161,10 +168,38 @@ var plantedBugs = []plantedBug{
 		violation: "were kept",
 	},
 	{
+		name:  "a confirm drops the codes of other contexts",
+		edits: []edit{{state, "return c.SendID < sendID && context.has(c)", "return c.SendID < sendID"}},
+		test:  undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
+	},
+	{
+		name: "a code counts for every context",
+		edits: []edit{
+			{verifier, "s.keys.sign(s.request.Number, s.code, s.request.Context)", "s.keys.sign(s.request.Number, s.code, \"\")"},
+			{verifier, "keys.macs(n, code, verificationContext), context: keys.contextTags(n, verificationContext)", "keys.macs(n, code, \"\")"},
+			{verifier, "context: keys.contextTags(q.Number, q.Context), ", ""},
+		},
+		test: undisturbed, foundBy: "TestLinearizable_Undisturbed",
+		violation: "is Illegal",
+	},
+	{
+		name:  "a key sends again while its send is in flight",
+		edits: []edit{{keyed, "return Begun{}, ErrKeyInProgress", "return Begun{}, nil"}},
+		test:  parallelKeys, foundBy: "TestSendSMS_OneKeyInParallelIsOneSMS",
+		violation: "64 calls with one key",
+	},
+	{
+		name:  "a key is forgotten after an unknown outcome",
+		edits: []edit{{state, "status := keyedUnknown", "status := keyedUnknown\n\treturn State{s.LastSendID, s.Codes, nil}"}},
+		test:  aliyunFails, foundBy: "TestLinearizable_WhileAliyunFails",
+		violation: "2 SMS for one call",
+	},
+	{
 		name: "SMS requested again after an error",
 		edits: []edit{{
 			verifier, "\tif err == nil {\n\t\taccepted := ",
-			"\tif err != nil {\n\t\treceipt, err = v.Sender.Send(sendCtx, Message{Number: n, SignName: signName, TemplateCode: templateCode, Code: s.code})\n\t}\n\tif err == nil {\n\t\taccepted := ",
+			"\tif err != nil {\n\t\tresult.Receipt, err = v.Sender.Send(sendCtx, Message{Number: q.Number, SignName: q.SignName, TemplateCode: q.TemplateCode, Code: s.code})\n\t}\n\tif err == nil {\n\t\taccepted := ",
 		}},
 		test: aliyunFails, foundBy: "TestLinearizable_WhileAliyunFails",
 		violation: "2 SMS for one call",

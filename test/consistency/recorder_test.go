@@ -52,7 +52,8 @@ const (
 	callersPerNumber = 4
 	callsPerCaller   = 20
 	flowsPerNumber   = 3
-	loadTimeout      = 2 * time.Minute
+	keysPerNumber    = 3                // idempotency keys
+	loadTimeout      = 4 * time.Minute  // a busy machine is slow
 	callTimeout      = 15 * time.Second // longer than any call of the service
 	settleTimeout    = 30 * time.Second // for a call that must succeed in the end
 )
@@ -84,18 +85,27 @@ type number struct {
 	mu        sync.Mutex
 	sends     []*send
 	checks    []porcupine.Operation
-	arrived   []string // codes, in the order of arrival
-	abandoned bool     // a caller gave up on a send that may still run
+	arrived   []arrival // codes, in the order of arrival
+	keyed     [keysPerNumber]*send
+	abandoned bool // a caller gave up on a send that may still run
 }
 
-// A send is one call of SendSMS.
+type arrival struct {
+	code    string
+	context int
+}
+
+// A send is one call of SendSMS, or all calls with one idempotency key.
 type send struct {
 	signName   string // unique
+	key        string // "" for none
+	context    int
+	calls      int
 	client     int
 	begun, end int64 // since the load began
 	outcome    outcome
 	replica    string
-	codes      []string // accepted by the fake gateway: one at most
+	codes      []string // accepted by the fake gateway: one at most, also for a key
 	unsent     string   // code that reached the fake gateway, which sent no SMS
 }
 
@@ -220,7 +230,7 @@ func (h *history) number(i int) *number {
 // arrive records an SMS at the phone. It may come before SendSMS returns.
 func (h *history) arrive(m dysmsapitest.Accepted) {
 	h.record(m.PhoneNumber, m.SignName, func(n *number, s *send) {
-		n.arrived = append(n.arrived, m.Code)
+		n.arrived = append(n.arrived, arrival{m.Code, s.context})
 		s.codes = append(s.codes, m.Code)
 	})
 }
@@ -247,229 +257,6 @@ func (h *history) violated(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.violation = append(h.violation, fmt.Sprintf("seed %d: ", h.seed)+fmt.Sprintf(format, args...))
-}
-
-// A driver makes all calls of one number.
-type driver struct {
-	load
-	*history
-	clients []pb.PhoneNumberServiceClient
-	number  *number
-	random  *rand.Rand
-	client  int
-}
-
-// drive makes the calls, and returns how many it added to the history.
-func (d *driver) drive(ctx context.Context) int64 {
-	var callers sync.WaitGroup
-	for c := range callersPerNumber {
-		caller := *d
-		caller.client, caller.random = c, rand.New(rand.NewPCG(d.random.Uint64(), 0))
-		callers.Go(func() {
-			for range callsPerCaller {
-				caller.act(ctx)
-			}
-		})
-	}
-	callers.Wait()
-	for range flowsPerNumber {
-		d.user(ctx)
-	}
-	d.guesser(ctx)
-	return int64(len(d.number.operations()))
-}
-
-// act makes one random call.
-func (d *driver) act(ctx context.Context) {
-	if !d.flawless && d.random.IntN(100) == 0 { // a caller that gives up
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(d.random.IntN(10_000))*time.Microsecond)
-		defer cancel()
-	}
-	if d.random.IntN(10) < 3 {
-		d.send(ctx, d.nextFault())
-		return
-	}
-	d.check(ctx, d.guess())
-}
-
-// nextFault returns the fault of the next send; without faults, some sends are slow.
-func (d *driver) nextFault() aliyunFault {
-	if d.aliyun != nil {
-		return d.aliyun(d.random)
-	}
-	return aliyunFault{active: d.random.IntN(4) == 0, fault: dysmsapitest.Delay(time.Duration(d.random.IntN(5000)) * time.Microsecond)}
-}
-
-// guess returns mostly the newest code that arrived, sometimes an older one or random digits.
-func (d *driver) guess() string {
-	d.number.mu.Lock()
-	defer d.number.mu.Unlock()
-	codes := d.number.arrived
-	switch k := d.random.IntN(10); {
-	case len(codes) == 0 || k < 3:
-		return fmt.Sprintf("%06d", d.random.IntN(1_000_000))
-	case k < 5:
-		return codes[d.random.IntN(len(codes))]
-	}
-	return codes[len(codes)-1]
-}
-
-// user requests a code until one was sent, and types the code that arrived. It must be accepted:
-// no later send succeeded, and it was not used.
-func (d *driver) user(ctx context.Context) {
-	d.number.mu.Lock()
-	abandoned := d.number.abandoned
-	d.number.mu.Unlock()
-	if abandoned {
-		return // an old send may still succeed and replace the code
-	}
-	var arrived []*send
-	for try := range 3 {
-		fault := d.nextFault()
-		if try > 0 && d.random.IntN(2) == 0 { // most second sends exceed the limit of one a minute
-			fault = aliyunFault{true, dysmsapitest.Reply(200, "isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1")}
-		}
-		s := d.send(ctx, fault)
-		if ctx.Err() != nil {
-			return
-		}
-		if code := d.codeOf(s); code != "" {
-			if s.outcome == accepted || s.outcome == mayStillRun {
-				arrived = nil // older codes are or may be dead
-			}
-			arrived = append(arrived, s)
-		}
-		if s.outcome == accepted || len(arrived) > 0 && d.random.IntN(2) == 0 {
-			break
-		}
-	}
-	if d.random.IntN(3) == 0 { // a typing error: two attempts remain
-		d.check(ctx, "x")
-	}
-	for _, s := range arrived {
-		if s != arrived[len(arrived)-1] && d.random.IntN(2) == 0 {
-			continue // types only the newer one
-		}
-		code := d.codeOf(s)
-		var r result
-		for deadline := time.Now().Add(settleTimeout); ; {
-			var counted bool
-			if r, counted = d.check(ctx, code); counted {
-				break
-			}
-			if ctx.Err() != nil || time.Now().After(deadline) {
-				return
-			}
-		}
-		switch r {
-		case noResult:
-			return // the code may be used
-		case invalid:
-			d.violated("a dead SMS: %s: code %s was rejected, sent %d ms into the load, outcome of its send %d", d.number.text, code, s.begun/1e6, s.outcome)
-			return
-		}
-		d.flows.Add(1)
-		if s.outcome != accepted {
-			d.afterDoubt.Add(1)
-		}
-	}
-}
-
-// guesser uses up the attempts of a code and then types it. The specification decides which
-// results are right.
-func (d *driver) guesser(ctx context.Context) {
-	s := d.send(ctx, d.nextFault())
-	for range attemptLimit {
-		d.check(ctx, "x")
-	}
-	d.check(ctx, d.codeOf(s))
-}
-
-func (d *driver) codeOf(s *send) string {
-	d.number.mu.Lock()
-	defer d.number.mu.Unlock()
-	if len(s.codes) == 0 {
-		return ""
-	}
-	return s.codes[0]
-}
-
-// send calls SendSMS with a unique sign name, so that the message can be matched to its call.
-func (d *driver) send(ctx context.Context, fault aliyunFault) *send {
-	n := d.number
-	n.mu.Lock()
-	s := &send{signName: fmt.Sprintf("%s-%d", n.text, len(n.sends)), client: d.client}
-	n.sends = append(n.sends, s)
-	n.mu.Unlock()
-	if fault.active {
-		d.fake.For(s.signName, fault.fault)
-	}
-	replica := d.random.IntN(len(d.clients))
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	begun := d.now()
-	template := []string{"SMS_1", "100001"}[d.random.IntN(2)] // of either product
-	_, err := d.clients[replica].SendSMS(ctx, &pb.SendSMSRequest{PhoneNumber: n.text, Signature: s.signName, TemplateCode: template})
-	end := d.now()
-	n.mu.Lock()
-	s.begun, s.end, s.outcome, s.replica = begun, end, outcomeOf(err), d.name(replica)
-	n.abandoned = n.abandoned || ctx.Err() != nil
-	n.mu.Unlock()
-	d.note(replica, end, err, s.outcome)
-	return s
-}
-
-// check calls Valid. counted is false if the call definitely had no effect.
-func (d *driver) check(ctx context.Context, code string) (r result, counted bool) {
-	replica := d.random.IntN(len(d.clients))
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	begun := d.now()
-	res, err := d.clients[replica].Valid(ctx, &pb.ValidRequest{PhoneNumber: d.number.text, Code: code})
-	end := d.now()
-	o := outcomeOf(err)
-	d.note(replica, end, err, o)
-	switch {
-	case o == noEffect:
-		return 0, false
-	case o != accepted:
-		r, end = noResult, never
-	case res.Valid:
-		r = valid
-	default:
-		r = invalid
-	}
-	d.number.mu.Lock()
-	defer d.number.mu.Unlock()
-	d.number.checks = append(d.number.checks, porcupine.Operation{
-		ClientId: d.client, Input: call{code: code}, Call: begun, Output: r, Return: end, Metadata: d.name(replica),
-	})
-	return r, true
-}
-
-func (d *driver) name(replica int) string {
-	if d.together {
-		return "one of " + strings.Join(d.replicas, ", ")
-	}
-	return d.replicas[replica]
-}
-
-func (d *driver) note(replica int, at int64, err error, o outcome) {
-	if o == noEffect {
-		d.failures.Add(1)
-		time.Sleep(5 * time.Millisecond) // a caller that retries waits before it does
-	}
-	if err != nil && d.flawless {
-		d.violated("a failed call: got %v; want OK", err)
-	} else if c := status.Code(err); err != nil && !slices.Contains(expected, c) {
-		d.violated("%s: got %v; want an error that docs/errors.md lists", d.number.text, err)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err == nil {
-		d.completed = append(d.completed, completedCall{replica, time.Duration(at)})
-	}
 }
 
 // expected are the codes besides OK that calls with valid fields may return.
@@ -539,7 +326,7 @@ func (n *number) operations() []porcupine.Operation {
 			continue
 		}
 		o := porcupine.Operation{
-			ClientId: s.client, Input: call{send: true, code: code}, Call: s.begun, Output: done, Return: s.end,
+			ClientId: s.client, Input: call{send: true, code: code, context: s.context}, Call: s.begun, Output: done, Return: s.end,
 			Metadata: s.replica,
 		}
 		if s.outcome != accepted {
@@ -551,7 +338,7 @@ func (n *number) operations() []porcupine.Operation {
 }
 
 // violations checks the history and returns its violations: every number's calls are linearizable,
-// no call sent two SMS, and no call without effect sent one. The load has already added dead SMS.
+// no call and no key sent two SMS, and no call without effect sent one. The load has already added dead SMS.
 func (h *history) violations(t *testing.T) []string {
 	t.Helper()
 	var checking sync.WaitGroup
@@ -560,7 +347,7 @@ func (h *history) violations(t *testing.T) []string {
 		for _, s := range n.sends {
 			switch {
 			case len(s.codes) > 1:
-				h.violated("%d SMS for one call on %s", len(s.codes), n.text)
+				h.violated("%d SMS for one call on %s, its key %q", len(s.codes), n.text, s.key)
 			case s.outcome == accepted && len(s.codes) == 0:
 				h.violated("SendSMS to %s returned OK and sent no SMS", n.text)
 			case s.outcome == noEffect && len(s.codes) > 0:

@@ -12,16 +12,21 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// This is the sequential specification of one number: the newest successful send counts, for
-// three calls, once. The results of concurrent calls must be explained by an order in which each
-// call takes effect at one moment between its begin and its end.
+// This is the sequential specification of one number in one context: the newest successful send
+// counts, for three calls, once. Contexts do not affect each other (Partition). The results of
+// concurrent calls must be explained by an order in which each call takes effect at one moment
+// between its begin and its end.
 
 const attemptLimit = 3
 
+// contexts are the verification contexts of the calls: none, a purpose, a session.
+var contexts = [...]string{"", "login", "5f1c9a37"}
+
 // A call is the input of an operation, and a result its output.
 type call struct {
-	send bool
-	code string // of a send: the one in its message
+	send    bool
+	code    string // of a send: the one in its message
+	context int
 }
 
 type result int
@@ -39,6 +44,14 @@ type numberState struct {
 }
 
 var specification = porcupine.Model{
+	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
+		parts := make([][]porcupine.Operation, len(contexts))
+		for _, o := range history {
+			context := o.Input.(call).context
+			parts[context] = append(parts[context], o)
+		}
+		return parts
+	},
 	Init: func() any { return numberState{} },
 	Step: func(state, input, output any) (bool, any) {
 		s, c, r := state.(numberState), input.(call), output.(result)
@@ -59,7 +72,7 @@ var specification = porcupine.Model{
 		if c.send {
 			name = "SendSMS"
 		}
-		return fmt.Sprintf("%s %s → %s", name, c.code, [...]string{"OK", "true", "false", "unknown"}[r])
+		return fmt.Sprintf("%s %s in context %q → %s", name, c.code, contexts[c.context], [...]string{"OK", "true", "false", "unknown"}[r])
 	},
 	DescribeState: func(state any) string {
 		s := state.(numberState)

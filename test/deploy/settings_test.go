@@ -11,9 +11,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 const (
@@ -83,22 +84,9 @@ func TestDeploy_UsesDocumentedSettings(t *testing.T) {
 	}
 }
 
-// buildOnce builds the program at the first call and returns its path.
-var buildOnce = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "phone-number-service")
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.Command("go", "build", "-o", dir, ".")
-	cmd.Dir, cmd.Stderr = root, os.Stderr
-	return filepath.Join(dir, "phone-number-service"), cmd.Run()
-})
-
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if program, _ := buildOnce(); program != "" {
-		os.RemoveAll(filepath.Dir(program))
-	}
+	servicetest.RemoveProgram()
 	os.Exit(code)
 }
 
@@ -111,9 +99,7 @@ func mustAccept(t *testing.T, env map[string]string) {
 		"ALIYUN_ACCESS_KEY_ID": "id", "ALIYUN_ACCESS_KEY_SECRET": "secret",
 		"PHONENUMBER_CODE_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
 	}
-	program, err := buildOnce()
-	must(t, err)
-	cmd := exec.CommandContext(t.Context(), program)
+	cmd := exec.CommandContext(t.Context(), servicetest.Program())
 	dir := t.TempDir()
 	for name, value := range env {
 		base, file := strings.CutSuffix(name, "_FILE")

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
 const (
@@ -41,11 +43,9 @@ func TestSystemdUnit_IsValidAndConfined(t *testing.T) {
 		t.Skip(howToGetSystemd)
 	}
 	// systemd-analyze requires that the file of ExecStart exists.
-	program, err := buildOnce()
-	must(t, err)
 	unitFile := filepath.Join(t.TempDir(), unit)
-	must(t, os.WriteFile(unitFile, []byte(strings.Replace(text, "ExecStart=/usr/local/bin/phone-number-service", "ExecStart="+program,
-		1)), 0o600))
+	built := strings.Replace(text, "ExecStart=/usr/local/bin/phone-number-service", "ExecStart="+servicetest.Program(), 1)
+	must(t, os.WriteFile(unitFile, []byte(built), 0o600))
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unitFile).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: got %v; want no error and no output\n%s", err, out)
 	}

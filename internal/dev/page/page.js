@@ -1,6 +1,7 @@
 // The development page: a phone that shows the messages of the inbox, and forms for the
 // two calls. The service sends the states of codes; the page does not count attempts.
 import { errorText, locale, messageParts, sampleSignName, textOf, translate } from './words.js';
+import { snippets } from './snippets.js';
 
 const $ = id => document.getElementById(id);
 const maxMessages = 1000; // the service keeps as many
@@ -347,7 +348,11 @@ const duration = s => s % 60 ? textOf('seconds', s) : textOf('minutes', s / 60);
 
 // --- the forms
 
-const fieldsOf = form => Object.fromEntries([...new FormData(form)].filter(([, value]) => value !== ''));
+// The names of headers have a hyphen, the names of fields of the message have none.
+const entriesOf = (form, isHeader) => Object.fromEntries([...new FormData(form)].filter(([name, value]) => value !== '' && name.includes('-') === isHeader));
+const fieldsOf = form => entriesOf(form, false);
+const headersOf = form => entriesOf(form, true);
+const responseHeaders = ['idempotency-replayed', 'code-expires-in', 'resend-after', 'verification-outcome', 'attempts-left'];
 
 // checkNumber shows how the service parses the number, or the error.
 async function checkNumber(input) {
@@ -375,12 +380,17 @@ async function call(method, form, answer, explain) {
     answer.replaceChildren(newElement('p', 'verdict', text));
     answer.dataset.ok = false;
   };
+  const metadata = headersOf(form);
+  if (/[^ -~]/.test(Object.values(metadata).join(''))) { // fetch would throw
+    showOnly(textOf('onlyASCII'));
+    return false;
+  }
   const timers = [setTimeout(() => showOnly(textOf('inProgress')), 200)];
   if (!channel) timers.push(setTimeout(() => showOnly(textOf('tooManyWindows')), 3000));
   let response, body;
   try {
     response = await fetch('/phonenumberservice.PhoneNumberService/' + method, {
-      method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(fieldsOf(form)),
+      method: 'POST', headers: { 'Content-Type': 'application/json', 'want-details': 'true', ...metadata }, body: JSON.stringify(fieldsOf(form)),
     });
     body = await response.json();
   } catch {
@@ -408,6 +418,8 @@ async function call(method, form, answer, explain) {
       if (!lines[0].textContent.includes(want)) lines.push(newElement('p', 'detail', `${textOf('field')}${v.field} ${want}`));
     }
   }
+  const headers = responseHeaders.filter(name => response.headers.has(name)).map(name => `${name}: ${response.headers.get(name)}`);
+  if (headers.length) lines.push(newElement('p', 'detail', headers.join(' · ')));
   const raw = document.createElement('details');
   raw.open = response.ok;
   raw.append(newElement('summary', '', 'JSON'), newElement('pre', '', JSON.stringify(body, null, response.ok ? 0 : 2)));
@@ -461,42 +473,16 @@ $('valid-number').oninput = e => {
   validNumberEdited = e.target.value !== '' && e.target.value !== $('send-number').value;
   checkNumber(e.target);
 };
-$('signature').oninput = $('template').oninput = e => { e.target.ariaInvalid = null; };
+$('signature').oninput = $('template').oninput = $('send-context').oninput = $('valid-context').oninput = $('key').oninput = e => { e.target.ariaInvalid = null; };
 for (const id of ['send-number', 'valid-number']) {
   $(id).onchange = e => { // announce an error after the input
     if (e.target.ariaInvalid === 'true') $('announcement').textContent = $(id + '-is').textContent;
   };
 }
 
-// --- the same call in a terminal and in Go
+// --- the same call in a terminal and in other languages
 
-const shell = text => `'${text.replaceAll("'", `'\\''`)}'`;
-
-function goLines(method, fields) {
-  const valid = method === 'Valid'; // its response has a field
-  const names = { phone_number: 'PhoneNumber', signature: 'Signature', template_code: 'TemplateCode', code: 'Code' };
-  const members = Object.entries(fields).map(([name, value]) => `${names[name]}: ${JSON.stringify(value)}`).join(', ');
-  return `conn, err := grpc.NewClient(${JSON.stringify(location.host)}, grpc.WithTransportCredentials(insecure.NewCredentials()))
-if err != nil {
-	return err
-}
-defer conn.Close()
-client := phonenumberservice.NewPhoneNumberServiceClient(conn)
-${valid ? 'res, err :=' : '_, err ='} client.${method}(ctx, &phonenumberservice.${method}Request{${members}})
-if err != nil {
-	return err
-}${valid ? '\nfmt.Println(res.Valid)' : ''}`;
-}
-
-const json = fields => JSON.stringify(fields, null, 1).replace(/\n */g, ' '); // spaces allow line breaks
-const languages = {
-  curl: (method, fields) => `curl -d ${shell(json(fields))} \\
-${location.origin}/phonenumberservice.PhoneNumberService/${method}`,
-  grpcurl: (method, fields) => `grpcurl -plaintext ${method === 'Valid' ? '-emit-defaults ' : ''}\\
-  -d ${shell(json(fields))} \\
-  ${location.host} phonenumberservice.PhoneNumberService/${method}`,
-  Go: goLines,
-};
+const languages = snippets(location);
 
 for (const method of ['send', 'valid']) {
   const place = $(method + '-snippets');
@@ -518,7 +504,7 @@ function drawSnippets() {
   for (const [id, method] of [['send', 'SendSMS'], ['valid', 'Valid']]) {
     const name = document.querySelector(`[name=${id}-language]:checked`).value;
     const pre = $(id + '-snippets').querySelector('pre');
-    pre.firstChild.textContent = languages[name](method, fieldsOf($(id + '-form')));
+    pre.firstChild.textContent = languages[name](method, fieldsOf($(id + '-form')), headersOf($(id + '-form')));
   }
 }
 addEventListener('input', drawSnippets);

@@ -51,7 +51,7 @@ func (s *Server) checkGateway(r *http.Request, body []byte, action string) (url.
 		return nil, reply{Status: 400, Code: "InvalidSecurityToken.MismatchWithAccessKey", Message: message}
 	case !issued.Expires.IsZero() && !time.Now().Before(issued.Expires):
 		return nil, reply{Status: 400, Code: "InvalidSecurityToken.Expired", Message: "Specified SecurityToken is expired."}
-	case time.Since(date).Abs() > maxClockSkew:
+	case time.Now().Add(s.skew).Sub(date).Abs() > maxClockSkew:
 		return nil, reply{Status: 400, Code: "InvalidTimeStamp.Expired", Message: "Specified time stamp or date value is expired."}
 	case s.nonces[nonce]:
 		return nil, reply{Status: 400, Code: "SignatureNonceUsed", Message: "Specified signature nonce was used already."}

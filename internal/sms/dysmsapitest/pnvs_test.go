@@ -2,6 +2,7 @@ package dysmsapitest
 
 import (
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 )
@@ -10,7 +11,9 @@ func pnvsCall(s *Server, number, signName, template, param string) *call {
 	c := validCall(s)
 	c.url = s.PNVSURL
 	c.header.Set("X-Acs-Action", "SendSmsVerifyCode")
-	c.rawQuery = url.Values{"PhoneNumber": {number}, "SignName": {signName}, "TemplateCode": {template}, "TemplateParam": {param}}.Encode()
+	c.rawQuery = url.Values{
+		"AutoRetry": {"0"}, "PhoneNumber": {number}, "SignName": {signName}, "TemplateCode": {template}, "TemplateParam": {param},
+	}.Encode()
 	return c
 }
 
@@ -26,6 +29,15 @@ func TestPNVS_AcceptsOneCodeToOneMainlandNumber(t *testing.T) {
 			return c
 		}
 	}
+	with := func(field, value string) func(*Server) *call {
+		return func(s *Server) *call {
+			c := pnvsCall(s, number, name, template, param)
+			query, _ := url.ParseQuery(c.rawQuery)
+			query.Set(field, value)
+			c.rawQuery = query.Encode()
+			return c
+		}
+	}
 	for what, x := range map[string]struct {
 		call   func(*Server) *call
 		status int
@@ -37,6 +49,8 @@ func TestPNVS_AcceptsOneCodeToOneMainlandNumber(t *testing.T) {
 		"no sign name":      {as(number, "", template, param), 400, "MissingSignName"},
 		"no template":       {as(number, name, "", param), 400, "MissingTemplateCode"},
 		"no parameters":     {as(number, name, template, ""), 400, "MissingTemplateParam"},
+		"no AutoRetry":      {with("AutoRetry", ""), 400, "isv.INVALID_PARAMETERS"},
+		"AutoRetry":         {with("AutoRetry", "1"), 400, "isv.INVALID_PARAMETERS"},
 		"another field":     {also("&ReturnVerifyCode=true"), 400, "isv.INVALID_PARAMETERS"},
 		"a field twice":     {also("&PhoneNumber=18612345679"), 400, "isv.INVALID_PARAMETERS"},
 		"a field of SMS":    {also("&PhoneNumbers=18612345679"), 400, "isv.INVALID_PARAMETERS"},
@@ -75,6 +89,25 @@ func TestPNVS_AcceptsOneCodeToOneMainlandNumber(t *testing.T) {
 		}
 		if want := map[bool]int{true: 1}[x.code == "OK"]; len(s.Accepted()) != want {
 			t.Errorf("%s: got %d sent messages; want %d", what, len(s.Accepted()), want)
+		}
+	}
+}
+
+func TestServer_TellsWhichMessageWasNotSent(t *testing.T) {
+	const number, name = "18612345678", "Acme"
+	for template, call := range map[string]func(*Server) *call{
+		"SMS_1":  validCall,
+		"100001": func(s *Server) *call { return pnvsCall(s, number, name, "100001", `{"code":"493817","min":"10"}`) },
+	} {
+		s := New(t)
+		s.AllowTemplate("other")
+		var got []string
+		s.OnUnsent(func(phoneNumber, _, code string) { got = append(got, phoneNumber, code) })
+		c := call(s)
+		c.sign()
+		c.send(t)
+		if want := []string{number, "493817"}; !slices.Equal(got, want) {
+			t.Errorf("%s: got %v; want %v", template, got, want)
 		}
 	}
 }

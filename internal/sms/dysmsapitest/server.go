@@ -51,6 +51,7 @@ type Server struct {
 
 	mu          sync.Mutex
 	now         func() time.Time
+	skew        time.Duration // of the gateways' clock
 	limited     bool
 	issuer      func(accessKeyID string) (Issued, bool)
 	variable    string   // of the code in a template of the product SMS
@@ -133,9 +134,13 @@ func (s *Server) SetVariable(name string) { s.set(func() { s.variable = name }) 
 // five an hour, ten a day, rolling. PNVS has the first and the last, in its own words.
 func (s *Server) Limits(on bool) { s.set(func() { s.limited = on }) }
 
-// SetClock sets the clock of the limits and of Accepted.At. The date of a request
-// is always compared with the real time.
+// SetClock sets the clock of the limits and of Accepted.At. The date of a request is not compared
+// with it.
 func (s *Server) SetClock(now func() time.Time) { s.set(func() { s.now = now }) }
+
+// SetSkew sets the clock of the gateways ahead of this machine's. They compare the date of a request
+// with it, and reply with its time.
+func (s *Server) SetSkew(d time.Duration) { s.set(func() { s.skew = d }) }
 
 // Next gives each of the next requests one fault. The requests after them get that of Always.
 func (s *Server) Next(faults ...Fault) { s.set(func() { s.next = append(s.next, faults...) }) }
@@ -234,6 +239,7 @@ func productOf(m Accepted) product {
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, p product) {
+	s.set(func() { w.Header().Set("Date", time.Now().Add(s.skew).UTC().Format(http.TimeFormat)) })
 	if r.Header.Get("X-Acs-Action") == queryAction {
 		s.query(w, r, p)
 		return
@@ -266,7 +272,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, p product) {
 	if len(messages) == 0 {
 		var variables struct{ Code string }
 		json.Unmarshal([]byte(params.Get("TemplateParam")), &variables)
-		unsent(params.Get("PhoneNumbers"), params.Get("SignName"), variables.Code)
+		unsent(params.Get(map[product]string{sms: "PhoneNumbers", pnvs: "PhoneNumber"}[p]), params.Get("SignName"), variables.Code)
 	}
 	if rejected {
 		a.write(w)
@@ -373,10 +379,11 @@ func (s *Server) message(params url.Values, number, code string) Accepted {
 }
 
 // submitPNVS is the product PNVS behind the gateway. It accepts only a code of the client, with its
-// lifetime in whole minutes: with ##code## Aliyun would make the code itself.
+// lifetime in whole minutes: with ##code## Aliyun would make the code itself. It accepts only AutoRetry=0:
+// by default Aliyun may send an SMS twice.
 func (s *Server) submitPNVS(params url.Values) reply {
-	names := []string{"PhoneNumber", "SignName", "TemplateCode", "TemplateParam"}
-	for _, name := range names {
+	names := []string{"PhoneNumber", "SignName", "TemplateCode", "TemplateParam", "AutoRetry"}
+	for _, name := range names[:4] {
 		if params.Get(name) == "" {
 			return reply{Status: 400, Code: "Missing" + name, Message: name + " is mandatory for this action."}
 		}
@@ -391,7 +398,8 @@ func (s *Server) submitPNVS(params url.Values) reply {
 	m.Minutes, _ = variables["min"].(string)
 	minutes, notANumber := strconv.Atoi(m.Minutes)
 	switch {
-	case len(params) > len(names) || len(slices.Concat(slices.Collect(maps.Values(params))...)) > len(names):
+	case len(params) > len(names) || len(slices.Concat(slices.Collect(maps.Values(params))...)) > len(names) ||
+		params.Get("AutoRetry") != "0":
 		return bad("isv.INVALID_PARAMETERS", "参数异常")
 	case !mainlandOnly.MatchString(m.PhoneNumber):
 		return bad("isv.MOBILE_NUMBER_ILLEGAL", "非法手机号")

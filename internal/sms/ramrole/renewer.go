@@ -2,6 +2,7 @@ package ramrole
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 const (
 	fetchTimeout = 10 * time.Second
 	minWait      = time.Second
+	maxWait      = time.Hour // also if a reply has a wrong time
 	maxRetryWait = time.Minute
 )
 
@@ -40,7 +42,8 @@ func NewRenewer(source Source, use func(sms.Credentials) error, log *slog.Logger
 func (r *Renewer) Collectors() []prometheus.Collector { return []prometheus.Collector{r.expiry} }
 
 // Expired makes Run renew credentials at once because Aliyun rejected them as expired. Run does this
-// once for each set. Expired does not block.
+// once for each set, and then tries as after any failure until the source has another set. Expired
+// does not block.
 func (r *Renewer) Expired(c sms.Credentials) {
 	select {
 	case r.expired <- c:
@@ -52,7 +55,7 @@ func (r *Renewer) Expired(c sms.Credentials) {
 // use.
 func (r *Renewer) Run(ctx context.Context) {
 	var current Set
-	var rejected sms.Credentials // the last set that was renewed because Aliyun rejected it
+	var rejected sms.Credentials // the last set that Aliyun rejected
 	failures := 0
 	next := time.NewTimer(0)
 	defer next.Stop()
@@ -67,7 +70,7 @@ func (r *Renewer) Run(ctx context.Context) {
 			rejected = c
 		case <-next.C:
 		}
-		set, err := r.fetch(ctx)
+		set, err := r.fetch(ctx, rejected)
 		if ctx.Err() != nil {
 			return
 		}
@@ -83,7 +86,7 @@ func (r *Renewer) Run(ctx context.Context) {
 		}
 		failures = 0
 		// A quarter of the lifetime leaves the most time for an outage, and costs four requests in it.
-		next.Reset(max(set.Lifetime/4, minWait))
+		next.Reset(min(max(set.Lifetime/4, minWait), maxWait))
 		r.expiry.WithLabelValues().Set(float64(set.Expires.Unix()))
 		if set.Credentials == current.Credentials {
 			continue // the metadata service returns one set until it has a new one
@@ -93,12 +96,18 @@ func (r *Renewer) Run(ctx context.Context) {
 	}
 }
 
-func (r *Renewer) fetch(ctx context.Context) (Set, error) {
+var errRejected = errors.New("got the credentials that Aliyun rejected as expired")
+
+// fetch fetches a set and puts it into use, unless it is the rejected one.
+func (r *Renewer) fetch(ctx context.Context, rejected sms.Credentials) (Set, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	set, err := r.source.Fetch(ctx)
-	if err == nil {
-		err = r.use(set.Credentials)
+	if err != nil {
+		return Set{}, err
 	}
-	return set, err
+	if set.Credentials == rejected {
+		return Set{}, errRejected
+	}
+	return set, r.use(set.Credentials)
 }

@@ -22,8 +22,9 @@ import (
 // A Set is temporary credentials.
 type Set struct {
 	sms.Credentials
-	Expires  time.Time     // by Aliyun's clock
-	Lifetime time.Duration // from the fetch; a wrong clock of this machine does not change it
+	Expires time.Time // by Aliyun's clock
+	// From the fetch; a wrong clock of this machine does not change it.
+	Lifetime time.Duration
 }
 
 // A Source fetches credentials. The texts of its errors are fixed, and hold nothing of a reply but
@@ -69,7 +70,7 @@ func (o OIDC) Fetch(ctx context.Context) (Set, error) {
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	a, err := ask(o.Transport, r)
 	if err != nil {
-		return Set{}, fmt.Errorf("STS: %w", err)
+		return Set{}, fmt.Errorf("STS: %w; ALIYUN_STS_ENDPOINT must be an endpoint of STS that this process can reach", err)
 	}
 	var reply struct {
 		Code, RequestId string //nolint:revive // Aliyun's names
@@ -95,6 +96,8 @@ func oidcHint(code string) string {
 	switch {
 	case strings.Contains(code, "OIDCToken"):
 		return "Aliyun does not accept the token in ALIBABA_CLOUD_OIDC_TOKEN_FILE: its audience must be sts.aliyuncs.com, and its issuer that of ALIBABA_CLOUD_OIDC_PROVIDER_ARN"
+	case strings.HasPrefix(code, "InvalidTimeStamp"):
+		return "this machine's clock is wrong; it needs NTP"
 	case strings.Contains(code, "NotExist"):
 		return "ALIBABA_CLOUD_ROLE_ARN or ALIBABA_CLOUD_OIDC_PROVIDER_ARN does not exist"
 	case strings.Contains(code, "NoPermission"), strings.Contains(code, "Forbidden"), strings.Contains(code, "Deny"):
@@ -216,6 +219,9 @@ func ask(transport http.RoundTripper, r *http.Request) (answer, error) {
 		return answer{}, errors.New(sms.ConnectFailure(r.Context(), err))
 	}
 	defer response.Body.Close()
+	if response.StatusCode == http.StatusSwitchingProtocols { // the body has no deadline
+		return answer{}, errors.New("protocol switched instead of a reply")
+	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxReplyBytes+1))
 	if err != nil || len(body) > maxReplyBytes {
 		return answer{}, errors.New("the reply was cut off, or has over 64 KiB")

@@ -2,17 +2,22 @@ package ramrole
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms"
 	"github.com/liulinhuai/phone-number-service/internal/sms/ramrole/ststest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // oidc returns a source at the fake's STS, and its token file.
@@ -78,7 +83,7 @@ func TestFetch_ReturnsUsableCredentials(t *testing.T) {
 
 // The lifetime is the difference of two times of Aliyun's clock.
 func TestFetch_LifetimeIgnoresAWrongClock(t *testing.T) {
-	for _, skew := range []time.Duration{-3 * time.Hour, 3 * time.Hour} {
+	for _, skew := range []time.Duration{-14 * time.Minute, 14 * time.Minute} { // Aliyun accepts 15 minutes
 		fake := ststest.New(t)
 		fake.SetSkew(skew)
 		for _, source := range sources(t, fake) {
@@ -133,8 +138,18 @@ func TestFetch_ErrorsNameTheCauseAndNoSecret(t *testing.T) {
 			ststest.Body(status, body)(w, r)
 		}
 	}
-	closed := httptest.NewServer(nil)
-	closed.Close()
+	// switched replies 101 and waits until the client hangs up.
+	switched := func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		io.Copy(io.Discard, conn)
+	}
 	elsewhere := ststest.New(t)
 	for _, c := range []struct {
 		name   string
@@ -151,10 +166,12 @@ func TestFetch_ErrorsNameTheCauseAndNoSecret(t *testing.T) {
 			"STS: HTTP 404, EntityNotExist.OIDCProvider, ",
 		},
 		{"a role that was revoked", good, func(f *ststest.Server) { f.Revoke(true) }, "STS: HTTP 403, AuthenticationFail.NoPermission, 964E0EC5-575B-4FF5-8FD0-D4BD8025602A: the trust policy of ALIBABA_CLOUD_ROLE_ARN must let"},
-		{"a refused connection", edited(func(o *OIDC, _ string) { o.Endpoint, _ = url.Parse(closed.URL) }), nil, "STS: connection refused"},
+		{"a clock that is wrong", good, func(f *ststest.Server) { f.SetSkew(time.Hour) }, "STS: HTTP 400, InvalidTimeStamp.Expired, 964E0EC5-575B-4FF5-8FD0-D4BD8025602A: this machine's clock is wrong; it needs NTP"},
+		{"a refused connection", edited(func(o *OIDC, _ string) { o.Endpoint, _ = url.Parse("http://" + testutil.RefusingAddress) }), nil, "STS: connection refused; ALIYUN_STS_ENDPOINT must be"},
 		{"HTML", good, func(f *ststest.Server) { f.Break(ststest.Body(502, "<html>502")) }, "STS: HTTP 502"},
 		{"a hang", good, func(f *ststest.Server) { f.Break(ststest.Hang) }, "STS: no reply in time"},
 		{"a lost reply", good, func(f *ststest.Server) { f.Break(ststest.HangUp) }, "STS: no connection"},
+		{"another protocol", good, func(f *ststest.Server) { f.Break(switched) }, "STS: protocol switched instead of a reply"},
 		{"an empty reply", good, func(f *ststest.Server) { f.Break(ststest.Body(200, "")) }, "STS: the reply is no JSON object"},
 		{"an empty object", good, func(f *ststest.Server) { f.Break(ststest.Body(200, "{}")) }, "STS: the reply has no usable credentials"},
 		{"no token in the set", good, func(f *ststest.Server) { f.Break(ststest.Body(200, strings.Replace(set, "LeakedToken", "", 1))) }, "STS: the reply has no usable credentials"},
@@ -175,13 +192,14 @@ func TestFetch_ErrorsNameTheCauseAndNoSecret(t *testing.T) {
 
 		{"ECS: another role", func(_ *testing.T, fake *ststest.Server) Source { return ECS{"other", fake.MetadataURL} }, nil, "ECS metadata: HTTP 404: the RAM role that ALIBABA_CLOUD_ECS_METADATA names is not attached to this instance"},
 		{"ECS: a role that was revoked", ecs, func(f *ststest.Server) { f.Revoke(true) }, "ECS metadata: HTTP 404: the RAM role that ALIBABA_CLOUD_ECS_METADATA names is not attached to this instance"},
-		{"ECS: elsewhere", func(*testing.T, *ststest.Server) Source { return ECS{"role", closed.URL} }, nil, "ECS metadata: connection refused; ALIBABA_CLOUD_ECS_METADATA needs an ECS instance"},
+		{"ECS: elsewhere", func(*testing.T, *ststest.Server) Source { return ECS{"role", "http://" + testutil.RefusingAddress} }, nil, "ECS metadata: connection refused; ALIBABA_CLOUD_ECS_METADATA needs an ECS instance"},
 		{"ECS: only version 1", ecs, func(f *ststest.Server) { f.Break(ststest.Body(404, "")) }, "ECS metadata: HTTP 404: no session token: the instance must offer version 2"},
 		{
 			"ECS: a session token with a line break", ecs, func(f *ststest.Server) { f.Break(ststest.Body(200, "a\nb")) },
 			"ECS metadata: HTTP 200: no session token",
 		},
 		{"ECS: not Success", ecs, func(f *ststest.Server) { f.Break(broken(200, `{"Code":"Failed"}`)) }, "ECS metadata: HTTP 200, Failed"},
+		{"ECS: another protocol", ecs, func(f *ststest.Server) { f.Break(switched) }, "ECS metadata: protocol switched instead of a reply"},
 		{"ECS: HTML", ecs, func(f *ststest.Server) { f.Break(broken(200, "<html>")) }, "ECS metadata: the reply is no JSON object"},
 		{"ECS: no end", ecs, func(f *ststest.Server) { f.Break(broken(200, flat)) }, "ECS metadata: the reply has no usable credentials"},
 		{"ECS: credentials that have ended", ecs, func(f *ststest.Server) { f.Break(broken(200, at(-time.Hour).Replace(flat))) }, "ECS metadata: the reply has credentials that have ended"},
@@ -216,10 +234,43 @@ func TestFetch_ErrorsNameTheCauseAndNoSecret(t *testing.T) {
 	}
 }
 
-// A proxy would see the credentials, and the metadata service answers only the instance itself. A
-// transport asks the environment for a proxy only by its field Proxy.
+// A proxy would see the credentials. net/http reads the variables of a proxy once in a process, and ignores
+// them for a loopback address. So the test runs itself in a process that has them, and the service is
+// at 0.0.0.0.
 func TestFetch_ECSUsesNoProxy(t *testing.T) {
-	if direct.Proxy != nil {
-		t.Error("got a function for proxies; want none")
+	const variable = "TEST_METADATA_URL"
+	if endpoint := os.Getenv(variable); endpoint != "" {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, endpoint+"/by-proxy", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.DefaultTransport.RoundTrip(request) // shows that the variables are in effect
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if _, err := (ECS{ststest.ECSRole, endpoint}).Fetch(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	var mu sync.Mutex
+	var proxied []string
+	proxy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		proxied = append(proxied, r.Method+" "+r.URL.Path)
+	}))
+	defer proxy.Close()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	endpoint := strings.Replace(ststest.New(t).MetadataURL, "127.0.0.1", "0.0.0.0", 1)
+	cmd.Env = []string{variable + "=" + endpoint, "HTTP_PROXY=" + proxy.URL}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("got %v\n%s\nwant credentials", err, out)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := []string{"GET /by-proxy"}; !slices.Equal(proxied, want) {
+		t.Errorf("at the proxy: got %v; want only %v, of the test", proxied, want)
 	}
 }

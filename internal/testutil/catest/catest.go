@@ -32,7 +32,7 @@ func New(t testing.TB) *CA {
 	ca := &CA{t: t, Pool: x509.NewCertPool()}
 	ca.key = newKey(t)
 	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: "test CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		Subject: pkix.Name{CommonName: "test CA"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	ca.certificate = template // signs itself
 	ca.PEM, ca.certificate = ca.sign(template, ca.key)
@@ -44,8 +44,14 @@ func New(t testing.TB) *CA {
 // URI or a DNS name. The certificate is for servers and clients, and valid for one hour.
 func (ca *CA) Issue(names ...string) (certificate, key string) {
 	ca.t.Helper()
+	return ca.IssueUntil(time.Now().Add(time.Hour), names...)
+}
+
+// IssueUntil is Issue with another end.
+func (ca *CA) IssueUntil(end time.Time, names ...string) (certificate, key string) {
+	ca.t.Helper()
 	template := &x509.Certificate{
-		Subject:  pkix.Name{CommonName: names[0]},
+		Subject: pkix.Name{CommonName: names[0]}, NotAfter: end,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, name := range names {
@@ -99,7 +105,7 @@ func (ca *CA) sign(template *x509.Certificate, subjectKey *ecdsa.PrivateKey) (st
 	if err != nil {
 		ca.t.Fatal(err)
 	}
-	template.SerialNumber, template.NotBefore, template.NotAfter = serial, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	template.SerialNumber, template.NotBefore = serial, time.Now().Add(-time.Hour)
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, subjectKey.Public(), ca.key)
 	if err != nil {
 		ca.t.Fatal(err)

@@ -18,6 +18,7 @@ type Engine struct {
 	Name     string
 	howToGet string
 	args     []string // of every run
+	redoLog  string   // argument for the size of the redo log
 	// processlist is the table of connections. MySQL's information_schema.processlist fails (3854)
 	// while a statement has binary parameters.
 	processlist string
@@ -34,16 +35,17 @@ type Engine struct {
 var (
 	MariaDB = &Engine{
 		Name:        "MariaDB",
-		howToGet:    "no MariaDB server: apt-get install mariadb-server-core, or make test, or a data source name in " + existing,
-		args:        []string{"--innodb-log-file-size=8M"},
+		howToGet:    "no MariaDB server: apt-get install mariadb-server-core, or make test, or a data source name in " + Existing,
+		redoLog:     "--innodb-log-file-size",
 		find:        findMariaDB,
 		setUp:       setUpMariaDB,
 		processlist: "information_schema.processlist",
 	}
 	MySQL = &Engine{
 		Name:        "MySQL",
-		howToGet:    "no MySQL server: make deps-mysql, or a data source name in " + existing,
-		args:        []string{"--innodb-redo-log-capacity=8M", "--secure-file-priv=NULL", "--mysqlx=OFF"},
+		howToGet:    "no MySQL server: make deps-mysql, or a data source name in " + Existing,
+		args:        []string{"--secure-file-priv=NULL", "--mysqlx=OFF"},
+		redoLog:     "--innodb-redo-log-capacity",
 		find:        findMySQL,
 		setUp:       setUpMySQL,
 		processlist: "performance_schema.processlist",
@@ -63,6 +65,9 @@ func DefaultEngine(t testing.TB) *Engine {
 	t.Fatalf("got %s=%s; want MariaDB or MySQL", engineVariable, name)
 	return nil
 }
+
+// RedoLog returns the argument of the program for the size of the redo log.
+func (e *Engine) RedoLog(size string) string { return e.redoLog + "=" + size }
 
 // Program returns the name or path of the server program. A server must have been started.
 func (e *Engine) Program() string { return e.program }
@@ -174,7 +179,7 @@ func output(cmd *exec.Cmd) error {
 // command returns a command that runs the program on the data directory in dir.
 func (e *Engine) command(dir string, args ...string) *exec.Cmd {
 	args = append(append([]string{
-		"--no-defaults", "--datadir=" + filepath.Join(dir, "data"), "--innodb-buffer-pool-size=32M",
+		"--no-defaults", "--datadir=" + filepath.Join(dir, "data"), "--innodb-buffer-pool-size=32M", e.RedoLog("8M"),
 		// A starting server removes temporary tables in tmpdir, even those of another server.
 		"--tmpdir=" + dir,
 	}, e.args...), args...)

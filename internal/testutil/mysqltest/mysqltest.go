@@ -25,9 +25,6 @@ const (
 	// Database exists on every server that Start returns.
 	Database = "PhoneNumberService"
 
-	// existing is the variable with the DSN of a running server, which replaces the shared one. Its
-	// user must be able to create and drop databases.
-	existing = "TEST_DATA_SOURCE_NAME"
 	// engineVariable is the variable with the name of the engine, MariaDB or MySQL.
 	engineVariable = "TEST_ENGINE"
 
@@ -54,44 +51,40 @@ func Run(m *testing.M) int {
 	return m.Run()
 }
 
-// DSN returns the data source name of an empty database, which is dropped when the test ends.
-// Without a server program the test is skipped; under CI it fails.
+// DSN returns the data source name of an empty database: that of Existing, or a new one on the shared
+// server, which is dropped when the test ends. Without a server program the test is skipped; under CI it
+// fails.
 func DSN(t testing.TB) string {
 	t.Helper()
-	config, err := mysql.ParseDSN(serverDSN(t))
-	if err != nil {
-		t.Fatalf("%s is no valid data source name", existing)
+	if dsn := os.Getenv(Existing); dsn != "" {
+		return existingDSN(t, dsn)
 	}
-	config.DBName = ""
-	admin, err := sql.Open("mysql", config.FormatDSN())
+	server := sharedServer(t)
+	admin, err := sql.Open("mysql", server.DSN(""))
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.DBName = "test_" + strings.ToLower(rand.Text())
-	if _, err := admin.Exec(fmt.Sprintf(createDatabase, config.DBName)); err != nil {
+	name := "test_" + strings.ToLower(rand.Text())
+	if _, err := admin.Exec(fmt.Sprintf(createDatabase, name)); err != nil {
 		t.Fatalf("failed to create a database: %v", err)
 	}
 	t.Cleanup(func() {
-		if _, err := admin.Exec("DROP DATABASE " + config.DBName); err != nil {
+		if _, err := admin.Exec("DROP DATABASE " + name); err != nil {
 			t.Errorf("failed to drop the test's database: %v", err)
 		}
 		admin.Close()
 	})
-	return config.FormatDSN()
+	return server.DSN(name)
 }
 
-// serverDSN returns the DSN of the shared server, without a database.
-func serverDSN(t testing.TB) string {
+func sharedServer(t testing.TB) *Server {
 	t.Helper()
-	if dsn := os.Getenv(existing); dsn != "" {
-		return dsn
-	}
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil {
 		shared.server = start(t, Options{})
 	}
-	return shared.server.DSN("")
+	return shared.server
 }
 
 // A Server is a private server, which a test may kill.
@@ -211,6 +204,7 @@ func (s *Server) remove() {
 
 func start(t testing.TB, options Options) *Server {
 	t.Helper()
+	SkipOnExisting(t, "a server of its own")
 	s := &Server{Options: options, t: t}
 	if s.Engine == nil {
 		s.Engine = DefaultEngine(t)

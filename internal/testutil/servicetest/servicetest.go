@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -39,12 +41,37 @@ func Build(root string, flags ...string) (string, error) {
 	return program, nil
 }
 
-// Environment returns the variables that serve needs.
+// maxLogged is the number of bytes of a program's output in the log of a failed test. More would hide
+// the messages of the test.
+const maxLogged = 8 << 10
+
+var built string // path of the program, after the first call of Program
+
+// Program builds the program of this module at the first call, as it is released, and returns its
+// path. RemoveProgram deletes it.
+var Program = sync.OnceValue(func() string {
+	_, file, _, _ := runtime.Caller(0)
+	program, err := Build(filepath.Join(filepath.Dir(file), "../../.."))
+	if err != nil {
+		panic(err)
+	}
+	built = program
+	return program
+})
+
+// RemoveProgram deletes the program that Program built. TestMain calls it after the tests.
+func RemoveProgram() {
+	if built != "" {
+		os.RemoveAll(filepath.Dir(built))
+	}
+}
+
+// Environment returns the variables that serve needs, and the variable of a CA that the tests have.
 func Environment(fake *dysmsapitest.Server, dsn string) []string {
 	return []string{
 		"DATA_SOURCE_NAME=" + dsn, "ALIYUN_ENDPOINT=" + fake.URL, "ALIYUN_PNVS_ENDPOINT=" + fake.PNVSURL,
 		"ALIYUN_ACCESS_KEY_ID=" + fake.AccessKeyID, "ALIYUN_ACCESS_KEY_SECRET=" + fake.AccessKeySecret,
-		"PHONENUMBER_DRAIN_DELAY=0s",
+		"PHONENUMBER_DRAIN_DELAY=0s", "SSL_CERT_FILE=" + os.Getenv("SSL_CERT_FILE"),
 	}
 }
 
@@ -110,7 +137,8 @@ func (p *Process) start(t testing.TB, env []string) *Process {
 		conn.Close()
 		p.Kill()
 		if t.Failed() {
-			t.Logf("output of %v at %s:\n%s", args, addr, &p.Output)
+			output := p.Output.String()
+			t.Logf("end of the output of %v at %s:\n%s", args, addr, output[max(0, len(output)-maxLogged):])
 		}
 	})
 	return p

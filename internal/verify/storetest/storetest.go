@@ -1,5 +1,5 @@
-// Package storetest tests implementations of verify.Store against its contract. It is a package of
-// its own, so that the tests of each implementation can import it.
+// Package storetest tests implementations of verify.Store against its contract. It is a separate
+// package, so that the tests of each implementation can import it.
 package storetest
 
 import (
@@ -15,7 +15,7 @@ import (
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
-// Number is the number of most cases.
+// Number is the phone number in most cases.
 const Number = verify.Number("+8618612345678")
 
 // NewRecord returns a record with a random version.
@@ -185,8 +185,8 @@ func Run(t *testing.T, newStore func(t *testing.T) (open func() verify.Store)) {
 	}
 }
 
-// Contend runs rounds in which many goroutines swap the same old version over all handles:
-// first without a row, then with the record of the last winner.
+// Contend runs rounds in which many goroutines swap the same old version over all handles. The first
+// round begins without a row, and each later one with the record of the last winner.
 func Contend(t *testing.T, handles ...verify.Store) {
 	old := none
 	for round := range 20 {

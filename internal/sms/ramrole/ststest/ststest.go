@@ -176,7 +176,7 @@ func (s *Server) sts(w http.ResponseWriter, r *http.Request) {
 	}
 	slices.Sort(names)
 	seconds, err := strconv.Atoi(r.PostForm.Get("DurationSeconds"))
-	_, dateErr := time.Parse("2006-01-02T15:04:05Z", r.Form.Get("Timestamp"))
+	date, dateErr := time.Parse("2006-01-02T15:04:05Z", r.Form.Get("Timestamp"))
 	switch {
 	case r.Method != http.MethodPost || r.URL.Path != "/" || r.Header.Get("Authorization") != "":
 		fail(400, "UnsupportedHTTPMethod")
@@ -184,6 +184,8 @@ func (s *Server) sts(w http.ResponseWriter, r *http.Request) {
 		fail(404, "InvalidAction.NotFound")
 	case !slices.Equal(names, stsNames) || dateErr != nil || r.URL.Query().Has("OIDCToken"):
 		fail(400, "InvalidParameter")
+	case time.Now().Add(s.skew).Sub(date).Abs() > 15*time.Minute:
+		fail(400, "InvalidTimeStamp.Expired")
 	case err != nil || seconds < 900 || seconds > 3600:
 		fail(400, "InvalidParameter.DurationSeconds")
 	case !sessionName.MatchString(r.PostForm.Get("RoleSessionName")):
