@@ -20,12 +20,6 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
-	}
-	address = free.Addr().String()
-	free.Close()
 	dir, err := os.MkdirTemp("", "login")
 	if err != nil {
 		panic(err)
@@ -35,6 +29,12 @@ func run(m *testing.M) int {
 	if out, err := exec.Command("go", "build", "-o", program, "github.com/liulinhuai/phone-number-service").CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("%v: %s", err, out))
 	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	address = free.Addr().String()
+	free.Close()
 	service := exec.Command(program, "dev", "--listen", address)
 	service.Env = []string{} // dev does not start with Aliyun credentials
 	if err := service.Start(); err != nil {

@@ -53,10 +53,12 @@ const (
 	sweepInterval = 250 * time.Millisecond
 	// saturatedTimeout is the time for which a stream may wait for its peer while the process is
 	// saturated. After it, Sweep can close the connection of the stream. The process is saturated if more
-	// streams wait than Config.WaitingStreams. Then a connection can open a stream only if none of its
-	// streams waits.
-	saturatedTimeout = time.Second
-	pauseInterval    = 100 * time.Millisecond // between checks whether it is still saturated
+	// streams wait than Config.WaitingStreams. Then pause limits the streams of a connection that wait to
+	// the number of its calls that ended, and to maxTrustedStreams. A peer may send the headers of some
+	// calls before their messages, so a limit of one stream could block the messages forever.
+	saturatedTimeout  = time.Second
+	maxTrustedStreams = 8
+	pauseInterval     = 100 * time.Millisecond // between checks whether it is still saturated
 )
 
 const (
@@ -109,8 +111,10 @@ func (m *Mux) Sweep(ctx context.Context) {
 
 // stalled returns the connections to close: the connections with a late stream. If the process is
 // saturated, the connections with a stream that has waited for its peer for longer than saturatedTimeout
-// are candidates too. stalled keeps the candidates with the smallest sums of waiting times, up to a
-// total of Config.WaitingStreams streams that wait for a peer. It returns the other candidates.
+// are candidates too. stalled keeps the candidates with the shortest waiting times for each call that
+// ended, up to a total of half of Config.WaitingStreams streams that wait for a peer, so that the process
+// is no longer saturated. It returns the other candidates. A stream of a good client can wait because
+// this process is slow, but the client's earlier calls have ended.
 func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -124,10 +128,10 @@ func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 			candidates = append(candidates, w)
 		}
 	}
-	slices.SortFunc(candidates, func(a, b peerWait) int { return cmp.Compare(a.sum, b.sum) })
+	slices.SortFunc(candidates, func(a, b peerWait) int { return cmp.Compare(a.perEnded, b.perEnded) })
 	kept := 0
 	for _, w := range candidates {
-		if kept += w.streams; kept > h.config.WaitingStreams {
+		if kept += w.streams; kept > h.config.WaitingStreams/2 {
 			stalled = append(stalled, w.conn)
 		}
 	}
@@ -166,6 +170,7 @@ type HTTP2Conn struct {
 	streams map[uint32]wireStream // nil after Close
 
 	waiting atomic.Int64 // streams that wait
+	ended   atomic.Int64 // calls of which the complete reply was written
 }
 
 // AuthType implements grpc's credentials.AuthInfo, so that grpc-go passes the connection to its tap.
@@ -408,7 +413,9 @@ func (c *HTTP2Conn) Write(p []byte) (int, error) {
 		c.outFilled, c.outLeft = 0, int(f.Length)
 		if f.Type == http2.FrameRSTStream ||
 			(f.Type == http2.FrameHeaders || f.Type == http2.FrameData) && f.Flags.Has(http2.FlagHeadersEndStream) {
-			c.setState(f.StreamID, streamClosed)
+			if c.setState(f.StreamID, streamClosed) == streamEnded && f.Type != http2.FrameRSTStream {
+				c.ended.Add(1)
+			}
 		}
 	}
 	return n, err
@@ -449,10 +456,10 @@ func (c *HTTP2Conn) setState(id uint32, next streamState) (previous streamState)
 	return s.state
 }
 
-// pause blocks the reader before a new stream, while the process is saturated and a stream of this
-// connection waits. This is backpressure on the peers that cause the saturation.
+// pause blocks the reader before a new stream, while the process is saturated and too many streams of
+// this connection wait (see saturatedTimeout). This is backpressure on the peers that cause the saturation.
 func (c *HTTP2Conn) pause() {
-	for c.conns.isSaturated() && c.waiting.Load() > 0 { // 0 after Close
+	for c.conns.isSaturated() && c.waiting.Load() > min(c.ended.Load(), maxTrustedStreams) { // waiting is 0 after Close
 		select {
 		case <-c.resume:
 		case <-time.After(pauseInterval): // streams of other connections may end
@@ -510,10 +517,11 @@ func (c *HTTP2Conn) addWaiting(n int64) {
 // A peerWait describes the streams of a connection that wait for the peer. The peer has not sent the
 // complete request, or has not read the complete reply.
 type peerWait struct {
-	conn         *HTTP2Conn
-	streams      int           // number of these streams
-	longest, sum time.Duration // of their waiting times
-	late         bool          // a stream has waited for too long
+	conn     *HTTP2Conn
+	streams  int           // number of these streams
+	longest  time.Duration // of their waiting times
+	perEnded time.Duration // sum of their waiting times, divided by one more than the calls that ended
+	late     bool          // a stream has waited for too long
 }
 
 // peerWait returns the peerWait of the connection. A stream is late if it has waited for longer than
@@ -522,6 +530,7 @@ func (c *HTTP2Conn) peerWait(now time.Time) peerWait {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := peerWait{conn: c}
+	var sum time.Duration
 	for _, s := range c.streams {
 		limit := unreadTimeout
 		switch s.state {
@@ -531,7 +540,9 @@ func (c *HTTP2Conn) peerWait(now time.Time) peerWait {
 			limit += c.conns.config.RequestTimeout // the server should end the request first
 		}
 		waited := now.Sub(s.since)
-		w.streams, w.longest, w.sum, w.late = w.streams+1, max(w.longest, waited), w.sum+waited, w.late || waited > limit
+		w.streams, w.longest, w.late = w.streams+1, max(w.longest, waited), w.late || waited > limit
+		sum += waited
 	}
+	w.perEnded = sum / time.Duration(1+c.ended.Load())
 	return w
 }

@@ -6,8 +6,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -186,6 +188,7 @@ func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
 		c := conns.add(&writerConn{}, nil)
 		for _, id := range []uint32{1, 3, 5, 7, 9} {
 			c.opened(id, true)
+			c.setState(id, streamEnded)
 		}
 		for rest := frames.Bytes(); len(rest) > 0; {
 			n, err := c.Write(rest[:min(size, len(rest))])
@@ -194,6 +197,9 @@ func TestHTTP2Conn_FindsTheEndOfStreamsInPieces(t *testing.T) {
 		}
 		if len(c.streams) != 2 || c.streams[3].since.IsZero() || c.streams[9].since.IsZero() || conns.waiting.Load() != 2 {
 			t.Errorf("pieces of %d bytes: got the streams %v, %d waiting; want 3 and 9, 2 waiting", size, c.streams, conns.waiting.Load())
+		}
+		if got := c.ended.Load(); got != 2 {
+			t.Errorf("pieces of %d bytes: got %d calls with a complete reply; want 2, without the reset one", size, got)
 		}
 	}
 }
@@ -208,6 +214,70 @@ func TestHTTP2Conn_RunningStreamDoesNotWait(t *testing.T) {
 	if got := conns.waiting.Load(); got != 0 {
 		t.Errorf("waiting streams: got %d; want 0", got)
 	}
+}
+
+// saturate opens one stream more than may wait, each on a connection of its own. They have waited for
+// long enough to be closed.
+func saturate(conns *http2Conns) {
+	for range conns.config.WaitingStreams + 1 {
+		c := conns.add(&writerConn{}, nil)
+		c.opened(1, false)
+		c.streams[1] = wireStream{streamOpened, time.Now().Add(-2 * saturatedTimeout)}
+	}
+}
+
+// Some streams of a good client wait too, because this process is slow, but its earlier calls have ended.
+func TestStalled_KeepsTheConnectionWhoseCallsEnded(t *testing.T) {
+	conns := newHTTP2Conns(testConfig)
+	saturate(conns)
+	good := conns.add(&writerConn{}, nil)
+	framer := http2.NewFramer(good, nil)
+	for id := uint32(1); id < 200; id += 2 {
+		good.opened(id, true)
+		good.setState(id, streamEnded)
+		if err := framer.WriteData(id, true, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id := uint32(201); id < 221; id += 2 {
+		good.opened(id, false)
+		good.streams[id] = wireStream{streamOpened, time.Now().Add(-2 * saturatedTimeout)}
+	}
+	got := conns.stalled(time.Now())
+	if slices.Contains(got, good) {
+		t.Error("got the good client's connection to close; want it kept")
+	}
+	if kept := len(conns.open) - len(got); kept > conns.config.WaitingStreams/2 {
+		t.Errorf("got %d connections kept, each with a waiting stream; want %d at most", kept, conns.config.WaitingStreams/2)
+	}
+}
+
+// A client sends the headers of several calls before their messages. If the process is saturated, the
+// messages must still be read from a client whose calls have ended, and not from another.
+func TestPause_LimitsWaitingStreamsToEndedCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for ended, want := range map[int64]int{0: 1, 1: 2, 3: 4, 100: 9} { // streams that are opened
+			conns := newHTTP2Conns(testConfig)
+			saturate(conns)
+			w := &writerConn{}
+			io.WriteString(w, http2.ClientPreface)
+			framer := http2.NewFramer(w, nil)
+			for id := uint32(1); id < 41; id += 2 {
+				if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := conns.add(w, nil)
+			c.ended.Store(ended)
+			go io.Copy(io.Discard, c)
+			synctest.Wait()
+			if got := len(c.streams); got != want {
+				t.Errorf("%d calls ended: got %d streams; want %d", ended, got, want)
+			}
+			c.Close()
+			synctest.Wait()
+		}
+	})
 }
 
 // A reset before the handler starts costs more frames than a reset of a running call.

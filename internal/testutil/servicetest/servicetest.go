@@ -5,12 +5,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -88,15 +90,24 @@ type Process struct {
 	err    error
 }
 
-// FreeAddress returns a loopback address on which no process listens.
+var lastPort atomic.Uint32
+
+func init() { lastPort.Store(rand.Uint32()) }
+
+// FreeAddress returns a loopback address on which no process listens, and another one at each call.
+// Its port is below 20000. Package mysqltest uses ports above, and Linux gives ports from 32768 to
+// connections and to listeners at port 0, so they cannot take it before the program listens.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := 10_000 + lastPort.Add(1)%10_000
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 // Start starts the program at addr and does not wait until it serves. Its environment is env and
@@ -147,7 +158,7 @@ func (p *Process) start(t testing.TB, env []string) *Process {
 // Serving waits until the program's health is SERVING.
 func (p *Process) Serving(t testing.TB) *Process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	for ctx.Err() == nil {
 		// After a failed dial a gRPC client waits a second. So dial without it first.
@@ -164,7 +175,7 @@ func (p *Process) Serving(t testing.TB) *Process {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	t.Fatalf("health: not SERVING within 30 s\n%s", &p.Output)
+	t.Fatalf("health: not SERVING within 90 s\n%s", &p.Output)
 	return nil
 }
 
