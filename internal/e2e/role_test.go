@@ -137,9 +137,9 @@ func TestRole_OutputHoldsNoToken(t *testing.T) {
 		failed()
 		sts.Break(ststest.Body(400, reply))
 		failed()
+		sts.Break(nil)
+		renewed() // after a success, the next failures are repeated soon again
 	}
-	sts.Break(nil)
-	renewed()
 	sts.SetToken("another.token.of.the-account")
 	failed()
 	testutil.WriteFile(t, filepath.Dir(tokenFile), "token", "another.token.of.the-account")
