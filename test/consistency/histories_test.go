@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/liulinhuai/phone-number-service/internal/sms/dysmsapitest"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
@@ -197,8 +198,7 @@ func startProxy(t *testing.T, dsn string) (*toxiproxy.Proxy, string) {
 }
 
 func TestRollingRestart_FailsNoCall(t *testing.T) {
-	// Longer than a gRPC client waits before it connects again.
-	p := startPair(t, buildOnce(), mysqltest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s")
+	p := startPair(t, buildOnce(), mysqltest.DSN(t), "PHONENUMBER_DRAIN_DELAY=2s", "PHONENUMBER_LOG_LEVEL=info")
 	l := p.load()
 	l.together, l.flawless = true, true
 	l.disturb = func() {
@@ -209,6 +209,7 @@ func TestRollingRestart_FailsNoCall(t *testing.T) {
 				t.Errorf("exit after SIGTERM: got %v; want nil", err)
 			}
 			p.replicas[i%2] = p.start(old.Addr).Serving(t)
+			testutil.Eventually(t, "the client has connected again", func() bool { return p.replicas[i%2].Output.Contains("msg=call") })
 		}
 	}
 	report(t, l.run(t))
