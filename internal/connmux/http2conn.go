@@ -53,12 +53,14 @@ const (
 	sweepInterval = 250 * time.Millisecond
 	// saturatedTimeout is the time for which a stream may wait for its peer while the process is
 	// saturated. After it, Sweep can close the connection of the stream. The process is saturated if more
-	// streams wait than Config.WaitingStreams. Then pause limits the streams of a connection that wait to
-	// the number of its calls that ended, and to maxTrustedStreams. A peer may send the headers of some
-	// calls before their messages, so a limit of one stream could block the messages forever.
-	saturatedTimeout  = time.Second
-	maxTrustedStreams = 8
-	pauseInterval     = 100 * time.Millisecond // between checks whether it is still saturated
+	// streams wait than Config.WaitingStreams. Then pause lets a connection open a stream only if none of
+	// its streams waits. A client may send the headers of several calls before the first message. Then
+	// pause would block this message too. So one more stream may wait for each call that ended, up to
+	// maxExtraStreams. A call that ended is no proof of a good client, because health checks are cheap. So
+	// this holds only while at most twice Config.WaitingStreams wait in the process.
+	saturatedTimeout = time.Second
+	maxExtraStreams  = 8
+	pauseInterval    = 100 * time.Millisecond // between checks whether it is still saturated
 )
 
 const (
@@ -111,10 +113,9 @@ func (m *Mux) Sweep(ctx context.Context) {
 
 // stalled returns the connections to close: the connections with a late stream. If the process is
 // saturated, the connections with a stream that has waited for its peer for longer than saturatedTimeout
-// are candidates too. stalled keeps the candidates with the shortest waiting times for each call that
-// ended, up to a total of half of Config.WaitingStreams streams that wait for a peer, so that the process
-// is no longer saturated. It returns the other candidates. A stream of a good client can wait because
-// this process is slow, but the client's earlier calls have ended.
+// are candidates too. stalled keeps the candidates with the smallest peerWait.score, up to a total of
+// half of Config.WaitingStreams streams that wait for a peer, so that the process is usually no longer
+// saturated. It returns the other candidates.
 func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -128,12 +129,14 @@ func (h *http2Conns) stalled(now time.Time) (stalled []*HTTP2Conn) {
 			candidates = append(candidates, w)
 		}
 	}
-	slices.SortFunc(candidates, func(a, b peerWait) int { return cmp.Compare(a.perEnded, b.perEnded) })
+	slices.SortFunc(candidates, func(a, b peerWait) int { return cmp.Compare(a.score, b.score) })
 	kept := 0
 	for _, w := range candidates {
-		if kept += w.streams; kept > h.config.WaitingStreams/2 {
+		if kept+w.streams > h.config.WaitingStreams/2 {
 			stalled = append(stalled, w.conn)
+			continue
 		}
+		kept += w.streams
 	}
 	return stalled
 }
@@ -170,7 +173,7 @@ type HTTP2Conn struct {
 	streams map[uint32]wireStream // nil after Close
 
 	waiting atomic.Int64 // streams that wait
-	ended   atomic.Int64 // calls of which the complete reply was written
+	ended   atomic.Int64 // calls whose handler ran and whose reply was written completely
 }
 
 // AuthType implements grpc's credentials.AuthInfo, so that grpc-go passes the connection to its tap.
@@ -459,12 +462,21 @@ func (c *HTTP2Conn) setState(id uint32, next streamState) (previous streamState)
 // pause blocks the reader before a new stream, while the process is saturated and too many streams of
 // this connection wait (see saturatedTimeout). This is backpressure on the peers that cause the saturation.
 func (c *HTTP2Conn) pause() {
-	for c.conns.isSaturated() && c.waiting.Load() > min(c.ended.Load(), maxTrustedStreams) { // waiting is 0 after Close
+	for c.conns.isSaturated() && c.waiting.Load() > c.extraStreams() { // waiting is 0 after Close
 		select {
 		case <-c.resume:
 		case <-time.After(pauseInterval): // streams of other connections may end
 		}
 	}
+}
+
+// extraStreams returns how many streams of this connection may wait when it opens one more, if the
+// process is saturated.
+func (c *HTTP2Conn) extraStreams() int64 {
+	if c.conns.waiting.Load() > 2*int64(c.conns.config.WaitingStreams) {
+		return 0
+	}
+	return min(c.ended.Load(), maxExtraStreams)
 }
 
 // A Stream is the HTTP/2 stream of one call.
@@ -517,11 +529,14 @@ func (c *HTTP2Conn) addWaiting(n int64) {
 // A peerWait describes the streams of a connection that wait for the peer. The peer has not sent the
 // complete request, or has not read the complete reply.
 type peerWait struct {
-	conn     *HTTP2Conn
-	streams  int           // number of these streams
-	longest  time.Duration // of their waiting times
-	perEnded time.Duration // sum of their waiting times, divided by one more than the calls that ended
-	late     bool          // a stream has waited for too long
+	conn    *HTTP2Conn
+	streams int           // number of these streams
+	longest time.Duration // of their waiting times
+	// score is the sum of their waiting times, smaller if calls of the connection ended: up to nine times
+	// with eight ended calls for each of these streams. Streams of a good client wait too if this process
+	// is slow, but the client's earlier calls have ended.
+	score time.Duration
+	late  bool // a stream has waited for too long
 }
 
 // peerWait returns the peerWait of the connection. A stream is late if it has waited for longer than
@@ -543,6 +558,6 @@ func (c *HTTP2Conn) peerWait(now time.Time) peerWait {
 		w.streams, w.longest, w.late = w.streams+1, max(w.longest, waited), w.late || waited > limit
 		sum += waited
 	}
-	w.perEnded = sum / time.Duration(1+c.ended.Load())
+	w.score = sum / time.Duration(1+min(c.ended.Load(), maxExtraStreams*int64(w.streams)))
 	return w
 }

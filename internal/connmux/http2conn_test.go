@@ -216,10 +216,9 @@ func TestHTTP2Conn_RunningStreamDoesNotWait(t *testing.T) {
 	}
 }
 
-// saturate opens one stream more than may wait, each on a connection of its own. They have waited for
-// long enough to be closed.
-func saturate(conns *http2Conns) {
-	for range conns.config.WaitingStreams + 1 {
+// saturate opens streams, each on a connection of its own. They have waited for long enough to be closed.
+func saturate(conns *http2Conns, streams int) {
+	for range streams {
 		c := conns.add(&writerConn{}, nil)
 		c.opened(1, false)
 		c.streams[1] = wireStream{streamOpened, time.Now().Add(-2 * saturatedTimeout)}
@@ -229,7 +228,7 @@ func saturate(conns *http2Conns) {
 // Some streams of a good client wait too, because this process is slow, but its earlier calls have ended.
 func TestStalled_KeepsTheConnectionWhoseCallsEnded(t *testing.T) {
 	conns := newHTTP2Conns(testConfig)
-	saturate(conns)
+	saturate(conns, testConfig.WaitingStreams+1)
 	good := conns.add(&writerConn{}, nil)
 	framer := http2.NewFramer(good, nil)
 	for id := uint32(1); id < 200; id += 2 {
@@ -253,12 +252,23 @@ func TestStalled_KeepsTheConnectionWhoseCallsEnded(t *testing.T) {
 }
 
 // A client sends the headers of several calls before their messages. If the process is saturated, the
-// messages must still be read from a client whose calls have ended, and not from another.
+// messages must still be read from a client whose calls have ended, and not from another. If twice as many
+// streams wait, they are read from none.
 func TestPause_LimitsWaitingStreamsToEndedCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for ended, want := range map[int64]int{0: 1, 1: 2, 3: 4, 100: 9} { // streams that are opened
+		for _, c := range []struct {
+			others int // connections with a waiting stream
+			ended  int64
+			want   int // streams that are opened
+		}{
+			{testConfig.WaitingStreams + 1, 0, 1},
+			{testConfig.WaitingStreams + 1, 1, 2},
+			{testConfig.WaitingStreams + 1, 3, 4},
+			{testConfig.WaitingStreams + 1, 100, 9},
+			{2 * testConfig.WaitingStreams, 100, 1},
+		} {
 			conns := newHTTP2Conns(testConfig)
-			saturate(conns)
+			saturate(conns, c.others)
 			w := &writerConn{}
 			io.WriteString(w, http2.ClientPreface)
 			framer := http2.NewFramer(w, nil)
@@ -267,14 +277,14 @@ func TestPause_LimitsWaitingStreamsToEndedCalls(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			c := conns.add(w, nil)
-			c.ended.Store(ended)
-			go io.Copy(io.Discard, c)
+			conn := conns.add(w, nil)
+			conn.ended.Store(c.ended)
+			go io.Copy(io.Discard, conn)
 			synctest.Wait()
-			if got := len(c.streams); got != want {
-				t.Errorf("%d calls ended: got %d streams; want %d", ended, got, want)
+			if got := len(conn.streams); got != c.want {
+				t.Errorf("%d calls ended, %d other streams wait: got %d streams; want %d", c.ended, c.others, got, c.want)
 			}
-			c.Close()
+			conn.Close()
 			synctest.Wait()
 		}
 	})

@@ -361,11 +361,12 @@ func webNonsense(ctx context.Context, addr string) string {
 	return fmt.Sprintf("%d requests", requests)
 }
 
-// manyStreams opens connections and 128 streams on each, and repeats this if all end.
+// manyStreams opens connections, then ten streams on each, then 118 more, and repeats this if all end.
 func manyStreams(ctx context.Context, addr string, connections int, open func(f *http2.Framer, id uint32) error) string {
 	var streams, closed atomic.Int64
 	repeat(ctx, 64, func() {
 		var mine []net.Conn
+		var framers []*http2.Framer
 		defer func() {
 			for _, c := range mine {
 				c.Close()
@@ -378,6 +379,7 @@ func manyStreams(ctx context.Context, addr string, connections int, open func(f 
 			}
 			mine = append(mine, c)
 			f := http2.NewFramer(c, c)
+			framers = append(framers, f)
 			f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 			go func() { // acknowledges pings, as a real peer
 				for {
@@ -391,11 +393,15 @@ func manyStreams(ctx context.Context, addr string, connections int, open func(f 
 					}
 				}
 			}()
-			for id := uint32(1); id < 256; id += 2 {
-				if open(f, id) != nil {
-					break
+		}
+		for first, end := uint32(1), uint32(21); first < end; first, end = end, 256 {
+			for _, f := range framers {
+				for id := first; id < end; id += 2 {
+					if open(f, id) != nil {
+						break
+					}
+					streams.Add(1)
 				}
-				streams.Add(1)
 			}
 		}
 		<-ctx.Done()
@@ -420,6 +426,25 @@ func halfOpenCalls(ctx context.Context, addr string) string {
 	headers := [][]byte{callHeaders(long), healthHeaders(long)}
 	return manyStreams(ctx, addr, 1900, func(f *http2.Framer, id uint32) error {
 		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers[id/2%2], EndHeaders: true})
+	})
+}
+
+// halfOpenAfterHealthChecks makes cheap calls that end, which gives a connection more streams. Then it
+// begins calls with many short headers, which are large in memory, and never sends the message.
+func halfOpenAfterHealthChecks(ctx context.Context, addr string) string {
+	var fields []hpack.HeaderField
+	for i := range 200 {
+		fields = append(fields, hpack.HeaderField{Name: fmt.Sprintf("%02x", i)})
+	}
+	health, many, unknownService := healthHeaders(), callHeaders(fields...), frame(0, []byte("\x0a\x01x"))
+	return manyStreams(ctx, addr, 1900, func(f *http2.Framer, id uint32) error {
+		if id > 20 {
+			return f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: many, EndHeaders: true})
+		}
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: health, EndHeaders: true}); err != nil {
+			return err
+		}
+		return f.WriteData(id, true, unknownService)
 	})
 }
 

@@ -34,7 +34,9 @@ const (
 	maxMemory        = 120 << 20
 	// Nearly as many connections as may be open also take memory: half of the limit in deploy/.
 	maxMemoryOfConnections = 256 << 20
-	goodCallTimeout        = 10 * time.Second
+	// As in deploy/, the service collects garbage before it needs more. The rest is in use.
+	memoryLimit     = "192MiB"
+	goodCallTimeout = 10 * time.Second
 )
 
 var attacks = []struct {
@@ -54,6 +56,7 @@ var attacks = []struct {
 	// Last, since the runtime returns their memory only after minutes.
 	{"unread replies", unreadReplies, maxMemoryOfConnections},
 	{"half-open calls", halfOpenCalls, maxMemoryOfConnections},
+	{"half-open calls after health checks", halfOpenAfterHealthChecks, maxMemoryOfConnections},
 }
 
 // attackVariable has the name of an attack, if this process is the attacker. The good client is another
@@ -75,7 +78,7 @@ func TestHostilePeer_CostsAGoodClientNothing(t *testing.T) {
 	fake := dysmsapitest.New(t)
 	metrics := servicetest.FreeAddress(t)
 	p := servicetest.Start(t, buildOnce(), servicetest.FreeAddress(t), append(servicetest.Environment(fake, mysqltest.DSN(t)),
-		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_IDLE_TIMEOUT=2s")).Serving(t)
+		"PHONENUMBER_METRICS_LISTEN="+metrics, "PHONENUMBER_IDLE_TIMEOUT=2s", "GOMEMLIMIT="+memoryLimit)).Serving(t)
 	gauge := func(name string) float64 { return scrapeGauge(t, metrics, name) }
 	good := startGoodClient(t, p.Addr)
 	testutil.Eventually(t, "the good client has made 50 calls", func() bool { return good.calls.Load() > 50 })
