@@ -251,6 +251,29 @@ func TestStalled_KeepsTheConnectionWhoseCallsEnded(t *testing.T) {
 	}
 }
 
+// Two connections made many cheap calls, and then opened as many streams as stalled keeps. They are closed
+// before the connection of a good client that made a few calls.
+func TestStalled_LimitsTheWeightOfEndedCalls(t *testing.T) {
+	conns := newHTTP2Conns(testConfig)
+	saturate(conns, testConfig.WaitingStreams)
+	add := func(streams int, ended int64) *HTTP2Conn {
+		c := conns.add(&writerConn{}, nil)
+		c.ended.Store(ended)
+		for id := range uint32(streams) {
+			c.opened(2*id+1, false)
+			c.streams[2*id+1] = wireStream{streamOpened, time.Now().Add(-2 * saturatedTimeout)}
+		}
+		return c
+	}
+	good := add(1, maxExtraStreams)
+	for range 2 {
+		add(testConfig.WaitingStreams/4, 1_000_000)
+	}
+	if slices.Contains(conns.stalled(time.Now()), good) {
+		t.Error("got the good client's connection to close; want it kept")
+	}
+}
+
 // A client sends the headers of several calls before their messages. If the process is saturated, the
 // messages must still be read from a client whose calls have ended, and not from another. If twice as many
 // streams wait, they are read from none.
