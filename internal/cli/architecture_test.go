@@ -5,13 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"os/exec"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // TestArchitecture_GraphHasEveryImport compares the graph and the table of docs/architecture.md
@@ -47,11 +48,8 @@ func TestArchitecture_GraphHasEveryImport(t *testing.T) {
 			}
 		}
 	}
-	page, err := os.ReadFile("../../docs/architecture.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, graph, _ := strings.Cut(string(page), "flowchart TD")
+	page := testutil.ReadFile(t, "../../docs/architecture.md")
+	_, graph, _ := strings.Cut(page, "flowchart TD")
 	graph, _, _ = strings.Cut(graph, "```")
 	var got []string
 	for _, line := range regexp.MustCompile(`(?m)^  (\w+) --> (\w+(?: & \w+)*)$`).FindAllStringSubmatch(graph, -1) {
@@ -64,7 +62,7 @@ func TestArchitecture_GraphHasEveryImport(t *testing.T) {
 		t.Errorf("imports in the graph: got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	for _, p := range packages {
-		if row := "\n| `" + cmp.Or(p, "main") + "` |"; !strings.Contains(string(page), row) {
+		if row := "\n| `" + cmp.Or(p, "main") + "` |"; !strings.Contains(page, row) {
 			t.Errorf("table of packages: got no row %q; want one", row)
 		}
 	}

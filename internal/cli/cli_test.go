@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -10,16 +9,14 @@ import (
 
 	"github.com/liulinhuai/phone-number-service/internal/config"
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // secrets are the variables of secrets. They have no flags, so kong does not know them.
 var secrets = []string{config.DataSourceName, config.AccessKeyID, config.AccessKeySecret, config.SecurityToken, config.CodeKey}
 
 func TestSettings_AreAllInTheDocumentation(t *testing.T) {
-	page, err := os.ReadFile("../../docs/configuration.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testutil.ReadFile(t, "../../docs/configuration.md")
 	wants := []string{}
 	for _, secret := range secrets {
 		wants = append(wants, "`"+secret+"` †")
@@ -35,7 +32,7 @@ func TestSettings_AreAllInTheDocumentation(t *testing.T) {
 		t.Fatalf("got the settings %v; want all of them", wants)
 	}
 	for _, want := range wants {
-		if !strings.Contains(string(page), want) {
+		if !strings.Contains(page, want) {
 			t.Errorf("docs/configuration.md lacks %s", want)
 		}
 	}

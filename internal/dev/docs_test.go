@@ -3,10 +3,11 @@ package dev
 import (
 	"encoding/json"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 func TestOpenAPI_DescribesEveryPathAndFailure(t *testing.T) {
@@ -32,10 +33,7 @@ func TestOpenAPI_DescribesEveryPathAndFailure(t *testing.T) {
 	if got := description.Components.Schemas.Failure.Properties.Kind.Enum; !slices.Equal(got, FailureKinds()) {
 		t.Errorf("kinds in openapi.json: got %v; want %v", got, FailureKinds())
 	}
-	page, err := os.ReadFile("../../docs/testing.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testutil.ReadFile(t, "../../docs/testing.md")
 	registered := map[string]string{} // the parameters of each method and path
 	for _, e := range routes {
 		registered[e.method+" "+e.path] = strings.Join(e.parameters, ", ")
@@ -56,7 +54,7 @@ func TestOpenAPI_DescribesEveryPathAndFailure(t *testing.T) {
 		t.Errorf("paths and parameters in openapi.json: got %v; want the registered ones, %v", described, registered)
 	}
 	for _, name := range append(slices.Collect(maps.Keys(registered)), FailureKinds()...) {
-		if !strings.Contains(string(page), "`"+name) {
+		if !strings.Contains(page, "`"+name) {
 			t.Errorf("docs/testing.md lacks %s", name)
 		}
 	}

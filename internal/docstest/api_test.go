@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 const (
@@ -21,23 +23,14 @@ const (
 
 var update = flag.Bool("update", false, "write the comments of the proto into docs/api.md")
 
-func read(t *testing.T, file string) string {
-	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
 func TestAPI_HasTheCommentsOfTheProto(t *testing.T) {
-	page := read(t, apiPage)
+	page := testutil.ReadFile(t, apiPage)
 	before, rest, found := strings.Cut(page, begin)
 	got, after, closed := strings.Cut(rest, end)
 	if !found || !closed {
 		t.Fatalf("docs/api.md has no lines\n%s%s", begin, end)
 	}
-	want := reference(read(t, protoFile))
+	want := reference(testutil.ReadFile(t, protoFile))
 	if got == want {
 		return
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // pages returns the Markdown files of the repository's root, of docs/ and of examples/.
@@ -57,7 +59,7 @@ func anchors(page string) (all []string) {
 func TestLinks_HaveTargets(t *testing.T) {
 	checked, known := 0, map[string][]string{} // the anchors of each target
 	for _, page := range pages(t) {
-		for _, l := range link.FindAllStringSubmatch(fence.ReplaceAllString(read(t, page), ""), -1) {
+		for _, l := range link.FindAllStringSubmatch(fence.ReplaceAllString(testutil.ReadFile(t, page), ""), -1) {
 			path, anchor, _ := strings.Cut(l[1], "#")
 			if strings.Contains(path, "://") || strings.HasPrefix(path, "mailto:") {
 				continue
@@ -72,7 +74,7 @@ func TestLinks_HaveTargets(t *testing.T) {
 				continue
 			}
 			if anchor != "" && known[target] == nil {
-				known[target] = anchors(fence.ReplaceAllString(read(t, target), ""))
+				known[target] = anchors(fence.ReplaceAllString(testutil.ReadFile(t, target), ""))
 			}
 			if anchor != "" && !slices.Contains(known[target], anchor) {
 				t.Errorf("%s links to %s: got no such heading; want one", page, l[1])

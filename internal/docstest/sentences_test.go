@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 var (
@@ -15,7 +17,7 @@ var (
 // headings are single lines.
 func TestPages_HaveOneSentenceALine(t *testing.T) {
 	for _, page := range pages(t) {
-		for i, line := range strings.Split(fence.ReplaceAllStringFunc(read(t, page), func(block string) string {
+		for i, line := range strings.Split(fence.ReplaceAllStringFunc(testutil.ReadFile(t, page), func(block string) string {
 			return strings.Repeat("\n", strings.Count(block, "\n"))
 		}), "\n") {
 			text := brackets.ReplaceAllString(inlineCode.ReplaceAllString(line, "`x`"), "")

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // A section is a part of a page, from one heading to the next. It has the things that two languages
@@ -88,7 +90,7 @@ func TestChinese_HasTheTwinOfEverything(t *testing.T) {
 			t.Errorf("%s: got no Chinese page %s; want one", english, chinese)
 			continue
 		}
-		want, got := sections(read(t, english)), sections(read(t, chinese))
+		want, got := sections(testutil.ReadFile(t, english)), sections(testutil.ReadFile(t, chinese))
 		twin := map[string]section{}
 		for _, s := range got {
 			twin[s.anchor] = s

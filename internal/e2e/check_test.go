@@ -255,13 +255,9 @@ func TestCheck_NamesAMissingRight(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 		}
-		for _, statement := range []string{
-			"CREATE USER " + c.user + "@'%' IDENTIFIED BY 'pw'", "GRANT " + c.rights + " ON " + mysqltest.Database + ".* TO " + c.user + "@'%'",
-		} {
-			if _, err := admin.Exec(statement); err != nil {
-				t.Fatal(err)
-			}
-		}
+		mysqltest.Exec(t, admin,
+			"CREATE USER "+c.user+"@'%' IDENTIFIED BY 'pw'", "GRANT "+c.rights+" ON "+mysqltest.Database+".* TO "+c.user+"@'%'",
+		)
 		out, ok := check(t, servicetest.Environment(fake, mysqltest.As(server.DSN(mysqltest.Database), c.user+":pw")))
 		if want := !strings.HasPrefix(c.want, "failed"); ok != want || !strings.Contains(out, c.want) {
 			t.Errorf("%s, table %t: got ok %t and\n%s\nwant ok %t and %q", c.rights, c.table, ok, out, want, c.want)

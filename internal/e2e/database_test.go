@@ -94,11 +94,7 @@ func TestDatabaseConnections_FewFailNoCall(t *testing.T) {
 	t.Parallel()
 	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
-	for _, statement := range []string{"CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON " + mysqltest.Database + ".* TO few@'%'"} {
-		if _, err := admin.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
+	mysqltest.Exec(t, admin, "CREATE USER few@'%' IDENTIFIED BY 'p' WITH MAX_USER_CONNECTIONS 5", "GRANT ALL ON "+mysqltest.Database+".* TO few@'%'")
 	env := servicetest.Environment(fake, mysqltest.As(server.DSN(mysqltest.Database), "few:p"))
 	number := 18612340000
 	for _, setting := range []string{"", "PHONENUMBER_DATABASE_CONNECTIONS=2"} {

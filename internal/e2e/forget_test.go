@@ -21,16 +21,12 @@ func TestForget_DeletesANumberAndWaitsForItsSend(t *testing.T) {
 	dsn := server.DSN(mysqltest.Database)
 	admin := server.Open(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
-	for _, statement := range []string{
+	mysqltest.Exec(t, admin,
 		"CREATE USER eraser@'%' IDENTIFIED BY 'e'",
-		"GRANT SELECT, DELETE ON " + mysqltest.Database + ".phone_numbers TO eraser@'%'",
+		"GRANT SELECT, DELETE ON "+mysqltest.Database+".phone_numbers TO eraser@'%'",
 		"CREATE USER reader@'%' IDENTIFIED BY 'r'",
-		"GRANT SELECT ON " + mysqltest.Database + ".phone_numbers TO reader@'%'",
-	} {
-		if _, err := admin.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
+		"GRANT SELECT ON "+mysqltest.Database+".phone_numbers TO reader@'%'",
+	)
 	const number, masked = "18612345678", `\+86186\*\*\*\*5678`
 	forget := func(user string, wants ...string) {
 		t.Helper()

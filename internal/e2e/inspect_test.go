@@ -21,14 +21,10 @@ func TestInspect_PrintsTheHistoryOfANumber(t *testing.T) {
 	dsn := server.DSN(mysqltest.Database)
 	admin := server.Open(t)
 	p := run(t, servicetest.Environment(fake, dsn)).serving(t)
-	for _, statement := range []string{
+	mysqltest.Exec(t, admin,
 		"CREATE USER reader@'%' IDENTIFIED BY 'r'",
-		"GRANT SELECT ON " + mysqltest.Database + ".phone_numbers TO reader@'%'",
-	} {
-		if _, err := admin.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
+		"GRANT SELECT ON "+mysqltest.Database+".phone_numbers TO reader@'%'",
+	)
 	reader := mysqltest.As(dsn, "reader:r") // may only read
 	mustPrint := func(step string, wants ...string) {
 		t.Helper()

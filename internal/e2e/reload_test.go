@@ -37,14 +37,8 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	t.Parallel()
 	server, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	admin := server.Open(t)
-	exec := func(statement string) {
-		t.Helper()
-		if _, err := admin.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	exec("CREATE USER phone@'%' IDENTIFIED BY 'old'")
-	exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON " + mysqltest.Database + ".* TO phone@'%'")
+	mysqltest.Exec(t, admin, "CREATE USER phone@'%' IDENTIFIED BY 'old'",
+		"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON "+mysqltest.Database+".* TO phone@'%'")
 	as := func(password, database string) string {
 		return mysqltest.As(server.DSN(database), "phone:"+password)
 	}
@@ -58,7 +52,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	before := fake.LastCode(t, "18612345678")
 
 	reloaded := p.logged(`reloaded secrets" names="ALIYUN_ACCESS_KEY_ID ALIYUN_ACCESS_KEY_SECRET DATA_SOURCE_NAME"`)
-	exec("ALTER USER phone@'%' IDENTIFIED BY 'new'")
+	mysqltest.Exec(t, admin, "ALTER USER phone@'%' IDENTIFIED BY 'new'")
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tAnotherKey", "AnotherSecret0123456789"
 	write(t, dir, map[string]string{
 		"DATA_SOURCE_NAME": as("new", mysqltest.Database), "ALIYUN_ACCESS_KEY_ID": fake.AccessKeyID,
@@ -125,7 +119,7 @@ func TestReload_SecretsNeedNoRestart(t *testing.T) {
 	write(t, dir, map[string]string{"DATA_SOURCE_NAME": as("later", mysqltest.Database)})
 	testutil.Eventually(t, "a password that the database does not have yet is rejected", p.logged(secretsRejected))
 	reloaded = p.logged("reloaded secrets")
-	exec("ALTER USER phone@'%' IDENTIFIED BY 'later'")
+	mysqltest.Exec(t, admin, "ALTER USER phone@'%' IDENTIFIED BY 'later'")
 	testutil.Eventually(t, "the password is in use when the database has it", reloaded)
 	if out := p.Output.String(); strings.Contains(out, "s3cret") || strings.Contains(out, ":new@") || strings.Contains(out, "later@") {
 		t.Errorf("the log contains a secret:\n%s", out)

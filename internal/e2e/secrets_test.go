@@ -40,14 +40,10 @@ func TestServe_OutputHoldsNoSecret(t *testing.T) {
 	database, fake := mysqltest.Start(t), dysmsapitest.New(t)
 	fake.AccessKeyID, fake.AccessKeySecret = "LTAI5tRecognisableID", "RecognisableSecret0123456789"
 	admin := database.Open(t)
-	for _, statement := range []string{
-		"CREATE USER phone@'%' IDENTIFIED BY '" + password + "'",
-		"GRANT ALL ON " + mysqltest.Database + ".* TO phone@'%'",
-	} {
-		if _, err := admin.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
+	mysqltest.Exec(t, admin,
+		"CREATE USER phone@'%' IDENTIFIED BY '"+password+"'",
+		"GRANT ALL ON "+mysqltest.Database+".* TO phone@'%'",
+	)
 	dsn := mysqltest.As(database.DSN(mysqltest.Database), "phone:"+password)
 	traces := &testutil.Output{}
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(traces, r.Body) }))

@@ -49,15 +49,6 @@ const (
 
 func TestMain(m *testing.M) { os.Exit(mysqltest.Run(m)) }
 
-func read(t *testing.T, file string) string {
-	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
 // findProgram returns the path of a program in Debian's package prometheus. Without it the test is
 // skipped; under CI it fails.
 func findProgram(t *testing.T, name string) string {
@@ -89,10 +80,10 @@ func TestAlerts_FireAndStaySilentAsTested(t *testing.T) {
 		}
 	}
 	for _, a := range alertNames(t) {
-		if !regexp.MustCompile(`- alertname: ` + a + `\b[^\n]*\n\s*eval_time: .*\n\s*exp_alerts:`).MatchString(read(t, alertTests)) {
+		if !regexp.MustCompile(`- alertname: ` + a + `\b[^\n]*\n\s*eval_time: .*\n\s*exp_alerts:`).MatchString(testutil.ReadFile(t, alertTests)) {
 			t.Errorf("%s: alerts_test.yaml lacks a case in which it fires", a)
 		}
-		if !strings.Contains(read(t, alertTests), "- {alertname: "+a+", eval_time:") {
+		if !strings.Contains(testutil.ReadFile(t, alertTests), "- {alertname: "+a+", eval_time:") {
 			t.Errorf("%s: alerts_test.yaml lacks a case in which it stays silent", a)
 		}
 	}
@@ -100,7 +91,7 @@ func TestAlerts_FireAndStaySilentAsTested(t *testing.T) {
 
 func alertNames(t *testing.T) (names []string) {
 	t.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^ *- alert: (\w+)$`).FindAllStringSubmatch(read(t, alertsFile), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^ *- alert: (\w+)$`).FindAllStringSubmatch(testutil.ReadFile(t, alertsFile), -1) {
 		names = append(names, m[1])
 	}
 	if names = slices.Compact(names); len(names) < 10 {
@@ -111,7 +102,7 @@ func alertNames(t *testing.T) (names []string) {
 
 func TestRunbook_HasExactlyTheAlerts(t *testing.T) {
 	var headings []string
-	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(read(t, runbookFile), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(testutil.ReadFile(t, runbookFile), -1) {
 		headings = append(headings, m[1])
 	}
 	names := alertNames(t)
@@ -137,7 +128,7 @@ type dashboard struct {
 
 func readDashboard(t *testing.T) (d dashboard) {
 	t.Helper()
-	if err := json.Unmarshal([]byte(read(t, dashboardFile)), &d); err != nil {
+	if err := json.Unmarshal([]byte(testutil.ReadFile(t, dashboardFile)), &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -145,7 +136,7 @@ func readDashboard(t *testing.T) (d dashboard) {
 
 func TestDashboard_IsWellFormed(t *testing.T) {
 	var anything any
-	text := read(t, dashboardFile)
+	text := testutil.ReadFile(t, dashboardFile)
 	if err := json.Unmarshal([]byte(text), &anything); err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +198,7 @@ func TestQueries_LabelValuesExistInTheProgram(t *testing.T) {
 		known["status"] = append(known["status"], c.String())
 	}
 	found := 0
-	for _, m := range regexp.MustCompile(`\b(result|outcome|status|method)[!=]=?~?\\?"([^"\\]*)`).FindAllStringSubmatch(read(t, alertsFile)+read(t, dashboardFile), -1) {
+	for _, m := range regexp.MustCompile(`\b(result|outcome|status|method)[!=]=?~?\\?"([^"\\]*)`).FindAllStringSubmatch(testutil.ReadFile(t, alertsFile)+testutil.ReadFile(t, dashboardFile), -1) {
 		for _, value := range strings.Split(m[2], "|") {
 			if found++; !slices.Contains(known[m[1]], value) {
 				t.Errorf("label %s: got the value %q; want one of %v", m[1], value, known[m[1]])

@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // Operators search the log for texts that the docs quote. The parts of a quote around an ellipsis
@@ -28,7 +30,7 @@ func TestDocs_QuoteOnlyTextsOfTheProgram(t *testing.T) {
 	joints := regexp.MustCompile("…|, ")
 	quotes := 0
 	for _, file := range []string{runbookFile, "../../docs/security.md", "../../docs/monitoring.md"} {
-		for _, quote := range words.FindAllStringSubmatch(read(t, file), -1) {
+		for _, quote := range words.FindAllStringSubmatch(testutil.ReadFile(t, file), -1) {
 			if strings.HasPrefix(quote[1], "make ") {
 				continue
 			}

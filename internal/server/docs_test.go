@@ -1,13 +1,13 @@
 package server
 
 import (
-	"os"
 	"regexp"
 	"strings"
 	"testing"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
 
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
@@ -36,12 +36,9 @@ func isReplaced(reason string) bool {
 }
 
 func TestErrorTable_EveryReasonIsDocumented(t *testing.T) {
-	page, err := os.ReadFile(errorsPage)
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testutil.ReadFile(t, errorsPage)
 	for _, a := range allErrors() {
-		documented := strings.Contains(string(page), "| `"+a.reason+"` |")
+		documented := strings.Contains(page, "| `"+a.reason+"` |")
 		if documented == isReplaced(a.reason) {
 			t.Errorf("docs/errors.md has the reason %s: got %v; want %v", a.reason, documented, !isReplaced(a.reason))
 		}
@@ -51,15 +48,9 @@ func TestErrorTable_EveryReasonIsDocumented(t *testing.T) {
 // For each reason, and for each status with a reason of Aliyun, docs/errors.md has one sentence in
 // English and one in Chinese to show people. It has none for an error that does not exist.
 func TestErrorTable_EveryErrorHasSentencesToShow(t *testing.T) {
-	page, err := os.ReadFile(errorsPage)
-	if err != nil {
-		t.Fatal(err)
-	}
-	twin, err := os.ReadFile("../../docs/zh/errors.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(page), "## What to show people\n")
+	page := testutil.ReadFile(t, errorsPage)
+	twin := testutil.ReadFile(t, "../../docs/zh/errors.md")
+	_, section, _ := strings.Cut(page, "## What to show people\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	exists := map[string]bool{}
 	for _, a := range allErrors() {
@@ -78,7 +69,7 @@ func TestErrorTable_EveryErrorHasSentencesToShow(t *testing.T) {
 		if !english.MatchString(row[2]) || !chinese.MatchString(row[3]) {
 			t.Errorf("%s: got %q and %q; want a sentence in English and one in Chinese", row[1], row[2], row[3])
 		}
-		if want := "| " + row[2] + " | " + row[3] + " |\n"; !strings.Contains(string(twin), want) {
+		if want := "| " + row[2] + " | " + row[3] + " |\n"; !strings.Contains(twin, want) {
 			t.Errorf("docs/zh/errors.md: want the sentences %s", want)
 		}
 		own, ofAliyun, _ := strings.Cut(row[1], "`aliyun.com`:")

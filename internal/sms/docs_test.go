@@ -1,23 +1,20 @@
 package sms
 
 import (
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
 
 // errorsSection returns a section of docs/errors.md, whose heading begins with heading.
 func errorsSection(t *testing.T, heading string) string {
 	t.Helper()
-	page, err := os.ReadFile("../../docs/errors.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(page), "## "+heading)
+	page := testutil.ReadFile(t, "../../docs/errors.md")
+	_, section, _ := strings.Cut(page, "## "+heading)
 	section, _, _ = strings.Cut(section, "\n## ")
 	return section
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"github.com/liulinhuai/phone-number-service/internal/store"
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/mysqltest"
 	"github.com/liulinhuai/phone-number-service/internal/verify"
 )
@@ -384,19 +385,11 @@ func indexes(t *testing.T, path string) (count int) {
 // operatorsSchema returns the file that an operator can apply by hand.
 func operatorsSchema(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../../phonenumberservice.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return testutil.ReadFile(t, "../../phonenumberservice.sql")
 }
 
 func TestSchema_EqualsTheOperatorsFile(t *testing.T) {
-	embedded, err := os.ReadFile("schema.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := string(embedded), operatorsSchema(t); got != want {
+	if got, want := testutil.ReadFile(t, "schema.sql"), operatorsSchema(t); got != want {
 		t.Errorf("schema.sql: got\n%s\nwant phonenumberservice.sql\n%s", got, want)
 	}
 }

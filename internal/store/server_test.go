@@ -94,11 +94,7 @@ func admin(t *testing.T, dsn string) (run func(statements ...string)) {
 	t.Cleanup(func() { db.Close() })
 	return func(statements ...string) {
 		t.Helper()
-		for _, statement := range statements {
-			if _, err := db.Exec(statement); err != nil {
-				t.Fatalf("%s: %v", statement, err)
-			}
-		}
+		mysqltest.Exec(t, db, statements...)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,8 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 // An errorCase is an error with the class that it must have.
@@ -137,17 +138,14 @@ func TestMySQLErrors_HaveTheirClass(t *testing.T) {
 
 // Conflicts are normal. The alert DatabaseErrors must leave out the number of each.
 func TestMySQLErrors_ConflictsRaiseNoAlert(t *testing.T) {
-	alerts, err := os.ReadFile("../../deploy/prometheus/alerts.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	alerts := testutil.ReadFile(t, "../../deploy/prometheus/alerts.yaml")
 	var conflicts []string
 	for _, n := range slices.Sorted(maps.Keys(mysqlErrors)) {
 		if mysqlErrors[n].class&conflict != 0 {
 			conflicts = append(conflicts, strconv.Itoa(int(n)))
 		}
 	}
-	if want := `error!~"` + strings.Join(conflicts, "|") + `"`; !strings.Contains(string(alerts), want) {
+	if want := `error!~"` + strings.Join(conflicts, "|") + `"`; !strings.Contains(alerts, want) {
 		t.Errorf("alerts.yaml: got no %s; want it in DatabaseErrors", want)
 	}
 }

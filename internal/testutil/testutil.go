@@ -45,6 +45,16 @@ func Get(t testing.TB, addr, path string, want int) (body string) {
 	return string(b)
 }
 
+// ReadFile returns the content of a file.
+func ReadFile(t testing.TB, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
 // WriteFile writes a file into dir and returns its path.
 func WriteFile(t testing.TB, dir, name, content string) (path string) {
 	t.Helper()

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 func TestDocs_NameExistingTests(t *testing.T) {
@@ -25,23 +27,17 @@ func TestDocs_NameExistingTests(t *testing.T) {
 	}
 	named := 0
 	for _, page := range []string{"guarantees.md", "scaling.md", "security.md"} {
-		text, err := os.ReadFile(filepath.Join(root, "docs", page))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range regexp.MustCompile(`\bTest[A-Z0-9]\w+`).FindAllString(string(text), -1) {
+		text := testutil.ReadFile(t, filepath.Join(root, "docs", page))
+		for _, name := range regexp.MustCompile(`\bTest[A-Z0-9]\w+`).FindAllString(text, -1) {
 			named++
 			if !strings.Contains(source.String(), "func "+name+"(") {
 				t.Errorf("docs/%s: got test %s, which does not exist; want an existing one", page, name)
 			}
 		}
 	}
-	guarantees, err := os.ReadFile(filepath.Join(root, "docs/guarantees.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	guarantees := testutil.ReadFile(t, filepath.Join(root, "docs/guarantees.md"))
 	for _, bug := range plantedBugs {
-		if row := fmt.Sprintf("| %s | `%s` |", bug.name, bug.foundBy); !strings.Contains(string(guarantees), row) {
+		if row := fmt.Sprintf("| %s | `%s` |", bug.name, bug.foundBy); !strings.Contains(guarantees, row) {
 			t.Errorf("docs/guarantees.md: want the row %s", row)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/compose-spec/compose-go/v2/types"
 	"sigs.k8s.io/yaml"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 var composeVariables = []string{"MYSQL_PASSWORD", "GRAFANA_PASSWORD", "ALIYUN_ACCESS_KEY_ID", "ALIYUN_ACCESS_KEY_SECRET"}
@@ -93,7 +95,7 @@ func TestPrometheus_ScrapesTheService(t *testing.T) {
 			StaticConfigs []struct{ Targets []string } `json:"static_configs"`
 		} `json:"scrape_configs"`
 	}
-	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/prometheus/prometheus.yaml")), &config))
+	must(t, yaml.Unmarshal([]byte(testutil.ReadFile(t, deploy+"/prometheus/prometheus.yaml")), &config))
 	project, err := load(t, composeVariables)
 	must(t, err)
 	target := "phone-number-service" + *project.Services["phone-number-service"].Environment["PHONENUMBER_METRICS_LISTEN"]
@@ -115,11 +117,11 @@ func TestGrafana_FindsDashboardAndDataSource(t *testing.T) {
 	var sources struct {
 		Datasources []struct{ UID, URL string }
 	}
-	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/grafana/provisioning/datasources/prometheus.yaml")), &sources))
+	must(t, yaml.Unmarshal([]byte(testutil.ReadFile(t, deploy+"/grafana/provisioning/datasources/prometheus.yaml")), &sources))
 	var dashboards struct {
 		Providers []struct{ Options struct{ Path string } }
 	}
-	must(t, yaml.Unmarshal([]byte(read(t, deploy+"/grafana/provisioning/dashboards/dashboards.yaml")), &dashboards))
+	must(t, yaml.Unmarshal([]byte(testutil.ReadFile(t, deploy+"/grafana/provisioning/dashboards/dashboards.yaml")), &dashboards))
 	project, err := load(t, composeVariables)
 	must(t, err)
 	folder := dashboards.Providers[0].Options.Path
@@ -132,7 +134,7 @@ func TestGrafana_FindsDashboardAndDataSource(t *testing.T) {
 		t.Errorf("URL of Prometheus: got %s; want http://prometheus:9090", url)
 	}
 	var dashboard any
-	must(t, json.Unmarshal([]byte(read(t, deploy+"/grafana/dashboard.json")), &dashboard))
+	must(t, json.Unmarshal([]byte(testutil.ReadFile(t, deploy+"/grafana/dashboard.json")), &dashboard))
 	for _, uid := range sourcesOf(dashboard) {
 		if uid != sources.Datasources[0].UID && !strings.HasPrefix(uid, "$") && !strings.HasPrefix(uid, "--") {
 			t.Errorf("data source of the dashboard: got %q; want %q", uid, sources.Datasources[0].UID)

@@ -26,6 +26,8 @@ import (
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
+
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 )
 
 const manifests = deploy + "/kubernetes"
@@ -52,7 +54,7 @@ func build(t *testing.T) (a applied) {
 		must(t, add(scheme))
 	}
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
-	texts := []string{read(t, manifests+"/secret.example.yaml")}
+	texts := []string{testutil.ReadFile(t, manifests+"/secret.example.yaml")}
 	for _, r := range built.Resources() {
 		texts = append(texts, r.MustYaml())
 	}
@@ -77,7 +79,7 @@ func build(t *testing.T) (a applied) {
 
 func TestKustomization_ListsEveryManifest(t *testing.T) {
 	var kustomization struct{ Resources []string }
-	must(t, yaml.Unmarshal([]byte(read(t, manifests+"/kustomization.yaml")), &kustomization))
+	must(t, yaml.Unmarshal([]byte(testutil.ReadFile(t, manifests+"/kustomization.yaml")), &kustomization))
 	listed := append(kustomization.Resources, "kustomization.yaml", "secret.example.yaml")
 	var present []string
 	entries, err := os.ReadDir(manifests)
@@ -232,7 +234,7 @@ func TestPod_FitsTheProgram(t *testing.T) {
 // imageUser returns the user of the Dockerfile.
 func imageUser(t *testing.T) int64 {
 	t.Helper()
-	_, after, _ := strings.Cut(read(t, filepath.Join(root, "Dockerfile")), "\nUSER ")
+	_, after, _ := strings.Cut(testutil.ReadFile(t, filepath.Join(root, "Dockerfile")), "\nUSER ")
 	user, _, _ := strings.Cut(after, ":")
 	uid, err := strconv.ParseInt(user, 10, 64)
 	must(t, err)

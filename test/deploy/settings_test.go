@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
@@ -32,13 +33,6 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func read(t testing.TB, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(name)
-	must(t, err)
-	return string(text)
-}
-
 type setting struct {
 	fallback string // the column "default"
 	file     bool   // may be given as NAME_FILE
@@ -48,7 +42,7 @@ type setting struct {
 func documented(t testing.TB) map[string]setting {
 	t.Helper()
 	settings := map[string]setting{}
-	for line := range strings.Lines(read(t, root+"/docs/configuration.md")) {
+	for line := range strings.Lines(testutil.ReadFile(t, root+"/docs/configuration.md")) {
 		cells := strings.Split(line, "|")
 		if len(cells) < 5 || !strings.HasPrefix(cells[1], " `") {
 			continue
@@ -70,7 +64,7 @@ func TestDeploy_UsesDocumentedSettings(t *testing.T) {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		for _, found := range regexp.MustCompile(`\b(PHONENUMBER|ALIYUN|DATA_SOURCE)_[A-Z_]+`).FindAllString(read(t, name), -1) {
+		for _, found := range regexp.MustCompile(`\b(PHONENUMBER|ALIYUN|DATA_SOURCE)_[A-Z_]+`).FindAllString(testutil.ReadFile(t, name), -1) {
 			seen++
 			base, file := strings.CutSuffix(found, "_FILE")
 			if s, known := settings[base]; !known || file && !s.file {

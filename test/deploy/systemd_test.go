@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/liulinhuai/phone-number-service/internal/testutil"
 	"github.com/liulinhuai/phone-number-service/internal/testutil/servicetest"
 )
 
@@ -23,7 +24,7 @@ const (
 )
 
 func TestSystemdUnit_IsValidAndConfined(t *testing.T) {
-	text := read(t, filepath.Join(deploy, "systemd", unit))
+	text := testutil.ReadFile(t, filepath.Join(deploy, "systemd", unit))
 	env := map[string]string{}
 	for _, m := range regexp.MustCompile(`(?m)^Environment=(\w+)=(.*)$`).FindAllStringSubmatch(text, -1) {
 		env[m[1]] = m[2]

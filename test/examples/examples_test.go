@@ -302,11 +302,8 @@ func TestExamples_HaveADeadline(t *testing.T) {
 // Every example is short, and has the service config that docs/calling.md explains.
 func TestExamples_AreShortAndHaveTheServiceConfig(t *testing.T) {
 	spaces := regexp.MustCompile(`\s+`)
-	config, err := os.ReadFile(filepath.Join(folder, "service-config.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := spaces.ReplaceAllString(string(config), "")
+	config := testutil.ReadFile(t, filepath.Join(folder, "service-config.json"))
+	want := spaces.ReplaceAllString(config, "")
 	for file, hasConfig := range map[string]bool{
 		"../docs/calling.md": true, "cpp/login.cc": true, "csharp/Login.cs": false, "go/main.go": true,
 		"java/src/main/java/example/Login.java": true, "node/grpc.js": true, "node/fetch.js": false,

@@ -2,7 +2,6 @@ package examples
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -34,11 +33,8 @@ var snippetPrograms = []struct {
 // that each language must escape.
 func TestPage_SnippetsRun(t *testing.T) {
 	dev := run(t, servicetest.FreeAddress(t), nil, "dev")
-	module, err := os.ReadFile("../../internal/dev/page/snippets.js")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := testutil.WriteFile(t, t.TempDir(), "lines.mjs", string(module)+`
+	module := testutil.ReadFile(t, "../../internal/dev/page/snippets.js")
+	lines := testutil.WriteFile(t, t.TempDir(), "lines.mjs", module+`
 const [host, language, method, fields, headers] = process.argv.slice(2);
 console.log(snippets({ origin: 'http://' + host, host })[language](method, JSON.parse(fields), JSON.parse(headers)));`)
 	headers := map[string]string{"verification-context": `it's "$x" \ login`}

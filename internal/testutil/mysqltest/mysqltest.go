@@ -136,6 +136,16 @@ func (s *Server) Open(t testing.TB) *sql.DB {
 	return db
 }
 
+// Exec runs statements.
+func Exec(t testing.TB, db *sql.DB, statements ...string) {
+	t.Helper()
+	for _, statement := range statements {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+}
+
 // Connections returns the IDs of the user's connections to the server.
 func (s *Server) Connections(t testing.TB, user string) (ids []string) {
 	t.Helper()
